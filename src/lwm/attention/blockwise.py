@@ -1,0 +1,359 @@
+"""Blockwise attention: exact, in memory linear in the sequence, skipping every block that is wholly masked.
+
+Queries and keys are cut into blocks; each query block meets its key blocks one after another under an online softmax, and
+the backward pass recomputes the scores from the saved log-sum-exp. Blocks that causality or segments rule out are
+never computed: loops run over the needed range alone, and inside it a condition passes over the rest.
+
+`forward` and `backward` handle one set of keys and carry their sums on, so that a ring can call them for
+each set that comes round. Knows arrays and masks; knows nothing of devices, caches or models.
+
+Sources: Milakov & Gimelshein 2018 (arXiv 1805.02867) for the online softmax; Dao 2023 (arXiv 2307.08691) for the backward
+pass; Liu & Abbeel 2023 (arXiv 2305.19370) for the blocks.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from lwm.attention.mask import PADDING, Ranges, Side, allowed, needed, ranges
+
+# Finite, so that a row that has seen nothing yet yields exp(-inf - START) = 0 and never inf - inf.
+_START = -1e30
+
+
+@dataclass(frozen=True)
+class Cut:
+    """How a sequence axis is cut: into `chunks` equal runs, each into blocks of equal size, padded at the end of each run.
+
+    Chunks keep the two runs of a zigzag shard apart: a block across both would span nearly all positions and
+    be needed by everybody.
+    """
+
+    length: int
+    chunks: int
+    block: int
+
+    @staticmethod
+    def of(length: int, block: int, chunks: int = 1) -> "Cut":
+        """Blocks of at most `block` positions, evened out so that little is padded."""
+        assert length % chunks == 0, (length, chunks)
+        run = length // chunks
+        return Cut(length, chunks, -(-run // -(-run // block)))
+
+    def apply(self, x: Array, fill: int = 0) -> Array:
+        """[batch, seq, ...] -> [batch, blocks, block, ...]"""
+        run = self.length // self.chunks
+        x = x.reshape(x.shape[0], self.chunks, run, *x.shape[2:])
+        extra = [(0, 0), (0, 0), (0, -run % self.block)] + [(0, 0)] * (x.ndim - 3)
+        x = jnp.pad(x, extra, constant_values=fill)
+        return x.reshape(x.shape[0], -1, self.block, *x.shape[3:])
+
+    def undo(self, x: Array) -> Array:
+        """[batch, blocks, block, ...] -> [batch, seq, ...]"""
+        run = self.length // self.chunks
+        x = x.reshape(x.shape[0], self.chunks, -1, *x.shape[3:])[:, :, :run]
+        return x.reshape(x.shape[0], self.length, *x.shape[3:])
+
+    def side(self, side: Side) -> Side:
+        return Side(
+            positions=self.apply(side.positions), segments=self.apply(side.segments, PADDING)
+        )
+
+    def queries(
+        self, x: Float[Array, "batch seq heads dim"], kv_heads: int
+    ) -> Float[Array, "batch blocks kv_heads group block dim"]:
+        """Heads that share keys become one matrix product's rows."""
+        blocks = self.apply(x)
+        blocks = blocks.reshape(*blocks.shape[:3], kv_heads, -1, x.shape[-1])
+        return blocks.transpose(0, 1, 3, 4, 2, 5)
+
+    def keys(
+        self, x: Float[Array, "batch seq kv_heads dim"]
+    ) -> Float[Array, "batch blocks kv_heads block dim"]:
+        return self.apply(x).swapaxes(2, 3)
+
+    def undo_queries(
+        self, x: Float[Array, "batch blocks kv_heads group block dim"]
+    ) -> Float[Array, "batch seq heads dim"]:
+        x = x.transpose(0, 1, 4, 2, 3, 5)
+        return self.undo(x.reshape(*x.shape[:3], -1, x.shape[-1]))
+
+    def undo_keys(
+        self, x: Float[Array, "batch blocks kv_heads block dim"]
+    ) -> Float[Array, "batch seq kv_heads dim"]:
+        return self.undo(x.swapaxes(2, 3))
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True, kw_only=True)
+class Queries:
+    """Query blocks, scaled by dim ** -0.5."""
+
+    data: Float[Array, "*batch blocks kv_heads group block dim"]
+    side: Side
+    ranges: Ranges
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True, kw_only=True)
+class Keys:
+    """Key and value blocks."""
+
+    key: Float[Array, "*batch blocks kv_heads block dim"]
+    value: Float[Array, "*batch blocks kv_heads block dim"]
+    side: Side
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True, kw_only=True)
+class Sums:
+    """Where the online softmax stands, float32: running maximum, sum of exponentials, weighted values."""
+
+    maximum: Float[Array, "*batch kv_heads group block"]
+    total: Float[Array, "*batch kv_heads group block"]
+    values: Float[Array, "*batch kv_heads group block dim"]
+
+
+def cut_queries(
+    query: Float[Array, "batch seq heads dim"], side: Side, kv_heads: int, cut: Cut
+) -> Queries:
+    blocks = cut.side(side)
+    scaled = (query * query.shape[-1] ** -0.5).astype(query.dtype)
+    return Queries(data=cut.queries(scaled, kv_heads), side=blocks, ranges=ranges(blocks))
+
+
+def cut_keys(
+    key: Float[Array, "batch seq kv_heads dim"],
+    value: Float[Array, "batch seq kv_heads dim"],
+    side: Side,
+    cut: Cut,
+) -> Keys:
+    return Keys(key=cut.keys(key), value=cut.keys(value), side=cut.side(side))
+
+
+def start(rows: tuple[int, ...], dim: int) -> Sums:
+    """Sums before any key is seen, for rows [..., kv_heads, group, block]."""
+    return Sums(
+        maximum=jnp.full(rows, _START, jnp.float32),
+        total=jnp.zeros(rows, jnp.float32),
+        values=jnp.zeros((*rows, dim), jnp.float32),
+    )
+
+
+def update(
+    sums: Sums,
+    query: Float[Array, "kv_heads group block dim"],
+    key: Float[Array, "kv_heads keys dim"],
+    value: Float[Array, "kv_heads keys dim"],
+    mask: Array,
+) -> Sums:
+    """One query block meets one key block."""
+    scores = jnp.einsum("kgqd,ksd->kgqs", query, key, preferred_element_type=jnp.float32)
+    scores = jnp.where(mask, scores, -jnp.inf)
+    maximum = jnp.maximum(sums.maximum, scores.max(axis=-1))
+    weights = jnp.exp(scores - maximum[..., None])
+    shrink = jnp.exp(sums.maximum - maximum)
+    values = jnp.einsum(
+        "kgqs,ksd->kgqd", weights.astype(value.dtype), value, preferred_element_type=jnp.float32
+    )
+    return Sums(
+        maximum=maximum,
+        total=sums.total * shrink + weights.sum(axis=-1),
+        values=sums.values * shrink[..., None] + values,
+    )
+
+
+def finish(sums: Sums) -> tuple[Array, Array]:
+    """Attention and its log-sum-exp; -inf and zeros where nothing was seen."""
+    seen = sums.total > 0
+    total = jnp.where(seen, sums.total, 1.0)
+    out = sums.values / total[..., None]
+    return out, jnp.where(seen, sums.maximum + jnp.log(total), -jnp.inf)
+
+
+def _at(tree: Any, index: Array) -> Any:
+    return jax.tree.map(lambda x: jax.lax.dynamic_index_in_dim(x, index, keepdims=False), tree)
+
+
+def _over_needed(wanted: Array, step: Callable[[Array, Any], Any], carry: Any) -> Any:
+    """Runs `step` over the indices that are wanted, in order; the rest costs nothing or a condition."""
+    indices = jnp.arange(wanted.shape[0])
+    first = jnp.where(wanted, indices, wanted.shape[0]).min()
+    last = jnp.where(wanted, indices, -1).max() + 1
+    return jax.lax.fori_loop(
+        first,
+        last,
+        lambda i, carry: jax.lax.cond(wanted[i], lambda c: step(i, c), lambda c: c, carry),
+        carry,
+    )
+
+
+def _map_rows(function: Callable[..., Any], *arguments: Any) -> Any:
+    """Row by row, because each row has blocks of its own to skip."""
+    if jax.tree.leaves(arguments)[0].shape[0] == 1:
+        first = jax.tree.map(lambda x: x[0], arguments)
+        return jax.tree.map(lambda x: x[None], function(*first))
+    return jax.lax.map(lambda row: function(*row), arguments)
+
+
+def forward(sums: Sums, queries: Queries, keys: Keys, *, causal: bool) -> Sums:
+    """Lets every query block meet every key block it needs; all have a batch axis in front."""
+
+    def row(sums: Sums, queries: Queries, keys: Keys) -> Sums:
+        key_ranges = ranges(keys.side)
+
+        def query_block(_: None, block: tuple[Sums, Queries]) -> tuple[None, Sums]:
+            sums, query = block
+
+            def meet(j: Array, sums: Sums) -> Sums:
+                other: Keys = _at(keys, j)
+                mask = allowed(query.side, other.side, causal=causal)
+                return update(sums, query.data, other.key, other.value, mask)
+
+            wanted = needed(query.ranges, key_ranges, causal=causal)
+            return None, _over_needed(wanted, meet, sums)
+
+        return jax.lax.scan(query_block, None, (sums, queries))[1]
+
+    return _map_rows(row, sums, queries, keys)
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True, kw_only=True)
+class Saved:
+    """What the backward pass needs of each query block besides the queries themselves."""
+
+    gradient: Float[Array, "*batch kv_heads group block dim"]  # of the output
+    logsumexp: Float[Array, "*batch kv_heads group block"]
+    product: Float[Array, "*batch kv_heads group block"]  # sum over dim of output times its gradient
+
+
+def save(
+    output: Float[Array, "batch blocks kv_heads group block dim"],
+    logsumexp: Float[Array, "batch blocks kv_heads group block"],
+    gradient: Float[Array, "batch blocks kv_heads group block dim"],
+) -> Saved:
+    product = jnp.sum(output.astype(jnp.float32) * gradient.astype(jnp.float32), axis=-1)
+    # Rows that saw nothing have -inf; any finite value keeps exp(-inf - x) at 0 for them.
+    finite = jnp.where(jnp.isneginf(logsumexp), 0.0, logsumexp)
+    return Saved(gradient=gradient, logsumexp=finite, product=product)
+
+
+def backward(
+    query_gradient: Float[Array, "batch blocks kv_heads group block dim"],
+    queries: Queries,
+    saved: Saved,
+    keys: Keys,
+    *,
+    causal: bool,
+) -> tuple[Array, Array, Array]:
+    """Adds these keys' part to the gradient of the queries; returns it and the gradients of keys and values.
+
+    All gradients are float32; that of the queries is of the scaled ones.
+    """
+
+    def row(query_gradient: Array, queries: Queries, saved: Saved, keys: Keys) -> Any:
+        def key_block(query_gradient: Array, block: tuple[Keys, Ranges]) -> Any:
+            keys, key_ranges = block
+
+            def meet(i: Array, carry: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
+                dq, dk, dv = carry
+                query, kept = _at((queries, saved), i)
+                mask = allowed(query.side, keys.side, causal=causal)
+                scores = jnp.einsum(
+                    "kgqd,ksd->kgqs", query.data, keys.key, preferred_element_type=jnp.float32
+                )
+                weights = jnp.where(mask, jnp.exp(scores - kept.logsumexp[..., None]), 0.0)
+                change = jnp.einsum(
+                    "kgqd,ksd->kgqs", kept.gradient, keys.value, preferred_element_type=jnp.float32
+                )
+                change = (weights * (change - kept.product[..., None])).astype(keys.key.dtype)
+                weights = weights.astype(keys.value.dtype)
+                product = partial(jnp.einsum, preferred_element_type=jnp.float32)
+                dv += product("kgqs,kgqd->ksd", weights, kept.gradient)
+                dk += product("kgqs,kgqd->ksd", change, query.data)
+                dq = jax.lax.dynamic_update_index_in_dim(
+                    dq, _at(dq, i) + product("kgqs,ksd->kgqd", change, keys.key), i, 0
+                )
+                return dq, dk, dv
+
+            zeros = jnp.zeros(keys.key.shape, jnp.float32)
+            wanted = needed(queries.ranges, key_ranges, causal=causal)
+            query_gradient, dk, dv = _over_needed(wanted, meet, (query_gradient, zeros, zeros))
+            return query_gradient, (dk, dv)
+
+        return jax.lax.scan(key_block, query_gradient, (keys, ranges(keys.side)))
+
+    query_gradient, (dk, dv) = _map_rows(row, query_gradient, queries, saved, keys)
+    return query_gradient, dk, dv
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(5, 6, 7))
+def _attention(
+    query: Array, key: Array, value: Array, query_side: Side, key_side: Side,
+    causal: bool, query_cut: Cut, key_cut: Cut,
+) -> Array:  # fmt: skip
+    return _attention_forward(
+        query, key, value, query_side, key_side, causal, query_cut, key_cut
+    )[0]
+
+
+def _attention_forward(
+    query: Array, key: Array, value: Array, query_side: Side, key_side: Side,
+    causal: bool, query_cut: Cut, key_cut: Cut,
+) -> tuple[Array, Any]:  # fmt: skip
+    queries = cut_queries(query, query_side, key.shape[2], query_cut)
+    keys = cut_keys(key, value, key_side, key_cut)
+    sums = forward(
+        start(queries.data.shape[:-1], query.shape[-1]), queries, keys, causal=causal
+    )
+    blocks, logsumexp = finish(sums)
+    out = query_cut.undo_queries(blocks).astype(query.dtype)
+    return out, (query, key, value, query_side, key_side, out, logsumexp)
+
+
+def _attention_backward(
+    causal: bool, query_cut: Cut, key_cut: Cut, residuals: Any, gradient: Array
+) -> tuple[Any, ...]:
+    query, key, value, query_side, key_side, out, logsumexp = residuals
+    kv_heads = key.shape[2]
+    queries = cut_queries(query, query_side, kv_heads, query_cut)
+    keys = cut_keys(key, value, key_side, key_cut)
+    saved = save(
+        query_cut.queries(out, kv_heads), logsumexp, query_cut.queries(gradient, kv_heads)
+    )
+    zeros = jnp.zeros(queries.data.shape, jnp.float32)
+    dq, dk, dv = backward(zeros, queries, saved, keys, causal=causal)
+    dq = query_cut.undo_queries(dq) * query.shape[-1] ** -0.5
+    dk, dv = key_cut.undo_keys(dk), key_cut.undo_keys(dv)
+    return dq.astype(query.dtype), dk.astype(key.dtype), dv.astype(value.dtype), None, None
+
+
+_attention.defvjp(_attention_forward, _attention_backward)
+
+
+def blockwise_attention(
+    query: Float[Array, "batch queries heads dim"],
+    key: Float[Array, "batch keys kv_heads dim"],
+    value: Float[Array, "batch keys kv_heads dim"],
+    query_side: Side,
+    key_side: Side,
+    *,
+    causal: bool,
+    query_block: int,
+    key_block: int,
+    chunks: tuple[int, int] = (1, 1),
+) -> Float[Array, "batch queries heads dim"]:
+    """Attention over one device's queries and keys, in blocks of at most the given sizes.
+
+    Args:
+        chunks: equal runs that blocks must not straddle, of queries and of keys (see `Cut`).
+    """
+    query_cut = Cut.of(query.shape[1], query_block, chunks[0])
+    key_cut = Cut.of(key.shape[1], key_block, chunks[1])
+    return _attention(query, key, value, query_side, key_side, causal, query_cut, key_cut)

@@ -1,0 +1,1 @@
+"""Checkpoints: reading and writing models in every format, one tensor at a time."""

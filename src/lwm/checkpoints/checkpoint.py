@@ -1,0 +1,80 @@
+"""A checkpoint on disk, opened but not loaded: its configuration, and its tensors one at a time in our layout.
+
+Formats differ in the `Tensors` they bring and in their table of names; all checking happens here, before anything is
+allocated.
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+
+from lwm.checkpoints.names import Table, named_specs, rows
+from lwm.core.errors import CheckpointError
+from lwm.core.vocabulary import Vocabulary
+from lwm.models.llama import LlamaConfig
+
+
+class Tensors(Protocol):
+    """Tensors of a file or directory under their foreign names; `read` touches one tensor's bytes alone."""
+
+    def shapes(self) -> dict[str, tuple[int, ...]]: ...
+
+    def read(self, name: str) -> np.ndarray: ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class Checkpoint:
+    """A text model in some format.
+
+    Args:
+        source: what the user called it, for messages.
+        stored: how the file keeps its numbers, for people: `float32`, `Q4_1`.
+        vocabulary: where its tokenizer's files are, or the raw material of one, or None.
+        ignorable: foreign tensors that carry nothing the model needs.
+    """
+
+    source: str
+    format: str
+    stored: str
+    config: LlamaConfig
+    table: Table
+    tensors: Tensors
+    vocabulary: Path | Vocabulary | None = None
+    ignorable: Callable[[str], bool] = lambda name: False
+
+    def verify(self) -> None:
+        """Compares names and shapes with what the configuration asks for.
+
+        Raises:
+            CheckpointError: names the first tensor that is missing, misshaped or unknown.
+        """
+        present = self.tensors.shapes()
+        specs = named_specs(self.config)
+        known = set()
+        for ours, row in rows(self.table, self.config).items():
+            expected = specs[ours].shape[::-1] if row.layout.transposed else specs[ours].shape
+            known.add(row.theirs)
+            if row.theirs not in present:
+                raise CheckpointError(
+                    f"{self.source}: the tensor {row.theirs!r} is missing; the file is incomplete or "
+                    "its configuration describes another model"
+                )
+            if present[row.theirs] != expected:
+                raise CheckpointError(
+                    f"{self.source}: the tensor {row.theirs!r} has shape {list(present[row.theirs])} "
+                    f"but the configuration asks for {list(expected)}; correct --config or the file"
+                )
+        for name in present.keys() - known:
+            if not self.ignorable(name):
+                raise CheckpointError(
+                    f"{self.source}: the tensor {name!r} has no place in a Llama text model; this "
+                    "checkpoint is of another architecture"
+                )
+
+    def read(self) -> Iterator[tuple[str, np.ndarray]]:
+        """Our names and arrays in our layout, in the order of the model's tree, one at a time."""
+        for ours, row in rows(self.table, self.config).items():
+            yield ours, row.layout.inward(self.tensors.read(row.theirs), self.config.head_dim)

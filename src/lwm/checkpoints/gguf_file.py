@@ -1,0 +1,207 @@
+"""GGUF files of Llama models: weights dequantised tensor by tensor, and the tokenizer's raw material.
+
+Source: the GGUF specification (ggml-org/ggml, docs/gguf.md). Rotary pairs are interleaved there, as they are here.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import gguf
+import numpy as np
+from gguf import GGMLQuantizationType as Quantization
+
+from lwm.checkpoints.checkpoint import Checkpoint
+from lwm.checkpoints.names import GGUF
+from lwm.core.errors import CheckpointError
+from lwm.core.vocabulary import CONTROL, NORMAL, Piece, Vocabulary
+from lwm.models.llama import LlamaConfig
+
+SUPPORTED = {
+    Quantization.F32, Quantization.F16, Quantization.BF16, Quantization.Q8_0, Quantization.Q4_0,
+    Quantization.Q4_1, Quantization.Q4_K, Quantization.Q5_K, Quantization.Q6_K,
+}  # fmt: skip
+
+
+_NUMBERS_AT_A_TIME = 1 << 20
+
+
+class _Reader(gguf.GGUFReader):
+    """The package's reader, made safe and quick: it slices without asking whether the file is that long, and slices of a
+    memory map are several times slower than those of a plain array over the same memory."""
+
+    @property
+    def data(self) -> np.ndarray:
+        return self._plain
+
+    @data.setter
+    def data(self, value: np.ndarray) -> None:
+        self._plain = value.view(np.ndarray)
+
+    def _get(self, offset: int, dtype: Any, count: int = 1, override_order: Any = None) -> Any:
+        end = int(offset) + np.dtype(dtype).itemsize * int(count)
+        if end > len(self._plain):
+            raise ValueError(f"{end:,} bytes are announced and the file has {len(self._plain):,}")
+        return super()._get(offset, dtype, count, override_order)
+
+
+class GgufTensors:
+    """Tensors of one file."""
+
+    def __init__(self, tensors: Mapping[str, gguf.ReaderTensor], source: str) -> None:
+        self._tensors, self._source = tensors, source
+        for tensor in tensors.values():
+            if tensor.tensor_type not in SUPPORTED:
+                raise CheckpointError(
+                    f"{source}: the tensor {tensor.name!r} is quantised as {tensor.tensor_type.name}, which is "
+                    f"not supported; use one of {', '.join(sorted(kind.name for kind in SUPPORTED))}"
+                )
+
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        # ggml counts dimensions from the fastest.
+        return {
+            name: tuple(int(n) for n in reversed(tensor.shape))
+            for name, tensor in self._tensors.items()
+        }
+
+    def stored(self) -> str:
+        """The type most tensors have."""
+        kinds = [tensor.tensor_type.name for tensor in self._tensors.values()]
+        return max(set(kinds), key=kinds.count)
+
+    def read(self, name: str) -> np.ndarray:
+        tensor = self._tensors[name]
+        shape = tuple(int(n) for n in reversed(tensor.shape))
+        out = np.empty(shape, np.float32)
+        # Some rows at a time: the package joins its pieces into a second copy of what it is given.
+        step = max(1, _NUMBERS_AT_A_TIME // max(1, out[:1].size))
+        for first in range(0, len(out), step):
+            rows = tensor.data[first : first + step]
+            out[first : first + step] = gguf.dequantize(rows, tensor.tensor_type)
+        return out
+
+
+class _Metadata:
+    """Key-value pairs of the header, with types checked on the way out."""
+
+    def __init__(self, reader: gguf.GGUFReader, source: str) -> None:
+        self._fields, self._source = reader.fields, source
+
+    def get(self, key: str, kind: type | tuple[type, ...], default: Any = ...) -> Any:
+        field = self._fields.get(key)
+        if field is None:
+            if default is ...:
+                raise CheckpointError(
+                    f"{self._source}: the header has no {key!r}; the file is incomplete or of another kind"
+                )
+            return default
+        value = field.contents()
+        if not isinstance(value, kind):
+            raise CheckpointError(
+                f"{self._source}: {key!r} is a {type(value).__name__} in the header; replace the file"
+            )
+        return value
+
+
+def open_gguf(file: Path) -> Checkpoint:
+    """A GGUF file whose architecture is `llama`.
+
+    Raises:
+        CheckpointError: the file is missing, broken, cut short, of another architecture, or quantised in an unknown way.
+    """
+    source = str(file)
+    if not file.is_file():
+        raise CheckpointError(f"{file}: there is no such file; check the path")
+    try:
+        reader = _Reader(file)
+    except (ValueError, IndexError, KeyError, OverflowError, RecursionError, OSError) as error:
+        reason = error.args[0] if error.args else type(error).__name__
+        raise CheckpointError(
+            f"{file} is not a GGUF file, is broken or cut short ({reason}); copy or download it again"
+        ) from error
+    metadata = _Metadata(reader, source)
+    architecture = metadata.get("general.architecture", str)
+    if architecture != "llama":
+        raise CheckpointError(
+            f"{file} is a GGUF file of the architecture {architecture!r}; only 'llama' can be read"
+        )
+    tensors = {tensor.name: tensor for tensor in reader.tensors}
+    return Checkpoint(
+        source=source,
+        format="GGUF",
+        stored=(stored := GgufTensors(tensors, source)).stored(),
+        config=_configuration(metadata, tensors, source),
+        table=GGUF,
+        tensors=stored,
+        vocabulary=_vocabulary(metadata, source),
+    )
+
+
+def _configuration(
+    metadata: _Metadata, tensors: Mapping[str, gguf.ReaderTensor], source: str
+) -> LlamaConfig:
+    scaling = metadata.get("llama.rope.scaling.type", str, "none")
+    if scaling != "none" or "rope_freqs.weight" in tensors:
+        raise CheckpointError(
+            f"{source} scales its rotary embedding ({scaling}), which is not supported; only a plain "
+            "frequency base is"
+        )
+    heads = metadata.get("llama.attention.head_count", int)
+    hidden = metadata.get("llama.embedding_length", int)
+    if heads < 1 or hidden < 1:
+        raise CheckpointError(f"{source}: {heads} heads and {hidden} wide is no model; replace the file")
+    head_dim = metadata.get("llama.attention.key_length", int, hidden // heads)
+    for key in ("llama.rope.dimension_count", "llama.attention.value_length"):
+        if metadata.get(key, int, head_dim) != head_dim:
+            raise CheckpointError(
+                f"{source}: {key!r} is not the size of a head ({head_dim}), which is not supported"
+            )
+    embedding = tensors.get("token_embd.weight")
+    if embedding is None:
+        raise CheckpointError(f"{source}: the tensor 'token_embd.weight' is missing; replace the file")
+    return LlamaConfig(
+        vocab_size=int(embedding.shape[-1]),
+        hidden_size=hidden,
+        intermediate_size=metadata.get("llama.feed_forward_length", int),
+        num_layers=metadata.get("llama.block_count", int),
+        num_heads=heads,
+        num_kv_heads=metadata.get("llama.attention.head_count_kv", int, heads),
+        head_dim=head_dim,
+        max_sequence_length=metadata.get("llama.context_length", int),
+        rope_theta=metadata.get("llama.rope.freq_base", float, 10000.0),
+        # float32 in the file; seven digits give back the number that was meant
+        rms_norm_eps=float(f"{metadata.get('llama.attention.layer_norm_rms_epsilon', float):.7g}"),
+        tie_embeddings="output.weight" not in tensors,
+    )
+
+
+def _vocabulary(metadata: _Metadata, source: str) -> Vocabulary | None:
+    method = metadata.get("tokenizer.ggml.model", str, None)
+    if method not in ("llama", "gpt2"):
+        return None
+    texts = metadata.get("tokenizer.ggml.tokens", list)
+    kinds = metadata.get("tokenizer.ggml.token_type", list, [NORMAL] * len(texts))
+    scores = metadata.get("tokenizer.ggml.scores", list, [0.0] * len(texts))
+    if not len(texts) == len(kinds) == len(scores):
+        raise CheckpointError(
+            f"{source}: the tokenizer has {len(texts)} tokens, {len(kinds)} types and {len(scores)} scores; "
+            "replace the file"
+        )
+    bos = metadata.get("tokenizer.ggml.bos_token_id", int, None)
+    eos = metadata.get("tokenizer.ggml.eos_token_id", int, None)
+    pieces = [Piece(*piece) for piece in zip(texts, scores, kinds, strict=True)]
+    for token in (bos, eos):  # some files leave them unmarked
+        if token is not None and token < len(pieces):
+            pieces[token] = pieces[token]._replace(kind=CONTROL)
+    pieces_only = method == "llama"
+    return Vocabulary(
+        method="pieces" if pieces_only else "byte_level",
+        pieces=tuple(pieces),
+        merges=() if pieces_only else tuple(metadata.get("tokenizer.ggml.merges", list)),
+        splitter=metadata.get("tokenizer.ggml.pre", str, "default"),
+        space_prefix=metadata.get("tokenizer.ggml.add_space_prefix", bool, pieces_only),
+        add_bos=metadata.get("tokenizer.ggml.add_bos_token", bool, pieces_only),
+        bos=bos,
+        eos=eos,
+        chat_template=metadata.get("tokenizer.chat_template", str, None),
+    )

@@ -1,0 +1,201 @@
+"""The original's text checkpoints: `params::`, `trainstate_params::` (streams) and `flax_params::` (one map).
+
+Layers may be unrolled (`transformer/h/3/...`) or scanned (`transformer/h/scan_decoder/...`, the layer axis first or second);
+both are shown to the rest of the room as unrolled.
+"""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from lwm.checkpoints.checkpoint import Checkpoint
+from lwm.checkpoints.flax_msgpack import StoredArray, Walker
+from lwm.checkpoints.names import ORIGINAL, named_specs, rows
+from lwm.core.config import read_json
+from lwm.core.errors import CheckpointError, ConfigError
+from lwm.models import sizes
+from lwm.models.llama import LlamaConfig
+
+KINDS = ("params", "trainstate_params", "flax_params")
+
+_SCANNED = "transformer/h/scan_decoder/"
+
+
+class OriginalTensors:
+    """Tensors of one file, scanned ones cut into layers."""
+
+    def __init__(self, file: Path, kind: str, config: LlamaConfig, scan_axis: int) -> None:
+        source = f"{kind}::{file}"
+        try:
+            self._data: np.ndarray = np.memmap(file, np.uint8, "r")
+        except (OSError, ValueError) as error:
+            raise CheckpointError(f"{file} cannot be read ({error}); check the path") from error
+        self._arrays: dict[str, tuple[StoredArray, int | None, int]] = {}
+        specs = named_specs(config)
+        shapes = {row.theirs: specs[ours].shape for ours, row in rows(ORIGINAL, config).items()}
+        walker = Walker(self._data, source)
+        for name, value in _entries(walker, kind):
+            array = walker.array(value, name)
+            if array is None:
+                continue
+            if not name.startswith(_SCANNED):
+                self._arrays[name] = (array, None, 0)
+                continue
+            rest = name.removeprefix(_SCANNED)
+            expected = shapes.get(f"transformer/h/0/{rest}")
+            axis = _scan_axis(array.shape, expected, config.num_layers, scan_axis)
+            if axis is None:
+                raise CheckpointError(
+                    f"{source}: the tensor {name!r} has shape {list(array.shape)}, but the "
+                    f"configuration asks for {config.num_layers} layers of "
+                    f"{list(expected) if expected else 'something else'}; correct --config"
+                )
+            for layer in range(config.num_layers):
+                self._arrays[f"transformer/h/{layer}/{rest}"] = (array, axis, layer)
+
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        return {
+            name: array.shape if axis is None else (*array.shape[:axis], *array.shape[axis + 1 :])
+            for name, (array, axis, _) in self._arrays.items()
+        }
+
+    def stored(self) -> str:
+        return "/".join(sorted({str(array.dtype) for array, _, _ in self._arrays.values()}))
+
+    def read(self, name: str) -> np.ndarray:
+        array, axis, layer = self._arrays[name]
+        return array.view(self._data) if axis is None else array.layer(self._data, axis, layer)
+
+
+def _entries(walker: Walker, kind: str) -> Iterator[tuple[str, Any]]:
+    """Names joined by slashes, and values, of the parameters alone."""
+    if kind == "flax_params":
+        tree = walker.value()
+        while isinstance(tree, dict) and set(tree) == {"params"}:
+            tree = tree["params"]
+        if not isinstance(tree, dict):
+            raise walker.fail("the file holds no map of parameters")
+        yield from _flatten(tree, "")
+        return
+    prefix = ["params", "params"] if kind == "trainstate_params" else []
+    found = False
+    while walker.offset < walker.end:
+        match walker.value():
+            case [list(key), value] if all(isinstance(part, str) for part in key):
+                pass
+            case _:
+                raise walker.fail("a pair of a name and an array is needed")
+        if key[: len(prefix)] != prefix:
+            continue  # the optimizer's state and the like
+        # The stream wraps each array in binary data of its own.
+        if getattr(value, "code", 0) is None:
+            value = Walker(walker.data, walker.source, value.start, value.start + value.length).value()
+        found = True
+        yield "/".join(key[len(prefix) :]), value
+    if not found:
+        raise CheckpointError(
+            f"{walker.source} holds no parameters under {'/'.join(prefix) or 'any name'}; "
+            f"try another of the prefixes {', '.join(name + '::' for name in KINDS)}"
+        )
+
+
+def _flatten(tree: dict[str, Any], path: str) -> Iterator[tuple[str, Any]]:
+    for key, value in tree.items():
+        name = f"{path}/{key}" if path else key
+        if isinstance(value, dict) and "__msgpack_chunked_array__" not in value:
+            yield from _flatten(value, name)
+        else:
+            yield name, value
+
+
+def _scan_axis(
+    shape: tuple[int, ...], expected: tuple[int, ...] | None, layers: int, preferred: int
+) -> int | None:
+    """Where the layer axis stands: where the configuration says if the shape allows it, else wherever it fits."""
+    if expected is None:
+        return None
+    fits = [
+        axis for axis in (0, 1) if shape == (*expected[:axis], layers, *expected[axis:])
+    ]
+    return preferred if preferred in fits else (fits[0] if fits else None)
+
+
+def _configuration(config: str | None) -> tuple[LlamaConfig, int]:
+    """The model and the scan axis from `--config`: a size's name or a JSON file with the original's keys."""
+    if config is None:
+        raise ConfigError(
+            "this checkpoint does not say what it is; add --config with a size "
+            f"({', '.join(sizes.NAMES)}) or a JSON file of the original's settings"
+        )
+    if config in sizes.NAMES:
+        return sizes.size(config), 0
+    if not Path(config).is_file():
+        raise ConfigError(
+            f"--config {config!r} is neither a size ({', '.join(sizes.NAMES)}) nor a file; correct it"
+        )
+    data = read_json(Path(config))
+    names = {
+        "vocab_size": (int, "vocab_size"),
+        "hidden_size": (int, "hidden_size"),
+        "intermediate_size": (int, "intermediate_size"),
+        "num_layers": (int, "num_hidden_layers"),
+        "num_heads": (int, "num_attention_heads"),
+        "max_sequence_length": (int, "max_sequence_length"),
+        "rms_norm_eps": (float, "rms_norm_eps"),
+        "rope_theta": (float, "theta"),
+        "initializer_range": (float, "initializer_range"),
+    }
+    values: dict[str, Any] = {}
+    for ours, (kind, theirs) in names.items():
+        if theirs not in data:
+            continue
+        value = data[theirs]
+        if isinstance(value, bool) or not isinstance(value, int | kind):
+            raise ConfigError(f"{config}: {theirs} is {value!r}; a number ({kind.__name__}) is needed")
+        values[ours] = kind(value)
+    if data.get("tie_word_embeddings"):
+        values["tie_embeddings"] = True
+    scan_axis = 1 if data.get("param_scan_axis") == 1 else 0
+    for needed in ("hidden_size", "num_heads", "num_layers", "intermediate_size", "vocab_size"):
+        if needed not in values:
+            raise ConfigError(f"{config}: the key {names[needed][1]!r} is missing; add it")
+    heads = values["num_heads"]
+    if heads < 1 or values["hidden_size"] % heads:
+        raise ConfigError(
+            f"{config}: hidden_size ({values['hidden_size']}) must be a multiple of "
+            f"num_attention_heads ({heads})"
+        )
+    values.setdefault("max_sequence_length", 2048)
+    values |= {"num_kv_heads": heads, "head_dim": values["hidden_size"] // heads}
+    return LlamaConfig(**values), scan_axis
+
+
+def open_original(kind: str, file: Path, config: str | None) -> Checkpoint:
+    """A text checkpoint of the original.
+
+    Args:
+        config: a size's name, or a JSON file with the original's keys.
+
+    Raises:
+        CheckpointError: the file is missing, broken, or not of this kind.
+        ConfigError: the settings are missing or wrong.
+    """
+    if not file.is_file():
+        raise CheckpointError(f"{kind}::{file}: there is no such file; check the path")
+    model, scan_axis = _configuration(config)
+    tensors = OriginalTensors(file, kind, model, scan_axis)
+    if "vision_head/kernel" in tensors.shapes():
+        raise CheckpointError(
+            f"{kind}::{file} is a vision-language checkpoint (it has 'vision_head/kernel'); "
+            "this version of lwm reads text checkpoints only"
+        )
+    return Checkpoint(
+        source=f"{kind}::{file}",
+        format=f"original ({kind})",
+        stored=tensors.stored(),
+        config=model,
+        table=ORIGINAL,
+        tensors=tensors,
+    )

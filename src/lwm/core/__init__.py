@@ -1,0 +1,1 @@
+"""Foundations: errors, configuration, mesh, sharding rules, parameters, progress. Knows no model."""

@@ -1,0 +1,46 @@
+"""Progress and remarks on standard error.
+
+Answers alone go to standard output, so that a command can stand in a pipe; everything else a user sees while
+waiting comes through here.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Protocol
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+console = Console(stderr=True, highlight=False)
+
+
+class Advance(Protocol):
+    """Moves the bar on by some steps."""
+
+    def __call__(self, steps: int = 1) -> None: ...
+
+
+def say(text: str) -> None:
+    """One remark, without markup: text from files must not be read as formatting."""
+    console.print(text, markup=False)
+
+
+@contextmanager
+def progress(description: str, total: int) -> Iterator[Advance]:
+    """A bar for work of a known size; it erases itself when done and stays silent off a terminal."""
+    bar = Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+        console=console,
+        transient=True,
+        disable=not console.is_terminal,
+    )
+    with bar:
+        task = bar.add_task(description, total=total)
+
+        def advance(steps: int = 1) -> None:
+            bar.advance(task, steps)
+
+        yield advance

@@ -1,0 +1,90 @@
+"""Chat templates: how turns of a conversation are written as one text.
+
+All are Jinja, rendered in a sandbox, because a checkpoint's own template is somebody else's program.
+"""
+
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+from typing import Any, NoReturn
+
+from jinja2.exceptions import TemplateError
+from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+from lwm.core.errors import ConfigError, InputError
+from lwm.data.tokenizer import Tokenizer
+
+Message = Mapping[str, Any]
+"""OpenAI's shape: `{"role": "system" | "user" | "assistant", "content": text}`."""
+
+ORIGINAL = (
+    "{{ bos_token }}"
+    "{% if messages[0]['role'] == 'system' %}{{ messages[0]['content'] }}"
+    "{% else %}You are a helpful assistant.{% endif %}"
+    "{% for message in messages %}"
+    "{% if message['role'] == 'user' %} USER: {{ message['content'] }}"
+    "{% elif message['role'] == 'assistant' %} ASSISTANT: {{ message['content'] }}{{ eos_token }}"
+    "{% endif %}{% endfor %}"
+    "{% if add_generation_prompt %} ASSISTANT:{% endif %}"
+)
+"""The original's prompts (LargeWorldModel/LWM), with later turns in the same form."""
+
+CHATML = (
+    "{% for message in messages %}"
+    "{{ '<|im_start|>' + message['role'] + '\\n' + message['content'] + '<|im_end|>\\n' }}"
+    "{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
+)
+
+TEMPLATES = {"original": ORIGINAL, "chatml": CHATML}
+
+
+def choose(name: str, tokenizer: Tokenizer) -> str:
+    """A template by name, or by `auto` the checkpoint's own and else the original's.
+
+    Raises:
+        ConfigError: no template has this name.
+    """
+    if name == "auto":
+        return tokenizer.chat_template or ORIGINAL
+    if name not in TEMPLATES:
+        raise ConfigError(
+            f"there is no chat template {name!r}; choose auto, {' or '.join(TEMPLATES)}"
+        )
+    return TEMPLATES[name]
+
+
+def render(template: str, messages: Sequence[Message], tokenizer: Tokenizer) -> str:
+    """A conversation as text, ending where the assistant is to speak.
+
+    Raises:
+        InputError: the messages are malformed, or the template refuses them.
+    """
+    if not messages:
+        raise InputError("the conversation is empty; give at least one message")
+    for message in messages:
+        role, content = message.get("role"), message.get("content")
+        if role not in ("system", "user", "assistant") or not isinstance(content, str):
+            raise InputError(
+                f"the message {dict(message)!r} is malformed; it needs a role (system, user or assistant) and a "
+                "content that is text"
+            )
+
+    def refuse(reason: str) -> NoReturn:
+        raise InputError(f"the model's chat template refuses the conversation: {reason}")
+
+    environment = ImmutableSandboxedEnvironment(
+        trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"]
+    )
+    environment.globals["raise_exception"] = refuse
+    environment.globals["strftime_now"] = lambda form: datetime.now().strftime(form)
+    try:
+        return environment.from_string(template).render(
+            messages=[dict(message) for message in messages],
+            add_generation_prompt=True,
+            bos_token=tokenizer.bos or "",
+            eos_token=tokenizer.eos_text,
+        )
+    except TemplateError as error:
+        raise InputError(
+            f"the model's chat template cannot be rendered ({error}); choose another with --template"
+        ) from error

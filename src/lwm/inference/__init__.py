@@ -1,0 +1,1 @@
+"""Inference: sampling, scheduling, the engine over token ids, and the model object a user holds."""

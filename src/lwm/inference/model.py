@@ -1,0 +1,344 @@
+"""What `lwm.load` returns: a model with its tokenizer, ready to score, continue and converse.
+
+Puts the rooms below together for one user in one process; it holds no logic of its own that they could hold.
+"""
+
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, NamedTuple, overload
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+
+from lwm.checkpoints.checkpoint import Checkpoint
+from lwm.checkpoints.place import load_weights
+from lwm.checkpoints.resolve import open_checkpoint
+from lwm.core.errors import CapacityError, ConfigError, InputError
+from lwm.core.mesh import make_mesh
+from lwm.core.progress import progress
+from lwm.core.sharding import DECODE
+from lwm.core.vocabulary import Vocabulary
+from lwm.data.templates import Message, choose, render
+from lwm.data.tokenizer import Tokenizer, from_vocabulary, read_tokenizer, tokenizer_in
+from lwm.inference.engine import Engine, Request
+from lwm.inference.sampling import Sampling
+from lwm.inference.scoring import Scorer
+from lwm.inference.text import until_stop
+from lwm.models.figures import BYTES
+from lwm.models.llama import Llama, LlamaConfig, require_mesh
+
+
+class Logits(NamedTuple):
+    """Scores of the next token, numpy float32; `vision` is None where the model has no vision head."""
+
+    text: np.ndarray  # [batch, seq, vocab]
+    vision: np.ndarray | None = None
+
+
+@dataclass
+class Figures:
+    """What the last answer took, for people to read.
+
+    Args:
+        prompt: tokens of the prompt; `reused` of them were still in the cache.
+        prefill_seconds: until the first token, compilation included.
+        answer: tokens generated; `answer_seconds` for all of them but the first.
+    """
+
+    prompt: int = 0
+    reused: int = 0
+    prefill_seconds: float = 0.0
+    answer: int = 0
+    answer_seconds: float = 0.0
+
+    def __str__(self) -> str:
+        computed = self.prompt - self.reused
+        parts = [f"prompt {self.prompt:,} tokens"]
+        if self.reused:
+            parts.append(f"{self.reused:,} of them reused")
+        if self.prefill_seconds > 0:
+            parts.append(f"read at {computed / self.prefill_seconds:,.0f} tokens/s")
+        parts.append(f"answer {self.answer:,} tokens")
+        if self.answer > 1 and self.answer_seconds > 0:
+            parts.append(f"written at {(self.answer - 1) / self.answer_seconds:,.1f} tokens/s")
+        return ", ".join(parts)
+
+
+class Model:
+    """A loaded model. Made by `load`.
+
+    Args:
+        source: the name it was loaded by, for messages.
+    """
+
+    def __init__(
+        self,
+        *,
+        source: str,
+        config: LlamaConfig,
+        weights: Llama,
+        tokenizer: Tokenizer | None,
+        dtype: str,
+        mesh: Mesh | None,
+    ) -> None:
+        self.source, self.config, self.dtype, self.mesh = source, config, dtype, mesh
+        self.weights = weights
+        self._tokenizer = tokenizer
+        self._scorer: Scorer | None = None
+        self._engine: Engine | None = None
+        self.figures = Figures()
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        """Raises:
+        ConfigError: the checkpoint has none and none was given.
+        """
+        if self._tokenizer is None:
+            raise ConfigError(
+                f"{self.source} has no tokenizer, and text needs one; add --tokenizer (in Python: tokenizer=) "
+                "with a tokenizer.json, a tokenizer.model or a directory that holds one"
+            )
+        return self._tokenizer
+
+    def logits(self, tokens: Any, *, vision_mask: Any = None) -> Logits:
+        """Scores of the next token at every position of whole sequences.
+
+        Args:
+            tokens: ids, [batch, seq]; needs no tokenizer.
+            vision_mask: for models that see; refused by this one.
+
+        Raises:
+            InputError: not a rectangle of ids of the vocabulary.
+            CapacityError: longer than the model's context.
+        """
+        if vision_mask is not None:
+            raise InputError(
+                f"{self.source} is a text model and takes no vision_mask; leave it out"
+            )
+        ids = np.asarray(tokens)
+        if ids.ndim != 2 or ids.size == 0 or not np.issubdtype(ids.dtype, np.integer):
+            raise InputError(
+                f"tokens have shape {list(ids.shape)} and type {ids.dtype}; whole numbers [batch, seq] are "
+                "needed, at least one"
+            )
+        if ids.min() < 0 or ids.max() >= self.config.vocab_size:
+            raise InputError(
+                f"tokens run from {ids.min()} to {ids.max()}; the vocabulary has ids 0 to "
+                f"{self.config.vocab_size - 1}"
+            )
+        self._require_context(ids.shape[1])
+        if self._scorer is None:
+            self._scorer = Scorer(self.weights, self.config, self.mesh)
+        return Logits(text=self._scorer.logits(ids))
+
+    @overload
+    def generate(
+        self, prompt: str, *, stream: Literal[False] = False, **settings: Any
+    ) -> str: ...
+
+    @overload
+    def generate(self, prompt: str, *, stream: Literal[True], **settings: Any) -> Iterator[str]: ...
+
+    def generate(
+        self, prompt: str, *, stream: bool = False, **settings: Any
+    ) -> str | Iterator[str]:
+        """Continues a text.
+
+        Args:
+            stream: give pieces of text as they come instead of the whole.
+            settings: `max_tokens` (256), `temperature` (0), `top_k`, `top_p`, `min_p`, `repetition_penalty`, `seed` as
+                in `Sampling`, and `stop`, strings that end the answer.
+
+        Raises:
+            InputError: the prompt is empty.
+            CapacityError: the prompt is longer than the context, or its cache does not fit into memory.
+        """
+        if not prompt.strip():
+            raise InputError("the prompt is empty; give some text to continue")
+        return self._answer(self.tokenizer.encode(prompt), stream, settings)
+
+    @overload
+    def chat(
+        self, messages: Sequence[Message], *, stream: Literal[False] = False, **settings: Any
+    ) -> str: ...
+
+    @overload
+    def chat(
+        self, messages: Sequence[Message], *, stream: Literal[True], **settings: Any
+    ) -> Iterator[str]: ...
+
+    def chat(
+        self,
+        messages: Sequence[Message],
+        *,
+        stream: bool = False,
+        template: str = "auto",
+        **settings: Any,
+    ) -> str | Iterator[str]:
+        """Answers the last message of a conversation.
+
+        What earlier turns left in the cache is used again, so a long document is read once.
+
+        Args:
+            messages: OpenAI's shape; content is text, or a list of parts of which each is text.
+            template: `auto` (the checkpoint's own, else the original's), `original` or `chatml`.
+            settings: as for `generate`.
+
+        Raises:
+            InputError: a message is malformed, or brings images to a model that cannot see.
+            CapacityError: the conversation is longer than the context, or its cache does not fit into memory.
+        """
+        plain = [{**message, "content": _text_of(message)} for message in messages]
+        text = render(choose(template, self.tokenizer), plain, self.tokenizer)
+        tokens = self.tokenizer.encode(text, specials=False)
+        return self._answer(tokens, stream, settings)
+
+    def _require_context(self, length: int, answer: int = 0) -> None:
+        limit = self.config.max_sequence_length
+        if length + answer > limit:
+            raise CapacityError(
+                f"the prompt has {length:,} tokens and the context of {self.source} is {limit:,}"
+                f"{', the answer included' if answer else ''}; shorten the prompt or take a model of longer context"
+            )
+
+    def _answer(
+        self, tokens: list[int], stream: bool, settings: dict[str, Any]
+    ) -> str | Iterator[str]:
+        stop = settings.pop("stop", ())
+        max_tokens = settings.pop("max_tokens", 256)
+        if max_tokens < 1:
+            raise ConfigError(f"max_tokens is {max_tokens}; it must be at least 1")
+        try:
+            sampling = Sampling(**{"temperature": 0.0, **settings})
+        except TypeError as error:
+            raise ConfigError(f"a setting is not known: {error}") from error
+        self._require_context(len(tokens), answer=1)
+        request = Request(
+            prompt=tokens,
+            max_tokens=min(max_tokens, self.config.max_sequence_length - len(tokens)),
+            sampling=sampling,
+            stop_tokens=self.tokenizer.eos,
+        )
+        if self._engine is None:
+            needed = len(tokens) + request.max_tokens
+            self._engine = Engine(
+                self.weights, self.config, tokens=needed, dtype=self.dtype, mesh=self.mesh
+            )
+        self._engine.require(len(tokens), request.max_tokens)
+        stops = (stop,) if isinstance(stop, str) else tuple(stop)
+        pieces = until_stop(
+            self.tokenizer.decode_stream(self._tokens(self._engine, request)), stops
+        )
+        return pieces if stream else "".join(pieces)
+
+    def _tokens(self, engine: Engine, request: Request) -> Iterator[int]:
+        """Token ids of the answer, counted and timed."""
+        figures = self.figures = Figures(prompt=len(request.prompt))
+        reused = engine.scheduler.reused
+        started = time.perf_counter()
+        with progress("reading the prompt", len(request.prompt)) as advance:
+            events = engine.stream(request, advance)
+            first = next(events)
+        figures.prefill_seconds = time.perf_counter() - started
+        figures.reused = engine.scheduler.reused - reused
+        started = time.perf_counter()
+        with _closing(events):
+            event = first
+            while True:
+                if event.token is not None:
+                    figures.answer += 1
+                    figures.answer_seconds = time.perf_counter() - started
+                    yield event.token
+                if event.finish is not None:
+                    return
+                event = next(events)
+
+
+@contextmanager
+def _closing(events: Any) -> Iterator[None]:
+    """Ends the request also when the reader of its answer stops early."""
+    try:
+        yield
+    finally:
+        events.close()
+
+
+def _text_of(message: Message) -> Any:
+    """The text of a message whose content may be a list of parts."""
+    content = message.get("content")
+    if not isinstance(content, list):
+        return content
+    for part in content:
+        if not isinstance(part, dict) or part.get("type") != "text":
+            kind = part.get("type") if isinstance(part, dict) else type(part).__name__
+            raise InputError(
+                f"the message has a part of type {kind!r}; this model reads text alone, so send text parts"
+            )
+    return "\n".join(str(part.get("text", "")) for part in content)
+
+
+def open_tokenizer(checkpoint: Checkpoint, tokenizer: str | None) -> Tokenizer | None:
+    """The tokenizer named by the user, or else the checkpoint's own, or None.
+
+    Raises:
+        CheckpointError: it is broken, or its ids reach beyond the model's vocabulary.
+    """
+    if tokenizer is not None:
+        found: Tokenizer | None = read_tokenizer(Path(tokenizer))
+    elif isinstance(checkpoint.vocabulary, Vocabulary):
+        found = from_vocabulary(checkpoint.vocabulary)
+    elif checkpoint.vocabulary is not None:
+        found = tokenizer_in(checkpoint.vocabulary)
+    else:
+        found = None
+    return found
+
+
+def default_dtype() -> str:
+    """float32 on a CPU, where it is the fast type; bfloat16 elsewhere."""
+    return "float32" if jax.default_backend() == "cpu" else "bfloat16"
+
+
+def load(
+    model: str | Path,
+    *,
+    config: str | Path | None = None,
+    tokenizer: str | Path | None = None,
+    dtype: str | None = None,
+    mesh: str | None = None,
+) -> Model:
+    """Loads a model onto this machine's devices.
+
+    Args:
+        model: a directory (ours or Hugging Face Llama), a `.gguf` file, `params::FILE`, `trainstate_params::FILE`,
+            `flax_params::FILE`, `hf:OWNER/NAME`, or a known name such as `smollm2`.
+        config: for the original's checkpoints, a size such as `7b` or a JSON file of settings.
+        tokenizer: a `tokenizer.json`, a `tokenizer.model` or a directory, where the checkpoint brings none.
+        dtype: `float32` or `bfloat16`; by default the first on CPU and the second elsewhere.
+        mesh: sizes of the axes data, fsdp, tensor, sequence, such as `1,1,1,4`; by default one device.
+
+    Raises:
+        CheckpointError: the model cannot be found or read.
+        ConfigError: a setting is wrong, or the mesh does not fit the model or the machine.
+        CapacityError: the weights do not fit into memory.
+    """
+    dtype = default_dtype() if dtype is None else dtype
+    if dtype not in BYTES:
+        raise ConfigError(f"dtype is {dtype!r}; choose one of {', '.join(BYTES)}")
+    laid = None if mesh is None else make_mesh(mesh)
+    checkpoint = open_checkpoint(str(model), config=None if config is None else str(config))
+    if laid is not None:
+        require_mesh(checkpoint.config, laid, DECODE)
+    found = open_tokenizer(checkpoint, None if tokenizer is None else str(tokenizer))
+    return Model(
+        source=checkpoint.source,
+        config=checkpoint.config,
+        weights=load_weights(checkpoint, dtype=dtype, mesh=laid),
+        tokenizer=found,
+        dtype=dtype,
+        mesh=laid,
+    )

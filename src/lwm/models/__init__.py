@@ -1,0 +1,1 @@
+"""Models: weights declared once, and pure functions over them."""

@@ -1,0 +1,263 @@
+"""The Llama transformer: one body for training, scoring, prefill and decode.
+
+Weights are dataclass trees, either with layers stacked on a leading axis and scanned (training: one compiled layer) or as
+a tuple of layers and unrolled (inference: scanning would copy each layer's weights on a CPU). How attention is done is
+passed in as a function, so this file knows no cache, no request and no strategy.
+
+Source: Touvron et al. 2023 (arXiv 2302.13971, 2307.09288); grouped key heads, Ainslie et al. 2023 (arXiv 2305.13245).
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh
+from jaxtyping import Array, Float, Int
+
+from lwm.attention.rope import rotate
+from lwm.core.errors import ConfigError
+from lwm.core.mesh import TENSOR
+from lwm.core.params import ParamSpec, normal, ones, stack
+from lwm.core.sharding import Rules, constrain, partition_spec, require_divisible, shard_count
+
+
+@dataclass(frozen=True, kw_only=True)
+class LlamaConfig:
+    """Sizes and constants of one model."""
+
+    vocab_size: int
+    hidden_size: int
+    intermediate_size: int
+    num_layers: int
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
+    max_sequence_length: int
+    rope_theta: float = 10000.0
+    rms_norm_eps: float = 1e-6
+    tie_embeddings: bool = False
+    initializer_range: float = 0.02
+
+    def __post_init__(self) -> None:
+        for name in (
+            "vocab_size", "hidden_size", "intermediate_size", "num_layers", "num_heads",
+            "num_kv_heads", "head_dim", "max_sequence_length", "rope_theta", "rms_norm_eps",
+        ):  # fmt: skip
+            if not getattr(self, name) > 0:
+                raise ConfigError(f"model.{name} is {getattr(self, name)}; it must be positive")
+        if self.num_heads % self.num_kv_heads:
+            raise ConfigError(
+                f"model.num_heads ({self.num_heads}) must be a multiple of model.num_kv_heads "
+                f"({self.num_kv_heads}), so that each key head serves the same number of heads"
+            )
+        if self.head_dim % 2:
+            raise ConfigError(
+                f"model.head_dim is {self.head_dim}; rotary embedding turns pairs, so it must be even"
+            )
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True, kw_only=True)
+class Layer:
+    """One transformer layer; kernels are (in, out), the outputs of query and key in interleaved rotary pairs."""
+
+    attention_norm: Float[Array, "*layers embed"]
+    query: Float[Array, "*layers embed heads_dim"]
+    key: Float[Array, "*layers embed kv_heads_dim"]
+    value: Float[Array, "*layers embed kv_heads_dim"]
+    output: Float[Array, "*layers heads_dim embed"]
+    mlp_norm: Float[Array, "*layers embed"]
+    gate: Float[Array, "*layers embed mlp"]
+    up: Float[Array, "*layers embed mlp"]
+    down: Float[Array, "*layers mlp embed"]
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True, kw_only=True)
+class Llama:
+    """All weights; `head` is None where it is the embedding's transpose."""
+
+    embedding: Float[Array, "vocab embed"]
+    layers: Layer | tuple[Layer, ...]
+    norm: Float[Array, " embed"]
+    head: Float[Array, "embed vocab"] | None
+
+
+def llama_params(config: LlamaConfig, *, stacked: bool) -> Llama:
+    """Declares every weight once, as a tree of `ParamSpec`."""
+    embed, mlp = config.hidden_size, config.intermediate_size
+    heads = config.num_heads * config.head_dim
+    kv_heads = config.num_kv_heads * config.head_dim
+    start = normal(config.initializer_range)
+    norm: Any = ParamSpec((embed,), ("norm",), ones())
+    layer: Any = Layer(
+        attention_norm=norm,
+        query=ParamSpec((embed, heads), ("embed", "heads"), start),  # type: ignore[arg-type]
+        key=ParamSpec((embed, kv_heads), ("embed", "kv_heads"), start),  # type: ignore[arg-type]
+        value=ParamSpec((embed, kv_heads), ("embed", "kv_heads"), start),  # type: ignore[arg-type]
+        output=ParamSpec((heads, embed), ("heads", "embed"), start),  # type: ignore[arg-type]
+        mlp_norm=norm,
+        gate=ParamSpec((embed, mlp), ("embed", "mlp"), start),  # type: ignore[arg-type]
+        up=ParamSpec((embed, mlp), ("embed", "mlp"), start),  # type: ignore[arg-type]
+        down=ParamSpec((mlp, embed), ("mlp", "embed"), start),  # type: ignore[arg-type]
+    )
+    embedding: Any = ParamSpec((config.vocab_size, embed), ("vocab", "embed"), start)
+    head: Any = ParamSpec((embed, config.vocab_size), ("embed", "vocab"), start)
+    return Llama(
+        embedding=embedding,
+        layers=stack(layer, config.num_layers) if stacked else (layer,) * config.num_layers,
+        norm=norm,
+        head=None if config.tie_embeddings else head,
+    )
+
+
+def require_mesh(config: LlamaConfig, mesh: Mesh, rules: Rules) -> None:
+    """Refuses a mesh that the model's sizes cannot be divided by.
+
+    Raises:
+        ConfigError: names the size and the number of parts.
+    """
+    sizes = {
+        "heads": config.num_heads,
+        "kv_heads": config.num_kv_heads,
+        "mlp": config.intermediate_size,
+        "embed": config.hidden_size,
+        "vocab": config.vocab_size,
+    }
+    require_divisible(mesh, sizes, rules)
+
+
+Attend = Callable[[Array, Array, Array, Any], tuple[Array, Any]]
+"""(query, key, value, one layer's cache) -> (attention, the cache after it); heads are [batch, seq, heads, dim]."""
+
+
+def rms_norm(
+    x: Float[Array, "batch seq embed"], scale: Float[Array, " embed"], epsilon: float
+) -> Float[Array, "batch seq embed"]:
+    """Root mean square normalisation in float32 (Zhang & Sennrich 2019, arXiv 1910.07467)."""
+    wide = x.astype(jnp.float32)
+    wide *= jax.lax.rsqrt(jnp.mean(wide * wide, axis=-1, keepdims=True) + epsilon)
+    return (wide * scale.astype(jnp.float32)).astype(x.dtype)
+
+
+def embed_tokens(
+    table: Float[Array, "vocab embed"],
+    tokens: Int[Array, "batch seq"],
+    mesh: Mesh | None,
+    rules: Rules,
+) -> Float[Array, "batch seq embed"]:
+    """Looks tokens up. On a mesh each device looks in its own rows, since a plain gather from a sharded table would
+    make the compiler assemble the whole of it."""
+    if mesh is None or shard_count(mesh, "vocab", rules) == 1:
+        return table[tokens]
+
+    def local(rows: Array, tokens: Array) -> Array:
+        index = tokens - jax.lax.axis_index(TENSOR) * rows.shape[0]
+        here = (index >= 0) & (index < rows.shape[0])
+        found = jnp.where(here[..., None], rows[jnp.where(here, index, 0)], 0)
+        return jax.lax.psum(found, TENSOR)
+
+    batch = ("batch", "position")
+    return jax.shard_map(
+        local,
+        mesh=mesh,
+        in_specs=(partition_spec(("vocab", None), rules), partition_spec(batch, rules)),
+        out_specs=partition_spec((*batch, None), rules),
+        check_vma=False,
+    )(table, tokens)
+
+
+def feed_forward(
+    layer: Layer, x: Float[Array, "batch seq embed"], *, block: int, shards: int
+) -> Float[Array, "batch seq embed"]:
+    """SwiGLU (Shazeer 2020, arXiv 2002.05202), `block` positions of each of `shards` equal parts at a time.
+
+    The hidden activation is the widest array of a layer; blocks bound it, and it is computed again in the backward pass.
+    """
+
+    def apply(x: Array) -> Array:
+        return (jax.nn.silu(x @ layer.gate) * (x @ layer.up)) @ layer.down
+
+    batch, length, embed = x.shape
+    if length % shards:  # one part then, which is right wherever it lies
+        shards = 1
+    part = length // shards
+    if part <= block:
+        return apply(x)
+    count = -(-part // block)
+    even = -(-part // count)
+    parts = x.reshape(batch, shards, part, embed)
+    parts = jnp.pad(parts, ((0, 0), (0, 0), (0, count * even - part), (0, 0)))
+    blocks = jnp.moveaxis(parts.reshape(batch, shards, count, even, embed), 2, 0)
+    out = jnp.moveaxis(jax.lax.map(jax.checkpoint(apply), blocks), 0, 2)
+    out = out.reshape(batch, shards, count * even, embed)[:, :, :part]
+    return out.reshape(batch, length, embed)
+
+
+def hidden_states(
+    weights: Llama,
+    tokens: Int[Array, "batch seq"],
+    positions: Int[Array, "batch seq"],
+    config: LlamaConfig,
+    attend: Attend,
+    *,
+    caches: tuple[Any, ...] | None = None,
+    mesh: Mesh | None = None,
+    rules: Rules,
+    mlp_block: int = 1024,
+) -> tuple[Float[Array, "batch seq embed"], tuple[Any, ...] | None]:
+    """The last layer's output, normalised, and the caches after it.
+
+    Args:
+        positions: of each token; they need not be in order.
+        attend: attention of one layer.
+        caches: one a layer, only with layers in a tuple.
+        mlp_block: positions of a device's part that pass the feed-forward network at a time.
+    """
+    shards = 1 if mesh is None else shard_count(mesh, "position", rules)
+    activation = ("batch", "position", "activation")
+
+    def one_layer(x: Array, layer: Layer, cache: Any) -> tuple[Array, Any]:
+        def split(x: Array, heads: int, axis: str) -> Array:
+            x = x.reshape(*x.shape[:2], heads, config.head_dim)
+            return constrain(x, mesh, ("batch", "position", axis, None), rules)
+
+        normed = rms_norm(x, layer.attention_norm, config.rms_norm_eps)
+        query = split(normed @ layer.query, config.num_heads, "heads")
+        key = split(normed @ layer.key, config.num_kv_heads, "kv_heads")
+        value = split(normed @ layer.value, config.num_kv_heads, "kv_heads")
+        query = rotate(query, positions, config.rope_theta)
+        key = rotate(key, positions, config.rope_theta)
+        mixed, cache = attend(query, key, value, cache)
+        x = x + mixed.reshape(*x.shape[:2], -1) @ layer.output
+        normed = rms_norm(x, layer.mlp_norm, config.rms_norm_eps)
+        x = x + feed_forward(layer, normed, block=mlp_block, shards=shards)
+        return constrain(x, mesh, activation, rules), cache
+
+    x = embed_tokens(weights.embedding, tokens, mesh, rules)
+    x = constrain(x, mesh, activation, rules)
+    if isinstance(weights.layers, tuple):
+        after = []
+        for layer, cache in zip(
+            weights.layers, caches or (None,) * config.num_layers, strict=True
+        ):
+            x, cache = one_layer(x, layer, cache)
+            after.append(cache)
+        caches = tuple(after) if caches else None
+    else:
+        assert caches is None, "caches belong to unrolled layers"
+        x, _ = jax.lax.scan(lambda x, layer: (one_layer(x, layer, None)[0], None), x, weights.layers)
+    return rms_norm(x, weights.norm, config.rms_norm_eps), caches
+
+
+def text_logits(
+    weights: Llama, hidden: Float[Array, "batch seq embed"]
+) -> Float[Array, "batch seq vocab"]:
+    """Scores of the next token, float32."""
+    if weights.head is None:
+        return jnp.einsum(
+            "bse,ve->bsv", hidden, weights.embedding, preferred_element_type=jnp.float32
+        )
+    return jnp.einsum("bse,ev->bsv", hidden, weights.head, preferred_element_type=jnp.float32)
