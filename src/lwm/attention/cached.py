@@ -1,10 +1,10 @@
 """Attention of new tokens to a key-value cache: chunks of one request in prefill, one token a slot in decode.
 
-A cache is [slots, kv_heads, capacity, dim] and may be sharded: slots over `data`, heads over `tensor`, capacity over
-`sequence` in striped order (position p lies on device p mod R at index p // R, see `order`). So a token's place follows
+A cache holds values as [slots, kv_heads, capacity, dim] and keys as [slots, kv_heads, dim, capacity], the order in which each is multiplied.
+It may be sharded: slots over `data`, heads over `tensor`, capacity over `sequence` in striped order (position p lies on device p mod R at index p // R, see `order`). So a token's place follows
 from its position, every write is local, and a key's position follows from its place: what lies beyond a query's position is masked,
 be it stale or never written. In prefill the cache's slabs go round a ring; in decode nothing moves but each device's
-`(output, log-sum-exp)`. Work is bounded by the positions in use, not by the capacity.
+`(output, log-sum-exp)`. Beyond one slab, work is bounded by the positions in use, not by the capacity.
 
 Knows one layer's arrays; knows nothing of models or requests. Source of the decode merge: Flash-Decoding (Dao et al. 2023).
 """
@@ -25,25 +25,42 @@ from lwm.attention.blockwise import (
     finish,
     forward,
     start,
-    update,
 )
 from lwm.attention.mask import Side, side
 from lwm.attention.ring import ring_forward
 from lwm.core.mesh import DATA, SEQUENCE
-from lwm.core.sharding import DECODE, PREFILL, partition_spec
+from lwm.core.sharding import DECODE, PREFILL, Rules, partition_spec
 
 SLAB = 512
-"""Positions of a cache that are attended at a time; a device's capacity is a multiple of it."""
+"""Positions of a cache that prefill attends at a time; a device's capacity is a multiple of it."""
+
+DECODE_SLAB = 4096
+"""The same in decode. A capacity up to this is attended in one pass, which spares a CPU the copy of each slab; a larger
+one is a multiple of it."""
 
 
 class LayerCache(NamedTuple):
     """Keys and values of one layer."""
 
-    keys: Float[Array, "slots kv_heads capacity dim"]
+    keys: Float[Array, "slots kv_heads dim capacity"]
     values: Float[Array, "slots kv_heads capacity dim"]
 
 
-CACHE_AXES = ("slots", "kv_heads", "cache_position", None)
+CACHE_AXES = LayerCache(
+    ("slots", "kv_heads", None, "cache_position"),  # type: ignore[arg-type]
+    ("slots", "kv_heads", "cache_position", None),  # type: ignore[arg-type]
+)
+"""Logical axes of keys and values."""
+
+
+def local_capacity(tokens: int) -> int:
+    """The least capacity of one device that holds `tokens` positions."""
+    unit = SLAB if tokens <= DECODE_SLAB else DECODE_SLAB
+    return -(-tokens // unit) * unit
+
+
+def _specs(rules: Rules) -> LayerCache:
+    return LayerCache(*(partition_spec(axes, rules) for axes in CACHE_AXES))  # type: ignore[arg-type]
 
 
 def _rank(axis: str, mesh: Mesh | None) -> tuple[Array | int, int]:
@@ -51,12 +68,6 @@ def _rank(axis: str, mesh: Mesh | None) -> tuple[Array | int, int]:
     if mesh is None or mesh.shape[axis] == 1:
         return 0, 1
     return jax.lax.axis_index(axis), mesh.shape[axis]
-
-
-def _slab(x: Array, slot: Array | int, index: Array) -> Array:
-    """[slots, kv_heads, capacity, dim] -> [1, kv_heads, SLAB, dim], without touching the rest."""
-    sizes = (1, x.shape[1], SLAB, x.shape[3])
-    return jax.lax.dynamic_slice(x, (slot, 0, index * SLAB, 0), sizes)
 
 
 def _prefill(
@@ -69,14 +80,18 @@ def _prefill(
     mine = slot // local_slots == group
     slot = slot % local_slots
 
-    def write(old: Array, new: Array) -> Array:
-        new = new.swapaxes(1, 2).astype(old.dtype)
-        place = (slot, 0, first // shards, 0)
-        if groups > 1:
-            new = jnp.where(mine, new, jax.lax.dynamic_slice(old, place, new.shape))
-        return jax.lax.dynamic_update_slice(old, new, place)
+    place = first // shards
 
-    cache = LayerCache(write(cache.keys, key), write(cache.values, value))
+    def write(old: Array, new: Array, at: tuple[Array | int, ...]) -> Array:
+        new = new.astype(old.dtype)
+        if groups > 1:
+            new = jnp.where(mine, new, jax.lax.dynamic_slice(old, at, new.shape))
+        return jax.lax.dynamic_update_slice(old, new, at)
+
+    cache = LayerCache(
+        keys=write(cache.keys, key.transpose(0, 2, 3, 1), (slot, 0, 0, place)),
+        values=write(cache.values, value.transpose(0, 2, 1, 3), (slot, 0, place, 0)),
+    )
     count = query.shape[1]
     positions = (first + jnp.arange(count) * shards + rank)[None]
     cut = Cut.of(count, block)
@@ -84,9 +99,16 @@ def _prefill(
 
     def slab(index: Array, sums: Sums) -> Sums:
         places = index * SLAB + jnp.arange(SLAB)
+        kv_heads, dim = cache.keys.shape[1:3]
+        key = jax.lax.dynamic_slice(
+            cache.keys, (slot, 0, 0, index * SLAB), (1, kv_heads, dim, SLAB)
+        )
+        value = jax.lax.dynamic_slice(
+            cache.values, (slot, 0, index * SLAB, 0), (1, kv_heads, SLAB, dim)
+        )
         keys = Keys(
-            key=_slab(cache.keys, slot, index)[:, None],
-            value=_slab(cache.values, slot, index)[:, None],
+            key=key.swapaxes(2, 3)[:, None],
+            value=value[:, None],
             side=side((places * shards + rank)[None, None]),
         )
         if shards == 1:
@@ -128,7 +150,7 @@ def prefill_attention(
         return local(query, key, value, cache, slot, first)
     heads = partition_spec((None, "position", "heads", None), PREFILL)
     kv_heads = partition_spec((None, "position", "kv_heads", None), PREFILL)
-    cached = LayerCache(*[partition_spec(CACHE_AXES, PREFILL)] * 2)
+    cached = _specs(PREFILL)
     scalar = partition_spec((), PREFILL)
     return jax.shard_map(
         local,
@@ -140,32 +162,72 @@ def prefill_attention(
 
 
 def _decode(
-    query: Array, key: Array, value: Array, cache: LayerCache, positions: Array, mesh: Mesh | None
-) -> tuple[Array, LayerCache]:
+    query: Array, key: Array, value: Array, cache: LayerCache, positions: Array,
+    mesh: Mesh | None, platform: str,
+) -> tuple[Array, LayerCache]:  # fmt: skip
     rank, shards = _rank(SEQUENCE, mesh)
     slots, _, heads, dim = query.shape
-    kv_heads, capacity = cache.keys.shape[1:3]
-    # A slot without a token (-1) and a token of another device are written nowhere.
+    kv_heads, _, capacity = cache.keys.shape[1:]
+    # A slot without a token (-1) and a token of another device write back what is there.
     mine = (positions >= 0) & (positions % shards == rank)
-    place = jnp.where(mine, positions // shards, capacity)
+    place = jnp.where(mine, positions // shards, 0)
 
-    def write(old: Array, new: Array) -> Array:
-        return old.at[jnp.arange(slots), :, place].set(new[:, 0].astype(old.dtype), mode="drop")
+    def write(i: Array, cache: LayerCache) -> LayerCache:
+        def put(old: Array, new: Array, at: tuple[Array | int, ...]) -> Array:
+            kept = jax.lax.dynamic_slice(old, at, new.shape)
+            new = jnp.where(mine[i], new.astype(old.dtype), kept)
+            return jax.lax.dynamic_update_slice(old, new, at)
 
-    cache = LayerCache(write(cache.keys, key), write(cache.values, value))
+        new_key = jax.lax.dynamic_index_in_dim(key, i).transpose(0, 2, 3, 1)
+        new_value = jax.lax.dynamic_index_in_dim(value, i).transpose(0, 2, 1, 3)
+        return LayerCache(
+            keys=put(cache.keys, new_key, (i, 0, 0, place[i])),
+            values=put(cache.values, new_value, (i, 0, place[i], 0)),
+        )
+
+    # A loop of unknown length, because the CPU backend would fuse a plain write with what reads the cache, and rewrite all of it.
+    last = jnp.where(positions >= 0, jnp.arange(slots) + 1, 0).max()
+    cache = jax.lax.fori_loop(0, last, write, cache)
     grouped = (query * dim**-0.5).astype(query.dtype)
-    grouped = grouped.reshape(slots, kv_heads, heads // kv_heads, 1, dim)
+    grouped = grouped.reshape(slots, kv_heads, heads // kv_heads, dim)
+    separate = platform == "cpu" and heads // kv_heads <= 8
+
+    def product(pattern: str, rows: Array, matrix: Array) -> Array:
+        """Rows of a group times their head's matrix. A CPU does better with a matrix-vector product for each of a few rows."""
+        multiply = partial(jnp.einsum, preferred_element_type=jnp.float32)
+        if not separate:
+            return multiply(pattern, rows, matrix)
+        pattern = pattern.replace("g", "")
+        return jnp.stack(
+            [multiply(pattern, rows[:, :, i], matrix) for i in range(rows.shape[2])], axis=2
+        )
+
+    def attend(keys: Array, values: Array, first: Array | int, sums: Sums) -> Sums:
+        where = (first + jnp.arange(keys.shape[3])) * shards + rank
+        seen = (where <= positions[:, None])[:, None, None]
+        scores = jnp.where(seen, product("bkgd,bkds->bkgs", grouped, keys), -jnp.inf)
+        maximum = jnp.maximum(sums.maximum, scores.max(axis=-1))
+        weights = jnp.exp(scores - maximum[..., None])
+        shrink = jnp.exp(sums.maximum - maximum)
+        part = product("bkgs,bksd->bkgd", weights.astype(values.dtype), values)
+        return Sums(
+            maximum=maximum,
+            total=sums.total * shrink + weights.sum(axis=-1),
+            values=sums.values * shrink[..., None] + part,
+        )
 
     def slab(index: Array, sums: Sums) -> Sums:
-        keys, values = (
-            jax.lax.dynamic_slice_in_dim(x, index * SLAB, SLAB, axis=2) for x in cache
-        )
-        where = (index * SLAB + jnp.arange(SLAB)) * shards + rank
-        seen = where <= positions[:, None, None]
-        return jax.vmap(update)(sums, grouped, keys, values, seen)
+        first = index * DECODE_SLAB
+        keys = jax.lax.dynamic_slice_in_dim(cache.keys, first, DECODE_SLAB, axis=3)
+        values = jax.lax.dynamic_slice_in_dim(cache.values, first, DECODE_SLAB, axis=2)
+        return attend(keys, values, first, sums)
 
-    used = positions.max() // shards + 1
-    sums = jax.lax.fori_loop(0, -(-used // SLAB), slab, start(grouped.shape[:-1], dim))
+    sums = start(grouped.shape[:-1], dim)
+    if capacity <= DECODE_SLAB:
+        sums = attend(cache.keys, cache.values, 0, sums)
+    else:
+        used = positions.max() // shards + 1
+        sums = jax.lax.fori_loop(0, -(-used // DECODE_SLAB), slab, sums)
     out, logsumexp = finish(sums)
     if shards > 1:
         out = merge(out, logsumexp, SEQUENCE)
@@ -197,12 +259,13 @@ def decode_attention(
     Args:
         positions: of each slot's token; -1 for a slot that has none, which gets zeros and writes nothing.
     """
-    local = partial(_decode, mesh=mesh)
+    platform = jax.default_backend() if mesh is None else mesh.devices.flat[0].platform
+    local = partial(_decode, mesh=mesh, platform=platform)
     if mesh is None or mesh.size == 1:
         return local(query, key, value, cache, positions)
     heads = partition_spec(("slots", None, "heads", None), DECODE)
     kv_heads = partition_spec(("slots", None, "kv_heads", None), DECODE)
-    cached = LayerCache(*[partition_spec(CACHE_AXES, DECODE)] * 2)
+    cached = _specs(DECODE)
     return jax.shard_map(
         local,
         mesh=mesh,

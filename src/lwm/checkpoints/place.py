@@ -1,6 +1,6 @@
 """Weights onto devices: one tensor at a time, straight from the file to where it will live."""
 
-from typing import Any
+from collections.abc import Iterable, Iterator
 
 import jax
 import numpy as np
@@ -8,38 +8,72 @@ from jax.sharding import Mesh
 
 from lwm.checkpoints.checkpoint import Checkpoint
 from lwm.checkpoints.names import named_specs
+from lwm.core.mesh import TENSOR
 from lwm.core.params import cast
 from lwm.core.progress import progress
 from lwm.core.sharding import DECODE, named_sharding
-from lwm.models.llama import Llama, llama_params
+from lwm.models.llama import FUSED, FusedLayer, Layer, Llama
+
+_PART_OF = {part: whole for whole, parts in FUSED.items() for part in parts}
 
 
 def load_weights(checkpoint: Checkpoint, *, dtype: str, mesh: Mesh | None) -> Llama:
-    """The model's weights with layers unrolled, sharded as inference wants them.
+    """The model's weights as inference wants them: layers unrolled, fused where no axis cuts them, in their shards.
 
-    Memory on the host peaks at one tensor above what the host's own devices keep.
+    Memory on the host peaks at one tensor, or one fused group, above what the host's own devices keep.
     """
     specs = named_specs(checkpoint.config)
+    fused = mesh is None or mesh.shape[TENSOR] == 1
     placed = {}
     with progress(f"loading {checkpoint.source}", len(specs)) as advance:
-        for name, array in checkpoint.read():
-            spec = specs[name]
-            array = np.asarray(array, dtype=cast(dtype), order="C")
+        arrays = _cast(checkpoint.read(), dtype)
+        for name, axes, array, parts in _fuse(arrays, checkpoint) if fused else (
+            (name, specs[name].axes, array, 1) for name, array in arrays
+        ):
             if mesh is None:
                 placed[name] = jax.device_put(array, jax.devices()[0])
             else:
-                sharding = named_sharding(mesh, spec.axes, DECODE)
                 placed[name] = jax.make_array_from_callback(
-                    spec.shape, sharding, lambda index, array=array: array[index]
+                    array.shape,
+                    named_sharding(mesh, axes, DECODE),
+                    lambda index, array=array: array[index],
                 )
             # Otherwise transfers would pile up copies of what was read faster than it was placed.
             placed[name].block_until_ready()
-            advance()
-    return _tree(checkpoint, placed)
-
-
-def _tree(checkpoint: Checkpoint, placed: dict[str, Any]) -> Llama:
-    template = llama_params(checkpoint.config, stacked=False)
-    return jax.tree_util.tree_map_with_path(
-        lambda path, _: placed[jax.tree_util.keystr(path, simple=True, separator=".")], template
+            advance(parts)
+    kind = FusedLayer if fused else Layer
+    fields = kind.__dataclass_fields__
+    return Llama(
+        embedding=placed["embedding"],
+        layers=tuple(
+            kind(**{field: placed[f"layers.{i}.{field}"] for field in fields})
+            for i in range(checkpoint.config.num_layers)
+        ),
+        norm=placed["norm"],
+        head=placed.get("head"),
     )
+
+
+def _cast(
+    arrays: Iterable[tuple[str, np.ndarray]], dtype: str
+) -> Iterator[tuple[str, np.ndarray]]:
+    for name, array in arrays:
+        yield name, np.asarray(array, dtype=cast(dtype), order="C")
+
+
+def _fuse(
+    arrays: Iterable[tuple[str, np.ndarray]], checkpoint: Checkpoint
+) -> Iterator[tuple[str, tuple[str, ...], np.ndarray, int]]:
+    """Joins the parts of each fused kernel, which come one after another; passes everything else on."""
+    specs = named_specs(checkpoint.config)
+    held: list[np.ndarray] = []
+    for name, array in arrays:
+        prefix, _, field = name.rpartition(".")
+        whole = _PART_OF.get(field)
+        if whole is None:
+            yield name, specs[name].axes, array, 1
+            continue
+        held.append(array)
+        if field == FUSED[whole][-1]:
+            yield f"{prefix}.{whole}", specs[name].axes, np.concatenate(held, axis=1), len(held)
+            held = []

@@ -4,12 +4,15 @@ Layout and use of one layer's part are in `attention.cached`; this file sizes an
 does not fit before a byte of it exists.
 """
 
+from collections.abc import Callable
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 from jaxtyping import Array
 
-from lwm.attention.cached import CACHE_AXES, SLAB, LayerCache
+from lwm.attention.cached import CACHE_AXES, LayerCache, local_capacity
 from lwm.core.errors import CapacityError
 from lwm.core.memory import available_bytes, gigabytes
 from lwm.core.mesh import SEQUENCE
@@ -22,8 +25,8 @@ Cache = tuple[LayerCache, ...]
 
 def cache_capacity(tokens: int, mesh: Mesh | None) -> int:
     """The least capacity that holds `tokens` positions: whole slabs on every device of the `sequence` axis."""
-    unit = SLAB * (1 if mesh is None else mesh.shape[SEQUENCE])
-    return -(-tokens // unit) * unit
+    shards = 1 if mesh is None else mesh.shape[SEQUENCE]
+    return local_capacity(-(-tokens // shards)) * shards
 
 
 def require_memory(
@@ -59,13 +62,15 @@ def make_cache(
         CapacityError: it would not fit.
     """
     require_memory(config, slots=slots, capacity=capacity, dtype=dtype, mesh=mesh)
-    shape = (slots, config.num_kv_heads, capacity, config.head_dim)
-    sharding = None if mesh is None else named_sharding(mesh, CACHE_AXES, DECODE)
+    key_shape = (slots, config.num_kv_heads, config.head_dim, capacity)
+    value_shape = (slots, config.num_kv_heads, capacity, config.head_dim)
+
+    def zeros(shape: tuple[int, ...], axes: tuple[str | None, ...]) -> Array:
+        sharding = None if mesh is None else named_sharding(mesh, axes, DECODE)
+        return jnp.zeros(shape, jnp.dtype(dtype), device=sharding)
+
     return tuple(
-        LayerCache(
-            jnp.zeros(shape, jnp.dtype(dtype), device=sharding),
-            jnp.zeros(shape, jnp.dtype(dtype), device=sharding),
-        )
+        LayerCache(zeros(key_shape, CACHE_AXES.keys), zeros(value_shape, CACHE_AXES.values))  # type: ignore[arg-type]
         for _ in range(config.num_layers)
     )
 
@@ -76,20 +81,24 @@ def grow_cache(cache: Cache, capacity: int, mesh: Mesh | None) -> Cache:
     Goes layer by layer and frees the old one, so that two whole caches never stand side by side.
     """
     shards = 1 if mesh is None else mesh.shape[SEQUENCE]
-    sharding = None if mesh is None else named_sharding(mesh, CACHE_AXES, DECODE)
 
-    def pad(x: Array) -> Array:
-        slots, heads, old, dim = x.shape
-        parts = x.reshape(slots, heads, shards, old // shards, dim)
-        extra = (capacity - old) // shards
-        parts = jnp.pad(parts, ((0, 0), (0, 0), (0, 0), (0, extra), (0, 0)))
-        return parts.reshape(slots, heads, capacity, dim)
+    def pad(x: Array, axis: int) -> Array:
+        old = x.shape[axis]
+        parts = x.reshape(*x.shape[:axis], shards, old // shards, *x.shape[axis + 1 :])
+        extra = [(0, 0)] * parts.ndim
+        extra[axis + 1] = (0, (capacity - old) // shards)
+        return jnp.pad(parts, extra).reshape(*x.shape[:axis], capacity, *x.shape[axis + 1 :])
 
-    compiled = jax.jit(pad, out_shardings=sharding)
+    def grower(axes: tuple[str | None, ...]) -> Callable[[Array], Array]:
+        sharding = None if mesh is None else named_sharding(mesh, axes, DECODE)
+        compiled = jax.jit(partial(pad, axis=axes.index("cache_position")), out_shardings=sharding)
 
-    def grow(x: Array) -> Array:
-        grown = compiled(x)
-        x.delete()
-        return grown
+        def grow(x: Array) -> Array:
+            grown = compiled(x)
+            x.delete()
+            return grown
 
-    return jax.tree.map(grow, cache)
+        return grow
+
+    keys, values = (grower(axes) for axes in CACHE_AXES)  # type: ignore[arg-type]
+    return tuple(LayerCache(keys(layer.keys), values(layer.values)) for layer in cache)

@@ -76,11 +76,31 @@ class Layer:
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True, kw_only=True)
+class FusedLayer:
+    """A layer whose products of the same input are one: query, key and value side by side, and gate and up.
+
+    For inference where the `tensor` axis does not cut them: the fewer and larger products are, the nearer they come to the speed of memory.
+    """
+
+    attention_norm: Float[Array, " embed"]
+    attention_in: Float[Array, "embed heads_and_kv_heads_dim"]
+    output: Float[Array, "heads_dim embed"]
+    mlp_norm: Float[Array, " embed"]
+    mlp_in: Float[Array, "embed gate_and_up"]
+    down: Float[Array, "mlp embed"]
+
+
+FUSED = {"attention_in": ("query", "key", "value"), "mlp_in": ("gate", "up")}
+"""What each fused kernel is made of, in the order of its columns."""
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True, kw_only=True)
 class Llama:
     """All weights; `head` is None where it is the embedding's transpose."""
 
     embedding: Float[Array, "vocab embed"]
-    layers: Layer | tuple[Layer, ...]
+    layers: Layer | tuple[Layer | FusedLayer, ...]
     norm: Float[Array, " embed"]
     head: Float[Array, "embed vocab"] | None
 
@@ -169,8 +189,19 @@ def embed_tokens(
     )(table, tokens)
 
 
+def project(
+    layer: Layer | FusedLayer, x: Float[Array, "batch seq embed"], config: LlamaConfig
+) -> tuple[Array, Array, Array]:
+    """Queries, keys and values of a normalised input, heads not yet split."""
+    if isinstance(layer, Layer):
+        return x @ layer.query, x @ layer.key, x @ layer.value
+    heads, kv_heads = config.num_heads * config.head_dim, config.num_kv_heads * config.head_dim
+    query, key, value = jnp.split(x @ layer.attention_in, [heads, heads + kv_heads], axis=-1)
+    return query, key, value
+
+
 def feed_forward(
-    layer: Layer, x: Float[Array, "batch seq embed"], *, block: int, shards: int
+    layer: Layer | FusedLayer, x: Float[Array, "batch seq embed"], *, block: int, shards: int
 ) -> Float[Array, "batch seq embed"]:
     """SwiGLU (Shazeer 2020, arXiv 2002.05202), `block` positions of each of `shards` equal parts at a time.
 
@@ -178,7 +209,11 @@ def feed_forward(
     """
 
     def apply(x: Array) -> Array:
-        return (jax.nn.silu(x @ layer.gate) * (x @ layer.up)) @ layer.down
+        if isinstance(layer, Layer):
+            gate, up = x @ layer.gate, x @ layer.up
+        else:
+            gate, up = jnp.split(x @ layer.mlp_in, 2, axis=-1)
+        return (jax.nn.silu(gate) * up) @ layer.down
 
     batch, length, embed = x.shape
     if length % shards:  # one part then, which is right wherever it lies
@@ -219,15 +254,16 @@ def hidden_states(
     shards = 1 if mesh is None else shard_count(mesh, "position", rules)
     activation = ("batch", "position", "activation")
 
-    def one_layer(x: Array, layer: Layer, cache: Any) -> tuple[Array, Any]:
+    def one_layer(x: Array, layer: Layer | FusedLayer, cache: Any) -> tuple[Array, Any]:
         def split(x: Array, heads: int, axis: str) -> Array:
             x = x.reshape(*x.shape[:2], heads, config.head_dim)
             return constrain(x, mesh, ("batch", "position", axis, None), rules)
 
         normed = rms_norm(x, layer.attention_norm, config.rms_norm_eps)
-        query = split(normed @ layer.query, config.num_heads, "heads")
-        key = split(normed @ layer.key, config.num_kv_heads, "kv_heads")
-        value = split(normed @ layer.value, config.num_kv_heads, "kv_heads")
+        query, key, value = project(layer, normed, config)
+        query = split(query, config.num_heads, "heads")
+        key = split(key, config.num_kv_heads, "kv_heads")
+        value = split(value, config.num_kv_heads, "kv_heads")
         query = rotate(query, positions, config.rope_theta)
         key = rotate(key, positions, config.rope_theta)
         mixed, cache = attend(query, key, value, cache)
