@@ -1,10 +1,27 @@
 """lwm: the Large World Model, whole and reproducible.
 
-`lwm.load` gives a model that scores, continues and converses; everything else is in the rooms (`docs/architecture.md`).
+`lwm.load` gives a model that scores, continues and converses; everything else is in the rooms
+(`docs/architecture.md`). Names load on first use, so that the command line can answer `--help`
+without waiting for jax.
 """
 
-from lwm.core.errors import LwmError
-from lwm.inference.model import Logits, Model, load
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from lwm.core.errors import LwmError
+    from lwm.inference.model import Logits, Model, load
 
 __all__ = ["Logits", "LwmError", "Model", "load"]
 __version__ = "0.1.0"
+
+
+def __getattr__(name: str) -> Any:
+    if name == "LwmError":
+        from lwm.core import errors
+
+        return errors.LwmError
+    if name in __all__:
+        from lwm.inference import model
+
+        return getattr(model, name)
+    raise AttributeError(f"module 'lwm' has no attribute {name!r}")

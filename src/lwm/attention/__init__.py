@@ -1,1 +1,2 @@
-"""Attention: masks, rotary positions, and exact attention dense, blockwise, round a ring and over caches."""
+"""Attention: masks, rotary positions, and exact attention dense, blockwise, round a ring and over
+caches."""

@@ -1,7 +1,8 @@
 """The one entry point to attention over whole sequences.
 
-Chooses an implementation by configuration and, on a mesh whose `sequence` axis is longer than 1, a strategy. Attention that
-reads a cache is in `cached`. Knows the logical axes of its own arrays; knows nothing of models.
+Chooses an implementation by configuration and, on a mesh whose `sequence` axis is longer than 1, a
+strategy. Attention that reads a cache is in `cached`. Knows the logical axes of its own arrays;
+knows nothing of models.
 """
 
 from dataclasses import dataclass
@@ -59,24 +60,34 @@ def attention(
 ) -> Float[Array, "batch queries heads dim"]:
     """Attention of queries to the keys their positions and segments allow.
 
-    On a mesh the arrays are global and sharded by the training rules. The order of the sequence is the caller's: any
-    gives the right answer, the zigzag of `order` gives it in balance. Lengths need not be multiples of anything.
+    On a mesh the arrays are global and sharded by the training rules. The order of the sequence is
+    the caller's: any gives the right answer, the zigzag of `order` gives it in balance. Lengths
+    need not be multiples of anything.
 
     Raises:
         ConfigError: the strategy cannot serve these heads on this mesh.
     """
     if config.implementation == "reference":
         return reference_attention(query, key, value, query_side, key_side, causal=causal)
-    blocks = {"query_block": config.query_block, "key_block": config.key_block}
+    blockwise = partial(
+        blockwise_attention,
+        causal=causal,
+        query_block=config.query_block,
+        key_block=config.key_block,
+    )
     if mesh is None or mesh.size == 1:
-        return blockwise_attention(
-            query, key, value, query_side, key_side, causal=causal, **blocks
-        )
+        return blockwise(query, key, value, query_side, key_side)
     shards = mesh.shape[SEQUENCE]
     if shards == 1:
-        local = partial(blockwise_attention, causal=causal, **blocks)
+        local = blockwise
     else:
-        local = partial(_STRATEGIES[config.strategy], axis=SEQUENCE, causal=causal, **blocks)
+        local = partial(
+            _STRATEGIES[config.strategy],
+            axis=SEQUENCE,
+            causal=causal,
+            query_block=config.query_block,
+            key_block=config.key_block,
+        )
     queries, keys = query.shape[1], key.shape[1]
     if shards > 1:
         query, query_side = _pad(query, query_side, zigzag_length(queries, shards))

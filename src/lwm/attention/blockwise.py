@@ -1,14 +1,17 @@
-"""Blockwise attention: exact, in memory linear in the sequence, skipping every block that is wholly masked.
+"""Blockwise attention: exact, in memory linear in the sequence, skipping every block that is
+wholly masked.
 
-Queries and keys are cut into blocks; each query block meets its key blocks one after another under an online softmax, and
-the backward pass recomputes the scores from the saved log-sum-exp. Blocks that causality or segments rule out are
-never computed: loops run over the needed range alone, and inside it a condition passes over the rest.
+Queries and keys are cut into blocks; each query block meets its key blocks one after another under
+an online softmax, and the backward pass recomputes the scores from the saved log-sum-exp. Blocks
+that causality or segments rule out are never computed: loops run over the needed range alone, and
+inside it a condition passes over the rest.
 
-`forward` and `backward` handle one set of keys and carry their sums on, so that a ring can call them for
-each set that comes round. Knows arrays and masks; knows nothing of devices, caches or models.
+`forward` and `backward` handle one set of keys and carry their sums on, so that a ring can call
+them for each set that comes round. Knows arrays and masks; knows nothing of devices, caches or
+models.
 
-Sources: Milakov & Gimelshein 2018 (arXiv 1805.02867) for the online softmax; Dao 2023 (arXiv 2307.08691) for the backward
-pass; Liu & Abbeel 2023 (arXiv 2305.19370) for the blocks.
+Sources: Milakov & Gimelshein 2018 (arXiv 1805.02867) for the online softmax; Dao 2023 (arXiv
+2307.08691) for the backward pass; Liu & Abbeel 2023 (arXiv 2305.19370) for the blocks.
 """
 
 from collections.abc import Callable
@@ -28,10 +31,11 @@ _START = -1e30
 
 @dataclass(frozen=True)
 class Cut:
-    """How a sequence axis is cut: into `chunks` equal runs, each into blocks of equal size, padded at the end of each run.
+    """How a sequence axis is cut: into `chunks` equal runs, each into blocks of equal size, padded
+    at the end of each run.
 
-    Chunks keep the two runs of a zigzag shard apart: a block across both would span nearly all positions and
-    be needed by everybody.
+    Chunks keep the two runs of a zigzag shard apart: a block across both would span nearly all
+    positions and be needed by everybody.
     """
 
     length: int
@@ -112,7 +116,8 @@ class Keys:
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True, kw_only=True)
 class Sums:
-    """Where the online softmax stands, float32: running maximum, sum of exponentials, weighted values."""
+    """Where the online softmax stands, float32: running maximum, sum of exponentials, weighted
+    values."""
 
     maximum: Float[Array, "*batch kv_heads group block"]
     total: Float[Array, "*batch kv_heads group block"]
@@ -161,7 +166,10 @@ def update(
         weights = jnp.exp(scores - maximum[..., None])
         shrink = jnp.exp(sums.maximum - maximum)
         values = jnp.einsum(
-            "kgqs,ksd->kgqd", weights.astype(value.dtype), value, preferred_element_type=jnp.float32
+            "kgqs,ksd->kgqd",
+            weights.astype(value.dtype),
+            value,
+            preferred_element_type=jnp.float32,
         )
         return Sums(
             maximum=maximum,
@@ -175,13 +183,16 @@ def update(
 def _by_heads(function: Callable[..., Any], *arguments: Any) -> Any:
     """Applies a function to a few groups of kv heads on their own and joins the results.
 
-    The groups are independent chains of operations: XLA's CPU backend runs them side by side, and the scores of a group stay in the
-    cache, which made prefill a fifth to a third faster there (docs/log.md, 22 November 2026).
+    The groups are independent chains of operations: XLA's CPU backend runs them side by side, and
+    the scores of a group stay in the cache, which made prefill a fifth to a third faster there
+    (docs/log.md, 22 November 2026).
     """
     kv_heads = jax.tree.leaves(arguments)[0].shape[0]
     groups = max(n for n in range(1, 5) if kv_heads % n == 0)
-    parts = [jax.tree.map(lambda x: jnp.split(x, groups)[i], arguments) for i in range(groups)]
-    return jax.tree.map(lambda *x: jnp.concatenate(x), *(function(*part) for part in parts))
+    leaves, tree = jax.tree.flatten(arguments)
+    parts = zip(*(jnp.split(leaf, groups) for leaf in leaves), strict=True)
+    results = [function(*tree.unflatten(part)) for part in parts]
+    return jax.tree.map(lambda *x: jnp.concatenate(x), *results)
 
 
 def finish(sums: Sums) -> tuple[Array, Array]:
@@ -197,7 +208,8 @@ def _at(tree: Any, index: Array) -> Any:
 
 
 def _over_needed(wanted: Array, step: Callable[[Array, Any], Any], carry: Any) -> Any:
-    """Runs `step` over the indices that are wanted, in order; the rest costs nothing or a condition."""
+    """Runs `step` over the indices that are wanted, in order; the rest costs nothing or a
+    condition."""
     indices = jnp.arange(wanted.shape[0])
     first = jnp.where(wanted, indices, wanted.shape[0]).min()
     last = jnp.where(wanted, indices, -1).max() + 1
@@ -246,7 +258,9 @@ class Saved:
 
     gradient: Float[Array, "*batch kv_heads group block dim"]  # of the output
     logsumexp: Float[Array, "*batch kv_heads group block"]
-    product: Float[Array, "*batch kv_heads group block"]  # sum over dim of output times its gradient
+    product: Float[
+        Array, "*batch kv_heads group block"
+    ]  # sum over dim of output times its gradient
 
 
 def save(
@@ -268,7 +282,8 @@ def backward(
     *,
     causal: bool,
 ) -> tuple[Array, Array, Array]:
-    """Adds these keys' part to the gradient of the queries; returns it and the gradients of keys and values.
+    """Adds these keys' part to the gradient of the queries; returns it and the gradients of keys
+    and values.
 
     All gradients are float32; that of the queries is of the scaled ones.
     """
@@ -315,9 +330,9 @@ def _attention(
     query: Array, key: Array, value: Array, query_side: Side, key_side: Side,
     causal: bool, query_cut: Cut, key_cut: Cut,
 ) -> Array:  # fmt: skip
-    return _attention_forward(
-        query, key, value, query_side, key_side, causal, query_cut, key_cut
-    )[0]
+    return _attention_forward(query, key, value, query_side, key_side, causal, query_cut, key_cut)[
+        0
+    ]
 
 
 def _attention_forward(
@@ -326,9 +341,7 @@ def _attention_forward(
 ) -> tuple[Array, Any]:  # fmt: skip
     queries = cut_queries(query, query_side, key.shape[2], query_cut)
     keys = cut_keys(key, value, key_side, key_cut)
-    sums = forward(
-        start(queries.data.shape[:-1], query.shape[-1]), queries, keys, causal=causal
-    )
+    sums = forward(start(queries.data.shape[:-1], query.shape[-1]), queries, keys, causal=causal)
     blocks, logsumexp = finish(sums)
     out = query_cut.undo_queries(blocks).astype(query.dtype)
     return out, (query, key, value, query_side, key_side, out, logsumexp)

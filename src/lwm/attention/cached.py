@@ -1,12 +1,17 @@
-"""Attention of new tokens to a key-value cache: chunks of one request in prefill, one token a slot in decode.
+"""Attention of new tokens to a key-value cache: chunks of one request in prefill, one token a slot
+in decode.
 
-A cache holds values as [slots, kv_heads, capacity, dim] and keys as [slots, kv_heads, dim, capacity], the order in which each is multiplied.
-It may be sharded: slots over `data`, heads over `tensor`, capacity over `sequence` in striped order (position p lies on device p mod R at index p // R, see `order`). So a token's place follows
-from its position, every write is local, and a key's position follows from its place: what lies beyond a query's position is masked,
-be it stale or never written. In prefill the cache's slabs go round a ring; in decode nothing moves but each device's
-`(output, log-sum-exp)`. Beyond one slab, work is bounded by the positions in use, not by the capacity.
+A cache holds values as [slots, kv_heads, capacity, dim] and keys as [slots, kv_heads, dim,
+capacity], the order in which each is multiplied. It may be sharded: slots over `data`, heads over
+`tensor`, capacity over `sequence` in striped order (position p lies on device p mod R at index p
+// R, see `order`). So a token's place follows from its position, every write is local, and a key's
+position follows from its place: what lies beyond a query's position is masked, be it stale or
+never written. In prefill the cache's slabs go round a ring; in decode nothing moves but each
+device's `(output, log-sum-exp)`. Beyond one slab, work is bounded by the positions in use, not by
+the capacity.
 
-Knows one layer's arrays; knows nothing of models or requests. Source of the decode merge: Flash-Decoding (Dao et al. 2023).
+Knows one layer's arrays; knows nothing of models or requests. Source of the decode merge:
+Flash-Decoding (Dao et al. 2023).
 """
 
 from functools import partial
@@ -26,7 +31,7 @@ from lwm.attention.blockwise import (
     forward,
     start,
 )
-from lwm.attention.mask import Side, side
+from lwm.attention.mask import side
 from lwm.attention.ring import ring_forward
 from lwm.core.mesh import DATA, SEQUENCE
 from lwm.core.sharding import DECODE, PREFILL, Rules, partition_spec
@@ -35,8 +40,8 @@ SLAB = 512
 """Positions of a cache that prefill attends at a time; a device's capacity is a multiple of it."""
 
 DECODE_SLAB = 4096
-"""The same in decode. A capacity up to this is attended in one pass, which spares a CPU the copy of each slab; a larger
-one is a multiple of it."""
+"""The same in decode. A capacity up to this is attended in one pass, which spares a CPU the copy
+of each slab; a larger one is a multiple of it."""
 
 
 class LayerCache(NamedTuple):
@@ -141,8 +146,8 @@ def prefill_attention(
     Args:
         query, key, value: the chunk, on a mesh in the striped order of its `sequence` axis.
         slot: which row of the cache is the request's.
-        first: position of the chunk's first token, a multiple of the `sequence` axis' size; the chunk must end within the
-            capacity.
+        first: position of the chunk's first token, a multiple of the `sequence` axis' size; the
+            chunk must end within the capacity.
         block: queries at a time.
     """
     local = partial(_prefill, mesh=mesh, block=block)
@@ -185,7 +190,8 @@ def _decode(
             values=put(cache.values, new_value, (i, 0, place[i], 0)),
         )
 
-    # A loop of unknown length, because the CPU backend would fuse a plain write with what reads the cache, and rewrite all of it.
+    # A loop of unknown length, because the CPU backend would fuse a plain write with what reads
+    # the cache, and rewrite all of it.
     last = jnp.where(positions >= 0, jnp.arange(slots) + 1, 0).max()
     cache = jax.lax.fori_loop(0, last, write, cache)
     grouped = (query * dim**-0.5).astype(query.dtype)
@@ -193,7 +199,8 @@ def _decode(
     separate = platform == "cpu" and heads // kv_heads <= 8
 
     def product(pattern: str, rows: Array, matrix: Array) -> Array:
-        """Rows of a group times their head's matrix. A CPU does better with a matrix-vector product for each of a few rows."""
+        """Rows of a group times their head's matrix. A CPU does better with a matrix-vector
+        product for each of a few rows."""
         multiply = partial(jnp.einsum, preferred_element_type=jnp.float32)
         if not separate:
             return multiply(pattern, rows, matrix)
@@ -257,7 +264,8 @@ def decode_attention(
     """Writes each slot's next token into the cache and attends to everything up to it.
 
     Args:
-        positions: of each slot's token; -1 for a slot that has none, which gets zeros and writes nothing.
+        positions: of each slot's token; -1 for a slot that has none, which gets zeros and writes
+            nothing.
     """
     platform = jax.default_backend() if mesh is None else mesh.devices.flat[0].platform
     local = partial(_decode, mesh=mesh, platform=platform)

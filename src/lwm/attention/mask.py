@@ -1,9 +1,9 @@
 """Who may attend to whom, from one number or two per position.
 
-A mask is never a square: it is the positions and segment ids of queries and keys, compared where and when a
-block is computed. Segments with equal ids see each other; a negative id is padding, which sees nothing and is
-seen by nothing. Every implementation in this room reads masks through this file, and so does the benchmark that counts
-blocks.
+A mask is never a square: it is the positions and segment ids of queries and keys, compared where
+and when a block is computed. Segments with equal ids see each other; a negative id is padding,
+which sees nothing and is seen by nothing. Every implementation in this room reads masks through
+this file, and so does the benchmark that counts blocks.
 """
 
 from dataclasses import dataclass
@@ -55,7 +55,8 @@ def pad(side: Side, length: int) -> Side:
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True, kw_only=True)
 class Ranges:
-    """Least and greatest position and segment of the real tokens of each block; empty where all is padding."""
+    """Least and greatest position and segment of the real tokens of each block; empty where all is
+    padding."""
 
     first_position: Int[Array, "*blocks"]
     last_position: Int[Array, "*blocks"]
@@ -78,8 +79,8 @@ def ranges(side: Side) -> Ranges:
 def needed(query: Ranges, key: Ranges, *, causal: bool) -> Bool[Array, "*blocks"]:
     """Whether a pair of blocks holds an allowed pair of tokens; broadcasts over blocks.
 
-    Exact where segments are contiguous and each block's positions form a run, as in packed rows and in zigzag
-    shards; otherwise it may name a block too many, never one too few.
+    Exact where segments are contiguous and each block's positions form a run, as in packed rows
+    and in zigzag shards; otherwise it may name a block too many, never one too few.
     """
     meet = (query.first_segment <= key.last_segment) & (key.first_segment <= query.last_segment)
     if causal:

@@ -1,12 +1,13 @@
 """Orders in which a sequence is laid over the devices of the `sequence` axis.
 
-Causal attention over contiguous shards leaves the ring waiting for its last device. Two orders balance it:
+Causal attention over contiguous shards leaves the ring waiting for its last device. Two orders
+balance it:
 - zigzag: device r of R holds chunks r and 2R-1-r. For whole sequences (training, scoring).
-- striped: position p lies on device p mod R. For caches, because the place of a token depends on its position alone,
-  whatever the size of the chunk that brought it, and so every write is local.
+- striped: position p lies on device p mod R. For caches, because the place of a token depends on
+  its position alone, whatever the size of the chunk that brought it, and so every write is local.
 
-Everything downstream sees positions, never an order. Sources: zhuzilin/ring-flash-attention (zigzag);
-Striped Attention, Brandon et al. 2023 (arXiv 2311.09431).
+Everything downstream sees positions, never an order. Sources: zhuzilin/ring-flash-attention
+(zigzag); Striped Attention, Brandon et al. 2023 (arXiv 2311.09431).
 """
 
 import numpy as np

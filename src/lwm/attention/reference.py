@@ -1,6 +1,8 @@
-"""Dense attention, as the textbook has it: the yardstick for every other path, and the only one that builds the square.
+"""Dense attention, as the textbook has it: the yardstick for every other path, and the only one
+that builds the square.
 
-Source: Vaswani et al. 2017 (arXiv 1706.03762), section 3.2.1; grouped heads, Ainslie et al. 2023 (arXiv 2305.13245).
+Source: Vaswani et al. 2017 (arXiv 1706.03762), section 3.2.1; grouped heads, Ainslie et al. 2023
+(arXiv 2305.13245).
 """
 
 import jax
@@ -24,7 +26,8 @@ def reference_attention(
     grouped = query.reshape(batch, queries, key.shape[2], -1, dim).astype(jnp.float32)
     scores = jnp.einsum("bqkgd,bskd->bkgqs", grouped, key.astype(jnp.float32)) * dim**-0.5
     mask = allowed(query_side, key_side, causal=causal)[:, None, None]
-    # A row without any allowed key would be 0/0, in the gradient too; it gets a harmless row, then zero weights.
+    # A row without any allowed key would be 0/0, in the gradient too; it gets a harmless row, then
+    # zero weights.
     seen = mask.any(axis=-1, keepdims=True)
     weights = jnp.where(mask, jax.nn.softmax(jnp.where(mask | ~seen, scores, -jnp.inf)), 0.0)
     out = jnp.einsum("bkgqs,bskd->bqkgd", weights, value.astype(jnp.float32))

@@ -1,10 +1,12 @@
-"""Attention over a sequence sharded along one mesh axis: ring, all-gathered keys, or heads traded for sequence.
+"""Attention over a sequence sharded along one mesh axis: ring, all-gathered keys, or heads traded
+for sequence.
 
-These run inside `shard_map`: every array is one device's part, and `axis` names the mesh axis. Positions and segments travel
-with the keys, because a balanced order breaks `index = offset + i`. Knows arrays, masks and an axis name;
-knows nothing of meshes, models, caches or batches.
+These run inside `shard_map`: every array is one device's part, and `axis` names the mesh axis.
+Positions and segments travel with the keys, because a balanced order breaks `index = offset + i`.
+Knows arrays, masks and an axis name; knows nothing of meshes, models, caches or batches.
 
-Sources: Liu, Zaharia & Abbeel 2023 (arXiv 2310.01889) for the ring; Jacobs et al. 2023 (arXiv 2309.14509) for Ulysses.
+Sources: Liu, Zaharia & Abbeel 2023 (arXiv 2310.01889) for the ring; Jacobs et al. 2023 (arXiv
+2309.14509) for Ulysses.
 """
 
 import math
@@ -88,7 +90,8 @@ def _ring_backward(
     def step(carry: Any, _: None) -> tuple[Any, None]:
         dq, keys, sums = carry
         incoming = rotate(keys, axis)
-        # What the earlier devices summed for the present block arrives while our own part is computed.
+        # What the earlier devices summed for the present block arrives while our own part is
+        # computed.
         arrived = rotate(sums, axis)
         dq, *part = backward(dq, queries, saved, keys, causal=causal)
         return (dq, incoming, jax.tree.map(jnp.add, arrived, tuple(part))), None
@@ -172,7 +175,8 @@ def ulysses_attention(
     heads, kv_heads = query.shape[2], key.shape[2]
     if heads % size:
         raise ConfigError(
-            f"ulysses divides heads over the sequence axis, but {heads} heads on each tensor shard "
+            f"ulysses divides heads over the sequence axis, but {heads} heads on each tensor "
+            "shard "
             f"cannot be divided by {size} devices; choose the strategy 'ring' or another mesh"
         )
     # Too few key heads are repeated until each device gets a whole one.

@@ -1,7 +1,8 @@
-"""A checkpoint on disk, opened but not loaded: its configuration, and its tensors one at a time in our layout.
+"""A checkpoint on disk, opened but not loaded: its configuration, and its tensors one at a time in
+our layout.
 
-Formats differ in the `Tensors` they bring and in their table of names; all checking happens here, before anything is
-allocated.
+Formats differ in the `Tensors` they bring and in their table of names; all checking happens here,
+before anything is allocated.
 """
 
 from collections.abc import Callable, Iterator
@@ -18,7 +19,8 @@ from lwm.models.llama import LlamaConfig
 
 
 class Tensors(Protocol):
-    """Tensors of a file or directory under their foreign names; `read` touches one tensor's bytes alone."""
+    """Tensors of a file or directory under their foreign names; `read` touches one tensor's bytes
+    alone."""
 
     def shapes(self) -> dict[str, tuple[int, ...]]: ...
 
@@ -59,13 +61,16 @@ class Checkpoint:
             known.add(row.theirs)
             if row.theirs not in present:
                 raise CheckpointError(
-                    f"{self.source}: the tensor {row.theirs!r} is missing; the file is incomplete or "
+                    f"{self.source}: the tensor {row.theirs!r} is missing; the file is incomplete "
+                    "or "
                     "its configuration describes another model"
                 )
             if present[row.theirs] != expected:
                 raise CheckpointError(
-                    f"{self.source}: the tensor {row.theirs!r} has shape {list(present[row.theirs])} "
-                    f"but the configuration asks for {list(expected)}; correct --config or the file"
+                    f"{self.source}: the tensor {row.theirs!r} has shape "
+                    f"{list(present[row.theirs])} "
+                    f"but the configuration asks for {list(expected)}; correct --config or the "
+                    "file"
                 )
         for name in present.keys() - known:
             if not self.ignorable(name):

@@ -1,11 +1,12 @@
 """The original's files: arrays in Flax's msgpack encoding, found without reading them.
 
-The msgpack package would copy each array two or three times on the way to memory, and an array here can be a fifth of a 7B
-model. So this walks the structure of a memory map, remembers where the raw numbers lie and hands out views. Every length is
-checked against the file's end before it is used. Knows bytes; knows nothing of models.
+The msgpack package would copy each array two or three times on the way to memory, and an array
+here can be a fifth of a 7B model. So this walks the structure of a memory map, remembers where the
+raw numbers lie and hands out views. Every length is checked against the file's end before it is
+used. Knows bytes; knows nothing of models.
 
-Sources: the msgpack specification; flax.serialization (ExtType 1: `(shape, dtype, bytes)`, 3: a scalar; arrays over
-2^30 bytes as maps with the key `__msgpack_chunked_array__`).
+Sources: the msgpack specification; flax.serialization (ExtType 1: `(shape, dtype, bytes)`, 3: a
+scalar; arrays over 2^30 bytes as maps with the key `__msgpack_chunked_array__`).
 """
 
 from dataclasses import dataclass
@@ -37,7 +38,8 @@ class Region:
 
 @dataclass(frozen=True)
 class StoredArray:
-    """An array on disk: its shape, type and the regions that hold its flattened numbers in order."""
+    """An array on disk: its shape, type and the regions that hold its flattened numbers in
+    order."""
 
     shape: tuple[int, ...]
     dtype: np.dtype
@@ -70,7 +72,8 @@ class Walker:
 
     def fail(self, why: str) -> CheckpointError:
         return CheckpointError(
-            f"{self.source} is broken or cut short ({why} at byte {self.offset:,} of {len(self.data):,}); "
+            f"{self.source} is broken or cut short ({why} at byte {self.offset:,} of "
+            f"{len(self.data):,}); "
             "copy or download it again"
         )
 
@@ -93,7 +96,8 @@ class Walker:
             raise self.fail("a name is not UTF-8") from error
 
     def value(self, depth: int = 0) -> Any:
-        """The next value: None, bool, int, float, str, list, dict, or a `Region` for binary and extension data."""
+        """The next value: None, bool, int, float, str, list, dict, or a `Region` for binary and
+        extension data."""
         if depth > _MAX_DEPTH:
             raise self.fail("values are nested too deeply")
         tag = self._integer(1)
@@ -175,7 +179,8 @@ class Walker:
     def _dtype(self, kind: str, name: str) -> np.dtype:
         if kind not in _DTYPES:
             raise CheckpointError(
-                f"{self.source}: {name!r} is stored as {kind}; weights must be one of {', '.join(_DTYPES)}"
+                f"{self.source}: {name!r} is stored as {kind}; weights must be one of "
+                f"{', '.join(_DTYPES)}"
             )
         return _DTYPES[kind]
 

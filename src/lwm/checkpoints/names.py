@@ -1,7 +1,9 @@
-"""How a foreign format names and lays out each tensor: one declarative table a format, driving both directions.
+"""How a foreign format names and lays out each tensor: one declarative table a format, driving
+both directions.
 
-A row pairs our name (the path in the `Llama` tree, `layers.3.query`) with theirs and with the layout theirs has. Reading turns their
-layout into ours, (in, out) with interleaved rotary pairs; writing turns it back.
+A row pairs our name (the path in the `Llama` tree, `layers.3.query`) with theirs and with the
+layout theirs has. Reading turns their layout into ours, (in, out) with interleaved rotary pairs;
+writing turns it back.
 """
 
 from collections.abc import Callable
@@ -26,7 +28,8 @@ class Layout:
 
 
 def _pairs_from_halves(x: np.ndarray, head_dim: int) -> np.ndarray:
-    """(out, in) with pair i at rows i and i + d/2 -> (in, out) with it at columns 2i and 2i + 1."""
+    """(out, in) with pair i at rows i and i + d/2 -> (in, out) with it at columns 2i and 2i +
+    1."""
     rows, columns = x.shape
     x = x.reshape(rows // head_dim, 2, head_dim // 2, columns)
     return x.swapaxes(1, 2).reshape(rows, columns).T
@@ -105,9 +108,7 @@ NATIVE: Table = tuple(Name(row.ours, row.ours, AS_IS) for row in HUGGINGFACE)
 def named_specs(config: LlamaConfig) -> dict[str, ParamSpec]:
     """Every parameter of a model by our name, layers one by one."""
     leaves = jax.tree_util.tree_leaves_with_path(llama_params(config, stacked=False))
-    return {
-        jax.tree_util.keystr(path, simple=True, separator="."): spec for path, spec in leaves
-    }
+    return {jax.tree_util.keystr(path, simple=True, separator="."): spec for path, spec in leaves}
 
 
 def rows(table: Table, config: LlamaConfig) -> dict[str, Name]:

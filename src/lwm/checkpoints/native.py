@@ -1,4 +1,5 @@
-"""Our model directory: `config.json`, `model.safetensors` under our own names, `tokenizer.json`."""
+"""Our model directory: `config.json`, `model.safetensors` under our own names,
+`tokenizer.json`."""
 
 import json
 from pathlib import Path
@@ -24,7 +25,8 @@ def open_native(directory: Path) -> Checkpoint:
     data = read_json(path)
     if data.get("version") != VERSION:
         raise CheckpointError(
-            f"{path} has format version {data.get('version')!r} and this lwm reads {VERSION}; update lwm"
+            f"{path} has format version {data.get('version')!r} and this lwm reads {VERSION}; "
+            "update lwm"
         )
     model = data.get("model")
     if not isinstance(model, dict):

@@ -1,7 +1,8 @@
-"""The original's text checkpoints: `params::`, `trainstate_params::` (streams) and `flax_params::` (one map).
+"""The original's text checkpoints: `params::`, `trainstate_params::` (streams) and `flax_params::`
+(one map).
 
-Layers may be unrolled (`transformer/h/3/...`) or scanned (`transformer/h/scan_decoder/...`, the layer axis first or second);
-both are shown to the rest of the room as unrolled.
+Layers may be unrolled (`transformer/h/3/...`) or scanned (`transformer/h/scan_decoder/...`, the
+layer axis first or second); both are shown to the rest of the room as unrolled.
 """
 
 from collections.abc import Iterator
@@ -91,7 +92,9 @@ def _entries(walker: Walker, kind: str) -> Iterator[tuple[str, Any]]:
             continue  # the optimizer's state and the like
         # The stream wraps each array in binary data of its own.
         if getattr(value, "code", 0) is None:
-            value = Walker(walker.data, walker.source, value.start, value.start + value.length).value()
+            value = Walker(
+                walker.data, walker.source, value.start, value.start + value.length
+            ).value()
         found = True
         yield "/".join(key[len(prefix) :]), value
     if not found:
@@ -113,17 +116,17 @@ def _flatten(tree: dict[str, Any], path: str) -> Iterator[tuple[str, Any]]:
 def _scan_axis(
     shape: tuple[int, ...], expected: tuple[int, ...] | None, layers: int, preferred: int
 ) -> int | None:
-    """Where the layer axis stands: where the configuration says if the shape allows it, else wherever it fits."""
+    """Where the layer axis stands: where the configuration says if the shape allows it, else
+    wherever it fits."""
     if expected is None:
         return None
-    fits = [
-        axis for axis in (0, 1) if shape == (*expected[:axis], layers, *expected[axis:])
-    ]
+    fits = [axis for axis in (0, 1) if shape == (*expected[:axis], layers, *expected[axis:])]
     return preferred if preferred in fits else (fits[0] if fits else None)
 
 
 def _configuration(config: str | None) -> tuple[LlamaConfig, int]:
-    """The model and the scan axis from `--config`: a size's name or a JSON file with the original's keys."""
+    """The model and the scan axis from `--config`: a size's name or a JSON file with the
+    original's keys."""
     if config is None:
         raise ConfigError(
             "this checkpoint does not say what it is; add --config with a size "
@@ -133,7 +136,8 @@ def _configuration(config: str | None) -> tuple[LlamaConfig, int]:
         return sizes.size(config), 0
     if not Path(config).is_file():
         raise ConfigError(
-            f"--config {config!r} is neither a size ({', '.join(sizes.NAMES)}) nor a file; correct it"
+            f"--config {config!r} is neither a size ({', '.join(sizes.NAMES)}) nor a file; "
+            "correct it"
         )
     data = read_json(Path(config))
     names = {
@@ -153,7 +157,9 @@ def _configuration(config: str | None) -> tuple[LlamaConfig, int]:
             continue
         value = data[theirs]
         if isinstance(value, bool) or not isinstance(value, int | kind):
-            raise ConfigError(f"{config}: {theirs} is {value!r}; a number ({kind.__name__}) is needed")
+            raise ConfigError(
+                f"{config}: {theirs} is {value!r}; a number ({kind.__name__}) is needed"
+            )
         values[ours] = kind(value)
     if data.get("tie_word_embeddings"):
         values["tie_embeddings"] = True

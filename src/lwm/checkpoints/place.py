@@ -18,17 +18,21 @@ _PART_OF = {part: whole for whole, parts in FUSED.items() for part in parts}
 
 
 def load_weights(checkpoint: Checkpoint, *, dtype: str, mesh: Mesh | None) -> Llama:
-    """The model's weights as inference wants them: layers unrolled, fused where no axis cuts them, in their shards.
+    """The model's weights as inference wants them: layers unrolled, fused where no axis cuts them,
+    in their shards.
 
-    Memory on the host peaks at one tensor, or one fused group, above what the host's own devices keep.
+    Memory on the host peaks at one tensor, or one fused group, above what the host's own devices
+    keep.
     """
     specs = named_specs(checkpoint.config)
     fused = mesh is None or mesh.shape[TENSOR] == 1
     placed = {}
     with progress(f"loading {checkpoint.source}", len(specs)) as advance:
         arrays = _cast(checkpoint.read(), dtype)
-        for name, axes, array, parts in _fuse(arrays, checkpoint) if fused else (
-            (name, specs[name].axes, array, 1) for name, array in arrays
+        for name, axes, array, parts in (
+            _fuse(arrays, checkpoint)
+            if fused
+            else ((name, specs[name].axes, array, 1) for name, array in arrays)
         ):
             if mesh is None:
                 placed[name] = jax.device_put(array, jax.devices()[0])
@@ -64,7 +68,8 @@ def _cast(
 def _fuse(
     arrays: Iterable[tuple[str, np.ndarray]], checkpoint: Checkpoint
 ) -> Iterator[tuple[str, tuple[str, ...], np.ndarray, int]]:
-    """Joins the parts of each fused kernel, which come one after another; passes everything else on."""
+    """Joins the parts of each fused kernel, which come one after another; passes everything else
+    on."""
     specs = named_specs(checkpoint.config)
     held: list[np.ndarray] = []
     for name, array in arrays:

@@ -16,8 +16,8 @@ def open_checkpoint(model: str, *, config: str | None = None) -> Checkpoint:
     """Opens and verifies a checkpoint without loading it.
 
     Args:
-        model: a directory (ours or Hugging Face Llama), a `.gguf` file, `params::FILE`, `trainstate_params::FILE`,
-            `flax_params::FILE`, `hf:OWNER/NAME`, or a known name.
+        model: a directory (ours or Hugging Face Llama), a `.gguf` file, `params::FILE`,
+            `trainstate_params::FILE`, `flax_params::FILE`, `hf:OWNER/NAME`, or a known name.
         config: a size or a JSON file, for the original's checkpoints.
 
     Raises:
@@ -40,7 +40,8 @@ def _open(model: str, config: str | None) -> Checkpoint:
         return open_original(kind, Path(file), config)
     if config is not None:
         raise ConfigError(
-            f"--config {config!r} belongs to the original's checkpoints (params::FILE and the like); "
+            f"--config {config!r} belongs to the original's checkpoints (params::FILE and the "
+            "like); "
             f"{model!r} says itself what it is, so leave --config out"
         )
     if model.startswith("hf:"):
@@ -58,9 +59,7 @@ def _open_known(name: str) -> Checkpoint:
         )
     checkpoint = _open_path(find_known(name), name)
     # The released files do not agree on where they keep theta, so the table rules.
-    changed = override(
-        checkpoint.config, rope_theta=known.theta, max_sequence_length=known.length
-    )
+    changed = override(checkpoint.config, rope_theta=known.theta, max_sequence_length=known.length)
     return override(checkpoint, config=changed, source=name)
 
 
@@ -79,7 +78,8 @@ def _open_path(path: Path, model: str) -> Checkpoint:
         )
     if not (path / "config.json").is_file():
         raise CheckpointError(
-            f"the directory {model!r} has no config.json; name a model directory of lwm or Hugging Face"
+            f"the directory {model!r} has no config.json; name a model directory of lwm or "
+            "Hugging Face"
         )
     ours = read_json(path / "config.json").get("format") == FORMAT
     return open_native(path) if ours else open_huggingface(path)

@@ -1,4 +1,5 @@
-"""Safetensors files: one, or several with an index, read by slices and written in parts of bounded size."""
+"""Safetensors files: one, or several with an index, read by slices and written in parts of bounded
+size."""
 
 import json
 from collections.abc import Iterable
@@ -52,7 +53,8 @@ class SafetensorsDirectory:
         return "/".join(sorted({_DTYPES[kind] for kind in self._dtypes.values()}))
 
     def read(self, name: str) -> np.ndarray:
-        # Opened for each tensor: what an open file has read stays mapped, and memory would grow to the whole model.
+        # Opened for each tensor: what an open file has read stays mapped, and memory would grow to
+        # the whole model.
         with safe_open(self._where[name], framework="numpy") as opened:
             return opened.get_tensor(name)
 
@@ -62,17 +64,21 @@ def _files(directory: Path) -> list[Path]:
         return [directory / SINGLE]
     if not (directory / INDEX).is_file():
         raise CheckpointError(
-            f"{directory} holds neither {SINGLE} nor {INDEX}; name a directory with safetensors weights"
+            f"{directory} holds neither {SINGLE} nor {INDEX}; name a directory with safetensors "
+            "weights"
         )
     mapping = read_json(directory / INDEX).get("weight_map")
     if not isinstance(mapping, dict) or not all(isinstance(v, str) for v in mapping.values()):
-        raise CheckpointError(f"{directory / INDEX} has no weight_map of names to files; replace it")
+        raise CheckpointError(
+            f"{directory / INDEX} has no weight_map of names to files; replace it"
+        )
     files = []
     for name in sorted(set(mapping.values())):
         file = directory / name
         if file.parent != directory or not file.is_file():
             raise CheckpointError(
-                f"{directory / INDEX} names the file {name!r}, which is not there; the download is incomplete"
+                f"{directory / INDEX} names the file {name!r}, which is not there; the download "
+                "is incomplete"
             )
         files.append(file)
     return files

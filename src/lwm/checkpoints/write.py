@@ -39,7 +39,9 @@ def write_checkpoint(
     names = rows(table, checkpoint.config)
 
     def tensors() -> Iterator[tuple[str, np.ndarray]]:
-        with progress(f"converting {checkpoint.source}", len(named_specs(checkpoint.config))) as step:
+        with progress(
+            f"converting {checkpoint.source}", len(named_specs(checkpoint.config))
+        ) as step:
             for ours, array in checkpoint.read():
                 row = names[ours]
                 turned = row.layout.outward(array, checkpoint.config.head_dim)

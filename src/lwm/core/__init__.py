@@ -1,1 +1,2 @@
-"""Foundations: errors, configuration, mesh, sharding rules, parameters, progress. Knows no model."""
+"""Foundations: errors, configuration, mesh, sharding rules, parameters, progress. Knows no
+model."""

@@ -1,7 +1,8 @@
 """Typed configuration <-> JSON.
 
-Configurations are frozen keyword-only dataclasses that check themselves in `__post_init__`. Types are enforced
-by pydantic on the way in, so a file edited by hand fails with one sentence and never with a wrong type later.
+Configurations are frozen keyword-only dataclasses that check themselves in `__post_init__`. Types
+are enforced by pydantic on the way in, so a file edited by hand fails with one sentence and never
+with a wrong type later.
 """
 
 import dataclasses
@@ -26,7 +27,9 @@ def read_json(path: Path) -> dict[str, Any]:
     """
     try:
         if path.stat().st_size > MAX_JSON_BYTES:
-            raise ConfigError(f"{path} is larger than {MAX_JSON_BYTES >> 20} MB; it is no configuration")
+            raise ConfigError(
+                f"{path} is larger than {MAX_JSON_BYTES >> 20} MB; it is no configuration"
+            )
         data = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise ConfigError(f"{path} cannot be read: {error.strerror}; check the path") from error
@@ -45,7 +48,8 @@ def from_dict(kind: type[Config], data: dict[str, Any], source: str) -> Config:
     """A configuration of `kind` from JSON data.
 
     Raises:
-        ConfigError: names `source` and the first key that is missing, unknown or of the wrong type.
+        ConfigError: names `source` and the first key that is missing, unknown or of the wrong
+            type.
     """
     try:
         return pydantic.TypeAdapter(kind).validate_python(data)

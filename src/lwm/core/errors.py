@@ -1,7 +1,7 @@
 """Errors a user can cause and mend.
 
-Each message is one sentence that names the offending value and the remedy. The command line prints it
-and exits with code 2; anything else that escapes is our own bug and keeps its traceback.
+Each message is one sentence that names the offending value and the remedy. The command line prints
+it and exits with code 2; anything else that escapes is our own bug and keeps its traceback.
 """
 
 

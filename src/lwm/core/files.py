@@ -18,7 +18,8 @@ def refuse_existing(destination: Path) -> None:
 
 @contextmanager
 def new_directory(destination: Path) -> Iterator[Path]:
-    """A directory to fill, which takes its name when the block ends well and vanishes when it does not.
+    """A directory to fill, which takes its name when the block ends well and vanishes when it does
+    not.
 
     Raises:
         InputError: the destination exists, or its parent cannot be written.
@@ -29,7 +30,9 @@ def new_directory(destination: Path) -> Iterator[Path]:
     try:
         partial.mkdir(parents=True)
     except OSError as error:
-        raise InputError(f"{destination} cannot be written: {error.strerror}; choose another") from error
+        raise InputError(
+            f"{destination} cannot be written: {error.strerror}; choose another"
+        ) from error
     try:
         yield partial
         partial.rename(destination)

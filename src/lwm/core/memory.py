@@ -1,12 +1,12 @@
 """How much memory a device has left, as far as it tells."""
 
 from pathlib import Path
+from typing import Any
 
-import jax
 import psutil
 
 
-def available_bytes(device: jax.Device) -> int | None:
+def available_bytes(device: Any) -> int | None:
     """Bytes that can still be allocated on a device; None where the device does not say.
 
     A CPU device answers for the host: the least of free memory and what the control group leaves.

@@ -1,7 +1,7 @@
 """The four mesh axes and the grammar that names their sizes.
 
-`data, fsdp, tensor, sequence` are the original's `dp, fsdp, tp, sp`. Knows devices; knows nothing of what is
-sharded over them (see `sharding`).
+`data, fsdp, tensor, sequence` are the original's `dp, fsdp, tp, sp`. Knows devices; knows nothing
+of what is sharded over them (see `sharding`).
 
 Source of the grammar: the original's `mesh_dim` flag (LargeWorldModel/LWM).
 """
@@ -22,7 +22,8 @@ _SHORT = {"dp": DATA, "fsdp": FSDP, "tp": TENSOR, "sp": SEQUENCE}
 
 @dataclass(frozen=True, kw_only=True)
 class MeshShape:
-    """Sizes of the four axes in device order, slowest first; at most one is -1, "whatever is left"."""
+    """Sizes of the four axes in device order, slowest first; at most one is -1, "whatever is
+    left"."""
 
     axes: tuple[str, ...] = AXES
     sizes: tuple[int, ...] = (1, 1, 1, 1)
@@ -30,23 +31,28 @@ class MeshShape:
 
     def __post_init__(self) -> None:
         if sorted(self.axes) != sorted(AXES) or len(self.sizes) != len(AXES):
-            raise ConfigError(f"mesh axes are {self.axes}; each of {AXES} must appear exactly once")
+            raise ConfigError(
+                f"mesh axes are {self.axes}; each of {AXES} must appear exactly once"
+            )
         if any(size < 1 and size != -1 for size in self.sizes) or self.sizes.count(-1) > 1:
             raise ConfigError(
-                f"mesh sizes are {self.sizes}; each must be a positive count, and at most one may be -1"
+                f"mesh sizes are {self.sizes}; each must be a positive count, and at most one may "
+                "be -1"
             )
 
     def resolve(self, device_count: int) -> "MeshShape":
         """Replaces -1 by the devices that are left over.
 
         Raises:
-            ConfigError: the fixed sizes ask for more devices than `device_count`, or do not divide it.
+            ConfigError: the fixed sizes ask for more devices than `device_count`, or do not divide
+                it.
         """
         fixed = math.prod(size for size in self.sizes if size != -1)
         if fixed > device_count:
             raise ConfigError(
                 f"the mesh {self} asks for {fixed} devices but {device_count} "
-                f"{'is' if device_count == 1 else 'are'} present; ask for fewer, or simulate some on "
+                f"{'is' if device_count == 1 else 'are'} present; ask for fewer, or simulate some "
+                "on "
                 f"a CPU with the environment variable JAX_NUM_CPU_DEVICES={fixed}"
             )
         if -1 in self.sizes and device_count % fixed:
@@ -55,9 +61,7 @@ class MeshShape:
                 f"{device_count} devices present; choose sizes whose product does"
             )
         sizes = tuple(device_count // fixed if size == -1 else size for size in self.sizes)
-        return MeshShape(
-            axes=self.axes, sizes=sizes, split_physical_axes=self.split_physical_axes
-        )
+        return MeshShape(axes=self.axes, sizes=sizes, split_physical_axes=self.split_physical_axes)
 
     def __str__(self) -> str:
         by_name = dict(zip(self.axes, self.sizes, strict=True))
@@ -69,8 +73,8 @@ class MeshShape:
 def parse_mesh(text: str) -> MeshShape:
     """Reads `1,-1,4,1` (dp,fsdp,tp,sp) or `dp:1,fsdp:-1,tp:4,sp:1`, either behind an optional `!`.
 
-    Full axis names are taken as well as the original's short ones; named axes may come in any order, which is
-    then the order of the devices. `!` lets a logical axis split a physical one.
+    Full axis names are taken as well as the original's short ones; named axes may come in any
+    order, which is then the order of the devices. `!` lets a logical axis split a physical one.
 
     Raises:
         ConfigError: the text is not of either form.

@@ -1,7 +1,8 @@
 """Parameters declared once.
 
-A model writes one tree of `ParamSpec`; initialisation, abstract trees, shardings, counts and checkpoint
-templates are derived from it, so they cannot disagree. Knows shapes and logical axes; knows no model.
+A model writes one tree of `ParamSpec`; initialisation, abstract trees, shardings, counts and
+checkpoint templates are derived from it, so they cannot disagree. Knows shapes and logical axes;
+knows no model.
 """
 
 import math
@@ -28,7 +29,8 @@ def ones() -> Initializer:
 
 @dataclass(frozen=True)
 class ParamSpec:
-    """One parameter: its shape, what each axis means, and how it starts. A leaf of a model's tree."""
+    """One parameter: its shape, what each axis means, and how it starts. A leaf of a model's
+    tree."""
 
     shape: tuple[int, ...]
     axes: tuple[str, ...]

@@ -1,7 +1,7 @@
 """Progress and remarks on standard error.
 
-Answers alone go to standard output, so that a command can stand in a pipe; everything else a user sees while
-waiting comes through here.
+Answers alone go to standard output, so that a command can stand in a pipe; everything else a user
+sees while waiting comes through here.
 """
 
 from collections.abc import Iterator
@@ -27,7 +27,8 @@ def say(text: str) -> None:
 
 @contextmanager
 def progress(description: str, total: int) -> Iterator[Advance]:
-    """A bar for work of a known size; it erases itself when done and stays silent off a terminal."""
+    """A bar for work of a known size; it erases itself when done and stays silent off a
+    terminal."""
     bar = Progress(
         TextColumn("{task.description}"),
         BarColumn(),

@@ -1,7 +1,7 @@
 """Logical axes -> rules -> shardings.
 
-Models name what an axis means (`heads`, `mlp`, `batch`); only the tables here say which mesh axis it is spread
-over, once for training and scoring, once for prefill and once for decode.
+Models name what an axis means (`heads`, `mlp`, `batch`); only the tables here say which mesh axis
+it is spread over, once for training and scoring, once for prefill and once for decode.
 """
 
 import math
@@ -72,7 +72,9 @@ def shard_count(mesh: Mesh, axis: str, rules: Rules) -> int:
     )
 
 
-def constrain(x: jax.Array, mesh: Mesh | None, axes: Sequence[str | None], rules: Rules) -> jax.Array:
+def constrain(
+    x: jax.Array, mesh: Mesh | None, axes: Sequence[str | None], rules: Rules
+) -> jax.Array:
     """Tells the compiler how an activation is sharded; without a mesh, nothing."""
     if mesh is None or mesh.size == 1:
         return x
@@ -89,6 +91,8 @@ def require_divisible(mesh: Mesh, sizes: Mapping[str, int], rules: Rules) -> Non
         parts = shard_count(mesh, axis, rules)
         if size % parts:
             raise ConfigError(
-                f"the model's {axis.replace('_', ' ')} ({size}) cannot be divided by the {parts} parts "
-                f"that the mesh gives the {rules[axis]!r} axis; choose a mesh size that divides {size}"
+                f"the model's {axis.replace('_', ' ')} ({size}) cannot be divided by the {parts} "
+                "parts "
+                f"that the mesh gives the {rules[axis]!r} axis; choose a mesh size that divides "
+                f"{size}"
             )

@@ -23,8 +23,10 @@ class Vocabulary:
     """Pieces and the rules that put text together from them.
 
     Args:
-        method: merge pairs of sentencepiece pieces, take the likeliest segmentation, or merge pairs of bytes.
-        merges: rules `left right`, best first; for `byte_level` alone, the others follow from scores.
+        method: merge pairs of sentencepiece pieces, take the likeliest segmentation, or merge
+            pairs of bytes.
+        merges: rules `left right`, best first; for `byte_level` alone, the others follow from
+            scores.
         splitter: GGUF's name of the rules that split text before merging; for `byte_level` alone.
         space_prefix: a text starts as if a space stood before it.
         collapse_spaces: runs of spaces count as one.

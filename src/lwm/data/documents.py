@@ -18,7 +18,8 @@ def read_document(path: Path) -> str:
             raise InputError(f"the document {path} is a directory; name a file")
         if path.stat().st_size > MAX_DOCUMENT_BYTES:
             raise InputError(
-                f"the document {path} is larger than {MAX_DOCUMENT_BYTES >> 20} MB; cut it into parts"
+                f"the document {path} is larger than {MAX_DOCUMENT_BYTES >> 20} MB; cut it into "
+                "parts"
             )
         data = path.read_bytes()
     except OSError as error:
@@ -67,5 +68,6 @@ def _pdf(path: Path) -> str:
         return "\n\n".join(page.extract_text() for page in PdfReader(path).pages)
     except (PyPdfError, ValueError, KeyError, RecursionError, OSError) as error:
         raise InputError(
-            f"the document {path} is a PDF that cannot be read ({error}); export it again or as text"
+            f"the document {path} is a PDF that cannot be read ({error}); export it again or as "
+            "text"
         ) from error

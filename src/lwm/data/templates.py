@@ -1,6 +1,7 @@
 """Chat templates: how turns of a conversation are written as one text.
 
-All are Jinja, rendered in a sandbox, because a checkpoint's own template is somebody else's program.
+All are Jinja, rendered in a sandbox, because a checkpoint's own template is somebody else's
+program.
 """
 
 from collections.abc import Mapping, Sequence
@@ -65,7 +66,8 @@ def render(template: str, messages: Sequence[Message], tokenizer: Tokenizer) -> 
         role, content = message.get("role"), message.get("content")
         if role not in ("system", "user", "assistant") or not isinstance(content, str):
             raise InputError(
-                f"the message {dict(message)!r} is malformed; it needs a role (system, user or assistant) and a "
+                f"the message {dict(message)!r} is malformed; it needs a role (system, user or "
+                "assistant) and a "
                 "content that is text"
             )
 
@@ -86,5 +88,6 @@ def render(template: str, messages: Sequence[Message], tokenizer: Tokenizer) -> 
         )
     except TemplateError as error:
         raise InputError(
-            f"the model's chat template cannot be rendered ({error}); choose another with --template"
+            f"the model's chat template cannot be rendered ({error}); choose another with "
+            "--template"
         ) from error

@@ -1,8 +1,9 @@
 """Text <-> token ids.
 
-One class over the `tokenizers` library, whatever the tokenizer came from: a `tokenizer.json`, a sentencepiece `tokenizer.model`, or the
-metadata of a GGUF file (`tokenizer_build` turns the latter two into the first). Files beside it follow Hugging Face's names, so that our
-directories and theirs share this reader.
+One class over the `tokenizers` library, whatever the tokenizer came from: a `tokenizer.json`, a
+sentencepiece `tokenizer.model`, or the metadata of a GGUF file (`tokenizer_build` turns the latter
+two into the first). Files beside it follow Hugging Face's names, so that our directories and
+theirs share this reader.
 """
 
 import json
@@ -24,7 +25,8 @@ MAX_TOKENIZER_BYTES = 256 << 20
 
 @dataclass(frozen=True, kw_only=True)
 class Tokenizer:
-    """A tokenizer and what a model's text needs besides: where it begins and ends, and how turns are written.
+    """A tokenizer and what a model's text needs besides: where it begins and ends, and how turns
+    are written.
 
     Args:
         bos: token that begins a text, as text; None where there is none.
@@ -38,7 +40,8 @@ class Tokenizer:
     chat_template: str | None = None
 
     def encode(self, text: str, *, specials: bool = True) -> list[int]:
-        """Token ids. `specials` adds what the tokenizer puts round a text, usually a beginning-of-text token."""
+        """Token ids. `specials` adds what the tokenizer puts round a text, usually a
+        beginning-of-text token."""
         return self.backend.encode(text, add_special_tokens=specials).ids
 
     def decode(self, tokens: Sequence[int]) -> str:
@@ -91,7 +94,8 @@ def read_tokenizer(path: Path) -> Tokenizer:
         found = tokenizer_in(path)
         if found is None:
             raise CheckpointError(
-                f"{path} holds neither tokenizer.json nor tokenizer.model; name a directory or file that does"
+                f"{path} holds neither tokenizer.json nor tokenizer.model; name a directory or "
+                "file that does"
             )
         return found
     if not path.is_file():
@@ -104,7 +108,9 @@ def read_tokenizer(path: Path) -> Tokenizer:
         try:
             backend = tokenizers.Tokenizer.from_file(str(path))
         except Exception as error:  # the library raises plain Exception for any fault in the file
-            raise CheckpointError(f"{path} is not a tokenizer.json ({error}); replace it") from error
+            raise CheckpointError(
+                f"{path} is not a tokenizer.json ({error}); replace it"
+            ) from error
         return _with_settings(Tokenizer(backend=backend), path.parent)
     return _with_settings(from_vocabulary(read_sentencepiece(path)), path.parent)
 
@@ -149,7 +155,9 @@ def _with_settings(tokenizer: Tokenizer, directory: Path) -> Tokenizer:
     eos: list[Any] = [tokenizer.backend.token_to_id(token_text(settings.get("eos_token")) or "")]
     for value in (generation.get("eos_token_id"), model.get("eos_token_id")):
         eos += value if isinstance(value, list) else [value]
-    known = [token for token in eos if isinstance(token, int) and 0 <= token < tokenizer.vocab_size]
+    known = [
+        token for token in eos if isinstance(token, int) and 0 <= token < tokenizer.vocab_size
+    ]
     template = settings.get("chat_template")
     if isinstance(template, list):  # several named ones; the plain one is called default
         named = {item.get("name"): item.get("template") for item in template}

@@ -1,7 +1,7 @@
 """Building tokenizers from raw vocabularies: sentencepiece models and what GGUF files carry.
 
-Both become `tokenizers` objects, which then encode, decode, stream and save like any other. Knows vocabularies and merge rules; knows
-nothing of models.
+Both become `tokenizers` objects, which then encode, decode, stream and save like any other. Knows
+vocabularies and merge rules; knows nothing of models.
 """
 
 from collections.abc import Sequence
@@ -13,7 +13,8 @@ from tokenizers import AddedToken, Regex, decoders, models, normalizers, pre_tok
 from lwm.core.errors import CheckpointError
 from lwm.core.vocabulary import BYTE, CONTROL, NORMAL, UNKNOWN, USER_DEFINED, Piece, Vocabulary
 
-# How the libraries' splitting rules for byte-level vocabularies differ: in how many digits stay together.
+# How the libraries' splitting rules for byte-level vocabularies differ: in how many digits stay
+# together.
 _WORDS = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}%s"
     r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
@@ -37,14 +38,16 @@ def build(vocabulary: Vocabulary) -> tokenizers.Tokenizer:
         raise
     except Exception as error:  # the library raises plain Exception
         raise CheckpointError(
-            f"the tokenizer's vocabulary and rules do not fit together ({error}); add --tokenizer with "
+            f"the tokenizer's vocabulary and rules do not fit together ({error}); add --tokenizer "
+            "with "
             "the model's tokenizer.json"
         ) from error
     return backend
 
 
 def _merges(pieces: Sequence[Piece]) -> list[tuple[str, str]]:
-    """Merge rules of a sentencepiece BPE vocabulary: every way to put a piece together from two, best score first."""
+    """Merge rules of a sentencepiece BPE vocabulary: every way to put a piece together from two,
+    best score first."""
     ids = {piece.text: i for i, piece in enumerate(pieces) if piece.kind in (NORMAL, USER_DEFINED)}
     found = []
     for piece in pieces:
@@ -100,13 +103,16 @@ def _splitting(name: str) -> pre_tokenizers.PreTokenizer:
         unsplit = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
         return pre_tokenizers.Sequence([pre_tokenizers.Split(words, "isolated"), unsplit])
     raise CheckpointError(
-        f"the file's tokenizer splits text by rules called {name!r}, which are not known here; add "
+        f"the file's tokenizer splits text by rules called {name!r}, which are not known here; "
+        "add "
         "--tokenizer with the model's tokenizer.json"
     )
 
 
 def _byte_level(vocabulary: Vocabulary) -> tokenizers.Tokenizer:
-    pairs = [(left, right) for left, _, right in (rule.partition(" ") for rule in vocabulary.merges)]
+    pairs = [
+        (left, right) for left, _, right in (rule.partition(" ") for rule in vocabulary.merges)
+    ]
     model = models.BPE(
         {piece.text: i for i, piece in enumerate(vocabulary.pieces)},
         pairs,
@@ -130,7 +136,8 @@ def _add_specials(backend: tokenizers.Tokenizer, vocabulary: Vocabulary) -> None
     for name, token in (("beginning", vocabulary.bos), ("end", vocabulary.eos)):
         if token is not None and not 0 <= token < len(pieces):
             raise CheckpointError(
-                f"the tokenizer's {name}-of-text token is {token}, outside its {len(pieces)} pieces; "
+                f"the tokenizer's {name}-of-text token is {token}, outside its {len(pieces)} "
+                "pieces; "
                 "replace the file"
             )
     if vocabulary.add_bos and vocabulary.bos is not None:
@@ -156,11 +163,14 @@ def read_sentencepiece(path: Path) -> Vocabulary:
     try:
         proto.ParseFromString(path.read_bytes())
     except (DecodeError, OSError) as error:
-        raise CheckpointError(f"{path} is not a sentencepiece model ({error}); replace it") from error
+        raise CheckpointError(
+            f"{path} is not a sentencepiece model ({error}); replace it"
+        ) from error
     trainer, normalizer = proto.trainer_spec, proto.normalizer_spec
     if not proto.pieces or trainer.model_type not in (trainer.BPE, trainer.UNIGRAM):
         raise CheckpointError(
-            f"{path} is no sentencepiece model of kind BPE or unigram; use the model's tokenizer.json"
+            f"{path} is no sentencepiece model of kind BPE or unigram; use the model's "
+            "tokenizer.json"
         )
     pieces = tuple(Piece(p.piece, p.score, p.type) for p in proto.pieces)
     return Vocabulary(

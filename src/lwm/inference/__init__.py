@@ -1,1 +1,2 @@
-"""Inference: sampling, scheduling, the engine over token ids, and the model object a user holds."""
+"""Inference: sampling, scheduling, the engine over token ids, and the model object a user
+holds."""

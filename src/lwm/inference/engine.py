@@ -1,23 +1,24 @@
 """The engine: requests in, tokens out, continuous batching over fixed slots.
 
-Compiles a prefill step for each chunk size and one decode step, whatever the prompts' lengths and settings; requests join and leave
-between steps. Knows token ids; knows nothing of text, files or HTTP. A server drives `submit`, `step` and `cancel`; `stream` drives
-them for one request.
+Compiles a prefill step for each chunk size and one decode step, whatever the prompts' lengths and
+settings; requests join and leave between steps. Knows token ids; knows nothing of text, files or
+HTTP. A server drives `submit`, `step` and `cancel`; `stream` drives them for one request.
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array
 
-from lwm.attention.cached import decode_attention, prefill_attention
+from lwm.attention.cached import LayerCache, decode_attention, prefill_attention
 from lwm.attention.order import striped
+from lwm.attention.rope import Rotation, rotation
 from lwm.core.errors import ConfigError, InputError
 from lwm.core.mesh import DATA, SEQUENCE
 from lwm.core.progress import Advance
@@ -25,7 +26,16 @@ from lwm.core.sharding import DECODE, PREFILL
 from lwm.inference.sampling import MAX_TOP_LOGPROBS, Sampled, Sampling, SlotSampling, sample
 from lwm.inference.scheduler import Chunk, Feed, Scheduler
 from lwm.models.cache import Cache, cache_capacity, grow_cache, make_cache, require_memory
-from lwm.models.llama import Llama, LlamaConfig, hidden_states, text_logits
+from lwm.models.llama import (
+    FusedLayer,
+    Layer,
+    Llama,
+    LlamaConfig,
+    apply_layer,
+    embed_tokens,
+    hidden_states,
+    text_logits,
+)
 
 CHUNKS = (32, 128, 512)
 """Positions on each device of the `sequence` axis that one prefill step takes."""
@@ -37,14 +47,15 @@ class Request:
 
     Args:
         prompt: token ids.
-        unconditional: a second prompt that guides the first (`Sampling.guidance`); both rows get the same tokens.
+        unconditional: a second prompt that guides the first (`Sampling.guidance`); both rows get
+            the same tokens.
         stop_tokens: ids that end the answer; the one that did is not part of it.
         logprobs: how many likeliest alternatives to report with each token.
     """
 
     prompt: Sequence[int]
     max_tokens: int
-    sampling: Sampling = Sampling()
+    sampling: Sampling = field(default_factory=Sampling)
     unconditional: Sequence[int] | None = None
     stop_tokens: Sequence[int] = ()
     logprobs: int = 0
@@ -52,7 +63,8 @@ class Request:
     def __post_init__(self) -> None:
         if not 0 <= self.logprobs <= MAX_TOP_LOGPROBS:
             raise ConfigError(
-                f"logprobs is {self.logprobs}; it must be from 0 to {MAX_TOP_LOGPROBS} alternatives"
+                f"logprobs is {self.logprobs}; it must be from 0 to {MAX_TOP_LOGPROBS} "
+                "alternatives"
             )
 
 
@@ -74,26 +86,21 @@ class Token:
     finish: Literal["stop", "length"] | None = None
 
 
-def prefill_step(
-    weights: Llama,
-    cache: Cache,
-    tokens: Array,
-    positions: Array,
+def prefill_layer(
+    layer: Layer | FusedLayer,
+    x: Array,
+    turn: Rotation,
+    cache: LayerCache,
     slot: Array,
     first: Array,
     *,
     config: LlamaConfig,
     mesh: Mesh | None,
-) -> Cache:
-    """Runs a chunk [1, size], laid out in the mesh's striped order, and keeps its keys and values."""
+) -> tuple[Array, LayerCache]:
+    """Runs a chunk [1, size], laid out in the mesh's striped order, through one layer, which keeps
+    its keys and values."""
     attend = partial(prefill_attention, slot=slot, first=first, mesh=mesh)
-    _, after = hidden_states(
-        weights, tokens, positions, config,
-        attend,
-        caches=cache, mesh=mesh, rules=PREFILL,
-    )  # fmt: skip
-    assert after is not None
-    return after
+    return apply_layer(layer, x, turn, cache, config, attend, mesh=mesh, rules=PREFILL)
 
 
 def decode_logits(
@@ -130,7 +137,7 @@ def decode_step(
     """Feeds one token to every slot and samples the next."""
     logits, after = decode_logits(weights, cache, tokens, positions, config=config, mesh=mesh)
     if mesh is not None:  # the vocabulary may be sharded, and sorting wants it whole
-        whole = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
+        whole = NamedSharding(mesh, PartitionSpec())
         logits = jax.lax.with_sharding_constraint(logits, whole)
     fed = jnp.where(positions >= 0, tokens, seen.shape[1])
     seen = seen.at[jnp.arange(len(tokens)), fed].set(True, mode="drop")
@@ -173,9 +180,14 @@ class Engine:
             alignment=shards,
         )
         self._requests: dict[int, Request] = {}
-        self._seen = jnp.zeros((self._count, config.vocab_size), bool)
+        whole = jax.devices()[0] if mesh is None else NamedSharding(mesh, PartitionSpec())
+        self._seen = jnp.zeros((self._count, config.vocab_size), bool, device=whole)
         static = {"config": config, "mesh": mesh}
-        self._prefill = jax.jit(partial(prefill_step, **static), donate_argnums=1)
+        # One compiled layer, run for each: what a chunk size costs to compile does not grow with
+        # the model's depth.
+        self._embed = jax.jit(partial(embed_tokens, mesh=mesh, rules=PREFILL))
+        self._turn = jax.jit(partial(rotation, head_dim=config.head_dim, theta=config.rope_theta))
+        self._prefill = jax.jit(partial(prefill_layer, **static), donate_argnums=(1, 3))
         self._decode = jax.jit(partial(decode_step, **static), donate_argnums=(1, 2))
         self._mark_seen = jax.jit(_mark_seen, donate_argnums=0)
 
@@ -194,9 +206,12 @@ class Engine:
         held = self.scheduler.capacity
         if wanted <= held:
             return
-        # By half again at least, so that a growing conversation does not compile a step for each turn.
+        # By half again at least, so that a growing conversation does not compile a step for each
+        # turn.
         comfortable = cache_capacity(held * 3 // 2, self._mesh)
-        limit = cache_capacity(self._config.max_sequence_length + CHUNKS[0] * self._shards, self._mesh)
+        limit = cache_capacity(
+            self._config.max_sequence_length + CHUNKS[0] * self._shards, self._mesh
+        )
         wanted = max(wanted, min(comfortable, limit))
         settings = {"slots": self._count, "capacity": wanted, "dtype": self._dtype}
         require_memory(self._config, **settings, mesh=self._mesh)
@@ -230,7 +245,8 @@ class Engine:
             self.scheduler.release(request)
 
     def step(self) -> list[Token]:
-        """Computes one chunk of prefill at most and one token for every request that is past its prompt."""
+        """Computes one chunk of prefill at most and one token for every request that is past its
+        prompt."""
         for number in self.scheduler.admit():
             for row, slot in enumerate(self.scheduler.slots_of(number)):
                 mask = np.zeros(self._config.vocab_size, bool)
@@ -267,10 +283,15 @@ class Engine:
         tokens[: len(chunk.tokens)] = chunk.tokens
         order = striped(chunk.size, self._shards)
         positions = (chunk.first + np.arange(chunk.size, dtype=np.int32))[order]
-        self.cache = self._prefill(
-            self._weights, self.cache, tokens[order][None], positions[None],
-            np.int32(chunk.slot), np.int32(chunk.first),
-        )  # fmt: skip
+        x = self._embed(self._weights.embedding, tokens[order][None])
+        turn = self._turn(positions[None])
+        where = (np.int32(chunk.slot), np.int32(chunk.first))
+        layers, cache = self._weights.layers, []
+        assert isinstance(layers, tuple)
+        for layer, held in zip(layers, self.cache, strict=True):
+            x, held = self._prefill(layer, x, turn, held, *where)
+            cache.append(held)
+        self.cache = tuple(cache)
 
     def _run_decode(self, feeds: Sequence[Feed]) -> list[Token]:
         tokens = np.zeros(self._count, np.int32)
@@ -313,7 +334,8 @@ class Engine:
         )
 
     def _slot_sampling(self, ready: Sequence[int]) -> SlotSampling:
-        """Settings of the rows that decode; the others take the likeliest token, which nobody reads."""
+        """Settings of the rows that decode; the others take the likeliest token, which nobody
+        reads."""
         rows = [Sampling(temperature=0.0)] * self._count
         own = np.arange(self._count, dtype=np.int32)
         conditional, unconditional = own.copy(), own.copy()

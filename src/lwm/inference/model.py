@@ -1,6 +1,7 @@
 """What `lwm.load` returns: a model with its tokenizer, ready to score, continue and converse.
 
-Puts the rooms below together for one user in one process; it holds no logic of its own that they could hold.
+Puts the rooms below together for one user in one process; it holds no logic of its own that they
+could hold.
 """
 
 import time
@@ -33,7 +34,8 @@ from lwm.models.llama import Llama, LlamaConfig, require_mesh
 
 
 class Logits(NamedTuple):
-    """Scores of the next token, numpy float32; `vision` is None where the model has no vision head."""
+    """Scores of the next token, numpy float32; `vision` is None where the model has no vision
+    head."""
 
     text: np.ndarray  # [batch, seq, vocab]
     vision: np.ndarray | None = None
@@ -99,7 +101,8 @@ class Model:
         """
         if self._tokenizer is None:
             raise ConfigError(
-                f"{self.source} has no tokenizer, and text needs one; add --tokenizer (in Python: tokenizer=) "
+                f"{self.source} has no tokenizer, and text needs one; add --tokenizer (in Python: "
+                "tokenizer=) "
                 "with a tokenizer.json, a tokenizer.model or a directory that holds one"
             )
         return self._tokenizer
@@ -122,7 +125,8 @@ class Model:
         ids = np.asarray(tokens)
         if ids.ndim != 2 or ids.size == 0 or not np.issubdtype(ids.dtype, np.integer):
             raise InputError(
-                f"tokens have shape {list(ids.shape)} and type {ids.dtype}; whole numbers [batch, seq] are "
+                f"tokens have shape {list(ids.shape)} and type {ids.dtype}; whole numbers [batch, "
+                "seq] are "
                 "needed, at least one"
             )
         if ids.min() < 0 or ids.max() >= self.config.vocab_size:
@@ -136,12 +140,12 @@ class Model:
         return Logits(text=self._scorer.logits(ids))
 
     @overload
-    def generate(
-        self, prompt: str, *, stream: Literal[False] = False, **settings: Any
-    ) -> str: ...
+    def generate(self, prompt: str, *, stream: Literal[False] = False, **settings: Any) -> str: ...
 
     @overload
-    def generate(self, prompt: str, *, stream: Literal[True], **settings: Any) -> Iterator[str]: ...
+    def generate(
+        self, prompt: str, *, stream: Literal[True], **settings: Any
+    ) -> Iterator[str]: ...
 
     def generate(
         self, prompt: str, *, stream: bool = False, **settings: Any
@@ -150,12 +154,14 @@ class Model:
 
         Args:
             stream: give pieces of text as they come instead of the whole.
-            settings: `max_tokens` (256), `temperature` (0), `top_k`, `top_p`, `min_p`, `repetition_penalty`, `seed` as
-                in `Sampling`, and `stop`, strings that end the answer.
+            settings: `max_tokens` (256), `temperature` (0), `top_k`, `top_p`, `min_p`,
+                `repetition_penalty`, `seed` as in `Sampling`, and `stop`, strings that end the
+                answer.
 
         Raises:
             InputError: the prompt is empty.
-            CapacityError: the prompt is longer than the context, or its cache does not fit into memory.
+            CapacityError: the prompt is longer than the context, or its cache does not fit into
+                memory.
         """
         if not prompt.strip():
             raise InputError("the prompt is empty; give some text to continue")
@@ -190,7 +196,8 @@ class Model:
 
         Raises:
             InputError: a message is malformed, or brings images to a model that cannot see.
-            CapacityError: the conversation is longer than the context, or its cache does not fit into memory.
+            CapacityError: the conversation is longer than the context, or its cache does not fit
+                into memory.
         """
         plain = [{**message, "content": _text_of(message)} for message in messages]
         text = render(choose(template, self.tokenizer), plain, self.tokenizer)
@@ -202,7 +209,8 @@ class Model:
         if length + answer > limit:
             raise CapacityError(
                 f"the prompt has {length:,} tokens and the context of {self.source} is {limit:,}"
-                f"{', the answer included' if answer else ''}; shorten the prompt or take a model of longer context"
+                f"{', the answer included' if answer else ''}; shorten the prompt or take a model "
+                "of longer context"
             )
 
     def _answer(
@@ -276,7 +284,8 @@ def _text_of(message: Message) -> Any:
         if not isinstance(part, dict) or part.get("type") != "text":
             kind = part.get("type") if isinstance(part, dict) else type(part).__name__
             raise InputError(
-                f"the message has a part of type {kind!r}; this model reads text alone, so send text parts"
+                f"the message has a part of type {kind!r}; this model reads text alone, so send "
+                "text parts"
             )
     return "\n".join(str(part.get("text", "")) for part in content)
 
@@ -314,12 +323,15 @@ def load(
     """Loads a model onto this machine's devices.
 
     Args:
-        model: a directory (ours or Hugging Face Llama), a `.gguf` file, `params::FILE`, `trainstate_params::FILE`,
-            `flax_params::FILE`, `hf:OWNER/NAME`, or a known name such as `smollm2`.
+        model: a directory (ours or Hugging Face Llama), a `.gguf` file, `params::FILE`,
+            `trainstate_params::FILE`, `flax_params::FILE`, `hf:OWNER/NAME`, or a known name such
+            as `smollm2`.
         config: for the original's checkpoints, a size such as `7b` or a JSON file of settings.
-        tokenizer: a `tokenizer.json`, a `tokenizer.model` or a directory, where the checkpoint brings none.
+        tokenizer: a `tokenizer.json`, a `tokenizer.model` or a directory, where the checkpoint
+            brings none.
         dtype: `float32` or `bfloat16`; by default the first on CPU and the second elsewhere.
-        mesh: sizes of the axes data, fsdp, tensor, sequence, such as `1,1,1,4`; by default one device.
+        mesh: sizes of the axes data, fsdp, tensor, sequence, such as `1,1,1,4`; by default one
+            device.
 
     Raises:
         CheckpointError: the model cannot be found or read.

@@ -1,7 +1,9 @@
-"""From logits to the next token: one compiled function for slots that each sample in their own way.
+"""From logits to the next token: one compiled function for slots that each sample in their own
+way.
 
-Settings are arrays over slots, so requests with different settings share a step and nothing is compiled anew when one joins. What no
-slot asks for (sorting, top log-probabilities) is passed over. Knows logits; knows nothing of models or requests.
+Settings are arrays over slots, so requests with different settings share a step and nothing is
+compiled anew when one joins. What no slot asks for (sorting, top log-probabilities) is passed
+over. Knows logits; knows nothing of models or requests.
 
 The order is Hugging Face's: repetition penalty, temperature, top-k, top-p, min-p.
 """
@@ -24,10 +26,14 @@ class Sampling:
     Args:
         temperature: 0 takes the likeliest token; 1 samples from the model's distribution.
         top_k: keep the k likeliest; 0 keeps all.
-        top_p: keep the likeliest whose probabilities sum to p (Holtzman et al. 2020, arXiv 1904.09751).
-        min_p: keep those at least this fraction as likely as the likeliest (Nguyen et al. 2024, arXiv 2407.01082).
-        repetition_penalty: divides the scores of tokens seen before (Keskar et al. 2019, arXiv 1909.05858); 1 leaves them.
-        guidance: classifier-free guidance, `u + guidance * (c - u)`, for requests with a second prompt.
+        top_p: keep the likeliest whose probabilities sum to p (Holtzman et al. 2020, arXiv
+            1904.09751).
+        min_p: keep those at least this fraction as likely as the likeliest (Nguyen et al. 2024,
+            arXiv 2407.01082).
+        repetition_penalty: divides the scores of tokens seen before (Keskar et al. 2019, arXiv
+            1909.05858); 1 leaves them.
+        guidance: classifier-free guidance, `u + guidance * (c - u)`, for requests with a second
+            prompt.
         seed: of this request's draws; the same seed gives the same tokens whatever else runs.
     """
 
@@ -60,7 +66,8 @@ class SlotSampling:
     """`Sampling` of every slot, as arrays.
 
     Args:
-        conditional: slot whose token this one takes; itself, but for a guided request's second row.
+        conditional: slot whose token this one takes; itself, but for a guided request's second
+            row.
         unconditional: slot of the request's second row; itself where there is none.
         logprobs: whether the slot wants the likeliest alternatives.
     """
@@ -80,7 +87,8 @@ class SlotSampling:
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True, kw_only=True)
 class Sampled:
-    """One token a slot, its log-probability under the model, and the likeliest alternatives (zeros if nobody asked)."""
+    """One token a slot, its log-probability under the model, and the likeliest alternatives (zeros
+    if nobody asked)."""
 
     tokens: Int[Array, " slots"]
     logprobs: Float[Array, " slots"]
@@ -103,7 +111,8 @@ def keep(
     top_p: Float[Array, " slots"],
     min_p: Float[Array, " slots"],
 ) -> Float[Array, "slots vocab"]:
-    """Logits with everything that top-k, top-p and min-p rule out at -inf; the likeliest always stays."""
+    """Logits with everything that top-k, top-p and min-p rule out at -inf; the likeliest always
+    stays."""
     vocab = logits.shape[-1]
     ordered = -jnp.sort(-logits, axis=-1)
     rank = jnp.arange(vocab)
@@ -140,7 +149,9 @@ def sample(
         scaled = jax.lax.cond(
             narrowed, lambda x: keep(x, how.top_k, how.top_p, how.min_p), lambda x: x, scaled
         )
-        keys = jax.vmap(lambda seed, i: jax.random.fold_in(jax.random.key(seed), i))(how.seed, step)
+        keys = jax.vmap(lambda seed, i: jax.random.fold_in(jax.random.key(seed), i))(
+            how.seed, step
+        )
         drawn = jax.vmap(jax.random.categorical)(keys, scaled)
         return jnp.where(how.temperature > 0, drawn, scores.argmax(axis=-1)).astype(jnp.int32)
 

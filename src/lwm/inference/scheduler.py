@@ -1,11 +1,13 @@
-"""Which request runs in which slot, and what the next step computes. Plain Python over token ids: no arrays, no devices.
+"""Which request runs in which slot, and what the next step computes. Plain Python over token ids:
+no arrays, no devices.
 
-A slot is one row of the cache. A request owns one slot, or two when it is guided by a second prompt; it joins when enough slots are free
-and leaves when it is done, between any two steps. A slot keeps the tokens whose keys it holds after its request has left,
-and a later request that starts with the same tokens starts behind them.
+A slot is one row of the cache. A request owns one slot, or two when it is guided by a second
+prompt; it joins when enough slots are free and leaves when it is done, between any two steps. A
+slot keeps the tokens whose keys it holds after its request has left, and a later request that
+starts with the same tokens starts behind them.
 
-Prefill covers all of a prompt but its last token; that one is fed by the first decode step, which so is the only place where
-tokens are sampled.
+Prefill covers all of a prompt but its last token; that one is fed by the first decode step, which
+so is the only place where tokens are sampled.
 """
 
 from collections import deque
@@ -17,7 +19,8 @@ from lwm.core.errors import CapacityError, InputError
 
 @dataclass(frozen=True)
 class Chunk:
-    """Part of a prompt to prefill: `tokens` at `first` and following positions of `slot`, padded to `size`."""
+    """Part of a prompt to prefill: `tokens` at `first` and following positions of `slot`, padded
+    to `size`."""
 
     slot: int
     first: int
@@ -44,7 +47,9 @@ class Plan:
 
 @dataclass
 class _Slot:
-    cached: list[int] = field(default_factory=list)  # tokens whose keys and values are in the cache
+    cached: list[int] = field(
+        default_factory=list
+    )  # tokens whose keys and values are in the cache
     owner: int | None = None
     released: int = 0  # when it was last given back, to reuse the oldest
 
@@ -68,7 +73,9 @@ class Scheduler:
     """
 
     def __init__(self, *, slots: int, capacity: int, chunks: Sequence[int], alignment: int = 1):
-        assert slots > 0 and chunks and all(size % alignment == 0 for size in chunks)
+        assert slots > 0
+        assert chunks
+        assert all(size % alignment == 0 for size in chunks)
         self.capacity = capacity
         self.reused = 0  # prompt tokens that were not computed again, ever
         self._chunks = sorted(chunks)
@@ -80,7 +87,8 @@ class Scheduler:
         self._next_request = 0
 
     def needed_capacity(self, prompt: int, max_tokens: int) -> int:
-        """Positions of a slot that a prompt and its answer may touch, the last chunk's padding included."""
+        """Positions of a slot that a prompt and its answer may touch, the last chunk's padding
+        included."""
         return max(prompt + max_tokens, prompt - 1 + self._chunks[0])
 
     def submit(self, prompts: Sequence[Sequence[int]], max_tokens: int) -> int:
@@ -98,7 +106,8 @@ class Scheduler:
         if self.needed_capacity(longest, max_tokens) > self.capacity:
             raise CapacityError(
                 f"the prompt of {longest:,} tokens and {max_tokens:,} more need a cache of "
-                f"{self.needed_capacity(longest, max_tokens):,} positions and this one has {self.capacity:,}; "
+                f"{self.needed_capacity(longest, max_tokens):,} positions and this one has "
+                f"{self.capacity:,}; "
                 "shorten the prompt or max_tokens"
             )
         if len(prompts) > len(self._slots):
@@ -132,7 +141,8 @@ class Scheduler:
         return len(self._slots[active.slots[0]].cached) if active else 0
 
     def admit(self) -> list[int]:
-        """Gives free slots to waiting requests, first come first served; returns those that joined."""
+        """Gives free slots to waiting requests, first come first served; returns those that
+        joined."""
         joined = []
         while self._waiting:
             request, prompts, max_tokens = self._waiting[0]
@@ -156,7 +166,8 @@ class Scheduler:
         return joined
 
     def _shared(self, slot: int, prompt: Sequence[int]) -> int:
-        """How many of a prompt's tokens, but for its last, a slot already holds, down to where a chunk may start."""
+        """How many of a prompt's tokens, but for its last, a slot already holds, down to where a
+        chunk may start."""
         count = 0
         for held, wanted in zip(self._slots[slot].cached, prompt[:-1], strict=False):
             if held != wanted:
@@ -196,7 +207,8 @@ class Scheduler:
         return None
 
     def record(self, request: int, token: int) -> bool:
-        """Appends a sampled token to every row of a request; tells whether its allowance is used up."""
+        """Appends a sampled token to every row of a request; tells whether its allowance is used
+        up."""
         active = self._active[request]
         for text in active.texts:
             text.append(token)

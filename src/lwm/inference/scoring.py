@@ -1,7 +1,7 @@
 """Logits of whole sequences, without a cache: for scoring and for comparing models.
 
-Sequences are padded to a few lengths so that little is compiled, laid out in zigzag over the `sequence` axis, and put back in order on
-the host.
+Sequences are padded to a few lengths so that little is compiled, laid out in zigzag over the
+`sequence` axis, and put back in order on the host.
 """
 
 from functools import partial
@@ -44,7 +44,8 @@ def forward_logits(
 
 
 def padded_length(length: int) -> int:
-    """The length to compute at: at most an eighth more, so that many lengths share one compiled step."""
+    """The length to compute at: at most an eighth more, so that many lengths share one compiled
+    step."""
     unit = max(16, 1 << max(0, length.bit_length() - 3))
     return -(-length // unit) * unit
 

@@ -1,4 +1,5 @@
-"""Tokens -> text as it comes, ending at stop strings. Knows strings and token events; knows no model."""
+"""Tokens -> text as it comes, ending at stop strings. Knows strings and token events; knows no
+model."""
 
 from collections.abc import Iterable, Iterator, Sequence
 
@@ -6,7 +7,8 @@ from lwm.core.errors import InputError
 
 
 def until_stop(pieces: Iterable[str], stops: Sequence[str]) -> Iterator[str]:
-    """Passes text on up to the first stop string, which is swallowed even when it comes in several pieces.
+    """Passes text on up to the first stop string, which is swallowed even when it comes in several
+    pieces.
 
     Text that may be the beginning of a stop string is held back until it is known not to be one.
 

@@ -1,7 +1,7 @@
 """The key-value cache of a whole model: its capacity, its memory, its arrays.
 
-Layout and use of one layer's part are in `attention.cached`; this file sizes and allocates it, and refuses one that
-does not fit before a byte of it exists.
+Layout and use of one layer's part are in `attention.cached`; this file sizes and allocates it, and
+refuses one that does not fit before a byte of it exists.
 """
 
 from collections.abc import Callable
@@ -24,7 +24,8 @@ Cache = tuple[LayerCache, ...]
 
 
 def cache_capacity(tokens: int, mesh: Mesh | None) -> int:
-    """The least capacity that holds `tokens` positions: whole slabs on every device of the `sequence` axis."""
+    """The least capacity that holds `tokens` positions: whole slabs on every device of the
+    `sequence` axis."""
     shards = 1 if mesh is None else mesh.shape[SEQUENCE]
     return local_capacity(-(-tokens // shards)) * shards
 
@@ -48,8 +49,10 @@ def require_memory(
     if available is not None and needed * local > available:
         raise CapacityError(
             f"a cache of {capacity:,} positions for {slots} request{'s' * (slots > 1)} needs "
-            f"{gigabytes(needed * local)} of memory and {gigabytes(available)} are free; shorten the "
-            "prompt or --max-tokens, use --dtype bfloat16, or spread it over more devices with --mesh"
+            f"{gigabytes(needed * local)} of memory and {gigabytes(available)} are free; shorten "
+            "the "
+            "prompt or --max-tokens, use --dtype bfloat16, or spread it over more devices with "
+            "--mesh"
         )
 
 
@@ -67,7 +70,9 @@ def make_cache(
 
     def zeros(shape: tuple[int, ...], axes: tuple[str | None, ...]) -> Array:
         sharding = None if mesh is None else named_sharding(mesh, axes, DECODE)
-        return jnp.zeros(shape, jnp.dtype(dtype), device=sharding)
+        # Placed outright, as the steps return it: an array without a place would compile each step
+        # twice.
+        return jnp.zeros(shape, jnp.dtype(dtype), device=sharding or jax.devices()[0])
 
     return tuple(
         LayerCache(zeros(key_shape, CACHE_AXES.keys), zeros(value_shape, CACHE_AXES.values))  # type: ignore[arg-type]

@@ -1,4 +1,5 @@
-"""What a model costs: parameters, floating-point operations, memory. Arithmetic alone, no arrays."""
+"""What a model costs: parameters, floating-point operations, memory. Arithmetic alone, no
+arrays."""
 
 from lwm.core.params import count
 from lwm.models.llama import LlamaConfig, llama_params
@@ -26,7 +27,8 @@ def forward_flops(config: LlamaConfig, tokens: int, context: int = 0) -> float:
 
 
 def training_flops(config: LlamaConfig, batch: int, sequence: int) -> float:
-    """Operations of one forward and backward pass without recomputation: three forwards (Kaplan et al. 2020)."""
+    """Operations of one forward and backward pass without recomputation: three forwards (Kaplan et
+    al. 2020)."""
     return 3.0 * batch * forward_flops(config, sequence)
 
 

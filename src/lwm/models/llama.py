@@ -1,14 +1,17 @@
 """The Llama transformer: one body for training, scoring, prefill and decode.
 
-Weights are dataclass trees, either with layers stacked on a leading axis and scanned (training: one compiled layer) or as
-a tuple of layers and unrolled (inference: scanning would copy each layer's weights on a CPU). How attention is done is
-passed in as a function, so this file knows no cache, no request and no strategy.
+Weights are dataclass trees, either with layers stacked on a leading axis and scanned (training:
+one compiled layer) or as a tuple of layers and unrolled (inference: scanning would copy each
+layer's weights on a CPU). How attention is done is passed in as a function, so this file knows no
+cache, no request and no strategy.
 
-Source: Touvron et al. 2023 (arXiv 2302.13971, 2307.09288); grouped key heads, Ainslie et al. 2023 (arXiv 2305.13245).
+Source: Touvron et al. 2023 (arXiv 2302.13971, 2307.09288); grouped key heads, Ainslie et al. 2023
+(arXiv 2305.13245).
 """
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import jax
@@ -16,7 +19,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int
 
-from lwm.attention.rope import rotate
+from lwm.attention.rope import Rotation, rotate, rotation
 from lwm.core.errors import ConfigError
 from lwm.core.mesh import TENSOR
 from lwm.core.params import ParamSpec, normal, ones, stack
@@ -54,14 +57,16 @@ class LlamaConfig:
             )
         if self.head_dim % 2:
             raise ConfigError(
-                f"model.head_dim is {self.head_dim}; rotary embedding turns pairs, so it must be even"
+                f"model.head_dim is {self.head_dim}; rotary embedding turns pairs, so it must be "
+                "even"
             )
 
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True, kw_only=True)
 class Layer:
-    """One transformer layer; kernels are (in, out), the outputs of query and key in interleaved rotary pairs."""
+    """One transformer layer; kernels are (in, out), the outputs of query and key in interleaved
+    rotary pairs."""
 
     attention_norm: Float[Array, "*layers embed"]
     query: Float[Array, "*layers embed heads_dim"]
@@ -77,9 +82,11 @@ class Layer:
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True, kw_only=True)
 class FusedLayer:
-    """A layer whose products of the same input are one: query, key and value side by side, and gate and up.
+    """A layer whose products of the same input are one: query, key and value side by side, and
+    gate and up.
 
-    For inference where the `tensor` axis does not cut them: the fewer and larger products are, the nearer they come to the speed of memory.
+    For inference where the `tensor` axis does not cut them: the fewer and larger products are, the
+    nearer they come to the speed of memory.
     """
 
     attention_norm: Float[Array, " embed"]
@@ -150,7 +157,8 @@ def require_mesh(config: LlamaConfig, mesh: Mesh, rules: Rules) -> None:
 
 
 Attend = Callable[[Array, Array, Array, Any], tuple[Array, Any]]
-"""(query, key, value, one layer's cache) -> (attention, the cache after it); heads are [batch, seq, heads, dim]."""
+"""(query, key, value, one layer's cache) -> (attention, the cache after it); heads are [batch,
+seq, heads, dim]."""
 
 
 def rms_norm(
@@ -168,8 +176,8 @@ def embed_tokens(
     mesh: Mesh | None,
     rules: Rules,
 ) -> Float[Array, "batch seq embed"]:
-    """Looks tokens up. On a mesh each device looks in its own rows, since a plain gather from a sharded table would
-    make the compiler assemble the whole of it."""
+    """Looks tokens up. On a mesh each device looks in its own rows, since a plain gather from a
+    sharded table would make the compiler assemble the whole of it."""
     if mesh is None or shard_count(mesh, "vocab", rules) == 1:
         return table[tokens]
 
@@ -203,9 +211,11 @@ def project(
 def feed_forward(
     layer: Layer | FusedLayer, x: Float[Array, "batch seq embed"], *, block: int, shards: int
 ) -> Float[Array, "batch seq embed"]:
-    """SwiGLU (Shazeer 2020, arXiv 2002.05202), `block` positions of each of `shards` equal parts at a time.
+    """SwiGLU (Shazeer 2020, arXiv 2002.05202), `block` positions of each of `shards` equal parts
+    at a time.
 
-    The hidden activation is the widest array of a layer; blocks bound it, and it is computed again in the backward pass.
+    The hidden activation is the widest array of a layer; blocks bound it, and it is computed again
+    in the backward pass.
     """
 
     def apply(x: Array) -> Array:
@@ -231,6 +241,43 @@ def feed_forward(
     return out.reshape(batch, length, embed)
 
 
+def apply_layer(
+    layer: Layer | FusedLayer,
+    x: Float[Array, "batch seq embed"],
+    turn: Rotation,
+    cache: Any,
+    config: LlamaConfig,
+    attend: Attend,
+    *,
+    mesh: Mesh | None,
+    rules: Rules,
+    mlp_block: int = 1024,
+) -> tuple[Float[Array, "batch seq embed"], Any]:
+    """One layer: attention and feed-forward network, each on the normalised input and added to it.
+
+    Args:
+        turn: rotary angles of the tokens' positions, which need not be in order.
+        attend: attention to this layer's keys and values, and to what `cache` holds of earlier
+            ones.
+        mlp_block: positions of a device's part that pass the feed-forward network at a time.
+    """
+
+    def split(x: Array, heads: int, axis: str) -> Array:
+        x = x.reshape(*x.shape[:2], heads, config.head_dim)
+        return constrain(x, mesh, ("batch", "position", axis, None), rules)
+
+    normed = rms_norm(x, layer.attention_norm, config.rms_norm_eps)
+    query, key, value = project(layer, normed, config)
+    query = rotate(split(query, config.num_heads, "heads"), turn)
+    key = rotate(split(key, config.num_kv_heads, "kv_heads"), turn)
+    mixed, cache = attend(query, key, split(value, config.num_kv_heads, "kv_heads"), cache)
+    x = x + mixed.reshape(*x.shape[:2], -1) @ layer.output
+    normed = rms_norm(x, layer.mlp_norm, config.rms_norm_eps)
+    shards = 1 if mesh is None else shard_count(mesh, "position", rules)
+    x = x + feed_forward(layer, normed, block=mlp_block, shards=shards)
+    return constrain(x, mesh, ("batch", "position", "activation"), rules), cache
+
+
 def hidden_states(
     weights: Llama,
     tokens: Int[Array, "batch seq"],
@@ -241,50 +288,30 @@ def hidden_states(
     caches: tuple[Any, ...] | None = None,
     mesh: Mesh | None = None,
     rules: Rules,
-    mlp_block: int = 1024,
 ) -> tuple[Float[Array, "batch seq embed"], tuple[Any, ...] | None]:
     """The last layer's output, normalised, and the caches after it.
 
     Args:
-        positions: of each token; they need not be in order.
-        attend: attention of one layer.
         caches: one a layer, only with layers in a tuple.
-        mlp_block: positions of a device's part that pass the feed-forward network at a time.
     """
-    shards = 1 if mesh is None else shard_count(mesh, "position", rules)
-    activation = ("batch", "position", "activation")
-
-    def one_layer(x: Array, layer: Layer | FusedLayer, cache: Any) -> tuple[Array, Any]:
-        def split(x: Array, heads: int, axis: str) -> Array:
-            x = x.reshape(*x.shape[:2], heads, config.head_dim)
-            return constrain(x, mesh, ("batch", "position", axis, None), rules)
-
-        normed = rms_norm(x, layer.attention_norm, config.rms_norm_eps)
-        query, key, value = project(layer, normed, config)
-        query = split(query, config.num_heads, "heads")
-        key = split(key, config.num_kv_heads, "kv_heads")
-        value = split(value, config.num_kv_heads, "kv_heads")
-        query = rotate(query, positions, config.rope_theta)
-        key = rotate(key, positions, config.rope_theta)
-        mixed, cache = attend(query, key, value, cache)
-        x = x + mixed.reshape(*x.shape[:2], -1) @ layer.output
-        normed = rms_norm(x, layer.mlp_norm, config.rms_norm_eps)
-        x = x + feed_forward(layer, normed, block=mlp_block, shards=shards)
-        return constrain(x, mesh, activation, rules), cache
-
+    turn = rotation(positions, config.head_dim, config.rope_theta)
+    apply = partial(apply_layer, config=config, attend=attend, mesh=mesh, rules=rules)
     x = embed_tokens(weights.embedding, tokens, mesh, rules)
-    x = constrain(x, mesh, activation, rules)
+    x = constrain(x, mesh, ("batch", "position", "activation"), rules)
     if isinstance(weights.layers, tuple):
+        traced_once = jax.jit(apply)
         after = []
         for layer, cache in zip(
             weights.layers, caches or (None,) * config.num_layers, strict=True
         ):
-            x, cache = one_layer(x, layer, cache)
+            x, cache = traced_once(layer, x, turn, cache)
             after.append(cache)
         caches = tuple(after) if caches else None
     else:
         assert caches is None, "caches belong to unrolled layers"
-        x, _ = jax.lax.scan(lambda x, layer: (one_layer(x, layer, None)[0], None), x, weights.layers)
+        x, _ = jax.lax.scan(
+            lambda x, layer: (apply(layer, x, turn, None)[0], None), x, weights.layers
+        )
     return rms_norm(x, weights.norm, config.rms_norm_eps), caches
 
 

@@ -1,6 +1,7 @@
 """The eight sizes of the original, by name.
 
-Source: LargeWorldModel/LWM; all are Llama 1 shapes with a vocabulary of 32,000 and as many key heads as heads.
+Source: LargeWorldModel/LWM; all are Llama 1 shapes with a vocabulary of 32,000 and as many key
+heads as heads.
 """
 
 from lwm.core.errors import ConfigError

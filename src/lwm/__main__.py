@@ -1,0 +1,5 @@
+"""`python -m lwm` is `lwm`."""
+
+from lwm.cli.main import main
+
+main()

@@ -1,0 +1,96 @@
+"""`lwm chat`: talk to a model, about a document if one is given."""
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import tyro
+
+from lwm.cli.flags import Load, LoadFlags, ModelName, Sampling, SamplingFlags, print_stream
+from lwm.core.errors import CapacityError, InputError
+from lwm.core.progress import console, say
+
+if TYPE_CHECKING:
+    from lwm.inference.model import Model
+
+
+def chat(
+    model: ModelName,
+    /,
+    prompt: str | None = None,
+    document: Annotated[tuple[Path, ...], tyro.conf.UseAppendAction] = (),
+    system: str | None = None,
+    template: str = "auto",
+    load: Load = LoadFlags(),
+    sampling: Sampling = SamplingFlags(),
+) -> None:
+    """Talk to a model; --prompt answers once, without it an interactive session.
+
+    Args:
+        prompt: A question to answer once.
+        document: A txt, md, html or pdf file to talk about; may be given several times.
+        system: What the model is told before the conversation.
+        template: How turns are written: auto (the model's own), original, or chatml.
+    """
+    from lwm.data.documents import read_document
+
+    if prompt is not None and not prompt.strip():
+        raise InputError("the prompt is empty; ask something after --prompt")
+    context = "\n\n".join(read_document(path) for path in document)
+    loaded = load.load(model)
+    loaded.tokenizer  # noqa: B018  refuses a model without one before anybody types
+    conversation = Conversation(loaded, context, system, template, sampling)
+    if prompt is not None:
+        conversation.ask(prompt)
+        return
+    say("Ask something. /reset starts anew, /exit or Ctrl-D leaves.")
+    while (line := _read_line()) is not None:
+        match line.strip():
+            case "":
+                continue
+            case "/exit" | "/quit":
+                return
+            case "/reset":
+                conversation.reset()
+                say("The conversation starts anew.")
+            case question:
+                try:
+                    conversation.ask(question)
+                except CapacityError as error:  # the session can go on with a shorter one
+                    say(f"{error}; or start anew with /reset")
+                except KeyboardInterrupt:
+                    say("(stopped)")
+
+
+class Conversation:
+    """Turns so far; the document goes before the first question."""
+
+    def __init__(
+        self, model: "Model", context: str, system: str | None, template: str, how: SamplingFlags
+    ) -> None:
+        self._model, self._context, self._template, self._how = model, context, template, how
+        self._opening = [] if system is None else [{"role": "system", "content": system}]
+        self._turns: list[dict[str, str]] = []
+
+    def reset(self) -> None:
+        self._turns = []
+
+    def ask(self, question: str) -> None:
+        """Streams the answer to standard output; the turn counts only if it ends."""
+        with_context = self._context and not self._turns
+        content = f"{self._context}\n\n{question}" if with_context else question
+        turns = [*self._turns, {"role": "user", "content": content}]
+        pieces = self._model.chat(
+            [*self._opening, *turns], stream=True, template=self._template, **self._how.settings()
+        )
+        text = print_stream(pieces)
+        self._turns = [*turns, {"role": "assistant", "content": text}]
+        say(f"({self._model.figures})")
+
+
+def _read_line() -> str | None:
+    """A line from the user; None at the end of input. The sign to type goes to standard error."""
+    try:
+        return console.input("> ") if sys.stdin.isatty() else input()
+    except EOFError:
+        return None

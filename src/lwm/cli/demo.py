@@ -1,0 +1,5 @@
+"""`lwm demo`."""
+
+
+def demo() -> None:
+    """The tour on the embedded default."""

@@ -1,0 +1,80 @@
+"""Flags that several verbs share."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import tyro
+
+if TYPE_CHECKING:
+    from lwm.inference.model import Model
+
+ModelName = Annotated[
+    str,
+    tyro.conf.Positional,
+    tyro.conf.arg(
+        metavar="MODEL",
+        help="A model directory, a .gguf file, params::FILE, trainstate_params::FILE, "
+        "flax_params::FILE, hf:OWNER/NAME, or a name from 'lwm info --list'.",
+    ),
+]
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoadFlags:
+    """How a MODEL is loaded."""
+
+    config: str | None = None
+    """For the original's checkpoints: a size (7b) or a JSON file of settings."""
+    tokenizer: str | None = None
+    """A tokenizer.json, a tokenizer.model, or a directory that holds one."""
+    dtype: Literal["float32", "bfloat16"] | None = None
+    """Type of weights and cache; float32 on a CPU and bfloat16 elsewhere unless given."""
+    mesh: str | None = None
+    """Devices along data,fsdp,tensor,sequence, as in 1,1,1,4; one device unless given."""
+
+    def load(self, model: str) -> "Model":
+        from lwm.inference.model import load
+
+        return load(
+            model, config=self.config, tokenizer=self.tokenizer, dtype=self.dtype, mesh=self.mesh
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class SamplingFlags:
+    """How tokens are chosen."""
+
+    max_tokens: int = 512
+    """Longest answer, in tokens."""
+    temperature: float = 0.0
+    """0 takes the likeliest token; higher is more varied."""
+    top_k: int = 0
+    """Choose among the k likeliest tokens; 0 means all."""
+    top_p: float = 1.0
+    """Choose among the likeliest tokens whose probabilities sum to this."""
+    min_p: float = 0.0
+    """Choose among tokens at least this fraction as likely as the likeliest."""
+    repetition_penalty: float = 1.0
+    """Above 1, makes tokens that were seen before less likely."""
+    seed: int = 0
+    """The same seed gives the same answer."""
+    stop: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
+    """Text that ends the answer; may be given several times."""
+
+    def settings(self) -> dict[str, Any]:
+        return dict(vars(self))
+
+
+Load = Annotated[LoadFlags, tyro.conf.OmitArgPrefixes]
+Sampling = Annotated[SamplingFlags, tyro.conf.OmitArgPrefixes]
+
+
+def print_stream(pieces: Iterable[str]) -> str:
+    """Prints text as it comes, ends the line, and returns the whole."""
+    parts = []
+    for piece in pieces:
+        print(piece, end="", flush=True)
+        parts.append(piece)
+    print(flush=True)
+    return "".join(parts)

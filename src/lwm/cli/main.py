@@ -1,0 +1,51 @@
+"""`lwm`: gathers the verbs, and turns a user's mistake into one sentence and exit code 2."""
+
+import os
+import sys
+from pathlib import Path
+
+from tyro.extras import SubcommandApp
+
+from lwm.cli.chat import chat
+from lwm.cli.convert import convert
+from lwm.cli.demo import demo
+from lwm.cli.generate import generate_text
+from lwm.cli.info import info
+from lwm.core.errors import LwmError
+
+
+def _keep_compiled_code() -> None:
+    """Lets a later run start from the code that an earlier one compiled."""
+    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(Path(base) / "lwm" / "compiled"))
+
+
+def application() -> SubcommandApp:
+    generate = SubcommandApp()
+    generate.command(name="text")(generate_text)
+    app = SubcommandApp()
+    app.command(demo)
+    app.command(chat)
+    app.command(generate, name="generate", help="Generate from a prompt.")
+    app.command(convert)
+    app.command(info)
+    return app
+
+
+def main() -> None:
+    """Entry point of the `lwm` command."""
+    _keep_compiled_code()
+    try:
+        application().cli(prog="lwm", description="The Large World Model, whole and reproducible.")
+    except LwmError as error:
+        print(f"lwm: {error}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        sys.exit(130)
+    except BrokenPipeError:  # the reader of our output has left
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(141)
+
+
+if __name__ == "__main__":
+    main()
