@@ -31,17 +31,20 @@ from lwm.attention.blockwise import (
     forward,
     start,
 )
-from lwm.attention.mask import side
+from lwm.attention.mask import PADDING, Side, side
 from lwm.attention.ring import ring_forward
 from lwm.core.mesh import DATA, SEQUENCE
 from lwm.core.sharding import DECODE, PREFILL, Rules, partition_spec
 
 SLAB = 512
-"""Positions of a cache that prefill attends at a time; a device's capacity is a multiple of it."""
+"""Positions of a device's cache that prefill attends at a time."""
 
 DECODE_SLAB = 4096
-"""The same in decode. A capacity up to this is attended in one pass, which spares a CPU the copy
-of each slab; a larger one is a multiple of it."""
+"""The same in decode: large, so that a CPU is spared the copy of each slab for most
+conversations."""
+
+CAPACITY_UNIT = 128
+"""A device's capacity is a multiple of this."""
 
 
 class LayerCache(NamedTuple):
@@ -58,12 +61,6 @@ CACHE_AXES = LayerCache(
 """Logical axes of keys and values."""
 
 
-def local_capacity(tokens: int) -> int:
-    """The least capacity of one device that holds `tokens` positions."""
-    unit = SLAB if tokens <= DECODE_SLAB else DECODE_SLAB
-    return -(-tokens // unit) * unit
-
-
 def _specs(rules: Rules) -> LayerCache:
     return LayerCache(*(partition_spec(axes, rules) for axes in CACHE_AXES))  # type: ignore[arg-type]
 
@@ -73,6 +70,14 @@ def _rank(axis: str, mesh: Mesh | None) -> tuple[Array | int, int]:
     if mesh is None or mesh.shape[axis] == 1:
         return 0, 1
     return jax.lax.axis_index(axis), mesh.shape[axis]
+
+
+def _slab(index: Array, size: int, capacity: int) -> tuple[Array, Array, Array]:
+    """First place, all places, and which of them no earlier slab has had: the last slab is as long
+    as the others and overlaps the one before it."""
+    first = jnp.minimum(index * size, capacity - size)
+    places = first + jnp.arange(size)
+    return first, places, places >= index * size
 
 
 def _prefill(
@@ -102,19 +107,24 @@ def _prefill(
     cut = Cut.of(count, block)
     queries = cut_queries(query, side(positions), key.shape[2], cut)
 
+    kv_heads, dim, capacity = cache.keys.shape[1:]
+    size = min(SLAB, capacity)
+
     def slab(index: Array, sums: Sums) -> Sums:
-        places = index * SLAB + jnp.arange(SLAB)
-        kv_heads, dim = cache.keys.shape[1:3]
+        first_place, places, fresh = _slab(index, size, capacity)
         key = jax.lax.dynamic_slice(
-            cache.keys, (slot, 0, 0, index * SLAB), (1, kv_heads, dim, SLAB)
+            cache.keys, (slot, 0, 0, first_place), (1, kv_heads, dim, size)
         )
         value = jax.lax.dynamic_slice(
-            cache.values, (slot, 0, index * SLAB, 0), (1, kv_heads, SLAB, dim)
+            cache.values, (slot, 0, first_place, 0), (1, kv_heads, size, dim)
         )
         keys = Keys(
             key=key.swapaxes(2, 3)[:, None],
             value=value[:, None],
-            side=side((places * shards + rank)[None, None]),
+            side=Side(
+                positions=(places * shards + rank)[None, None],
+                segments=jnp.where(fresh, 0, PADDING)[None, None],
+            ),
         )
         if shards == 1:
             return forward(sums, queries, keys, causal=True)
@@ -122,7 +132,7 @@ def _prefill(
 
     used = first // shards + count  # the same on every device, as a loop with collectives needs
     sums = jax.lax.fori_loop(
-        0, -(-used // SLAB), slab, start(queries.data.shape[:-1], query.shape[-1])
+        0, -(-used // size), slab, start(queries.data.shape[:-1], query.shape[-1])
     )
     out = cut.undo_queries(finish(sums)[0]).astype(query.dtype)
     if groups > 1:
@@ -209,9 +219,9 @@ def _decode(
             [multiply(pattern, rows[:, :, i], matrix) for i in range(rows.shape[2])], axis=2
         )
 
-    def attend(keys: Array, values: Array, first: Array | int, sums: Sums) -> Sums:
-        where = (first + jnp.arange(keys.shape[3])) * shards + rank
-        seen = (where <= positions[:, None])[:, None, None]
+    def attend(keys: Array, values: Array, places: Array, fresh: Array, sums: Sums) -> Sums:
+        where = places * shards + rank
+        seen = (fresh & (where <= positions[:, None]))[:, None, None]
         scores = jnp.where(seen, product("bkgd,bkds->bkgs", grouped, keys), -jnp.inf)
         maximum = jnp.maximum(sums.maximum, scores.max(axis=-1))
         weights = jnp.exp(scores - maximum[..., None])
@@ -224,14 +234,15 @@ def _decode(
         )
 
     def slab(index: Array, sums: Sums) -> Sums:
-        first = index * DECODE_SLAB
+        first, places, fresh = _slab(index, DECODE_SLAB, capacity)
         keys = jax.lax.dynamic_slice_in_dim(cache.keys, first, DECODE_SLAB, axis=3)
         values = jax.lax.dynamic_slice_in_dim(cache.values, first, DECODE_SLAB, axis=2)
-        return attend(keys, values, first, sums)
+        return attend(keys, values, places, fresh, sums)
 
     sums = start(grouped.shape[:-1], dim)
     if capacity <= DECODE_SLAB:
-        sums = attend(cache.keys, cache.values, 0, sums)
+        every = jnp.arange(capacity)
+        sums = attend(cache.keys, cache.values, every, every >= 0, sums)
     else:
         used = positions.max() // shards + 1
         sums = jax.lax.fori_loop(0, -(-used // DECODE_SLAB), slab, sums)

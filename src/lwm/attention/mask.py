@@ -25,7 +25,7 @@ class Side:
 
 
 def side(
-    positions: Int[Array, "batch seq"], segments: Int[Array, "batch seq"] | None = None
+    positions: Int[Array, "*batch seq"], segments: Int[Array, "*batch seq"] | None = None
 ) -> Side:
     """A side whose tokens all share a segment unless told otherwise."""
     return Side(

@@ -186,7 +186,7 @@ class Walker:
 
     def _chunked(self, value: dict[str, Any], name: str) -> StoredArray:
         def ordered(items: Any) -> list[Any]:
-            if isinstance(items, dict) and all(key.isdigit() for key in items):
+            if isinstance(items, dict) and all(key.isdecimal() for key in items):
                 return [items[key] for key in sorted(items, key=int)]
             if isinstance(items, list):
                 return items
@@ -198,6 +198,8 @@ class Walker:
             raise self.fail(f"{name!r} is a chunked array without its parts")
         regions = tuple(region for chunk in chunks if chunk for region in chunk.regions)
         dtype = chunks[0].dtype  # type: ignore[union-attr]
+        if any(chunk and chunk.dtype != dtype for chunk in chunks):
+            raise self.fail(f"{name!r} has chunks of several types")
         if not all(isinstance(n, int) and n >= 0 for n in shape) or int(
             np.prod(shape, dtype=object)
         ) * dtype.itemsize != sum(region.length for region in regions):

@@ -1,6 +1,7 @@
 """Hugging Face Llama directories, both ways."""
 
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -75,28 +76,36 @@ def _read_config(data: dict[str, Any], source: str) -> LlamaConfig:
     def number(key: str, kinds: tuple[type, ...], default: Any = None) -> Any:
         value = data.get(key)
         value = default if value is None else value
-        if isinstance(value, bool) or not isinstance(value, kinds):
-            raise CheckpointError(
-                f"{source}: {key} in config.json is {value!r}; a number is needed"
-            )
-        return value
+        return _number(value, kinds, f"{source}: {key} in config.json")
 
     integers: dict[str, Any] = {ours: number(key, (int,)) for ours, key in _INTEGERS.items()}
     heads = integers["num_heads"]
     if heads < 1:
         raise CheckpointError(f"{source}: num_attention_heads is {heads}; it must be positive")
     theta = rope.get("rope_theta", data.get("rope_theta", 10000.0))
-    if isinstance(theta, bool) or not isinstance(theta, int | float):
-        raise CheckpointError(f"{source}: rope_theta is {theta!r}; a number is needed")
+    tied = data.get("tie_word_embeddings", False)
+    if not isinstance(tied, bool):
+        raise CheckpointError(
+            f"{source}: tie_word_embeddings is {tied!r}; true or false is needed"
+        )
     return LlamaConfig(
         **integers,
         num_kv_heads=number("num_key_value_heads", (int,), heads),
         head_dim=number("head_dim", (int,), integers["hidden_size"] // heads),
-        rope_theta=float(theta),
+        rope_theta=float(_number(theta, (int, float), f"{source}: rope_theta")),
         rms_norm_eps=float(number("rms_norm_eps", (int, float), 1e-6)),
-        tie_embeddings=bool(data.get("tie_word_embeddings", False)),
+        tie_embeddings=tied,
         initializer_range=float(number("initializer_range", (int, float), 0.02)),
     )
+
+
+def _number(value: Any, kinds: tuple[type, ...], what: str) -> Any:
+    """A number of JSON, of the wanted kind and of a size that a float can have."""
+    if isinstance(value, bool) or not isinstance(value, kinds):
+        raise CheckpointError(f"{what} is {value!r}; a number is needed")
+    if abs(value) > sys.float_info.max:
+        raise CheckpointError(f"{what} is beyond all bounds; correct it")
+    return value
 
 
 def write_config(directory: Path, config: LlamaConfig, dtype: str) -> None:

@@ -160,7 +160,10 @@ def _configuration(config: str | None) -> tuple[LlamaConfig, int]:
             raise ConfigError(
                 f"{config}: {theirs} is {value!r}; a number ({kind.__name__}) is needed"
             )
-        values[ours] = kind(value)
+        try:
+            values[ours] = kind(value)
+        except OverflowError as error:
+            raise ConfigError(f"{config}: {theirs} is too large; correct it") from error
     if data.get("tie_word_embeddings"):
         values["tie_embeddings"] = True
     scan_axis = 1 if data.get("param_scan_axis") == 1 else 0

@@ -8,10 +8,12 @@ from jax.sharding import Mesh
 
 from lwm.checkpoints.checkpoint import Checkpoint
 from lwm.checkpoints.names import named_specs
-from lwm.core.mesh import TENSOR
+from lwm.core.memory import require_memory
+from lwm.core.mesh import FSDP, TENSOR
 from lwm.core.params import cast
 from lwm.core.progress import progress
 from lwm.core.sharding import DECODE, named_sharding
+from lwm.models.figures import weight_bytes
 from lwm.models.llama import FUSED, FusedLayer, Layer, Llama
 
 _PART_OF = {part: whole for whole, parts in FUSED.items() for part in parts}
@@ -23,7 +25,17 @@ def load_weights(checkpoint: Checkpoint, *, dtype: str, mesh: Mesh | None) -> Ll
 
     Memory on the host peaks at one tensor, or one fused group, above what the host's own devices
     keep.
+
+    Raises:
+        CapacityError: the weights do not fit into the memory that is free.
     """
+    parts = 1 if mesh is None else mesh.shape[TENSOR] * mesh.shape[FSDP]
+    require_memory(
+        weight_bytes(checkpoint.config, dtype) // parts,
+        mesh,
+        what=f"{checkpoint.source} in {dtype}",
+        remedy="use --dtype bfloat16, or spread it over more devices with --mesh",
+    )
     specs = named_specs(checkpoint.config)
     fused = mesh is None or mesh.shape[TENSOR] == 1
     placed = {}

@@ -4,6 +4,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import tyro
 from rich.console import Console
+from rich.measure import Measurement
 from rich.table import Table
 
 from lwm.core.errors import ConfigError
@@ -39,9 +40,8 @@ def info(
 
 def _print(table: Table) -> None:
     # Wide enough for every row, whatever the terminal: what is cut off cannot be read or piped.
-    console = Console(highlight=False)
-    width = console.measure(table).maximum
-    Console(highlight=False, width=max(width, 40)).print(table)
+    width = Measurement.get(wide := Console(width=1000), wide.options, table).maximum
+    Console(highlight=False, width=width).print(table)
 
 
 def _length(tokens: int) -> str:

@@ -52,7 +52,7 @@ def from_dict(kind: type[Config], data: dict[str, Any], source: str) -> Config:
             type.
     """
     try:
-        return pydantic.TypeAdapter(kind).validate_python(data)
+        return pydantic.TypeAdapter(kind).validate_python(data, extra="forbid")
     except pydantic.ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"])

@@ -1,9 +1,13 @@
-"""How much memory a device has left, as far as it tells."""
+"""How much memory a device has left, as far as it tells, and refusing what would not fit."""
 
 from pathlib import Path
 from typing import Any
 
+import jax
 import psutil
+from jax.sharding import Mesh
+
+from lwm.core.errors import CapacityError
 
 
 def available_bytes(device: Any) -> int | None:
@@ -26,6 +30,26 @@ def _control_group_limit() -> int | None:
         return int(Path("/sys/fs/cgroup/memory.max").read_text())
     except (OSError, ValueError):  # no such group, or "max": no limit
         return None
+
+
+def require_memory(needed: int, mesh: Mesh | None, *, what: str, remedy: str) -> None:
+    """Refuses what outgrows the memory that is free, before it is allocated.
+
+    Args:
+        needed: bytes on each device; devices that are simulated on a CPU share the host's memory.
+        what: names what is to be allocated.
+
+    Raises:
+        CapacityError: names what is needed and what there is.
+    """
+    device = jax.devices()[0] if mesh is None else mesh.devices.flat[0]
+    sharing = len(mesh.local_devices) if mesh is not None and device.platform == "cpu" else 1
+    available = available_bytes(device)
+    if available is not None and needed * sharing > available:
+        raise CapacityError(
+            f"{what} needs {gigabytes(needed * sharing)} of memory and {gigabytes(available)} are "
+            f"free; {remedy}"
+        )
 
 
 def gigabytes(count: int) -> str:

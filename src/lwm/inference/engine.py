@@ -25,7 +25,7 @@ from lwm.core.progress import Advance
 from lwm.core.sharding import DECODE, PREFILL
 from lwm.inference.sampling import MAX_TOP_LOGPROBS, Sampled, Sampling, SlotSampling, sample
 from lwm.inference.scheduler import Chunk, Feed, Scheduler
-from lwm.models.cache import Cache, cache_capacity, grow_cache, make_cache, require_memory
+from lwm.models.cache import Cache, cache_capacity, grow_cache, make_cache, require_cache_memory
 from lwm.models.llama import (
     FusedLayer,
     Layer,
@@ -39,6 +39,12 @@ from lwm.models.llama import (
 
 CHUNKS = (32, 128, 512)
 """Positions on each device of the `sequence` axis that one prefill step takes."""
+
+
+def roomy(tokens: int) -> int:
+    """A length of cache with room to grow: one of a few, because each compiles a decode step."""
+    unit = max(256, 1 << max(0, tokens.bit_length() - 3))
+    return max(1024, -(-tokens // unit) * unit)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -206,15 +212,9 @@ class Engine:
         held = self.scheduler.capacity
         if wanted <= held:
             return
-        # By half again at least, so that a growing conversation does not compile a step for each
-        # turn.
-        comfortable = cache_capacity(held * 3 // 2, self._mesh)
-        limit = cache_capacity(
-            self._config.max_sequence_length + CHUNKS[0] * self._shards, self._mesh
-        )
-        wanted = max(wanted, min(comfortable, limit))
+        wanted = cache_capacity(roomy(wanted), self._mesh)
         settings = {"slots": self._count, "capacity": wanted, "dtype": self._dtype}
-        require_memory(self._config, **settings, mesh=self._mesh)
+        require_cache_memory(self._config, **settings, mesh=self._mesh)
         self.cache = grow_cache(self.cache, wanted, self._mesh)
         self.scheduler.grow(wanted)
 

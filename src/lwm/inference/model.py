@@ -25,7 +25,7 @@ from lwm.core.sharding import DECODE
 from lwm.core.vocabulary import Vocabulary
 from lwm.data.templates import Message, choose, render
 from lwm.data.tokenizer import Tokenizer, from_vocabulary, read_tokenizer, tokenizer_in
-from lwm.inference.engine import Engine, Request
+from lwm.inference.engine import Engine, Request, roomy
 from lwm.inference.sampling import Sampling
 from lwm.inference.scoring import Scorer
 from lwm.inference.text import until_stop
@@ -232,15 +232,14 @@ class Model:
             stop_tokens=self.tokenizer.eos,
         )
         if self._engine is None:
-            needed = len(tokens) + request.max_tokens
+            room = roomy(len(tokens) + request.max_tokens)
             self._engine = Engine(
-                self.weights, self.config, tokens=needed, dtype=self.dtype, mesh=self.mesh
+                self.weights, self.config, tokens=room, dtype=self.dtype, mesh=self.mesh
             )
-        self._engine.require(len(tokens), request.max_tokens)
+        engine = self._engine
+        engine.require(len(tokens), request.max_tokens)
         stops = (stop,) if isinstance(stop, str) else tuple(stop)
-        pieces = until_stop(
-            self.tokenizer.decode_stream(self._tokens(self._engine, request)), stops
-        )
+        pieces = until_stop(self.tokenizer.decode_stream(self._tokens(engine, request)), stops)
         return pieces if stream else "".join(pieces)
 
     def _tokens(self, engine: Engine, request: Request) -> Iterator[int]:

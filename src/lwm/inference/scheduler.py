@@ -16,6 +16,10 @@ from dataclasses import dataclass, field
 
 from lwm.core.errors import CapacityError, InputError
 
+_WELL_FILLED = 0.75
+"""Share of a chunk that must be real tokens: padding less than a quarter beats two smaller
+chunks."""
+
 
 @dataclass(frozen=True)
 class Chunk:
@@ -198,13 +202,21 @@ class Scheduler:
                 left = len(text) - 1 - len(cached)
                 if left <= 0:
                     continue
-                # The largest that is filled; what is smaller than all is padded to the least.
-                size = max((s for s in self._chunks if s <= left), default=self._chunks[0])
+                size = self._chunk_size(left, self.capacity - len(cached))
                 tokens = tuple(text[len(cached) : len(cached) + min(size, left)])
                 chunk = Chunk(slot, len(cached), tokens, size)
                 cached.extend(tokens)
                 return chunk
         return None
+
+    def _chunk_size(self, left: int, room: int) -> int:
+        """The largest chunk that the tokens left fill, or one they fill nearly; else the least."""
+        fitting = [
+            size
+            for size in self._chunks
+            if size <= room and min(left, size) >= _WELL_FILLED * size
+        ]
+        return max(fitting, default=self._chunks[0])
 
     def record(self, request: int, token: int) -> bool:
         """Appends a sampled token to every row of a request; tells whether its allowance is used

@@ -12,9 +12,8 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 from jaxtyping import Array
 
-from lwm.attention.cached import CACHE_AXES, LayerCache, local_capacity
-from lwm.core.errors import CapacityError
-from lwm.core.memory import available_bytes, gigabytes
+from lwm.attention.cached import CACHE_AXES, CAPACITY_UNIT, LayerCache
+from lwm.core.memory import require_memory
 from lwm.core.mesh import SEQUENCE
 from lwm.core.sharding import DECODE, named_sharding, shard_count
 from lwm.models.figures import cache_bytes
@@ -24,13 +23,13 @@ Cache = tuple[LayerCache, ...]
 
 
 def cache_capacity(tokens: int, mesh: Mesh | None) -> int:
-    """The least capacity that holds `tokens` positions: whole slabs on every device of the
+    """The least capacity that holds `tokens` positions, in whole units on every device of the
     `sequence` axis."""
-    shards = 1 if mesh is None else mesh.shape[SEQUENCE]
-    return local_capacity(-(-tokens // shards)) * shards
+    unit = CAPACITY_UNIT * (1 if mesh is None else mesh.shape[SEQUENCE])
+    return -(-tokens // unit) * unit
 
 
-def require_memory(
+def require_cache_memory(
     config: LlamaConfig, *, slots: int, capacity: int, dtype: str, mesh: Mesh | None
 ) -> None:
     """Refuses a cache that outgrows the memory that is free.
@@ -42,18 +41,13 @@ def require_memory(
     if mesh is not None:
         for axis in ("slots", "kv_heads", "cache_position"):
             parts *= shard_count(mesh, axis, DECODE)
-    needed = cache_bytes(config, capacity, dtype, slots) // parts
-    device = jax.devices()[0] if mesh is None else mesh.devices.flat[0]
-    local = 1 if mesh is None or device.platform != "cpu" else len(mesh.local_devices)
-    available = available_bytes(device)
-    if available is not None and needed * local > available:
-        raise CapacityError(
-            f"a cache of {capacity:,} positions for {slots} request{'s' * (slots > 1)} needs "
-            f"{gigabytes(needed * local)} of memory and {gigabytes(available)} are free; shorten "
-            "the "
-            "prompt or --max-tokens, use --dtype bfloat16, or spread it over more devices with "
-            "--mesh"
-        )
+    require_memory(
+        cache_bytes(config, capacity, dtype, slots) // parts,
+        mesh,
+        what=f"a cache of {capacity:,} positions for {slots} request{'s' * (slots > 1)}",
+        remedy="shorten the prompt or --max-tokens, use --dtype bfloat16, or spread it over more "
+        "devices with --mesh",
+    )
 
 
 def make_cache(
@@ -64,7 +58,7 @@ def make_cache(
     Raises:
         CapacityError: it would not fit.
     """
-    require_memory(config, slots=slots, capacity=capacity, dtype=dtype, mesh=mesh)
+    require_cache_memory(config, slots=slots, capacity=capacity, dtype=dtype, mesh=mesh)
     key_shape = (slots, config.num_kv_heads, config.head_dim, capacity)
     value_shape = (slots, config.num_kv_heads, capacity, config.head_dim)
 

@@ -25,6 +25,10 @@ from lwm.core.mesh import TENSOR
 from lwm.core.params import ParamSpec, normal, ones, stack
 from lwm.core.sharding import Rules, constrain, partition_spec, require_divisible, shard_count
 
+MAX_LAYERS = 4096
+"""A checkpoint that claims more is broken; names are written out a layer, so the claim must not be
+believed."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class LlamaConfig:
@@ -50,6 +54,10 @@ class LlamaConfig:
         ):  # fmt: skip
             if not getattr(self, name) > 0:
                 raise ConfigError(f"model.{name} is {getattr(self, name)}; it must be positive")
+        if self.num_layers > MAX_LAYERS:
+            raise ConfigError(
+                f"model.num_layers is {self.num_layers}; more than {MAX_LAYERS} is no model"
+            )
         if self.num_heads % self.num_kv_heads:
             raise ConfigError(
                 f"model.num_heads ({self.num_heads}) must be a multiple of model.num_kv_heads "

