@@ -41,7 +41,7 @@ class _Reader(gguf.GGUFReader):
     def data(self, value: np.ndarray) -> None:
         self._plain = value.view(np.ndarray)
 
-    def _get(self, offset: int, dtype: Any, count: int = 1, override_order: Any = None) -> Any:
+    def _get(self, offset: Any, dtype: Any, count: Any = 1, override_order: Any = None) -> Any:
         end = int(offset) + np.dtype(dtype).itemsize * int(count)
         if end > len(self._plain):
             raise ValueError(f"{end:,} bytes are announced and the file has {len(self._plain):,}")
@@ -101,7 +101,13 @@ class _Metadata:
                     "another kind"
                 )
             return default
-        value = field.contents()
+        try:
+            value = field.contents()
+        except (ValueError, LookupError) as error:  # text that is not UTF-8
+            raise CheckpointError(
+                f"{self._source}: {key!r} cannot be read from the header ({error}); replace the "
+                "file"
+            ) from error
         if not isinstance(value, kind):
             raise CheckpointError(
                 f"{self._source}: {key!r} is a {type(value).__name__} in the header; replace the "
@@ -121,8 +127,9 @@ def open_gguf(file: Path) -> Checkpoint:
     if not file.is_file():
         raise CheckpointError(f"{file}: there is no such file; check the path")
     try:
-        reader = _Reader(file)
-    except (ValueError, IndexError, KeyError, OverflowError, RecursionError, OSError) as error:
+        with np.errstate(over="raise"):
+            reader = _Reader(file)
+    except (ValueError, LookupError, ArithmeticError, RecursionError, OSError) as error:
         reason = error.args[0] if error.args else type(error).__name__
         raise CheckpointError(
             f"{file} is not a GGUF file, is broken or cut short ({reason}); copy or download it "
@@ -206,7 +213,7 @@ def _vocabulary(metadata: _Metadata, source: str) -> Vocabulary | None:
     eos = metadata.get("tokenizer.ggml.eos_token_id", int, None)
     pieces = [Piece(*piece) for piece in zip(texts, scores, kinds, strict=True)]
     for token in (bos, eos):  # some files leave them unmarked
-        if token is not None and token < len(pieces):
+        if token is not None and 0 <= token < len(pieces):
             pieces[token] = pieces[token]._replace(kind=CONTROL)
     pieces_only = method == "llama"
     return Vocabulary(

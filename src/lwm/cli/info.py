@@ -50,7 +50,7 @@ def _length(tokens: int) -> str:
     return f"{tokens >> 10}K" if tokens % 1024 == 0 else f"{tokens:,}"
 
 
-def _size(count: float) -> str:
+def _size(count: float | int) -> str:
     for unit in ("B", "KB", "MB", "GB", "TB"):
         if count < 1000:
             return f"{count:.3g} {unit}"

@@ -8,7 +8,6 @@ from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import Any, NoReturn
 
-from jinja2.exceptions import TemplateError
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from lwm.core.errors import ConfigError, InputError
@@ -72,7 +71,8 @@ def render(template: str, messages: Sequence[Message], tokenizer: Tokenizer) -> 
             )
 
     def refuse(reason: str) -> NoReturn:
-        raise InputError(f"the model's chat template refuses the conversation: {reason}")
+        sentence = " ".join(str(reason).split())
+        raise InputError(f"the model's chat template refuses the conversation: {sentence}")
 
     environment = ImmutableSandboxedEnvironment(
         trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"]
@@ -86,8 +86,11 @@ def render(template: str, messages: Sequence[Message], tokenizer: Tokenizer) -> 
             bos_token=tokenizer.bos or "",
             eos_token=tokenizer.eos_text,
         )
-    except TemplateError as error:
+    except InputError:
+        raise
+    except Exception as error:  # somebody else's program can fail in any way
+        reason = " ".join(str(error).split())
         raise InputError(
-            f"the model's chat template cannot be rendered ({error}); choose another with "
+            f"the model's chat template cannot be rendered ({reason}); choose another with "
             "--template"
         ) from error

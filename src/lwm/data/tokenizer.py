@@ -160,10 +160,14 @@ def _with_settings(tokenizer: Tokenizer, directory: Path) -> Tokenizer:
     ]
     template = settings.get("chat_template")
     if isinstance(template, list):  # several named ones; the plain one is called default
-        named = {item.get("name"): item.get("template") for item in template}
-        template = named.get("default")
-    if (directory / "chat_template.jinja").is_file():
-        template = (directory / "chat_template.jinja").read_text(encoding="utf-8")
+        named = [item for item in template if isinstance(item, dict)]
+        template = next((i.get("template") for i in named if i.get("name") == "default"), None)
+    file = directory / "chat_template.jinja"
+    if file.is_file():
+        try:
+            template = file.read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise CheckpointError(f"{file} cannot be read ({error}); replace it") from error
     return replace(
         tokenizer,
         bos=bos,

@@ -166,6 +166,8 @@ def read_sentencepiece(path: Path) -> Vocabulary:
         raise CheckpointError(
             f"{path} is not a sentencepiece model ({error}); replace it"
         ) from error
+    if not proto.HasField("trainer_spec"):  # it follows the pieces
+        raise CheckpointError(f"{path} is not a sentencepiece model, or is cut short; replace it")
     trainer, normalizer = proto.trainer_spec, proto.normalizer_spec
     if not proto.pieces or trainer.model_type not in (trainer.BPE, trainer.UNIGRAM):
         raise CheckpointError(

@@ -44,7 +44,7 @@ def forward_logits(
 
 
 def padded_length(length: int) -> int:
-    """The length to compute at: at most an eighth more, so that many lengths share one compiled
+    """The length to compute at: at most a quarter more, so that many lengths share one compiled
     step."""
     unit = max(16, 1 << max(0, length.bit_length() - 3))
     return -(-length // unit) * unit

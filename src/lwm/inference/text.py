@@ -20,17 +20,22 @@ def until_stop(pieces: Iterable[str], stops: Sequence[str]) -> Iterator[str]:
     held = ""
     for piece in pieces:
         held += piece
-        found = [at for at in (held.find(stop) for stop in stops) if at >= 0]
-        if found:
-            if min(found):
-                yield held[: min(found)]
-            return
-        keep = max((_overlap(held, stop) for stop in stops), default=0)
-        if len(held) > keep:
-            yield held[: len(held) - keep]
-            held = held[len(held) - keep :]
-    if held:
-        yield held
+        # Where the earliest stop string begins that is whole, and the earliest that may become so.
+        whole = _find(held, stops)
+        begun = len(held) - max((_overlap(held, stop) for stop in stops), default=0)
+        if whole is not None and whole <= begun:
+            break
+        if begun:
+            yield held[:begun]
+            held = held[begun:]
+    text = held[: _find(held, stops)]
+    if text:
+        yield text
+
+
+def _find(text: str, stops: Sequence[str]) -> int | None:
+    """Where the first stop string begins, if there is one."""
+    return min((at for at in (text.find(stop) for stop in stops) if at >= 0), default=None)
 
 
 def _overlap(text: str, stop: str) -> int:

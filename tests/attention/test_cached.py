@@ -1,0 +1,195 @@
+"""Attention to a cache, in chunks and token by token, against the dense reference over the whole
+sequence, on one device and on caches sharded in striped order."""
+
+from functools import cache, partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import Mesh
+
+from lwm.attention.cached import (
+    CAPACITY_UNIT,
+    DECODE_SLAB,
+    SLAB,
+    LayerCache,
+    decode_attention,
+    prefill_attention,
+)
+from lwm.attention.mask import side
+from lwm.attention.order import striped
+from lwm.attention.reference import reference_attention
+from lwm.core.mesh import SEQUENCE, make_mesh
+
+QUICKLY = {"xla_backend_optimization_level": 0}
+HEADS, KV_HEADS, DIM = 4, 2, 4
+MESHES = [None, "1,1,1,4", "2,1,1,2", "1,1,2,2"]
+
+
+def laid(mesh: str | None) -> Mesh | None:
+    return None if mesh is None else make_mesh(mesh)
+
+
+def shards_of(mesh: str | None) -> int:
+    return 1 if mesh is None else make_mesh(mesh).shape[SEQUENCE]
+
+
+@cache
+def prefill(mesh: str | None) -> Any:
+    return jax.jit(partial(prefill_attention, mesh=laid(mesh)), compiler_options=QUICKLY)
+
+
+@cache
+def decode(mesh: str | None) -> Any:
+    return jax.jit(partial(decode_attention, mesh=laid(mesh)), compiler_options=QUICKLY)
+
+
+def draw(*shape: int, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).normal(size=shape).astype(np.float32)
+
+
+def stale(slots: int, capacity: int, seed: int = 9) -> LayerCache:
+    """A cache full of what earlier requests left."""
+    return LayerCache(
+        jnp.asarray(50 * draw(slots, KV_HEADS, DIM, capacity, seed=seed)),
+        jnp.asarray(50 * draw(slots, KV_HEADS, capacity, DIM, seed=seed + 1)),
+    )
+
+
+def holding(keys: np.ndarray, values: np.ndarray, capacity: int, shards: int) -> LayerCache:
+    """A cache that holds keys and values [slots, seq, kv_heads, dim] at positions 0 and on, and
+    rubbish behind them."""
+    slots, length = keys.shape[:2]
+    rubbish = 50 * draw(2, slots, capacity - length, KV_HEADS, DIM, seed=3)
+    order = striped(capacity, shards)
+    keys, values = (
+        np.concatenate([x, behind], axis=1)[:, order]
+        for x, behind in zip((keys, values), rubbish, strict=True)
+    )
+    return LayerCache(
+        jnp.asarray(keys.transpose(0, 2, 3, 1)), jnp.asarray(values.transpose(0, 2, 1, 3))
+    )
+
+
+@jax.jit
+def causal(query: Any, key: Any, value: Any, first: Any) -> Any:
+    """Queries at `first` and on over keys from position 0."""
+    positions = [jnp.arange(x.shape[1])[None].repeat(len(x), 0) for x in (query, key)]
+    sides = (side(positions[0] + first), side(positions[1]))
+    return reference_attention(query, key, value, *sides, causal=True)
+
+
+def reference(query: np.ndarray, key: np.ndarray, value: np.ndarray, first: int) -> np.ndarray:
+    return np.asarray(causal(query, key, value, np.int32(first)))
+
+
+def assert_close(actual: Any, expected: Any) -> None:
+    actual, expected = np.asarray(actual), np.asarray(expected)
+    assert np.abs(actual - expected).max() <= 1e-5 * np.abs(expected).max()
+
+
+@pytest.mark.parametrize(("mesh", "chunk", "chunks"), [
+    (None, 320, 2), ("1,1,1,4", 640, 4), ("2,1,1,2", 320, 2), ("1,1,2,2", 320, 2),
+])  # fmt: skip
+def test_chunks_and_then_tokens_are_the_reference(
+    mesh: str | None, chunk: int, chunks: int
+) -> None:
+    """With four shards each device holds 640 positions, beyond one slab; so does the single one.
+
+    Two slots take different sequences, the second one token shorter; the last chunk's end is
+    rubbish, as padding is.
+    """
+    shards, slots = shards_of(mesh), 2
+    real = chunk * chunks - 5
+    lengths = (real, real - 1)
+    total = real + 3
+    query = draw(slots, total, HEADS, DIM, seed=1)
+    key, value = (draw(slots, total, KV_HEADS, DIM, seed=n) for n in (2, 3))
+    unit = CAPACITY_UNIT * shards
+    held = stale(slots, -(-(total + 8) // unit) * unit)  # 768 a device: one slab and a half
+    order = striped(chunk, shards)
+
+    def padded(x: np.ndarray) -> np.ndarray:
+        extra = np.full((1, chunk - x.shape[1], *x.shape[2:]), 7, np.float32)
+        return np.concatenate([x, extra], axis=1)[:, order]
+
+    expected = [reference(query[s : s + 1], key[s : s + 1], value[s : s + 1], 0) for s in (0, 1)]
+    for slot in (1, 0):
+        before = held
+        for first in range(0, lengths[slot], chunk):
+            cut = slice(first, min(first + chunk, lengths[slot]))
+            parts = [padded(x[slot : slot + 1, cut]) for x in (query, key, value)]
+            out, held = prefill(mesh)(*parts, held, slot=np.int32(slot), first=np.int32(first))
+            back = np.asarray(out)[:, np.argsort(order)][:, : cut.stop - first]
+            assert_close(back, expected[slot][:, cut])
+        for old, new in zip(before, held, strict=True):  # the other slot is as it was
+            np.testing.assert_array_equal(np.asarray(old)[1 - slot], np.asarray(new)[1 - slot])
+    for step in range(3):
+        positions = np.array(lengths, np.int32) + step
+        rows = [
+            np.stack([x[s, p : p + 1] for s, p in enumerate(positions)])
+            for x in (query, key, value)
+        ]
+        out, held = decode(mesh)(*rows, held, positions=positions)
+        for slot, position in enumerate(positions):
+            assert_close(np.asarray(out)[slot, 0], expected[slot][0, position])
+
+
+@pytest.mark.parametrize("mesh", MESHES)
+def test_decode_at_uneven_positions_ignores_what_lies_behind(mesh: str | None) -> None:
+    shards = shards_of(mesh)
+    capacity = SLAB * shards
+    positions = np.array([300, 0, 17, 511], np.int32)
+    keys, values = (draw(4, 512, KV_HEADS, DIM, seed=n) for n in (2, 3))
+    query = draw(4, 1, HEADS, DIM)
+    rows = [np.stack([x[s, p : p + 1] for s, p in enumerate(positions)]) for x in (keys, values)]
+    outs = []
+    for rubbish in (0, 1):
+        behind = np.arange(512)[None] >= positions[:, None]
+        shifted = [np.where(behind[..., None, None], x + 90 * rubbish, x) for x in (keys, values)]
+        held = holding(shifted[0], shifted[1], capacity, shards)
+        outs.append(np.asarray(decode(mesh)(query, *rows, held, positions=positions)[0]))
+    np.testing.assert_array_equal(outs[0], outs[1])
+    for slot, position in enumerate(positions):
+        cut = slice(slot, slot + 1)
+        expected = reference(query[cut], keys[cut], values[cut], position)
+        assert_close(outs[0][slot], expected[0])
+
+
+@pytest.mark.parametrize("mesh", MESHES)
+def test_idle_slots_write_nothing_and_get_zeros(mesh: str | None) -> None:
+    shards = shards_of(mesh)
+    held = stale(4, SLAB * shards)
+    before = jax.tree.map(np.asarray, held)
+    positions = np.array([-1, 6, -1, -1], np.int32)
+    query, row = draw(4, 1, HEADS, DIM), draw(4, 1, KV_HEADS, DIM)
+    out, after = decode(mesh)(query, row, row, held, positions=positions)
+    out, after = np.asarray(out), jax.tree.map(np.asarray, after)
+    assert (out[[0, 2, 3]] == 0).all()
+    # Position 6 lies on device 6 mod R at index 6 // R; it is the one place that changed.
+    place = 6 % shards * SLAB + 6 // shards
+    changed = np.zeros(before.values.shape, bool)
+    changed[1, :, place] = True
+    np.testing.assert_array_equal(after.values != before.values, changed)
+    np.testing.assert_array_equal(after.keys != before.keys, changed.swapaxes(2, 3))
+    np.testing.assert_array_equal(after.values[1, :, place], row[1, 0])
+
+
+def test_decode_beyond_one_slab_is_the_reference() -> None:
+    capacity = DECODE_SLAB + 7 * CAPACITY_UNIT
+    positions = np.array([4900, 17, -1, 4096], np.int32)
+    keys, values = (draw(4, 4901, KV_HEADS, DIM, seed=n) for n in (2, 3))
+    query = draw(4, 1, HEADS, DIM)
+    rows = [draw(4, 1, KV_HEADS, DIM, seed=n) for n in (5, 6)]
+    held = holding(keys, values, capacity, 1)
+    out = np.asarray(decode(None)(query, *rows, held, positions=positions)[0])
+    for slot, position in enumerate(positions):
+        if position < 0:
+            assert (out[slot] == 0).all()
+            continue
+        cut = slice(slot, slot + 1)
+        key, value = (x[cut].copy() for x in (keys, values))
+        key[0, position], value[0, position] = rows[0][slot, 0], rows[1][slot, 0]
+        assert_close(out[slot], reference(query[cut], key, value, position)[0])

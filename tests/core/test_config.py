@@ -1,0 +1,121 @@
+"""Configurations through JSON text and back, and data that is wrong in one place."""
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import hypothesis.strategies as st
+import pytest
+from hypothesis import given
+
+from lwm.core.config import MAX_JSON_BYTES, from_dict, override, read_json, to_dict
+from lwm.core.errors import ConfigError
+
+
+@dataclass(frozen=True, kw_only=True)
+class Inner:
+    rate: float = 0.5
+    kind: Literal["ring", "ulysses"] = "ring"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outer:
+    size: int
+    name: str | None = None
+    tied: bool = False
+    inner: Inner = field(default_factory=Inner)
+    axes: tuple[int, ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.size < 1:
+            raise ConfigError(f"size is {self.size}; it must be positive")
+
+
+inners = st.builds(
+    Inner,
+    rate=st.floats(allow_nan=False, allow_infinity=False),
+    kind=st.sampled_from(["ring", "ulysses"]),
+)
+outers = st.builds(
+    Outer,
+    size=st.integers(1, 2**60),
+    name=st.none() | st.text(st.characters(exclude_categories=["Cs"])),
+    tied=st.booleans(),
+    inner=inners,
+    axes=st.lists(st.integers(-(2**31), 2**31)).map(tuple),
+)
+
+
+@given(outers)
+def test_a_configuration_survives_json(config: Outer) -> None:
+    assert from_dict(Outer, json.loads(json.dumps(to_dict(config))), "here") == config
+
+
+@pytest.mark.parametrize(
+    ("data", "named"),
+    [
+        ({}, "size"),
+        ({"size": "many"}, "size"),
+        ({"size": 1.5}, "size"),
+        ({"size": None}, "size"),
+        ({"size": [3]}, "size"),
+        ({"size": 3, "tied": "perhaps"}, "tied"),
+        ({"size": 3, "name": 7}, "name"),
+        ({"size": 3, "inner": {"rate": "fast"}}, "inner.rate"),
+        ({"size": 3, "inner": {"kind": "circle"}}, "inner.kind"),
+        ({"size": 3, "inner": 5}, "inner"),
+        ({"size": 3, "axes": [1, "x"]}, "axes"),
+        ({"size": 3, "sise": 4}, "sise"),
+        ({"size": 3, "inner": {"rat": 4}}, "rat"),
+    ],
+)
+def test_the_wrong_setting_is_named_with_its_source(data: dict[str, Any], named: str) -> None:
+    with pytest.raises(ConfigError) as error:
+        from_dict(Outer, data, "model/config.json")
+    assert "model/config.json" in str(error.value)
+    assert named in str(error.value)
+
+
+def test_a_value_out_of_range_is_refused_on_the_way_in_and_by_override() -> None:
+    with pytest.raises(ConfigError, match="size is 0"):
+        from_dict(Outer, {"size": 0}, "here")
+    with pytest.raises(ConfigError, match="size is -1"):
+        override(Outer(size=3), size=-1)
+
+
+def test_override_changes_what_is_given_alone() -> None:
+    config = Outer(size=3, name="a", tied=True)
+    assert override(config, size=4, name=None, tied=False) == Outer(size=4, name="a")
+    assert config.size == 3
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"", b"{", b"[1]", b"3", b'"text"', b"\xff\xfe{}", b"[" * 100_000,
+    ],
+)  # fmt: skip
+def test_files_that_hold_no_object_are_refused_by_name(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "config.json"
+    path.write_bytes(content)
+    with pytest.raises(ConfigError, match=r"config\.json"):
+        read_json(path)
+
+
+def test_a_missing_file_a_directory_and_a_huge_file_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"absent\.json"):
+        read_json(tmp_path / "absent.json")
+    with pytest.raises(ConfigError, match="cannot be read"):
+        read_json(tmp_path)
+    huge = tmp_path / "huge.json"
+    with huge.open("wb") as file:
+        file.truncate(MAX_JSON_BYTES + 1)
+    with pytest.raises(ConfigError, match="larger than 64 MB"):
+        read_json(huge)
+
+
+def test_an_object_is_read_as_it_is(tmp_path: Path) -> None:
+    path = tmp_path / "config.json"
+    path.write_text('{"a": [1, {"b": "ü"}]}', encoding="utf-8")
+    assert read_json(path) == {"a": [1, {"b": "ü"}]}

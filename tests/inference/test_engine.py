@@ -1,0 +1,257 @@
+"""The engine's tokens and log-probabilities against plain forward passes over the whole text."""
+
+from collections.abc import Sequence
+from functools import cache
+from typing import Any
+
+import numpy as np
+import pytest
+from tiny_model import CONFIG, following, full_logits, fused, log_softmax, prompt, weights
+
+from lwm.core.errors import CapacityError, ConfigError, InputError
+from lwm.core.mesh import make_mesh
+from lwm.inference.engine import Engine, Request, Token
+from lwm.inference.sampling import Sampling
+
+GREEDY = Sampling(temperature=0)
+
+
+@cache
+def engine() -> Engine:
+    """One for all: what earlier tests left in its cache must not matter."""
+    return Engine(fused(), CONFIG, slots=3, tokens=256)
+
+
+def run(engine: Engine, *requests: Request) -> list[list[Token]]:
+    """All at once; the events of each."""
+    numbers = [engine.submit(request) for request in requests]
+    events: dict[int, list[Token]] = {number: [] for number in numbers}
+    while not engine.scheduler.idle:
+        for token in engine.step():
+            events[token.request].append(token)
+    return [events[number] for number in numbers]
+
+
+def ids(events: Sequence[Token]) -> list[int]:
+    return [event.token for event in events if event.token is not None]
+
+
+def greedy(tokens: Sequence[int], count: int, **more: Any) -> Request:
+    return Request(prompt=tokens, max_tokens=count, sampling=GREEDY, **more)
+
+
+def assert_greedy(tokens: Sequence[int], answer: list[int]) -> None:
+    """Every token is the arg-max after the text before it."""
+    assert following(tokens, answer).argmax(axis=-1).tolist() == answer
+
+
+def test_prompts_of_all_lengths_at_once_continue_by_the_arg_max() -> None:
+    lengths = (1, 2, 31, 32, 33, 34, 70, 150)
+    prompts = [prompt(length) for length in lengths]
+    counts = (9, 1, 7, 12, 3, 5, 6, 4)
+    asked = [greedy(tokens, count) for tokens, count in zip(prompts, counts, strict=True)]
+    for tokens, count, events in zip(prompts, counts, run(engine(), *asked), strict=True):
+        assert len(ids(events)) == count
+        assert [event.finish for event in events] == [None] * (count - 1) + ["length"]
+        assert_greedy(tokens, ids(events))
+
+
+def test_seeds_decide_whatever_else_runs() -> None:
+    def sampled(length: int, seed: int, **how: Any) -> Request:
+        sampling = Sampling(temperature=1.5, seed=seed, **how)
+        return Request(prompt=prompt(length), max_tokens=10, sampling=sampling)
+
+    asked = [sampled(5, 1), sampled(40, 2, top_k=20), sampled(5, 3, top_p=0.9), sampled(9, 4)]
+    together = [ids(events) for events in run(engine(), *asked, greedy(prompt(66), 20))]
+    alone = [ids(run(engine(), request)[0]) for request in asked]
+    assert together[: len(asked)] == alone
+    other = ids(run(engine(), sampled(5, 99))[0])
+    assert other != alone[0]
+
+
+def test_repetition_penalty_reads_prompt_and_answer() -> None:
+    sampling = Sampling(temperature=0, repetition_penalty=1e9)
+    request = Request(prompt=prompt(20), max_tokens=25, sampling=sampling)
+    (events,) = run(engine(), request)
+    answer = ids(events)
+    assert len(set(answer)) == 25
+    assert not set(answer) & set(prompt(20))
+    # A penalty that divides what is positive to nothing leaves the likeliest of the others, as
+    # long as one of them is positive.
+    logits = following(prompt(20), answer)
+    for step, token in enumerate(answer):
+        unseen = np.setdiff1d(np.arange(64), [*prompt(20), *answer[:step]])
+        if logits[step, unseen].max() > 1e-3:
+            assert token == unseen[logits[step, unseen].argmax()]
+
+
+def test_log_probabilities_are_those_of_the_whole_text() -> None:
+    tokens = prompt(45)
+    sampling = Sampling(temperature=1.2, top_k=30, seed=5)
+    request = Request(prompt=tokens, max_tokens=8, sampling=sampling, logprobs=20)
+    plain = greedy(prompt(3), 8)
+    events, others = run(engine(), request, plain)
+    answer = ids(events)
+    expected = log_softmax(following(tokens, answer))
+    for event, row in zip(events, expected, strict=True):
+        assert event.token is not None
+        assert abs(event.logprob - row[event.token]) < 1e-4
+        order = np.argsort(-row)[:20]
+        assert [token for token, _ in event.top] == order.tolist()
+        np.testing.assert_allclose([p for _, p in event.top], row[order], atol=1e-4)
+    assert all(event.top == () for event in others)
+
+
+def test_stop_tokens_end_an_answer_and_are_not_part_of_it() -> None:
+    tokens = prompt(12)
+    whole = ids(run(engine(), greedy(tokens, 12))[0])
+    stop = next(token for token in whole if whole.index(token) >= 2)
+    (events,) = run(engine(), greedy(tokens, 12, stop_tokens=[stop, 63]))
+    assert ids(events) == whole[: whole.index(stop)]
+    assert events[-1].token is None
+    assert events[-1].finish == "stop"
+
+
+def test_a_conversation_reuses_what_it_has_said() -> None:
+    mine = engine()
+    first = prompt(50, seed=7)
+    answer = ids(run(mine, greedy(first, 6))[0])
+    before = mine.scheduler.reused
+    second = [*first, *answer, *prompt(20, seed=8)]
+    again = ids(run(mine, greedy(second, 6))[0])
+    assert mine.scheduler.reused - before == len(first) + len(answer) - 1
+    assert_greedy(second, again)
+    # Another turn after the same beginning: what followed it must be forgotten.
+    other = [*first, *prompt(30, seed=9)]
+    assert_greedy(other, ids(run(mine, greedy(other, 6))[0]))
+    # The very same prompt again: all of it but the last token is there.
+    before = mine.scheduler.reused
+    assert_greedy(other, ids(run(mine, greedy(other, 6))[0]))
+    assert mine.scheduler.reused - before == len(other) - 1
+
+
+def test_streams_tell_of_the_prompt_and_free_their_slot_when_closed() -> None:
+    mine, told = engine(), []
+
+    def advance(steps: int = 1) -> None:
+        told.append(steps)
+
+    tokens = prompt(90, seed=3)
+    stream = mine.stream(greedy(tokens, 50), advance)
+    answer = [next(stream).token for _ in range(3)]
+    assert_greedy(tokens, [token for token in answer if token is not None])
+    assert len(tokens) <= sum(told) <= len(tokens) + 3
+    stream.close()  # type: ignore[attr-defined]
+    assert mine.scheduler.idle
+    assert_greedy(tokens, ids(list(mine.stream(greedy(tokens, 3)))))
+
+
+def test_requests_join_and_are_cancelled_between_steps() -> None:
+    mine = engine()
+    staying, leaving, waiting = (mine.submit(greedy(prompt(n), 12)) for n in (6, 7, 8))
+    late = mine.submit(greedy(prompt(9), 2))
+    events: list[Token] = []
+    for step in range(60):
+        events += mine.step()
+        if step == 4:
+            mine.cancel(leaving)
+            mine.cancel(leaving)
+    assert mine.scheduler.idle
+    by_request = {
+        n: ids([e for e in events if e.request == n]) for n in (staying, leaving, waiting, late)
+    }
+    assert [len(by_request[n]) for n in (staying, waiting, late)] == [12, 12, 2]
+    assert 0 < len(by_request[leaving]) < 12
+    for number, length in ((staying, 6), (leaving, 7), (waiting, 8), (late, 9)):
+        assert_greedy(prompt(length), by_request[number])
+
+
+@pytest.mark.parametrize("scale", [0.0, 1.0, 3.0])
+def test_guidance_is_two_forward_passes_mixed(scale: float) -> None:
+    conditional, unconditional = prompt(40, seed=1), prompt(5, seed=2)
+    request = Request(
+        prompt=conditional, unconditional=unconditional, max_tokens=6, logprobs=3,
+        sampling=Sampling(temperature=0, guidance=scale),
+    )  # fmt: skip
+    events, beside = run(engine(), request, greedy(prompt(11), 6))
+    answer = ids(events)
+    wanted, unwanted = (following(text, answer) for text in (conditional, unconditional))
+    mixed = unwanted + scale * (wanted - unwanted)
+    assert mixed.argmax(axis=-1).tolist() == answer
+    expected = log_softmax(mixed)
+    for event, row in zip(events, expected, strict=True):
+        assert abs(event.logprob - row.max()) < 1e-4 * max(1, scale)
+    alone = {0.0: unconditional, 1.0: conditional}.get(scale)
+    if alone is not None:
+        assert answer == ids(run(engine(), greedy(alone, 6))[0])
+    assert_greedy(prompt(11), ids(beside))
+
+
+def test_a_cache_that_grows_keeps_what_it_holds() -> None:
+    mine = Engine(fused(), CONFIG, slots=3, tokens=256)
+    tokens = prompt(150)
+    answer = ids(run(mine, greedy(tokens, 4))[0])
+    longer = [*tokens, *answer, *prompt(120, seed=4)]
+    with pytest.raises(CapacityError, match="256"):
+        mine.submit(greedy(longer, 4))
+    mine.require(len(longer), 4)
+    assert mine.scheduler.capacity >= len(longer) + 4
+    assert_greedy(longer, ids(run(mine, greedy(longer, 4))[0]))
+    assert mine.scheduler.reused == len(tokens) + len(answer) - 1
+    held = mine.scheduler.capacity
+    mine.require(10, 10)
+    assert mine.scheduler.capacity == held
+
+
+def test_a_cache_beyond_memory_is_refused_before_it_exists() -> None:
+    with pytest.raises(CapacityError, match=r"GB.*free"):
+        Engine(fused(), CONFIG, tokens=10**12)
+    mine = engine()
+    held = mine.cache
+    with pytest.raises(CapacityError, match=r"GB.*free"):
+        mine.require(10**12, 1)
+    assert mine.cache is held
+    assert_greedy(prompt(4), ids(run(mine, greedy(prompt(4), 3))[0]))
+
+
+def test_requests_that_cannot_run_are_refused() -> None:
+    with pytest.raises(InputError, match="empty"):
+        engine().submit(greedy([], 3))
+    with pytest.raises(InputError, match=r"token 64.*vocabulary of 64"):
+        engine().submit(greedy([1, 64], 3))
+    with pytest.raises(InputError, match="token -1"):
+        engine().submit(greedy([1], 3, unconditional=[-1]))
+    with pytest.raises(CapacityError, match="256"):
+        engine().submit(greedy(prompt(250), 7))
+    with pytest.raises(ConfigError, match="logprobs is 21"):
+        greedy([1], 1, logprobs=21)
+    assert engine().scheduler.idle
+
+
+@pytest.mark.parametrize("mesh", ["1,1,1,4", "1,1,2,2", "1,2,2,1", "2,1,1,2"])
+def test_sharded_engines_give_the_same_tokens(mesh: str) -> None:
+    laid = make_mesh(mesh)
+    mine = Engine(weights(mesh), CONFIG, slots=2, tokens=256, mesh=laid)
+    tokens = prompt(70)
+    sampled = Request(
+        prompt=prompt(23), max_tokens=6, sampling=Sampling(temperature=1.2, top_k=30, seed=11)
+    )
+    first, second = run(mine, greedy(tokens, 7, logprobs=2), sampled)
+    assert_greedy(tokens, ids(first))
+    expected = log_softmax(following(tokens, ids(first))).max(axis=-1)
+    np.testing.assert_allclose([event.logprob for event in first], expected, atol=1e-4)
+    assert ids(second) == ids(run(engine(), sampled)[0])
+    # A turn that goes on where the first ended, from a multiple of the sequence axis.
+    shards = laid.shape["sequence"]
+    longer = [*tokens, *ids(first), *prompt(9)]
+    assert_greedy(longer, ids(run(mine, greedy(longer, 5))[0]))
+    assert mine.scheduler.reused == (len(tokens) + 6) // shards * shards
+
+
+def test_the_oracle_sees_no_future() -> None:
+    """The forward pass that everything here is held against is causal itself."""
+    tokens = prompt(30)
+    changed = [*tokens[:20], *prompt(10, seed=5)]
+    whole, other = full_logits(tokens), full_logits(changed)
+    np.testing.assert_array_equal(whole[:20], other[:20])
+    assert np.abs(whole[20:] - other[20:]).max() > 0.1
