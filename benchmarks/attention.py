@@ -25,7 +25,7 @@ from lwm.attention.mask import Side, needed, ranges, side
 from lwm.attention.order import zigzag
 
 HEADS, DIM = 4, 64
-DENSE_LIMIT = 4096  # the square of a longer sequence takes minutes and gigabytes
+DENSE_LIMIT = 8192  # the squares of a longer sequence take tens of gigabytes
 
 
 def measure(implementation: str, length: int, segments: int, rounds: int) -> dict[str, float]:

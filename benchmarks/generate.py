@@ -27,7 +27,7 @@ def ours(prefill: int, decode: int) -> dict[str, float]:
     from lwm.inference.sampling import Sampling
 
     model = lwm.load("smollm2")
-    tokens = model.tokenizer.encode(king_james_bible())[: prefill + 1]
+    tokens = model.tokenizer.encode(king_james_bible()[: prefill * 8])[: prefill + 1]
     engine = Engine(model.weights, model.config, tokens=prefill + decode + 1)
     greedy = Sampling(temperature=0.0)
 

@@ -5,6 +5,7 @@ Formats differ in the `Tensors` they bring and in their table of names; all chec
 before anything is allocated.
 """
 
+import mmap
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +17,16 @@ from lwm.checkpoints.names import Table, named_specs, rows
 from lwm.core.errors import CheckpointError
 from lwm.core.vocabulary import Vocabulary
 from lwm.models.llama import LlamaConfig
+
+
+def forget_pages(mapped: np.memmap) -> None:
+    """Gives back the memory of what was read from a mapped file so far; views stay valid.
+
+    Without it the pages of a whole file would stay beside the model that was made of them.
+    """
+    handle = getattr(mapped, "_mmap", None)
+    if handle is not None and hasattr(mmap, "MADV_DONTNEED"):
+        handle.madvise(mmap.MADV_DONTNEED)
 
 
 class Tensors(Protocol):

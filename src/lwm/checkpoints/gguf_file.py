@@ -13,7 +13,7 @@ import gguf
 import numpy as np
 from gguf import GGMLQuantizationType as Quantization
 
-from lwm.checkpoints.checkpoint import Checkpoint
+from lwm.checkpoints.checkpoint import Checkpoint, forget_pages
 from lwm.checkpoints.names import GGUF
 from lwm.core.errors import CheckpointError
 from lwm.core.vocabulary import CONTROL, NORMAL, Piece, Vocabulary
@@ -39,6 +39,7 @@ class _Reader(gguf.GGUFReader):
 
     @data.setter
     def data(self, value: np.ndarray) -> None:
+        self.mapped = value
         self._plain = value.view(np.ndarray)
 
     def _get(self, offset: Any, dtype: Any, count: Any = 1, override_order: Any = None) -> Any:
@@ -51,8 +52,8 @@ class _Reader(gguf.GGUFReader):
 class GgufTensors:
     """Tensors of one file."""
 
-    def __init__(self, tensors: Mapping[str, gguf.ReaderTensor], source: str) -> None:
-        self._tensors, self._source = tensors, source
+    def __init__(self, tensors: Mapping[str, gguf.ReaderTensor], mapped: Any, source: str) -> None:
+        self._tensors, self._mapped, self._source = tensors, mapped, source
         for tensor in tensors.values():
             if tensor.tensor_type not in SUPPORTED:
                 raise CheckpointError(
@@ -75,6 +76,7 @@ class GgufTensors:
         return max(set(kinds), key=kinds.count)
 
     def read(self, name: str) -> np.ndarray:
+        forget_pages(self._mapped)
         tensor = self._tensors[name]
         shape = tuple(int(n) for n in reversed(tensor.shape))
         out = np.empty(shape, np.float32)
@@ -145,7 +147,7 @@ def open_gguf(file: Path) -> Checkpoint:
     return Checkpoint(
         source=source,
         format="GGUF",
-        stored=(stored := GgufTensors(tensors, source)).stored(),
+        stored=(stored := GgufTensors(tensors, reader.mapped, source)).stored(),
         config=_configuration(metadata, tensors, source),
         table=GGUF,
         tensors=stored,
@@ -157,7 +159,8 @@ def _configuration(
     metadata: _Metadata, tensors: Mapping[str, gguf.ReaderTensor], source: str
 ) -> LlamaConfig:
     scaling = metadata.get("llama.rope.scaling.type", str, "none")
-    if scaling != "none" or "rope_freqs.weight" in tensors:
+    linear = metadata.get("llama.rope.scale_linear", float, 1.0)
+    if scaling != "none" or linear != 1.0 or "rope_freqs.weight" in tensors:
         raise CheckpointError(
             f"{source} scales its rotary embedding ({scaling}), which is not supported; only a "
             "plain "
@@ -215,15 +218,22 @@ def _vocabulary(metadata: _Metadata, source: str) -> Vocabulary | None:
     for token in (bos, eos):  # some files leave them unmarked
         if token is not None and 0 <= token < len(pieces):
             pieces[token] = pieces[token]._replace(kind=CONTROL)
+    also_eos = [
+        metadata.get(f"tokenizer.ggml.{name}_token_id", int, None) for name in ("eot", "eom")
+    ]
     pieces_only = method == "llama"
+    splitter = metadata.get("tokenizer.ggml.pre", str, "default")
     return Vocabulary(
         method="pieces" if pieces_only else "byte_level",
         pieces=tuple(pieces),
         merges=() if pieces_only else tuple(metadata.get("tokenizer.ggml.merges", list)),
-        splitter=metadata.get("tokenizer.ggml.pre", str, "default"),
+        splitter=splitter,
         space_prefix=metadata.get("tokenizer.ggml.add_space_prefix", bool, pieces_only),
-        add_bos=metadata.get("tokenizer.ggml.add_bos_token", bool, pieces_only),
+        add_bos=metadata.get(
+            "tokenizer.ggml.add_bos_token", bool, pieces_only or splitter == "llama-bpe"
+        ),
         bos=bos,
         eos=eos,
+        also_eos=tuple(t for t in also_eos if t is not None and 0 <= t < len(pieces)),
         chat_template=metadata.get("tokenizer.chat_template", str, None),
     )

@@ -78,7 +78,10 @@ def _read_config(data: dict[str, Any], source: str) -> LlamaConfig:
         value = default if value is None else value
         return _number(value, kinds, f"{source}: {key} in config.json")
 
-    integers: dict[str, Any] = {ours: number(key, (int,)) for ours, key in _INTEGERS.items()}
+    defaults = {"max_position_embeddings": 2048}  # transformers' own
+    integers: dict[str, Any] = {
+        ours: number(key, (int,), defaults.get(key)) for ours, key in _INTEGERS.items()
+    }
     heads = integers["num_heads"]
     if heads < 1:
         raise CheckpointError(f"{source}: num_attention_heads is {heads}; it must be positive")

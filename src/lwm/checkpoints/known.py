@@ -10,6 +10,7 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
+from lwm.checkpoints.safetensors_files import is_complete
 from lwm.core.errors import CheckpointError
 
 
@@ -93,7 +94,11 @@ def hub_directory(repository: str) -> Path | None:
     home = Path(os.environ.get("HF_HOME", Path.home() / ".cache" / "huggingface"))
     cache = Path(os.environ.get("HF_HUB_CACHE", home / "hub"))
     snapshots = cache / f"models--{repository.replace('/', '--')}" / "snapshots"
-    found = [path for path in snapshots.glob("*") if (path / "config.json").is_file()]
+    found = [
+        path
+        for path in snapshots.glob("*")
+        if (path / "config.json").is_file() and is_complete(path)
+    ]
     return max(found, key=lambda path: path.stat().st_mtime, default=None)
 
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from lwm.checkpoints.checkpoint import Checkpoint
+from lwm.checkpoints.checkpoint import Checkpoint, forget_pages
 from lwm.checkpoints.flax_msgpack import StoredArray, Walker
 from lwm.checkpoints.names import ORIGINAL, named_specs, rows
 from lwm.core.config import read_json
@@ -30,7 +30,7 @@ class OriginalTensors:
     def __init__(self, file: Path, kind: str, config: LlamaConfig, scan_axis: int) -> None:
         source = f"{kind}::{file}"
         try:
-            self._data: np.ndarray = np.memmap(file, np.uint8, "r")
+            self._data = np.memmap(file, np.uint8, "r")
         except (OSError, ValueError) as error:
             raise CheckpointError(f"{file} cannot be read ({error}); check the path") from error
         self._arrays: dict[str, tuple[StoredArray, int | None, int]] = {}
@@ -66,6 +66,7 @@ class OriginalTensors:
         return "/".join(sorted({str(array.dtype) for array, _, _ in self._arrays.values()}))
 
     def read(self, name: str) -> np.ndarray:
+        forget_pages(self._data)
         array, axis, layer = self._arrays[name]
         return array.view(self._data) if axis is None else array.layer(self._data, axis, layer)
 
@@ -151,7 +152,12 @@ def _configuration(config: str | None) -> tuple[LlamaConfig, int]:
         "rope_theta": (float, "theta"),
         "initializer_range": (float, "initializer_range"),
     }
+    aliases = {"rope_theta": "theta", "max_position_embeddings": "max_sequence_length"}
+    data = {aliases.get(key, key): value for key, value in data.items()}
     values: dict[str, Any] = {}
+    if "size" in data:
+        base = sizes.size(str(data["size"]))
+        values = {ours: getattr(base, ours) for ours in names}
     for ours, (kind, theirs) in names.items():
         if theirs not in data:
             continue
@@ -171,6 +177,11 @@ def _configuration(config: str | None) -> tuple[LlamaConfig, int]:
         if needed not in values:
             raise ConfigError(f"{config}: the key {names[needed][1]!r} is missing; add it")
     heads = values["num_heads"]
+    if data.get("num_key_value_heads", heads) != heads:
+        raise ConfigError(
+            f"{config}: num_key_value_heads is {data['num_key_value_heads']} and the original has "
+            f"one for each of its {heads} heads; correct the file"
+        )
     if heads < 1 or values["hidden_size"] % heads:
         raise ConfigError(
             f"{config}: hidden_size ({values['hidden_size']}) must be a multiple of "

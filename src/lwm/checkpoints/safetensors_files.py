@@ -11,7 +11,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from lwm.core.config import read_json
-from lwm.core.errors import CheckpointError
+from lwm.core.errors import CheckpointError, InputError, LwmError
 
 PART_BYTES = 4 << 30
 """A file larger than this is split, and an index says where each tensor went."""
@@ -59,6 +59,14 @@ class SafetensorsDirectory:
             return opened.get_tensor(name)
 
 
+def is_complete(directory: Path) -> bool:
+    """Whether all files of weights are there."""
+    try:
+        return bool(_files(directory))
+    except LwmError:
+        return False
+
+
 def _files(directory: Path) -> list[Path]:
     if (directory / SINGLE).is_file():
         return [directory / SINGLE]
@@ -97,7 +105,12 @@ def write(
 
     def flush() -> None:
         nonlocal held, size
-        save_file(held, directory / f"part-{len(parts)}", metadata={"format": "pt"})
+        try:
+            save_file(held, directory / f"part-{len(parts)}", metadata={"format": "pt"})
+        except SafetensorError as error:
+            raise InputError(
+                f"{directory.parent} cannot be written ({error}); make room or choose another"
+            ) from error
         parts.append(list(held))
         held, size = {}, 0
 

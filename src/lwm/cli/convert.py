@@ -5,6 +5,7 @@ from typing import Annotated, Literal
 
 import tyro
 
+from lwm.core.errors import CheckpointError
 from lwm.core.files import refuse_existing
 from lwm.core.progress import say
 
@@ -34,7 +35,13 @@ def convert(
     from lwm.inference.model import open_tokenizer
 
     checkpoint = open_checkpoint(source, config=config)
-    found = open_tokenizer(checkpoint, tokenizer)
+    found, missing = None, f"{source} brings no tokenizer"
+    try:
+        found = open_tokenizer(checkpoint, tokenizer)
+    except CheckpointError as error:
+        if tokenizer is not None:
+            raise
+        missing = str(error)
     write_checkpoint(
         checkpoint,
         destination,
@@ -43,5 +50,5 @@ def convert(
         save_tokenizer=(lambda directory: None) if found is None else found.save,
     )
     if found is None:
-        say(f"{source} brings no tokenizer, so {destination} has none; add one with --tokenizer")
+        say(f"{destination} has no tokenizer ({missing}); text will need --tokenizer")
     print(destination)

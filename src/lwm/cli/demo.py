@@ -26,6 +26,7 @@ Next:
 def demo() -> None:
     """The tour: a real model answers questions about a real book, also over a ring of devices."""
     # The ring runs on four simulated devices; they must be asked for before jax starts.
+    os.environ.setdefault("JAX_PLATFORMS", "cpu")
     os.environ.setdefault("JAX_NUM_CPU_DEVICES", "4")
     from lwm.data.books import king_james_bible
 

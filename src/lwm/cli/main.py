@@ -45,6 +45,11 @@ def main() -> None:
     except BrokenPipeError:  # the reader of our output has left
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(141)
+    except OSError as error:  # a path that cannot be reached, a disk that is full
+        print(
+            f"lwm: {error.strerror or error}: {error.filename or ''}".rstrip(": "), file=sys.stderr
+        )
+        sys.exit(2)
 
 
 if __name__ == "__main__":

@@ -23,7 +23,7 @@ class Advance(Protocol):
 
 def say(text: str) -> None:
     """One remark, without markup: text from files must not be read as formatting."""
-    console.print(text, markup=False)
+    console.print(text, markup=False, soft_wrap=True)
 
 
 @contextmanager

@@ -32,6 +32,7 @@ class Vocabulary:
         collapse_spaces: runs of spaces count as one.
         character_map: sentencepiece's compiled normalisation, if it has one.
         bos, eos: ids of the tokens that begin and end a text.
+        also_eos: further tokens that end an answer, such as the end of a turn.
     """
 
     method: Literal["pieces", "unigram", "byte_level"]
@@ -44,4 +45,5 @@ class Vocabulary:
     add_bos: bool = True
     bos: int | None = None
     eos: int | None = None
+    also_eos: tuple[int, ...] = ()
     chat_template: str | None = None

@@ -1,5 +1,6 @@
 """Documents a user hands over: plain text, Markdown, HTML, PDF -> text."""
 
+import warnings
 from pathlib import Path
 
 from lwm.core.errors import InputError
@@ -53,7 +54,9 @@ def _plain(data: bytes, path: Path) -> str:
 def _html(text: str) -> str:
     from bs4 import BeautifulSoup
 
-    page = BeautifulSoup(text, "html.parser")
+    with warnings.catch_warnings():  # bs4 warns of text that looks like a file's name
+        warnings.simplefilter("ignore")
+        page = BeautifulSoup(text, "html.parser")
     for unread in page(["script", "style", "noscript", "template"]):
         unread.decompose()
     lines = (" ".join(line.split()) for line in page.get_text("\n").splitlines())
@@ -62,11 +65,10 @@ def _html(text: str) -> str:
 
 def _pdf(path: Path) -> str:
     from pypdf import PdfReader
-    from pypdf.errors import PyPdfError
 
     try:
         return "\n\n".join(page.extract_text() for page in PdfReader(path).pages)
-    except (PyPdfError, ValueError, KeyError, RecursionError, OSError) as error:
+    except Exception as error:  # broken and locked files fail in the library in any way
         raise InputError(
             f"the document {path} is a PDF that cannot be read ({error}); export it again or as "
             "text"

@@ -4,6 +4,7 @@ All are Jinja, rendered in a sandbox, because a checkpoint's own template is som
 program.
 """
 
+import json
 from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import Any, NoReturn
@@ -34,6 +35,9 @@ CHATML = (
     "{% endfor %}"
     "{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
 )
+
+TURN_ENDS = {"chatml": "<|im_end|>"}
+"""What ends the assistant's turn, for templates used with models that may not know them."""
 
 TEMPLATES = {"original": ORIGINAL, "chatml": CHATML}
 
@@ -76,6 +80,9 @@ def render(template: str, messages: Sequence[Message], tokenizer: Tokenizer) -> 
 
     environment = ImmutableSandboxedEnvironment(
         trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"]
+    )
+    environment.filters["tojson"] = lambda value, indent=None: json.dumps(
+        value, ensure_ascii=False, indent=indent
     )
     environment.globals["raise_exception"] = refuse
     environment.globals["strftime_now"] = lambda form: datetime.now().strftime(form)

@@ -7,13 +7,12 @@ theirs share this reader.
 """
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import tokenizers
-from tokenizers.decoders import DecodeStream
 
 from lwm.core.config import read_json
 from lwm.core.errors import CheckpointError
@@ -21,6 +20,13 @@ from lwm.core.vocabulary import Vocabulary
 from lwm.data.tokenizer_build import build, read_sentencepiece
 
 MAX_TOKENIZER_BYTES = 256 << 20
+
+_CONTEXT = 4  # tokens before a text that decide how its first one is written
+_LONGEST_CHARACTER = 8  # tokens; what has not become a character by then is no character
+
+# Where no file says which tokens begin and end a text, those of these names that are special.
+_USUAL_BOS = ("<s>", "<|begin_of_text|>", "<bos>")
+_USUAL_EOS = ("</s>", "<|im_end|>", "<|eot_id|>", "<|end_of_text|>", "<|endoftext|>", "<eos>")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,12 +54,23 @@ class Tokenizer:
         """Text without special tokens."""
         return self.backend.decode(list(tokens), skip_special_tokens=True)
 
-    def decode_stream(self, tokens: Iterator[int]) -> Iterator[str]:
-        """Pieces of text as tokens come; a character of several tokens waits for its last."""
-        stream = DecodeStream(skip_special_tokens=True)
+    def decode_stream(self, tokens: Iterable[int], after: Sequence[int] = ()) -> Iterator[str]:
+        """Pieces of text as tokens come; a character of several tokens waits for its last.
+
+        Args:
+            after: tokens the text continues, so that a space between them and it is kept.
+        """
+        ids = list(after)[-_CONTEXT:]
+        start, told = 0, len(ids)
         for token in tokens:
-            if piece := stream.step(self.backend, token):
-                yield piece
+            ids.append(token)
+            before, now = self.decode(ids[start:told]), self.decode(ids[start:])
+            unfinished = now.endswith("\ufffd") and len(ids) - told < _LONGEST_CHARACTER
+            if len(now) > len(before) and not unfinished:
+                yield now[len(before) :]
+                start, told = told, len(ids)
+        if rest := self.decode(ids[start:])[len(self.decode(ids[start:told])) :]:
+            yield rest
 
     @property
     def vocab_size(self) -> int:
@@ -74,8 +91,12 @@ class Tokenizer:
             config["bos_token"] = self.bos
         if self.eos:
             config["eos_token"] = self.eos_text
+            generation = {
+                "bos_token_id": self.backend.token_to_id(self.bos or ""),
+                "eos_token_id": list(self.eos),
+            }
             (directory / "generation_config.json").write_text(
-                json.dumps({"eos_token_id": list(self.eos)}, indent=2), encoding="utf-8"
+                json.dumps(generation, indent=2), encoding="utf-8"
             )
         if self.chat_template:
             config["chat_template"] = self.chat_template
@@ -125,7 +146,7 @@ def from_vocabulary(vocabulary: Vocabulary) -> Tokenizer:
     return Tokenizer(
         backend=backend,
         bos=None if vocabulary.bos is None else vocabulary.pieces[vocabulary.bos].text,
-        eos=() if vocabulary.eos is None else (vocabulary.eos,),
+        eos=(() if vocabulary.eos is None else (vocabulary.eos,)) + vocabulary.also_eos,
         chat_template=vocabulary.chat_template,
     )
 
@@ -144,12 +165,18 @@ def _with_settings(tokenizer: Tokenizer, directory: Path) -> Tokenizer:
     def beside(name: str) -> dict[str, Any]:
         return read_json(directory / name) if (directory / name).is_file() else {}
 
-    settings, generation = beside("tokenizer_config.json"), beside("generation_config.json")
+    settings = beside("special_tokens_map.json") | beside("tokenizer_config.json")
+    generation = beside("generation_config.json")
     model = beside("config.json")
 
     def token_text(value: Any) -> str | None:
         text = value.get("content") if isinstance(value, dict) else value
         return text if isinstance(text, str) else None
+
+    def usual(names: Sequence[str]) -> Iterator[str]:
+        added = tokenizer.backend.get_added_tokens_decoder().values()
+        special = {token.content for token in added if token.special}
+        return (name for name in names if name in special)
 
     bos = token_text(settings.get("bos_token")) or tokenizer.bos
     eos: list[Any] = [tokenizer.backend.token_to_id(token_text(settings.get("eos_token")) or "")]
@@ -170,7 +197,9 @@ def _with_settings(tokenizer: Tokenizer, directory: Path) -> Tokenizer:
             raise CheckpointError(f"{file} cannot be read ({error}); replace it") from error
     return replace(
         tokenizer,
-        bos=bos,
-        eos=tuple(dict.fromkeys(known)) or tokenizer.eos,
+        bos=bos or next(usual(_USUAL_BOS), None),
+        eos=tuple(dict.fromkeys(known))
+        or tokenizer.eos
+        or tuple(tokenizer.backend.token_to_id(text) for text in usual(_USUAL_EOS)),
         chat_template=template if isinstance(template, str) else None,
     )

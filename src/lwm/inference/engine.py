@@ -186,8 +186,8 @@ class Engine:
             alignment=shards,
         )
         self._requests: dict[int, Request] = {}
-        whole = jax.devices()[0] if mesh is None else NamedSharding(mesh, PartitionSpec())
-        self._seen = jnp.zeros((self._count, config.vocab_size), bool, device=whole)
+        self._missed: dict[int, list[Token]] = {}
+        self._seen = self._make_seen()
         static = {"config": config, "mesh": mesh}
         # One compiled layer, run for each: what a chunk size costs to compile does not grow with
         # the model's depth.
@@ -202,6 +202,11 @@ class Engine:
             self._config, slots=self._count, capacity=capacity, dtype=self._dtype, mesh=self._mesh
         )
 
+    def _make_seen(self) -> Array:
+        """Tokens of each slot's text, for the repetition penalty."""
+        whole = NamedSharding(self._mesh, PartitionSpec()) if self._mesh else jax.devices()[0]
+        return jnp.zeros((self._count, self._config.vocab_size), bool, device=whole)
+
     def require(self, prompt: int, max_tokens: int) -> None:
         """Makes the cache long enough for a request, keeping what it holds.
 
@@ -213,7 +218,9 @@ class Engine:
         if wanted <= held:
             return
         wanted = cache_capacity(roomy(wanted), self._mesh)
-        settings = {"slots": self._count, "capacity": wanted, "dtype": self._dtype}
+        # The old cache goes as the new one comes, but for one layer.
+        more = wanted - held + wanted // self._config.num_layers
+        settings = {"slots": self._count, "capacity": more, "dtype": self._dtype}
         require_cache_memory(self._config, **settings, mesh=self._mesh)
         self.cache = grow_cache(self.cache, wanted, self._mesh)
         self.scheduler.grow(wanted)
@@ -241,12 +248,23 @@ class Engine:
 
     def cancel(self, request: int) -> None:
         """Ends a request between two steps; an unknown or finished one is no fault."""
+        self._missed.pop(request, None)
         if self._requests.pop(request, None) is not None:
             self.scheduler.release(request)
 
     def step(self) -> list[Token]:
         """Computes one chunk of prefill at most and one token for every request that is past its
-        prompt."""
+        prompt. Interrupted, it forgets the cache; the requests that remain are read anew."""
+        try:
+            return self._step()
+        except BaseException:
+            # Buffers were given away to steps that may not have run, or not to the end.
+            self.scheduler.forget()
+            self.cache = self._make_cache(self.scheduler.capacity)
+            self._seen = self._make_seen()
+            raise
+
+    def _step(self) -> list[Token]:
         for number in self.scheduler.admit():
             for row, slot in enumerate(self.scheduler.slots_of(number)):
                 mask = np.zeros(self._config.vocab_size, bool)
@@ -266,7 +284,10 @@ class Engine:
         number = self.submit(request)
         told = 0
         try:
-            while number in self._requests:
+            while True:
+                yield from self._missed.pop(number, ())
+                if number not in self._requests:
+                    return
                 events = self.step()
                 if advance is not None and number in self._requests:
                     done = self.scheduler.prefilled(number)
@@ -275,6 +296,8 @@ class Engine:
                 for token in events:
                     if token.request == number:
                         yield token
+                    else:  # of another stream, which will ask for it
+                        self._missed.setdefault(token.request, []).append(token)
         finally:
             self.cancel(number)
 

@@ -5,9 +5,10 @@ could hold.
 """
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, overload
 
@@ -23,7 +24,7 @@ from lwm.core.mesh import make_mesh
 from lwm.core.progress import progress
 from lwm.core.sharding import DECODE
 from lwm.core.vocabulary import Vocabulary
-from lwm.data.templates import Message, choose, render
+from lwm.data.templates import TURN_ENDS, Message, choose, render
 from lwm.data.tokenizer import Tokenizer, from_vocabulary, read_tokenizer, tokenizer_in
 from lwm.inference.engine import Engine, Request, roomy
 from lwm.inference.sampling import Sampling
@@ -83,22 +84,28 @@ class Model:
         source: str,
         config: LlamaConfig,
         weights: Llama,
-        tokenizer: Tokenizer | None,
+        open_tokenizer: Callable[[], Tokenizer | None],
         dtype: str,
         mesh: Mesh | None,
     ) -> None:
         self.source, self.config, self.dtype, self.mesh = source, config, dtype, mesh
         self.weights = weights
-        self._tokenizer = tokenizer
+        self._open_tokenizer = open_tokenizer
+        self._tokenizer: Tokenizer | None = None
         self._scorer: Scorer | None = None
         self._engine: Engine | None = None
         self.figures = Figures()
 
     @property
     def tokenizer(self) -> Tokenizer:
-        """Raises:
-        ConfigError: the checkpoint has none and none was given.
+        """Opened on first use, so that what needs no text needs no tokenizer.
+
+        Raises:
+            ConfigError: the checkpoint has none and none was given.
+            CheckpointError: it is broken, or of an unknown kind.
         """
+        if self._tokenizer is None:
+            self._tokenizer = self._open_tokenizer()
         if self._tokenizer is None:
             raise ConfigError(
                 f"{self.source} has no tokenizer, and text needs one; add --tokenizer (in Python: "
@@ -122,19 +129,21 @@ class Model:
             raise InputError(
                 f"{self.source} is a text model and takes no vision_mask; leave it out"
             )
-        ids = np.asarray(tokens)
+        try:
+            ids = np.asarray(tokens)
+        except ValueError:  # rows of different lengths
+            ids = np.array([])
         if ids.ndim != 2 or ids.size == 0 or not np.issubdtype(ids.dtype, np.integer):
             raise InputError(
                 f"tokens have shape {list(ids.shape)} and type {ids.dtype}; whole numbers [batch, "
-                "seq] are "
-                "needed, at least one"
+                "seq] are needed, at least one"
             )
         if ids.min() < 0 or ids.max() >= self.config.vocab_size:
             raise InputError(
                 f"tokens run from {ids.min()} to {ids.max()}; the vocabulary has ids 0 to "
                 f"{self.config.vocab_size - 1}"
             )
-        self._require_context(ids.shape[1])
+        self._require_context(ids.shape[-1])
         if self._scorer is None:
             self._scorer = Scorer(self.weights, self.config, self.mesh)
         return Logits(text=self._scorer.logits(ids))
@@ -165,7 +174,8 @@ class Model:
         """
         if not prompt.strip():
             raise InputError("the prompt is empty; give some text to continue")
-        return self._answer(self.tokenizer.encode(prompt), stream, settings)
+        tokens = self.tokenizer.encode(prompt)
+        return self._answer(tokens, stream, settings, continues=True)
 
     @overload
     def chat(
@@ -202,6 +212,10 @@ class Model:
         plain = [{**message, "content": _text_of(message)} for message in messages]
         text = render(choose(template, self.tokenizer), plain, self.tokenizer)
         tokens = self.tokenizer.encode(text, specials=False)
+        if template in TURN_ENDS:
+            stop = settings.get("stop", ())
+            given = (stop,) if isinstance(stop, str) else tuple(stop)
+            settings["stop"] = (*given, TURN_ENDS[template])
         return self._answer(tokens, stream, settings)
 
     def _require_context(self, length: int, answer: int = 0) -> None:
@@ -214,9 +228,12 @@ class Model:
             )
 
     def _answer(
-        self, tokens: list[int], stream: bool, settings: dict[str, Any]
+        self, tokens: list[int], stream: bool, settings: dict[str, Any], continues: bool = False
     ) -> str | Iterator[str]:
         stop = settings.pop("stop", ())
+        stops = (stop,) if isinstance(stop, str) else tuple(stop)
+        # A stop string that is a token of its own never shows in the text.
+        own = [self.tokenizer.backend.token_to_id(text) for text in stops]
         max_tokens = settings.pop("max_tokens", 256)
         if max_tokens < 1:
             raise ConfigError(f"max_tokens is {max_tokens}; it must be at least 1")
@@ -229,7 +246,7 @@ class Model:
             prompt=tokens,
             max_tokens=min(max_tokens, self.config.max_sequence_length - len(tokens)),
             sampling=sampling,
-            stop_tokens=self.tokenizer.eos,
+            stop_tokens=(*self.tokenizer.eos, *(token for token in own if token is not None)),
         )
         if self._engine is None:
             room = roomy(len(tokens) + request.max_tokens)
@@ -238,8 +255,9 @@ class Model:
             )
         engine = self._engine
         engine.require(len(tokens), request.max_tokens)
-        stops = (stop,) if isinstance(stop, str) else tuple(stop)
-        pieces = until_stop(self.tokenizer.decode_stream(self._tokens(engine, request)), stops)
+        answer = self._tokens(engine, request)
+        text = self.tokenizer.decode_stream(answer, after=tokens if continues else ())
+        pieces = until_stop(text, stops)
         return pieces if stream else "".join(pieces)
 
     def _tokens(self, engine: Engine, request: Request) -> Iterator[int]:
@@ -293,17 +311,17 @@ def open_tokenizer(checkpoint: Checkpoint, tokenizer: str | None) -> Tokenizer |
     """The tokenizer named by the user, or else the checkpoint's own, or None.
 
     Raises:
-        CheckpointError: it is broken, or its ids reach beyond the model's vocabulary.
+        CheckpointError: it is broken, or of an unknown kind.
     """
+    own = checkpoint.vocabulary
     if tokenizer is not None:
-        found: Tokenizer | None = read_tokenizer(Path(tokenizer))
-    elif isinstance(checkpoint.vocabulary, Vocabulary):
-        found = from_vocabulary(checkpoint.vocabulary)
-    elif checkpoint.vocabulary is not None:
-        found = tokenizer_in(checkpoint.vocabulary)
-    else:
-        found = None
-    return found
+        found = read_tokenizer(Path(tokenizer))
+        if isinstance(own, Vocabulary) and found.chat_template is None:
+            found = replace(found, chat_template=own.chat_template)
+        return found
+    if isinstance(own, Vocabulary):
+        return from_vocabulary(own)
+    return None if own is None else tokenizer_in(own)
 
 
 def default_dtype() -> str:
@@ -344,12 +362,15 @@ def load(
     checkpoint = open_checkpoint(str(model), config=None if config is None else str(config))
     if laid is not None:
         require_mesh(checkpoint.config, laid, DECODE)
-    found = open_tokenizer(checkpoint, None if tokenizer is None else str(tokenizer))
+    opener = partial(open_tokenizer, checkpoint, None if tokenizer is None else str(tokenizer))
+    if tokenizer is not None:  # asked for, so a fault in it is told at once
+        given = opener()
+        opener = lambda: given  # noqa: E731
     return Model(
         source=checkpoint.source,
         config=checkpoint.config,
         weights=load_weights(checkpoint, dtype=dtype, mesh=laid),
-        tokenizer=found,
+        open_tokenizer=opener,
         dtype=dtype,
         mesh=laid,
     )

@@ -48,7 +48,7 @@ class Sampling:
     def __post_init__(self) -> None:
         checks = (
             ("temperature", self.temperature >= 0, "0 or more"),
-            ("top_k", self.top_k >= 0, "0 (all) or more"),
+            ("top_k", 0 <= self.top_k < 2**31, "0 (all) or more, below 2147483648"),
             ("top_p", 0 < self.top_p <= 1, "above 0 and at most 1"),
             ("min_p", 0 <= self.min_p <= 1, "from 0 to 1"),
             ("repetition_penalty", self.repetition_penalty > 0, "above 0"),
@@ -144,7 +144,8 @@ def sample(
     scores = penalise(logits, seen, how.repetition_penalty)
 
     def draw(scores: Array) -> Array:
-        scaled = scores / jnp.where(how.temperature > 0, how.temperature, 1.0)[:, None]
+        # Below the least temperature, scores would overflow; it is as good as 0.
+        scaled = scores / jnp.maximum(how.temperature, 1e-5)[:, None]
         narrowed = jnp.any((how.top_k > 0) | (how.top_p < 1) | (how.min_p > 0))
         scaled = jax.lax.cond(
             narrowed, lambda x: keep(x, how.top_k, how.top_p, how.min_p), lambda x: x, scaled

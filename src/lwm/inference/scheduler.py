@@ -238,6 +238,11 @@ class Scheduler:
             self._slots[slot].owner = None
             self._slots[slot].released = self._clock
 
+    def forget(self) -> None:
+        """The cache is lost: what active requests need of it is prefilled again."""
+        for slot in self._slots:
+            slot.cached.clear()
+
     def grow(self, capacity: int) -> None:
         assert capacity >= self.capacity
         self.capacity = capacity
