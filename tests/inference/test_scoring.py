@@ -38,7 +38,12 @@ def test_few_lengths_are_compiled() -> None:
 
 def model() -> Model:
     return Model(
-        source="tiny", config=CONFIG, weights=fused(), open_tokenizer=lambda: None, dtype="float32", mesh=None
+        source="tiny",
+        config=CONFIG,
+        weights=fused(),
+        open_tokenizer=lambda: None,
+        dtype="float32",
+        mesh=None,
     )
 
 
