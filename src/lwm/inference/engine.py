@@ -37,7 +37,7 @@ from lwm.models.llama import (
     text_logits,
 )
 
-CHUNKS = (32, 128, 512)
+CHUNKS = (32, 128, 512, 1024)
 """Positions on each device of the `sequence` axis that one prefill step takes."""
 
 
