@@ -146,6 +146,33 @@ def test_streams_tell_of_the_prompt_and_free_their_slot_when_closed() -> None:
     assert_greedy(tokens, ids(list(mine.stream(greedy(tokens, 3)))))
 
 
+def test_streams_read_in_turn_lose_no_token() -> None:
+    prompts = [prompt(40, seed=5), prompt(7, seed=6)]
+    streams = [engine().stream(greedy(tokens, 9)) for tokens in prompts]
+    answers: list[list[int]] = [[next(stream).token or 0] for stream in streams]
+    for stream, answer in zip(streams, answers, strict=True):
+        answer += ids(list(stream))
+    for tokens, answer in zip(prompts, answers, strict=True):
+        assert len(answer) == 9
+        assert_greedy(tokens, answer)
+
+
+def test_an_interrupted_step_leaves_no_trace(monkeypatch: pytest.MonkeyPatch) -> None:
+    tokens = prompt(150, seed=7)
+    whole = engine()._run_chunk
+
+    def interrupted(chunk: Any) -> None:
+        whole(chunk)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(engine(), "_run_chunk", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            list(engine().stream(greedy(tokens, 3)))
+    (events,) = run(engine(), greedy(tokens, 5))
+    assert_greedy(tokens, ids(events))
+
+
 def test_requests_join_and_are_cancelled_between_steps() -> None:
     mine = engine()
     staying, leaving, waiting = (mine.submit(greedy(prompt(n), 12)) for n in (6, 7, 8))
