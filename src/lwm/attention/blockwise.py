@@ -21,12 +21,17 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Bool, Float
 
 from lwm.attention.mask import PADDING, Ranges, Side, allowed, needed, ranges
 
 # Finite, so that a row that has seen nothing yet yields exp(-inf - START) = 0 and never inf - inf.
 _START = -1e30
+
+SAVED = "attention"
+"""Name under which a rematerialisation policy may keep an output and its log-sum-exp, all that the
+backward pass needs of the forward pass besides queries, keys and values."""
 
 
 @dataclass(frozen=True)
@@ -343,7 +348,8 @@ def _attention_forward(
     keys = cut_keys(key, value, key_side, key_cut)
     sums = forward(start(queries.data.shape[:-1], query.shape[-1]), queries, keys, causal=causal)
     blocks, logsumexp = finish(sums)
-    out = query_cut.undo_queries(blocks).astype(query.dtype)
+    out = checkpoint_name(query_cut.undo_queries(blocks).astype(query.dtype), SAVED)
+    logsumexp = checkpoint_name(logsumexp, SAVED)
     return out, (query, key, value, query_side, key_side, out, logsumexp)
 
 

@@ -15,9 +15,11 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float
 
 from lwm.attention.blockwise import (
+    SAVED,
     Cut,
     Keys,
     Queries,
@@ -72,7 +74,8 @@ def _ring_forward(
     keys = cut_keys(key, value, key_side, key_cut)
     sums = start(queries.data.shape[:-1], query.shape[-1])
     blocks, logsumexp = finish(ring_forward(sums, queries, keys, axis, causal=causal))
-    out = query_cut.undo_queries(blocks).astype(query.dtype)
+    out = checkpoint_name(query_cut.undo_queries(blocks).astype(query.dtype), SAVED)
+    logsumexp = checkpoint_name(logsumexp, SAVED)
     return out, (query, key, value, query_side, key_side, out, logsumexp)
 
 

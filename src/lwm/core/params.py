@@ -27,6 +27,10 @@ def ones() -> Initializer:
     return jax.nn.initializers.ones
 
 
+def zeros() -> Initializer:
+    return jax.nn.initializers.zeros
+
+
 @dataclass(frozen=True)
 class ParamSpec:
     """One parameter: its shape, what each axis means, and how it starts. A leaf of a model's

@@ -24,6 +24,7 @@ _WEIGHTS: Rules = {
     "mlp": TENSOR,
     "norm": None,
     "head_dim": None,
+    "rank": None,
 }
 
 TRAINING: Rules = {

@@ -186,7 +186,7 @@ def embed_tokens(
 ) -> Float[Array, "batch seq embed"]:
     """Looks tokens up. On a mesh each device looks in its own rows, since a plain gather from a
     sharded table would make the compiler assemble the whole of it."""
-    if mesh is None or shard_count(mesh, "vocab", rules) == 1:
+    if mesh is None or max(shard_count(mesh, axis, rules) for axis in ("vocab", "embed")) == 1:
         return table[tokens]
 
     def local(rows: Array, tokens: Array) -> Array:
@@ -294,6 +294,9 @@ def hidden_states(
     attend: Attend,
     *,
     caches: tuple[Any, ...] | None = None,
+    prepare: Callable[[Any], Layer] = lambda layer: layer,
+    remat: Callable[[Callable[..., Any]], Callable[..., Any]] = lambda layer: layer,
+    dtype: Any = None,
     mesh: Mesh | None = None,
     rules: Rules,
 ) -> tuple[Float[Array, "batch seq embed"], tuple[Any, ...] | None]:
@@ -301,10 +304,15 @@ def hidden_states(
 
     Args:
         caches: one a layer, only with layers in a tuple.
+        prepare: makes of one stacked layer as it is kept the layer that computes: another type,
+            gathered from its shards, adapters added.
+        remat: what the backward pass computes again, as `jax.checkpoint` does; for stacked layers.
+        dtype: of the activations; the embedding's unless given.
     """
     turn = rotation(positions, config.head_dim, config.rope_theta)
     apply = partial(apply_layer, config=config, attend=attend, mesh=mesh, rules=rules)
     x = embed_tokens(weights.embedding, tokens, mesh, rules)
+    x = x if dtype is None else x.astype(dtype)
     x = constrain(x, mesh, ("batch", "position", "activation"), rules)
     if isinstance(weights.layers, tuple):
         traced_once = jax.jit(apply)
@@ -317,9 +325,8 @@ def hidden_states(
         caches = tuple(after) if caches else None
     else:
         assert caches is None, "caches belong to unrolled layers"
-        x, _ = jax.lax.scan(
-            lambda x, layer: (apply(layer, x, turn, None)[0], None), x, weights.layers
-        )
+        one = remat(lambda layer, x, turn: apply(prepare(layer), x, turn, None)[0])
+        x, _ = jax.lax.scan(lambda x, layer: (one(layer, x, turn), None), x, weights.layers)
     return rms_norm(x, weights.norm, config.rms_norm_eps), caches
 
 
