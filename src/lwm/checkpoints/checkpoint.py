@@ -90,7 +90,18 @@ class Checkpoint:
                     "checkpoint is of another architecture"
                 )
 
+    def reader(self) -> Callable[[str], np.ndarray]:
+        """Reads one array in our layout by our name."""
+        table = rows(self.table, self.config)
+
+        def read(ours: str) -> np.ndarray:
+            row = table[ours]
+            return row.layout.inward(self.tensors.read(row.theirs), self.config.head_dim)
+
+        return read
+
     def read(self) -> Iterator[tuple[str, np.ndarray]]:
         """Our names and arrays in our layout, in the order of the model's tree, one at a time."""
-        for ours, row in rows(self.table, self.config).items():
-            yield ours, row.layout.inward(self.tensors.read(row.theirs), self.config.head_dim)
+        read = self.reader()
+        for ours in named_specs(self.config):
+            yield ours, read(ours)

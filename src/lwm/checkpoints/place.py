@@ -12,9 +12,9 @@ from lwm.core.memory import require_memory
 from lwm.core.mesh import FSDP, TENSOR
 from lwm.core.params import cast
 from lwm.core.progress import progress
-from lwm.core.sharding import DECODE, named_sharding
+from lwm.core.sharding import DECODE, TRAINING, named_sharding
 from lwm.models.figures import weight_bytes
-from lwm.models.llama import FUSED, FusedLayer, Layer, Llama
+from lwm.models.llama import FUSED, FusedLayer, Layer, Llama, llama_params
 
 _PART_OF = {part: whole for whole, parts in FUSED.items() for part in parts}
 
@@ -68,6 +68,37 @@ def load_weights(checkpoint: Checkpoint, *, dtype: str, mesh: Mesh | None) -> Ll
         norm=placed["norm"],
         head=placed.get("head"),
     )
+
+
+def load_stacked(checkpoint: Checkpoint, *, mesh: Mesh) -> Llama:
+    """The model's weights as training wants them: float32, layers stacked, in their shards.
+
+    Each process reads what its own devices keep; memory on the host peaks at one stacked tensor
+    above that.
+    """
+    read = checkpoint.reader()
+    specs: Llama = llama_params(checkpoint.config, stacked=True)
+    count = checkpoint.config.num_layers
+    leaves, tree = jax.tree_util.tree_flatten_with_path(specs)
+    placed = []
+    with progress(f"loading {checkpoint.source}", len(leaves)) as advance:
+        for path, spec in leaves:
+            name = jax.tree_util.keystr(path, simple=True, separator=".")
+            field = name.removeprefix("layers.")
+            one_by_one = [name] if field == name else [f"layers.{i}.{field}" for i in range(count)]
+            held = [np.asarray(read(part), np.float32) for part in one_by_one]
+
+            def part(index: tuple[slice, ...], held: list[np.ndarray] = held) -> np.ndarray:
+                if len(index) == held[0].ndim:
+                    return held[0][index]
+                return np.stack([array[index[1:]] for array in held[index[0]]])
+
+            sharding = named_sharding(mesh, spec.axes, TRAINING)
+            placed.append(jax.make_array_from_callback(spec.shape, sharding, part))
+            # Otherwise transfers would pile up copies of what was read faster than it was placed.
+            placed[-1].block_until_ready()
+            advance()
+    return jax.tree.unflatten(tree, placed)
 
 
 def _cast(

@@ -8,6 +8,7 @@ from lwm.checkpoints.huggingface import open_huggingface
 from lwm.checkpoints.known import KNOWN, download, find_known
 from lwm.checkpoints.native import FORMAT, open_native
 from lwm.checkpoints.original import KINDS, open_original
+from lwm.checkpoints.run import is_run, open_run
 from lwm.core.config import override, read_json
 from lwm.core.errors import CheckpointError, ConfigError
 
@@ -16,7 +17,7 @@ def open_checkpoint(model: str, *, config: str | None = None) -> Checkpoint:
     """Opens and verifies a checkpoint without loading it.
 
     Args:
-        model: a directory (ours or Hugging Face Llama), a `.gguf` file, `params::FILE`,
+        model: a directory (ours, Hugging Face Llama, or a training run), a `.gguf` file, `params::FILE`,
             `trainstate_params::FILE`, `flax_params::FILE`, `hf:OWNER/NAME`, or a known name.
         config: a size or a JSON file, for the original's checkpoints.
 
@@ -76,6 +77,8 @@ def _open_path(path: Path, model: str) -> Checkpoint:
             f"there is no model {model!r}: neither a file, nor a directory, nor a known name; see "
             "'lwm info --list'"
         )
+    if is_run(path):
+        return open_run(path, model, open_checkpoint)
     if not (path / "config.json").is_file():
         raise CheckpointError(
             f"the directory {model!r} has no config.json; name a model directory of lwm or "

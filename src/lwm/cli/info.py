@@ -27,18 +27,19 @@ def info(
         config: For the original's checkpoints: a size (7b) or a JSON file of settings.
     """
     if list:
-        _print(_known_models())
+        print_table(_known_models())
         return
     if model is None:
         raise ConfigError("no MODEL is given; name one, or see 'lwm info --list'")
     from lwm.checkpoints.resolve import open_checkpoint
 
     checkpoint = open_checkpoint(model, config=config)
-    _print(_facts(checkpoint))
-    _print(_memory(checkpoint))
+    print_table(_facts(checkpoint))
+    print_table(_memory(checkpoint))
 
 
-def _print(table: Table) -> None:
+def print_table(table: Table) -> None:
+    """A table on standard output."""
     # Wide enough for every row, whatever the terminal: what is cut off cannot be read or piped.
     width = Measurement.get(wide := Console(width=1000), wide.options, table).maximum
     Console(highlight=False, width=width).print(table)

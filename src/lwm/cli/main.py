@@ -11,6 +11,7 @@ from lwm.cli.convert import convert
 from lwm.cli.demo import demo
 from lwm.cli.generate import generate_text
 from lwm.cli.info import info
+from lwm.cli.train import train
 from lwm.core.errors import LwmError
 
 
@@ -27,6 +28,7 @@ def application() -> SubcommandApp:
     app.command(demo)
     app.command(chat)
     app.command(generate, name="generate", help="Generate from a prompt.")
+    app.command(train, help="Train by a recipe; 'lwm train --list' shows them.")
     app.command(convert)
     app.command(info)
     return app
@@ -36,10 +38,13 @@ def main() -> None:
     """Entry point of the `lwm` command."""
     _keep_compiled_code()
     try:
+        if sys.argv[1:2] == ["train"]:  # its settings depend on the recipe
+            train(sys.argv[2:])
+            return
         application().cli(prog="lwm", description="The Large World Model, whole and reproducible.")
     except LwmError as error:
         print(f"lwm: {error}", file=sys.stderr)
-        sys.exit(2)
+        sys.exit(error.exit_code)
     except KeyboardInterrupt:
         sys.exit(130)
     except BrokenPipeError:  # the reader of our output has left

@@ -8,6 +8,8 @@ it and exits with code 2; anything else that escapes is our own bug and keeps it
 class LwmError(Exception):
     """Base of every error meant for a user's eyes."""
 
+    exit_code = 2
+
 
 class ConfigError(LwmError):
     """A setting is out of range, or two settings contradict each other."""

@@ -16,9 +16,24 @@ console = Console(stderr=True, highlight=False)
 
 @runtime_checkable
 class Advance(Protocol):
-    """Moves the bar on by some steps."""
+    """Moves a bar on by some steps."""
 
     def __call__(self, steps: int = 1) -> None: ...
+
+
+class Bar:
+    """A bar on a terminal, with a note beside it; `silent` where nobody sees it."""
+
+    def __init__(self, display: Progress, description: str, total: int) -> None:
+        self._display = display
+        self._task = display.add_task(description, total=total, note="")
+
+    @property
+    def silent(self) -> bool:
+        return not console.is_terminal
+
+    def __call__(self, steps: int = 1, note: str = "") -> None:
+        self._display.update(self._task, advance=steps, note=note)
 
 
 def say(text: str) -> None:
@@ -27,7 +42,7 @@ def say(text: str) -> None:
 
 
 @contextmanager
-def progress(description: str, total: int) -> Iterator[Advance]:
+def progress(description: str, total: int) -> Iterator[Bar]:
     """A bar for work of a known size; it erases itself when done and stays silent off a
     terminal."""
     bar = Progress(
@@ -35,14 +50,10 @@ def progress(description: str, total: int) -> Iterator[Advance]:
         BarColumn(),
         MofNCompleteColumn(),
         TimeRemainingColumn(),
+        TextColumn("{task.fields[note]}"),
         console=console,
         transient=True,
         disable=not console.is_terminal,
     )
     with bar:
-        task = bar.add_task(description, total=total)
-
-        def advance(steps: int = 1) -> None:
-            bar.advance(task, steps)
-
-        yield advance
+        yield Bar(bar, description, total)

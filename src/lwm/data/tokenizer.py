@@ -151,6 +151,13 @@ def from_vocabulary(vocabulary: Vocabulary) -> Tokenizer:
     )
 
 
+def tokenizer_of(source: Path | Vocabulary | None) -> Tokenizer | None:
+    """The tokenizer that a checkpoint brings, as files or as raw pieces, if it brings one."""
+    if isinstance(source, Vocabulary):
+        return from_vocabulary(source)
+    return None if source is None else tokenizer_in(source)
+
+
 def tokenizer_in(directory: Path) -> Tokenizer | None:
     """The tokenizer of a model directory, if it has one."""
     for name in ("tokenizer.json", "tokenizer.model"):

@@ -25,7 +25,7 @@ from lwm.core.progress import progress
 from lwm.core.sharding import DECODE
 from lwm.core.vocabulary import Vocabulary
 from lwm.data.templates import TURN_ENDS, Message, choose, render
-from lwm.data.tokenizer import Tokenizer, from_vocabulary, read_tokenizer, tokenizer_in
+from lwm.data.tokenizer import Tokenizer, read_tokenizer, tokenizer_of
 from lwm.inference.engine import Engine, Request, roomy
 from lwm.inference.sampling import Sampling
 from lwm.inference.scoring import Scorer
@@ -319,9 +319,7 @@ def open_tokenizer(checkpoint: Checkpoint, tokenizer: str | None) -> Tokenizer |
         if isinstance(own, Vocabulary) and found.chat_template is None:
             found = replace(found, chat_template=own.chat_template)
         return found
-    if isinstance(own, Vocabulary):
-        return from_vocabulary(own)
-    return None if own is None else tokenizer_in(own)
+    return tokenizer_of(own)
 
 
 def default_dtype() -> str:

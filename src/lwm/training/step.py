@@ -83,6 +83,7 @@ class StepMetrics:
         loss: what was minimised, nats.
         nll: mean over targets, nats.
         accuracy: share of targets that were the likeliest token.
+        tokens: positions that were not padding.
         skipped: 1 where loss or gradient was not finite and nothing was learned.
     """
 
@@ -90,6 +91,7 @@ class StepMetrics:
     nll: Float[Array, ""]
     accuracy: Float[Array, ""]
     targets: Float[Array, ""]
+    tokens: Float[Array, ""]
     gradient_norm: Float[Array, ""]
     weight_norm: Float[Array, ""]
     skipped: Float[Array, ""]
@@ -221,6 +223,7 @@ def train_step(
         nll=found.nll / targets,
         accuracy=found.correct / targets,
         targets=found.targets,
+        tokens=(batch.segments >= 0).sum(dtype=jnp.float32),
         gradient_norm=norm,
         weight_norm=optax.tree.norm(weights),
         skipped=1.0 - finite,

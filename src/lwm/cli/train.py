@@ -1,0 +1,55 @@
+"""`lwm train`: a recipe by name, with settings changed by dotted flags after it."""
+
+from collections.abc import Sequence
+
+import tyro
+from rich.table import Table
+
+from lwm.cli.info import print_table
+from lwm.core.errors import ConfigError
+
+
+def train(arguments: Sequence[str]) -> None:
+    """Train by a recipe.
+
+    Args:
+        arguments: what follows `lwm train`: a recipe's name and its settings, or --list.
+    """
+    from lwm.recipes.catalogue import RECIPES, recipe, summaries
+
+    if "--list" in arguments or not arguments or arguments[0] in ("-h", "--help"):
+        table = Table("recipe", "what it is")
+        for name, summary in summaries().items():
+            table.add_row(name, summary)
+        print_table(table)
+        print("lwm train RECIPE --help shows its settings.")
+        return
+    name, *settings = arguments
+    if name.startswith("-"):
+        raise ConfigError(
+            f"the recipe must come first, but got {name!r}; write 'lwm train RECIPE {name} ...' "
+            f"with one of {', '.join(RECIPES)}"
+        )
+    run = configure(name, settings)
+    from lwm.recipes.assemble import start
+
+    print(start(run))
+
+
+def configure(name: str, settings: Sequence[str]):
+    """The run of a recipe with its settings changed.
+
+    Raises:
+        ConfigError: no such recipe.
+        SystemExit: a setting is unknown or of the wrong type; tyro has said which.
+    """
+    from lwm.recipes.catalogue import RECIPES, recipe
+    from lwm.recipes.run import Run
+
+    return tyro.cli(
+        Run,
+        default=recipe(name),
+        args=list(settings),
+        prog=f"lwm train {name}",
+        description=RECIPES[name].__doc__,
+    )

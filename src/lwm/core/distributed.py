@@ -1,0 +1,105 @@
+"""More than one process: joining them, and deciding something together.
+
+Source: `jax.distributed`, which does the work; under Slurm, GKE and on TPU pods it finds its peers by
+itself.
+"""
+
+import os
+from dataclasses import dataclass
+from typing import Literal
+
+import jax
+import numpy as np
+
+from lwm.core.errors import ConfigError
+
+
+@dataclass(frozen=True, kw_only=True)
+class DistributedConfig:
+    """Which processes work together."""
+
+    coordinator: str = ""
+    """HOST:PORT of process 0, the same in every process; with `processes` and `process`."""
+    processes: int = 0
+    """How many processes there are."""
+    process: int = -1
+    """Which of them this is, from 0."""
+    auto: Literal["yes", "no"] = "yes"
+    """Whether to find the others by itself under Slurm, GKE, MPI and on TPU pods."""
+    timeout: int = 300
+    """Seconds to wait for the other processes."""
+
+    def __post_init__(self) -> None:
+        given = (bool(self.coordinator), self.processes > 0, self.process >= 0)
+        if any(given) and not all(given):
+            raise ConfigError(
+                "distributed.coordinator, distributed.processes and distributed.process belong "
+                f"together, but got {self.coordinator!r}, {self.processes} and {self.process}; "
+                "give all three or none"
+            )
+        if self.coordinator and not 0 <= self.process < self.processes:
+            raise ConfigError(
+                f"distributed.process is {self.process}; with {self.processes} processes it must "
+                f"be from 0 to {self.processes - 1}"
+            )
+        if self.timeout < 1:
+            raise ConfigError(
+                f"distributed.timeout is {self.timeout}; it must be at least 1 second"
+            )
+
+
+def _cluster() -> str | None:
+    """The cluster this process was started by as one of several, from what it sets."""
+
+    def several(name: str) -> bool:
+        return os.environ.get(name, "1").isdigit() and int(os.environ.get(name, "1")) > 1
+
+    if several("SLURM_NTASKS") and "SLURM_PROCID" in os.environ:
+        return "Slurm"
+    if several("OMPI_COMM_WORLD_SIZE"):
+        return "MPI"
+    if "," in os.environ.get("TPU_WORKER_HOSTNAMES", ""):
+        return "a TPU pod"
+    if "MEGASCALE_COORDINATOR_ADDRESS" in os.environ:
+        return "several TPU slices"
+    if "JOB_COMPLETION_INDEX" in os.environ and "JAX_COORDINATOR_ADDRESS" in os.environ:
+        return "Kubernetes"
+    return None
+
+
+def join(config: DistributedConfig) -> None:
+    """Joins the other processes; alone, does nothing. Must come before jax looks for devices.
+
+    Raises:
+        ConfigError: the others did not come in time.
+    """
+    cluster = _cluster() if config.auto == "yes" else None
+    if not config.coordinator and cluster is None:
+        return
+    jax.config.update("jax_cpu_collectives_implementation", "gloo")
+    given = {}
+    if config.coordinator:
+        given = {
+            "coordinator_address": config.coordinator,
+            "num_processes": config.processes,
+            "process_id": config.process,
+        }
+    try:
+        jax.distributed.initialize(**given, initialization_timeout=config.timeout)
+    except (RuntimeError, ValueError) as error:
+        reason = " ".join(str(error).split())[:200]
+        what = f"the {config.processes} processes" if config.coordinator else f"{cluster}"
+        raise ConfigError(
+            f"{what} did not come together at {config.coordinator or 'the coordinator'} within "
+            f"{config.timeout} seconds ({reason}); start every process, and check that each "
+            "reaches the coordinator"
+        ) from error
+
+
+def any_process(flag: bool) -> bool:
+    """Whether the flag is set in any process; every process must ask at the same point."""
+    if jax.process_count() == 1:
+        return flag
+    from jax.experimental import multihost_utils
+
+    return bool(multihost_utils.process_allgather(np.array(flag)).any())

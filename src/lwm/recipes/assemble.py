@@ -1,0 +1,330 @@
+"""Puts a run together and starts it: the one place that sees a whole `Run`.
+
+Order: join the other processes, check all settings, open model, tokenizer and data, compile, resume,
+learn. Nothing is written before everything that can be refused has been checked.
+"""
+
+import json
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from functools import partial
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from lwm.checkpoints.checkpoint import Checkpoint
+from lwm.checkpoints.place import load_stacked
+from lwm.checkpoints.resolve import open_checkpoint
+from lwm.checkpoints.run import RUN_FILE, TOKENIZER
+from lwm.core import params
+from lwm.core.config import to_dict
+from lwm.core.distributed import join
+from lwm.core.errors import ConfigError, InputError
+from lwm.core.hardware import peak_flops
+from lwm.core.memory import require_memory
+from lwm.core.mesh import make_mesh
+from lwm.core.progress import say
+from lwm.core.sharding import TRAINING
+from lwm.data.loader import Loader, texts
+from lwm.data.tokenizer import Tokenizer, read_tokenizer, tokenizer_of
+from lwm.data.tokenizer_train import train_tokenizer
+from lwm.models.figures import training_flops
+from lwm.models.llama import Llama, LlamaConfig, llama_params, require_mesh
+from lwm.models.lora import lora_params
+from lwm.recipes.run import Run
+from lwm.training.batches import Layout
+from lwm.training.checkpointing import DIRECTORY, Checkpoints
+from lwm.training.loop import Tally, Work, train
+from lwm.training.metrics import Metrics
+from lwm.training.optimizer import learning_rate, make_optimizer, state_shardings
+from lwm.training.step import (
+    Batch,
+    StepMetrics,
+    TrainState,
+    adapted_model,
+    sums_of,
+    train_step,
+    whole_model,
+)
+
+TOKENIZER_TEXTS = 20_000
+"""Examples of the data that a tokenizer is trained on, at most."""
+
+
+def start(run: Run) -> Path:
+    """Trains, from the beginning or from where the run's directory left off.
+
+    Returns:
+        The run's directory, which can be used as a MODEL.
+
+    Raises:
+        ConfigError: settings contradict each other, the machine or the checkpoint to start from.
+        InputError: the data cannot be used.
+        CheckpointError: a checkpoint cannot be read or written.
+        CapacityError: weights and optimizer do not fit into memory.
+    """
+    join(run.distributed)
+    mesh = make_mesh(run.mesh)
+    layout = Layout(mesh, run.batch_size, run.accumulate, run.sequence_length)
+    source = open_checkpoint(run.init) if run.init else None
+    config = run.model.resolve(run.sequence_length, source.config if source else None, run.init)
+    if run.lora.rank and source is None:
+        raise ConfigError(
+            f"lora.rank is {run.lora.rank} but no --init is given; adapters need a model to adapt"
+        )
+    require_mesh(config, mesh, TRAINING)
+    resumes = (run.out / DIRECTORY).is_dir() and not run.fresh
+    tokenizer = open_tokenizer(run, config, source)
+    loader = partial(
+        Loader, sequence_length=run.sequence_length, rows=layout.rows,
+        batch_size=run.batch_size, vocab_size=config.vocab_size,
+    )  # fmt: skip
+    batches = loader(run.data, tokenizer)
+    held_out = None
+    if run.loop.evaluate_every:
+        if not run.data.held_out:
+            raise ConfigError(
+                f"evaluate_every is {run.loop.evaluate_every} but nothing is held out; give "
+                "--data.held-out a share such as 0.01, or --evaluate-every 0"
+            )
+        plain = replace(run.data, shuffle=False, workers=0)
+        held_out = partial(loader, plain, tokenizer, split="evaluation")
+        held_out()  # a split without examples is refused now
+    plan = Plan(run, config, mesh)
+    plan.require_memory()
+    _make_directory(run, config, tokenizer, resumes)
+    checkpoints = Checkpoints(run.out, run.checkpoint)
+    template = plan.template()
+    restored = checkpoints.restore(template, batches.iterator)
+    frozen = load_stacked(source, mesh=mesh) if source and run.lora.rank else None
+    if restored is not None:
+        first, state, facts = restored
+        _require_same(facts, config, run)
+        tally = Tally(**facts["tally"])
+        say(f"going on from step {first:,} of {run.loop.steps:,} in {run.out}")
+    else:
+        first, state, tally = 0, plan.first_state(source), Tally()
+    if first >= run.loop.steps:
+        say(f"{run.out} is at step {first:,} already; raise --steps to go on")
+        return run.out
+    main = jax.process_index() == 0
+    metrics = Metrics(run.out, run.tracking, after=first, settings=to_dict(run)) if main else None
+    work = Work(
+        step=plan.step(),
+        evaluate=plan.evaluate(),
+        place=layout.place,
+        batches=batches,
+        held_out=held_out,
+        learning_rate=learning_rate(run.optimizer, run.loop.steps),
+        step_flops=training_flops(config, run.batch_size, run.sequence_length),
+        peak_flops=peak_flops(mesh.size),
+    )
+    say(
+        f"training {params.count(plan.specs):,} of {params.count(plan.model_specs):,} parameters "
+        f"on {mesh.size} {jax.devices()[0].platform} device{'s' * (mesh.size > 1)}, "
+        f"{run.batch_size} x {run.sequence_length:,} tokens a step"
+    )
+    started = time.perf_counter()
+    try:
+        train(
+            state, frozen, work, run.loop,
+            first=first, tally=tally, checkpoints=checkpoints,
+            checkpoint_every=run.checkpoint.every, metrics=metrics,
+            facts=_facts(run, config), run=run.out,
+        )  # fmt: skip
+    finally:
+        if metrics is not None:
+            metrics.close()
+            metrics.draw()
+        checkpoints.close()
+        batches.close()
+    seconds = time.perf_counter() - started
+    say(f"done: {run.loop.steps - first:,} steps in {seconds / 60:.1f} minutes; see {run.out}")
+    return run.out
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is compiled for a run, from shapes alone: a mesh of devices that are elsewhere will do."""
+
+    run: Run
+    config: LlamaConfig
+    mesh: Mesh
+
+    @property
+    def model_specs(self) -> Llama:
+        return llama_params(self.config, stacked=True)
+
+    @property
+    def specs(self) -> Any:
+        """What is trained."""
+        if self.run.lora.rank:
+            return lora_params(self.config, self.run.lora)
+        return self.model_specs
+
+    @property
+    def optimizer(self) -> optax.GradientTransformation:
+        return make_optimizer(self.run.optimizer, self.specs, self.run.loop.steps)
+
+    @property
+    def shardings(self) -> TrainState:
+        weights = params.shardings(self.specs, self.mesh, TRAINING)
+        abstract = params.abstract(self.specs, jnp.float32)
+        return TrainState(
+            weights=weights,
+            optimizer=state_shardings(self.optimizer, abstract, weights, self.mesh),
+            step=NamedSharding(self.mesh, PartitionSpec()),  # type: ignore[arg-type]
+        )
+
+    def template(self) -> TrainState:
+        """Shapes, types and shardings of the state."""
+        weights = params.abstract(self.specs, jnp.float32)
+        state = TrainState(
+            weights=weights,
+            optimizer=jax.eval_shape(self.optimizer.init, weights),
+            step=jax.ShapeDtypeStruct((), jnp.int32),  # type: ignore[arg-type]
+        )
+        return jax.tree.map(
+            lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding),
+            state,
+            self.shardings,
+        )
+
+    def first_state(self, source: Checkpoint | None) -> TrainState:
+        """The state before the first step: random weights, or those of a checkpoint."""
+        if source is not None and not self.run.lora.rank:
+            weights: Any = load_stacked(source, mesh=self.mesh)
+        else:
+            key = jax.random.key(self.run.seed)
+            weights = params.initialize(
+                self.specs, key, jnp.float32, mesh=self.mesh, rules=TRAINING
+            )
+        shardings = self.shardings
+        return TrainState(
+            weights=weights,
+            optimizer=jax.jit(self.optimizer.init, out_shardings=shardings.optimizer)(weights),
+            step=jax.device_put(np.zeros((), np.int32), shardings.step),
+        )
+
+    def require_memory(self) -> None:
+        """Raises:
+        CapacityError: weights, their gradient and the optimizer's two means do not fit.
+        """
+        parts = self.mesh.shape["fsdp"] * self.mesh.shape["tensor"]
+        needed = 16 * params.count(self.specs)
+        if self.run.lora.rank:
+            needed += 4 * params.count(self.model_specs)
+        require_memory(
+            needed // parts,
+            self.mesh,
+            what="training (weights, gradient and optimizer, activations not counted)",
+            remedy="use more devices along fsdp or tensor in --mesh, a smaller model, or "
+            "--lora.rank",
+        )
+
+    def _sums(self) -> Any:
+        return partial(
+            sums_of,
+            config=self.config,
+            compute=self.run.compute,
+            lora=self.run.lora,
+            mesh=self.mesh,
+        )
+
+    def step(self) -> Any:
+        """The compiled step: (state, frozen, batch) -> (state, metrics)."""
+        step = partial(
+            train_step, optimizer=self.optimizer, model=self._model(), sums=self._sums()
+        )
+        everywhere = NamedSharding(self.mesh, PartitionSpec())
+        figures = dict.fromkeys(StepMetrics.__dataclass_fields__, everywhere)
+        return jax.jit(
+            step,
+            donate_argnums=0,
+            out_shardings=(self.shardings, StepMetrics(**figures)),  # type: ignore[arg-type]
+        )
+
+    def evaluate(self) -> Any:
+        """The compiled loss: (state, frozen, batch) -> sums over all microbatches."""
+        sums, model = self._sums(), self._model()
+
+        def evaluate(state: TrainState, frozen: Any, batch: Batch) -> Any:
+            found = jax.lax.map(lambda one: sums(model(state.weights, frozen), one), batch)
+            return jax.tree.map(lambda x: x.sum(), found)
+
+        return jax.jit(evaluate, out_shardings=NamedSharding(self.mesh, PartitionSpec()))
+
+    def _model(self) -> Any:
+        return adapted_model if self.run.lora.rank else whole_model
+
+
+def open_tokenizer(run: Run, config: LlamaConfig, source: Checkpoint | None) -> Tokenizer:
+    """The run's tokenizer: its own if it is being resumed, the one named, that of the model to start
+    from, or one trained on the data."""
+    kept = run.out / TOKENIZER
+    if kept.is_dir() and not run.fresh and not run.tokenizer:
+        return read_tokenizer(kept)
+    if run.tokenizer:
+        return read_tokenizer(Path(run.tokenizer))
+    if source is not None:
+        found = tokenizer_of(source.vocabulary)
+        if found is None:
+            raise ConfigError(
+                f"--init {run.init} has no tokenizer; add --tokenizer with a tokenizer.json, a "
+                "tokenizer.model or a directory that holds one"
+            )
+        return found
+    say(f"training a tokenizer of {config.vocab_size:,} tokens on the data")
+    return train_tokenizer(islice(texts(run.data), TOKENIZER_TEXTS), config.vocab_size)
+
+
+def _facts(run: Run, config: LlamaConfig) -> dict[str, Any]:
+    """What a reader needs to open a checkpoint of this run as a model."""
+    return {
+        "model": to_dict(config),
+        "lora": to_dict(run.lora) if run.lora.rank else None,
+        "init": run.init,
+    }
+
+
+def _require_same(facts: dict[str, Any], config: LlamaConfig, run: Run) -> None:
+    """Refuses to go on with another model than the one that the directory holds."""
+    for name, value in to_dict(config).items():
+        if facts["model"].get(name) != value:
+            raise ConfigError(
+                f"{run.out} holds a run whose {name} is {facts['model'].get(name)}, not {value}; "
+                "start anew with --fresh, or in another --out"
+            )
+
+
+def _make_directory(run: Run, config: LlamaConfig, tokenizer: Tokenizer, resumes: bool) -> None:
+    """The run's directory with its settings and tokenizer; moves aside what `fresh` refuses."""
+    if jax.process_index() == 0:
+        if run.fresh and run.out.exists():
+            aside = run.out.with_name(f"{run.out.name}.{time.strftime('%Y%m%d-%H%M%S')}")
+            run.out.rename(aside)
+            say(f"the run that was in {run.out} is now in {aside}")
+        try:
+            run.out.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise InputError(f"{run.out} cannot be made: {error.strerror}; choose another --out") from error
+        if not (run.out / TOKENIZER).is_dir():
+            partial_directory = run.out / f".{TOKENIZER}.partial"
+            partial_directory.mkdir(exist_ok=True)
+            tokenizer.save(partial_directory)
+            partial_directory.rename(run.out / TOKENIZER)
+        settings = {"run": to_dict(run), "model": to_dict(config)}
+        partial_file = run.out / f".{RUN_FILE}.partial"
+        partial_file.write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
+        partial_file.rename(run.out / RUN_FILE)
+    if jax.process_count() > 1:
+        from jax.experimental import multihost_utils
+
+        multihost_utils.sync_global_devices("the run's directory is there")

@@ -1,0 +1,56 @@
+"""Recipes for small machines, and for a user's own chats."""
+
+from lwm.data.loader import DataConfig
+from lwm.recipes.run import ModelSettings, Run
+from lwm.training.checkpointing import CheckpointConfig
+from lwm.training.loop import LoopConfig
+from lwm.training.optimizer import OptimizerConfig
+
+
+def debug() -> Run:
+    """The original's debug size on any text, a few steps: does everything run?"""
+    return Run(
+        model=ModelSettings(size="debug"),
+        sequence_length=512,
+        batch_size=4,
+        loop=LoopConfig(steps=20),
+        data=DataConfig(path="book"),
+        optimizer=OptimizerConfig(learning_rate=1e-3, warmup_steps=5),
+        checkpoint=CheckpointConfig(every=10),
+    )
+
+
+def book() -> Run:
+    """A small model of a real book, the King James Bible, in minutes on two cores."""
+    return Run(
+        model=ModelSettings(
+            size="debug",
+            vocab_size=4096,
+            hidden_size=256,
+            intermediate_size=704,
+            num_layers=4,
+            num_heads=4,
+            tie_embeddings=True,
+        ),
+        sequence_length=1024,
+        batch_size=4,
+        loop=LoopConfig(steps=600, evaluate_every=100),
+        data=DataConfig(path="book", held_out=0.05),
+        optimizer=OptimizerConfig(
+            learning_rate=2e-3, final_learning_rate=1e-4, warmup_steps=40, weight_decay=0.1
+        ),
+        checkpoint=CheckpointConfig(every=100),
+    )
+
+
+def chat() -> Run:
+    """Fine-tune any MODEL on your own chats: --init MODEL --data.path chats.jsonl."""
+    return Run(
+        init="smollm2",
+        sequence_length=1024,
+        batch_size=4,
+        loop=LoopConfig(steps=100),
+        data=DataConfig(messages="messages", packing="pack"),
+        optimizer=OptimizerConfig(learning_rate=2e-5, warmup_steps=10),
+        checkpoint=CheckpointConfig(every=50),
+    )
