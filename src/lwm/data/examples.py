@@ -1,0 +1,87 @@
+"""One training example: tokens, which of them are learnt, which of them are vision codes.
+
+The common currency of this room: sources and encoders make examples, packing cuts them into rows.
+Knows nothing of files, of text or of rows.
+"""
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Bool, Float32, Int32
+
+MAX_TOKENS = 1 << 28  # one example; beyond it stands a broken file, not a long book
+
+
+class Broken(Exception):
+    """An example that cannot be used, for a reason that ends the sentence "FILE, line N: ...".
+
+    Never reaches a user as it is: it becomes a `Report`, and the example is passed over.
+    """
+
+
+class MissingKey(Broken):
+    """A key that the settings name is absent: in a first example, most likely the settings'
+    fault."""
+
+
+class Report(NamedTuple):
+    """A broken example and where it lies."""
+
+    index: int
+    """Place among all examples of the data, from 0."""
+    file: str
+    line: int
+    """Line, row or record in the file, from 1."""
+    reason: str
+
+    def __str__(self) -> str:
+        return f"{self.file}, line {self.line}: {self.reason}"
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Example:
+    """One training example.
+
+    Args:
+        tokens: text tokens and vision codes, which are separate number spaces.
+        weights: loss weight of each token as a target, 0 or 1.
+        vision: whether a token is a vision code (or the end of a frame).
+    """
+
+    tokens: Int32[np.ndarray, " tokens"]
+    weights: Float32[np.ndarray, " tokens"]
+    vision: Bool[np.ndarray, " tokens"]
+
+    def __len__(self) -> int:
+        return len(self.tokens)
+
+    @classmethod
+    def of_text(cls, tokens: list[int], weights: list[float]) -> "Example":
+        """An example without vision codes."""
+        return cls(
+            tokens=np.array(tokens, np.int32),
+            weights=np.array(weights, np.float32),
+            vision=np.zeros(len(tokens), bool),
+        )
+
+
+def require_usable(example: Example, *, text_vocab: int | None, can_see: bool) -> None:
+    """Refuses an example that no row should carry.
+
+    Args:
+        text_vocab: text tokens must lie below it; unchecked if None.
+
+    Raises:
+        Broken: it is too long, teaches nothing, or its tokens lie outside what the model knows.
+    """
+    if len(example) > MAX_TOKENS:
+        raise Broken(f"it has {len(example)} tokens, more than {MAX_TOKENS} in one example")
+    if example.vision.any() and not can_see:
+        raise Broken("it has vision codes, and the model cannot see")
+    if not (example.weights > 0).any():
+        raise Broken("no token of it carries loss")
+    text = example.tokens[~example.vision]
+    if text.size and (text.min() < 0 or (text_vocab is not None and text.max() >= text_vocab)):
+        worst = int(text.min() if text.min() < 0 else text.max())
+        raise Broken(f"it has the token {worst}, outside the model's vocabulary of {text_vocab}")

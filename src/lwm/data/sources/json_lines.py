@@ -1,0 +1,113 @@
+"""JSON lines on a local disk: one scan finds where lines begin, then any line is one read.
+
+Broken lines cost themselves alone: nothing is parsed before it is asked for. Knows lines and JSON;
+knows nothing of compression or of the network (see `spool`).
+"""
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from lwm.core.errors import InputError
+from lwm.data.examples import Broken
+from lwm.data.sources.source import Record
+
+MAX_LINE_BYTES = 256 << 20
+_CHUNK = 16 << 20
+_NEWLINE = 10
+
+
+class JsonLines:
+    """A file of JSON objects, one a line.
+
+    Args:
+        path: the file as it is read.
+        name: the file as reports call it, where `path` is a copy of another.
+
+    Raises:
+        InputError: the file cannot be read or is empty.
+    """
+
+    def __init__(self, path: Path, name: str | None = None) -> None:
+        self._path, self._name = path, name or str(path)
+        try:
+            self._starts, self._stamp = _scan(path)
+        except OSError as error:
+            raise InputError(
+                f"{self._name} cannot be read ({error.strerror}); check the path"
+            ) from error
+        if not len(self):
+            raise InputError(f"{self._name} is empty; it needs one JSON object a line")
+        self._descriptor: int | None = None
+
+    def __len__(self) -> int:
+        return len(self._starts) - 1
+
+    def read(self, index: int) -> Record | None:
+        start, end = int(self._starts[index]), int(self._starts[index + 1])
+        if end - start > MAX_LINE_BYTES:
+            raise Broken(f"it is longer than {MAX_LINE_BYTES >> 20} MB")
+        line = self._bytes(start, end)
+        if not index:
+            line = line.removeprefix(b"\xef\xbb\xbf")  # a byte order mark
+        if not line.strip():
+            return None
+        try:
+            value = json.loads(line.decode())
+        except UnicodeDecodeError as error:
+            raise Broken("it is not UTF-8") from error
+        except (ValueError, RecursionError) as error:
+            raise Broken(f"it is not JSON ({' '.join(str(error).split())})") from error
+        if not isinstance(value, dict):
+            raise Broken(f"it holds a JSON {type(value).__name__}, where an object is needed")
+        return value
+
+    def place(self, index: int) -> tuple[str, int]:
+        return self._name, index + 1
+
+    def _bytes(self, start: int, end: int) -> bytes:
+        if self._descriptor is None:
+            self._descriptor = os.open(self._path, os.O_RDONLY)
+            if _stamp(self._descriptor) != self._stamp:
+                raise InputError(
+                    f"{self._name} was changed after it was opened; begin again with the file at "
+                    "rest"
+                )
+        parts = []
+        while start < end:  # one call reads 2 GB at most, and may read less
+            part = os.pread(self._descriptor, end - start, start)
+            if not part:
+                raise InputError(f"{self._name} was cut short while it was read; begin again")
+            parts.append(part)
+            start += len(part)
+        return b"".join(parts)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"_descriptor": None}
+
+    def __del__(self) -> None:
+        if getattr(self, "_descriptor", None) is not None:
+            os.close(self._descriptor)  # type: ignore[arg-type]
+
+
+def _stamp(descriptor: int) -> tuple[int, int]:
+    status = os.fstat(descriptor)
+    return status.st_size, status.st_mtime_ns
+
+
+def _scan(path: Path) -> tuple[np.ndarray, tuple[int, int]]:
+    """Where each line begins, int64, and the end of the file; with the file's size and time."""
+    found, at = [np.zeros(1, np.int64)], 0
+    with path.open("rb") as file:
+        stamp = _stamp(file.fileno())
+        while chunk := file.read(_CHUNK):
+            ends = np.flatnonzero(np.frombuffer(chunk, np.uint8) == _NEWLINE)
+            found.append(ends.astype(np.int64) + at + 1)
+            at += len(chunk)
+    starts = np.concatenate(found)
+    if starts[-1] != at:  # the last line has no line end
+        starts = np.append(starts, at)
+    return starts, stamp
