@@ -197,7 +197,7 @@ def embed_tokens(
 
     batch = ("batch", "position")
     return jax.shard_map(
-        local,
+        jax.checkpoint(local),  # or the backward pass would keep a mask as wide as the embedding
         mesh=mesh,
         in_specs=(partition_spec(("vocab", None), rules), partition_spec(batch, rules)),
         out_specs=partition_spec((*batch, None), rules),

@@ -6,21 +6,15 @@ learn. Nothing is written before everything that can be refused has been checked
 
 import json
 import time
-from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
-import numpy as np
-import optax
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from lwm.checkpoints.checkpoint import Checkpoint
-from lwm.checkpoints.place import load_stacked
 from lwm.checkpoints.resolve import open_checkpoint
 from lwm.checkpoints.run import RUN_FILE, TOKENIZER
 from lwm.core import params
@@ -28,7 +22,6 @@ from lwm.core.config import to_dict
 from lwm.core.distributed import join
 from lwm.core.errors import ConfigError, InputError
 from lwm.core.hardware import peak_flops
-from lwm.core.memory import require_memory
 from lwm.core.mesh import make_mesh
 from lwm.core.progress import say
 from lwm.core.sharding import TRAINING
@@ -36,23 +29,14 @@ from lwm.data.loader import Loader, texts
 from lwm.data.tokenizer import Tokenizer, read_tokenizer, tokenizer_of
 from lwm.data.tokenizer_train import train_tokenizer
 from lwm.models.figures import training_flops
-from lwm.models.llama import Llama, LlamaConfig, llama_params, require_mesh
-from lwm.models.lora import lora_params
+from lwm.models.llama import LlamaConfig, require_mesh
 from lwm.recipes.run import Run
 from lwm.training.batches import Layout
 from lwm.training.checkpointing import DIRECTORY, Checkpoints
 from lwm.training.loop import Tally, Work, train
 from lwm.training.metrics import Metrics
-from lwm.training.optimizer import learning_rate, make_optimizer, state_shardings
-from lwm.training.step import (
-    Batch,
-    StepMetrics,
-    TrainState,
-    adapted_model,
-    sums_of,
-    train_step,
-    whole_model,
-)
+from lwm.training.optimizer import learning_rate
+from lwm.training.plan import Plan
 
 TOKENIZER_TEXTS = 20_000
 """Examples of the data that a tokenizer is trained on, at most."""
@@ -97,20 +81,23 @@ def start(run: Run) -> Path:
         plain = replace(run.data, shuffle=False, workers=0)
         held_out = partial(loader, plain, tokenizer, split="evaluation")
         held_out()  # a split without examples is refused now
-    plan = Plan(run, config, mesh)
+    plan = Plan(
+        config=config, mesh=mesh, optimizer=run.optimizer, compute=run.compute, lora=run.lora,
+        steps=run.loop.steps,
+    )  # fmt: skip
     plan.require_memory()
     _make_directory(run, config, tokenizer, resumes)
     checkpoints = Checkpoints(run.out, run.checkpoint)
     template = plan.template()
     restored = checkpoints.restore(template, batches.iterator)
-    frozen = load_stacked(source, mesh=mesh) if source and run.lora.rank else None
+    frozen = plan.frozen(source)
     if restored is not None:
         first, state, facts = restored
         _require_same(facts, config, run)
         tally = Tally(**facts["tally"])
         say(f"going on from step {first:,} of {run.loop.steps:,} in {run.out}")
     else:
-        first, state, tally = 0, plan.first_state(source), Tally()
+        first, state, tally = 0, plan.first_state(source, seed=run.seed), Tally()
     if first >= run.loop.steps:
         say(f"{run.out} is at step {first:,} already; raise --steps to go on")
         return run.out
@@ -148,121 +135,6 @@ def start(run: Run) -> Path:
     seconds = time.perf_counter() - started
     say(f"done: {run.loop.steps - first:,} steps in {seconds / 60:.1f} minutes; see {run.out}")
     return run.out
-
-
-@dataclass(frozen=True)
-class Plan:
-    """What is compiled for a run, from shapes alone: a mesh of devices that are elsewhere will do."""
-
-    run: Run
-    config: LlamaConfig
-    mesh: Mesh
-
-    @property
-    def model_specs(self) -> Llama:
-        return llama_params(self.config, stacked=True)
-
-    @property
-    def specs(self) -> Any:
-        """What is trained."""
-        if self.run.lora.rank:
-            return lora_params(self.config, self.run.lora)
-        return self.model_specs
-
-    @property
-    def optimizer(self) -> optax.GradientTransformation:
-        return make_optimizer(self.run.optimizer, self.specs, self.run.loop.steps)
-
-    @property
-    def shardings(self) -> TrainState:
-        weights = params.shardings(self.specs, self.mesh, TRAINING)
-        abstract = params.abstract(self.specs, jnp.float32)
-        return TrainState(
-            weights=weights,
-            optimizer=state_shardings(self.optimizer, abstract, weights, self.mesh),
-            step=NamedSharding(self.mesh, PartitionSpec()),  # type: ignore[arg-type]
-        )
-
-    def template(self) -> TrainState:
-        """Shapes, types and shardings of the state."""
-        weights = params.abstract(self.specs, jnp.float32)
-        state = TrainState(
-            weights=weights,
-            optimizer=jax.eval_shape(self.optimizer.init, weights),
-            step=jax.ShapeDtypeStruct((), jnp.int32),  # type: ignore[arg-type]
-        )
-        return jax.tree.map(
-            lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding),
-            state,
-            self.shardings,
-        )
-
-    def first_state(self, source: Checkpoint | None) -> TrainState:
-        """The state before the first step: random weights, or those of a checkpoint."""
-        if source is not None and not self.run.lora.rank:
-            weights: Any = load_stacked(source, mesh=self.mesh)
-        else:
-            key = jax.random.key(self.run.seed)
-            weights = params.initialize(
-                self.specs, key, jnp.float32, mesh=self.mesh, rules=TRAINING
-            )
-        shardings = self.shardings
-        return TrainState(
-            weights=weights,
-            optimizer=jax.jit(self.optimizer.init, out_shardings=shardings.optimizer)(weights),
-            step=jax.device_put(np.zeros((), np.int32), shardings.step),
-        )
-
-    def require_memory(self) -> None:
-        """Raises:
-        CapacityError: weights, their gradient and the optimizer's two means do not fit.
-        """
-        parts = self.mesh.shape["fsdp"] * self.mesh.shape["tensor"]
-        needed = 16 * params.count(self.specs)
-        if self.run.lora.rank:
-            needed += 4 * params.count(self.model_specs)
-        require_memory(
-            needed // parts,
-            self.mesh,
-            what="training (weights, gradient and optimizer, activations not counted)",
-            remedy="use more devices along fsdp or tensor in --mesh, a smaller model, or "
-            "--lora.rank",
-        )
-
-    def _sums(self) -> Any:
-        return partial(
-            sums_of,
-            config=self.config,
-            compute=self.run.compute,
-            lora=self.run.lora,
-            mesh=self.mesh,
-        )
-
-    def step(self) -> Any:
-        """The compiled step: (state, frozen, batch) -> (state, metrics)."""
-        step = partial(
-            train_step, optimizer=self.optimizer, model=self._model(), sums=self._sums()
-        )
-        everywhere = NamedSharding(self.mesh, PartitionSpec())
-        figures = dict.fromkeys(StepMetrics.__dataclass_fields__, everywhere)
-        return jax.jit(
-            step,
-            donate_argnums=0,
-            out_shardings=(self.shardings, StepMetrics(**figures)),  # type: ignore[arg-type]
-        )
-
-    def evaluate(self) -> Any:
-        """The compiled loss: (state, frozen, batch) -> sums over all microbatches."""
-        sums, model = self._sums(), self._model()
-
-        def evaluate(state: TrainState, frozen: Any, batch: Batch) -> Any:
-            found = jax.lax.map(lambda one: sums(model(state.weights, frozen), one), batch)
-            return jax.tree.map(lambda x: x.sum(), found)
-
-        return jax.jit(evaluate, out_shardings=NamedSharding(self.mesh, PartitionSpec()))
-
-    def _model(self) -> Any:
-        return adapted_model if self.run.lora.rank else whole_model
 
 
 def open_tokenizer(run: Run, config: LlamaConfig, source: Checkpoint | None) -> Tokenizer:
@@ -314,7 +186,9 @@ def _make_directory(run: Run, config: LlamaConfig, tokenizer: Tokenizer, resumes
         try:
             run.out.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise InputError(f"{run.out} cannot be made: {error.strerror}; choose another --out") from error
+            raise InputError(
+                f"{run.out} cannot be made: {error.strerror}; choose another --out"
+            ) from error
         if not (run.out / TOKENIZER).is_dir():
             partial_directory = run.out / f".{TOKENIZER}.partial"
             partial_directory.mkdir(exist_ok=True)

@@ -119,7 +119,9 @@ class Checkpoints:
     def _unsaved(self, step: int | None, error: Exception) -> CheckpointError:
         reason = " ".join(str(error).split())[:300]
         kept = [name for name in self.steps() if name != step]
-        last = f"the last good one is {self._directory / str(kept[-1])}" if kept else "none is kept"
+        last = (
+            f"the last good one is {self._directory / str(kept[-1])}" if kept else "none is kept"
+        )
         return CheckpointError(
             f"a checkpoint could not be written to {self._directory} ({reason}); {last}; make room "
             "and start the same command again"
