@@ -28,7 +28,7 @@ class MissingKey(Broken):
 class Report(NamedTuple):
     """A broken example and where it lies."""
 
-    index: int
+    example: int
     """Place among all examples of the data, from 0."""
     file: str
     line: int

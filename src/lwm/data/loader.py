@@ -158,9 +158,9 @@ class Loader:
     def _heed(self, reports: list[Report], drawn: int) -> None:
         """Tells of broken examples and stops when there are too many."""
         for report in reports:
-            if report.index in self._broken:
+            if report.example in self._broken:
                 continue
-            self._broken.add(report.index)
+            self._broken.add(report.example)
             if len(self.reports) < _TOLD:
                 self.reports.append(report)
                 say(f"skipped a broken example: {report}")

@@ -1,18 +1,33 @@
 """From what a user writes as a path to a source: names, globs, URLs, kinds of file."""
 
 import glob
+from collections.abc import Callable
 from pathlib import Path
 
 from lwm.core.errors import InputError
 from lwm.data.books import king_james_chapters
+from lwm.data.sources import array_record, parquet
+from lwm.data.sources.array_record import ArrayRecord
+from lwm.data.sources.huggingface import PREFIX, HuggingFace
 from lwm.data.sources.json_lines import JsonLines
+from lwm.data.sources.parquet import Parquet
 from lwm.data.sources.source import InMemory, Joined, Source
+from lwm.data.sources.spool import is_url, local_file, urls
 
 BOOK = "book"
+
+_KINDS: dict[str, Callable[[Path, str], Source]] = {
+    "jsonl": JsonLines,
+    "parquet": Parquet,
+    "array_record": ArrayRecord,
+}
 
 
 def open_source(path: str, format: str = "auto") -> Source:
     """All that a path names, in the order of its parts, the files of a glob by name.
+
+    Args:
+        format: `jsonl`, `parquet`, `array_record` or `huggingface`; `auto` goes by first bytes.
 
     Raises:
         InputError: nothing is named, or a part names nothing that can be read.
@@ -27,9 +42,25 @@ def open_source(path: str, format: str = "auto") -> Source:
 
 
 def _open_part(part: str, format: str) -> list[Source]:
-    if part == BOOK:
+    if part == BOOK and not Path(part).exists():
         return [_book()]
-    return [JsonLines(file) for file in _local_files(part)]
+    if format == "huggingface" or (part.startswith(PREFIX) and not is_url(part)):
+        return [HuggingFace(part.removeprefix(PREFIX))]
+    return [_open_file(name, format) for name in (urls(part) if is_url(part) else _files(part))]
+
+
+def _open_file(name: str, format: str) -> Source:
+    file = local_file(name)
+    return _KINDS[_kind(file) if format == "auto" else format](file, name)
+
+
+def _kind(file: Path) -> str:
+    """What a file is by its first bytes; what is nothing else is lines."""
+    with file.open("rb") as opened:
+        head = opened.read(8)
+    if head.startswith(parquet.MAGIC):
+        return "parquet"
+    return "array_record" if head.startswith(array_record.MAGIC) else "jsonl"
 
 
 def _book() -> Source:
@@ -40,12 +71,13 @@ def _book() -> Source:
     )
 
 
-def _local_files(part: str) -> list[Path]:
+def _files(part: str) -> list[str]:
     named = Path(part).expanduser()
     if named.is_file():
-        return [named]
-    found = [Path(name) for name in glob.glob(str(named), recursive=True)]
-    files = sorted(file for file in found if file.is_file())
+        return [str(named)]
+    if named.is_dir():
+        raise InputError(f"{part} is a directory; name a file in it, or add /*.jsonl")
+    files = sorted(name for name in glob.glob(str(named), recursive=True) if Path(name).is_file())
     if not files:
         raise InputError(f"no data file matches {part}; check the path")
     return files

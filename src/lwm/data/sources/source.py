@@ -7,7 +7,7 @@ paths and opens its files where it is used. Knows nothing of what records mean.
 from bisect import bisect_right
 from collections.abc import Mapping, Sequence
 from itertools import accumulate
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from lwm.data.examples import Example
 
@@ -15,6 +15,7 @@ Record = Mapping[str, Any] | Example
 """A mapping whose keys the fields grammar names, or an example that is tokenised already."""
 
 
+@runtime_checkable
 class Source(Protocol):
     """Records by number."""
 

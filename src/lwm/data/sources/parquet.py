@@ -1,0 +1,94 @@
+"""Parquet: tables in columns, packed in groups of rows.
+
+A shuffled read would unpack a whole group for each row. So a file is turned once into an Arrow
+file in the cache, which is mapped into memory: any row is there at once, and processes share it.
+"""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+
+from lwm.core.errors import InputError
+from lwm.data.sources.source import Record
+from lwm.data.sources.spool import cached, identity_of
+
+MAGIC = b"PAR1"
+_BATCH = 1024  # rows turned at a time
+
+
+class Parquet:
+    """The rows of a Parquet file; a row is a mapping of its columns.
+
+    Args:
+        path: a local file.
+        name: the file as reports call it, where `path` is a copy of another.
+
+    Raises:
+        InputError: the file is broken or has no rows.
+    """
+
+    def __init__(self, path: Path, name: str | None = None) -> None:
+        self._name = name or str(path)
+
+        def fill(copy: BinaryIO) -> None:
+            _to_arrow(path, copy, self._name)
+
+        self._file = cached(f"arrow {identity_of(path)}", self._name, fill)
+        self._reader: Any = None
+        reader = self._open()
+        lengths = [reader.get_batch(i).num_rows for i in range(reader.num_record_batches)]
+        self._ends = np.cumsum(lengths, dtype=np.int64)
+        if not len(self):
+            raise InputError(f"{self._name} has no rows; give a file that does")
+
+    def __len__(self) -> int:
+        return int(self._ends[-1]) if len(self._ends) else 0
+
+    def read(self, index: int) -> Record | None:
+        number = int(np.searchsorted(self._ends, index, side="right"))
+        start = int(self._ends[number - 1]) if number else 0
+        batch = self._open().get_batch(number)
+        return batch.slice(index - start, 1).to_pylist()[0]
+
+    def place(self, index: int) -> tuple[str, int]:
+        return self._name, index + 1
+
+    def _open(self) -> Any:
+        if self._reader is None:
+            import pyarrow as pa
+
+            try:
+                self._reader = pa.ipc.open_file(pa.memory_map(str(self._file)))
+            except (OSError, pa.ArrowException) as error:
+                raise InputError(
+                    f"the copy {self._file} of {self._name} cannot be read; remove it, and it "
+                    "will be made anew"
+                ) from error
+        return self._reader
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"_reader": None}
+
+
+def _to_arrow(path: Path, copy: BinaryIO, name: str) -> None:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    def batches(file: Any) -> Iterator[Any]:
+        try:
+            yield from file.iter_batches(batch_size=_BATCH)
+        except (OSError, pa.ArrowException) as error:
+            raise InputError(f"{name} is broken ({error}); get the file again") from error
+
+    try:
+        file = pq.ParquetFile(path)
+    except (OSError, pa.ArrowException) as error:
+        raise InputError(
+            f"{name} is no Parquet file ({' '.join(str(error).split())}); get the file again, or "
+            "set --data.format"
+        ) from error
+    with file, pa.ipc.new_file(copy, file.schema_arrow) as writer:
+        for batch in batches(file):
+            writer.write_batch(batch)
