@@ -1,9 +1,9 @@
-"""A training step beside Hugging Face transformers: the original's `debug` size, float32, AdamW, in the
-same minutes.
+"""A training step beside Hugging Face transformers: the original's `debug` size, float32, AdamW,
+in the same minutes.
 
-Both sides run in processes of their own, in turn, several rounds; a side's time is the fastest step
-after the first, ratios are of medians over rounds. Memory is the peak of the whole process. The last
-rows have no peer: they show how our memory grows with length.
+Both sides run in processes of their own, in turn, several rounds; a side's time is the fastest
+step after the first, ratios are of medians over rounds. Memory is the peak of the whole process.
+The last rows have no peer: they show how our memory grows with length.
 
 usage: python benchmarks/train.py [--rounds 3] [--peer hf_train_step.py] [--long 32768]
 """
@@ -145,7 +145,8 @@ def main() -> None:
     if arguments.long:
         alone = measure("lwm", 1, arguments.long, None)
         print(
-            f"{f'1 x {arguments.long:,}':14}{alone['step_seconds']:>8.2f} s {alone['peak_gb']:>5.2f} GB"
+            f"{f'1 x {arguments.long:,}':14}"
+            f"{alone['step_seconds']:>8.2f} s {alone['peak_gb']:>5.2f} GB"
         )
         print(f"memory of {arguments.long:,} over 8,192: {alone['peak_gb'] / memory[8192]:.2f}")
 

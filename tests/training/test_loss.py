@@ -1,5 +1,5 @@
-"""The chunked loss against softmax over all logits at once: values, gradients, figures, on one device
-and on meshes."""
+"""The chunked loss against softmax over all logits at once: values, gradients, figures, on one
+device and on meshes."""
 
 import jax
 import jax.numpy as jnp

@@ -3,6 +3,7 @@ harmless where a number is not finite."""
 
 from dataclasses import replace
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -90,7 +91,7 @@ def test_a_step_is_what_optax_makes_of_the_dense_gradient():
     gradient = jax.tree.map(lambda x: x * jnp.minimum(1.0, 1.0 / norm), gradient)
     by_hand = optax.adamw(1e-2 / 4, b1=0.9, b2=0.95, weight_decay=0.0)
     change, _ = by_hand.update(gradient, by_hand.init(before), before)
-    expected = optax.apply_updates(before, change)
+    expected: Any = optax.apply_updates(before, change)
     np.testing.assert_allclose(figures.loss, loss, rtol=1e-5)
     np.testing.assert_allclose(figures.gradient_norm, norm, rtol=1e-4)
     # Norms and embeddings do not decay, kernels do.
@@ -148,11 +149,9 @@ def test_packed_rows_weigh_as_the_same_examples_alone():
             here = packed["segments"][row] == segment
             if not here.any():
                 continue
-            for name, filler in (
-                ("tokens", 0), ("targets", 0), ("weights", 0.0), ("positions", 0), ("segments", -1),
-            ):  # fmt: skip
-                values = packed[name][row][here]
-                padded = np.full(LENGTH, filler, packed[name].dtype)
+            for name, values in packed.items():
+                values = values[row][here]
+                padded = np.full(LENGTH, -1 if name == "segments" else 0, values.dtype)
                 padded[: len(values)] = 0 if name == "segments" else values
                 alone[name].append(padded)
     padded = {name: np.stack(rows) for name, rows in alone.items()}
@@ -202,7 +201,8 @@ def test_a_batch_that_the_mesh_does_not_divide_is_refused(mesh, batch, micro, le
 
 
 def test_no_square_and_no_logits_at_length():
-    """Traced with shapes alone: nothing of sequence squared, nothing of sequence times vocabulary."""
+    """Traced with shapes alone: nothing of sequence squared, nothing of sequence times
+    vocabulary."""
     length, vocab = 1 << 16, 6151
     config = replace(CONFIG, max_sequence_length=length, vocab_size=vocab)
     chosen = plan("1,1,1,4", config=config)

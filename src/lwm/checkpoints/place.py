@@ -1,6 +1,7 @@
 """Weights onto devices: one tensor at a time, straight from the file to where it will live."""
 
 from collections.abc import Iterable, Iterator
+from typing import Any
 
 import jax
 import numpy as np
@@ -88,7 +89,7 @@ def load_stacked(checkpoint: Checkpoint, *, mesh: Mesh) -> Llama:
             one_by_one = [name] if field == name else [f"layers.{i}.{field}" for i in range(count)]
             held = [np.asarray(read(part), np.float32) for part in one_by_one]
 
-            def part(index: tuple[slice, ...], held: list[np.ndarray] = held) -> np.ndarray:
+            def part(index: Any, held: list[np.ndarray] = held) -> np.ndarray:
                 if len(index) == held[0].ndim:
                     return held[0][index]
                 return np.stack([array[index[1:]] for array in held[index[0]]])

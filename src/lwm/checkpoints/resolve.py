@@ -17,7 +17,8 @@ def open_checkpoint(model: str, *, config: str | None = None) -> Checkpoint:
     """Opens and verifies a checkpoint without loading it.
 
     Args:
-        model: a directory (ours, Hugging Face Llama, or a training run), a `.gguf` file, `params::FILE`,
+        model: a directory (ours, Hugging Face Llama, or a training run), a `.gguf` file,
+            `params::FILE`,
             `trainstate_params::FILE`, `flax_params::FILE`, `hf:OWNER/NAME`, or a known name.
         config: a size or a JSON file, for the original's checkpoints.
 

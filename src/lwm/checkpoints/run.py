@@ -5,7 +5,6 @@ model they were trained on as its tensors are read.
 """
 
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 

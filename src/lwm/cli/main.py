@@ -11,7 +11,7 @@ from lwm.cli.convert import convert
 from lwm.cli.demo import demo
 from lwm.cli.generate import generate_text
 from lwm.cli.info import info
-from lwm.cli.train import train
+from lwm.cli.train import train, train_help
 from lwm.core.errors import LwmError
 
 
@@ -28,7 +28,7 @@ def application() -> SubcommandApp:
     app.command(demo)
     app.command(chat)
     app.command(generate, name="generate", help="Generate from a prompt.")
-    app.command(train, help="Train by a recipe; 'lwm train --list' shows them.")
+    app.command(name="train", help="Train by a recipe; --list shows them.")(train_help)
     app.command(convert)
     app.command(info)
     return app

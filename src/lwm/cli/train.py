@@ -15,7 +15,7 @@ def train(arguments: Sequence[str]) -> None:
     Args:
         arguments: what follows `lwm train`: a recipe's name and its settings, or --list.
     """
-    from lwm.recipes.catalogue import RECIPES, recipe, summaries
+    from lwm.recipes.catalogue import RECIPES, summaries
 
     if "--list" in arguments or not arguments or arguments[0] in ("-h", "--help"):
         table = Table("recipe", "what it is")
@@ -34,6 +34,11 @@ def train(arguments: Sequence[str]) -> None:
     from lwm.recipes.assemble import start
 
     print(start(run))
+
+
+def train_help() -> None:
+    """Stands for `train` in the list of verbs."""
+    train(["--help"])
 
 
 def configure(name: str, settings: Sequence[str]):

@@ -1,7 +1,7 @@
 """More than one process: joining them, and deciding something together.
 
-Source: `jax.distributed`, which does the work; under Slurm, GKE and on TPU pods it finds its peers by
-itself.
+Source: `jax.distributed`, which does the work; under Slurm, GKE and on TPU pods it finds its peers
+by itself.
 """
 
 import os

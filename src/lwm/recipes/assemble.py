@@ -1,7 +1,7 @@
 """Puts a run together and starts it: the one place that sees a whole `Run`.
 
-Order: join the other processes, check all settings, open model, tokenizer and data, compile, resume,
-learn. Nothing is written before everything that can be refused has been checked.
+Order: join the other processes, check all settings, open model, tokenizer and data, compile,
+resume, learn. Nothing is written before everything that can be refused has been checked.
 """
 
 import json
@@ -138,8 +138,8 @@ def start(run: Run) -> Path:
 
 
 def open_tokenizer(run: Run, config: LlamaConfig, source: Checkpoint | None) -> Tokenizer:
-    """The run's tokenizer: its own if it is being resumed, the one named, that of the model to start
-    from, or one trained on the data."""
+    """The run's tokenizer: its own if it is being resumed, the one named, that of the model to
+    start from, or one trained on the data."""
     kept = run.out / TOKENIZER
     if kept.is_dir() and not run.fresh and not run.tokenizer:
         return read_tokenizer(kept)

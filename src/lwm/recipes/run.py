@@ -77,8 +77,8 @@ class ModelSettings:
             if field.name not in free and has != asked:
                 raise ConfigError(
                     f"--init {source} has {field.name} {has}, but this run asks for {asked}; "
-                    "choose the --model.size of the checkpoint, or --model.size '' to take what it "
-                    "has"
+                    "choose the --model.size of the checkpoint, or --model.size '' to take what "
+                    "it has"
                 )
         return wanted if self.rope_theta else override(wanted, rope_theta=start.rope_theta)
 

@@ -1,7 +1,7 @@
 """The paper's text stages: 7B on books, the context doubled stage by stage by a larger RoPE theta.
 
-Source: LargeWorldModel paper (arXiv 2402.08268), table 11: 4M tokens a batch, constant learning rate
-4e-5, TPU v4-512.
+Source: LargeWorldModel paper (arXiv 2402.08268), table 11: 4M tokens a batch, constant learning
+rate 4e-5, TPU v4-512.
 """
 
 from lwm.data.loader import DataConfig

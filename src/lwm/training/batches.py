@@ -7,6 +7,7 @@ the sequence axis. Knows arrays and a mesh; knows no files.
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import jax
 import numpy as np
@@ -49,8 +50,8 @@ class Layout:
             )
         if shards > 1 and self.sequence_length % (2 * shards):
             raise ConfigError(
-                f"sequence_length ({self.sequence_length}) cannot be divided by {2 * shards}, twice "
-                f"the mesh's sequence axis ({shards}); choose a multiple of {2 * shards}"
+                f"sequence_length ({self.sequence_length}) cannot be divided by {2 * shards}, "
+                f"twice the mesh's sequence axis ({shards}); choose a multiple of {2 * shards}"
             )
 
     @cached_property
@@ -66,8 +67,8 @@ class Layout:
     def _own(self) -> list[int]:
         """Rows of each microbatch that this process's devices hold."""
         _, rows, _ = self.shape
-        indices = self.sharding.addressable_devices_indices_map(self.shape).values()
-        return sorted({r for index in indices for r in range(*index[1].indices(rows))})
+        indices: Any = self.sharding.addressable_devices_indices_map(self.shape).values()
+        return sorted({r for _, cut, _ in indices for r in range(*cut.indices(rows))})
 
     @property
     def rows(self) -> list[int]:
@@ -84,9 +85,10 @@ class Layout:
         def spread(array: np.ndarray) -> jax.Array:
             cut = array.reshape(self.micro, len(self._own), -1)[:, :, order]
 
-            def part(index: tuple[slice, ...]) -> np.ndarray:
-                rows = [where[row] for row in range(*index[1].indices(self.shape[1]))]
-                return cut[index[0], rows][:, :, index[2]]
+            def part(index: Any) -> np.ndarray:
+                micro, rows, positions = index
+                held = [where[row] for row in range(*rows.indices(self.shape[1]))]
+                return cut[micro][:, held, positions]
 
             return jax.make_array_from_callback(self.shape, self.sharding, part)
 

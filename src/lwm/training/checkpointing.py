@@ -1,7 +1,7 @@
 """Checkpoints of a run: saved in the background, kept by rule, restored past torn ones.
 
-Each holds the state of learning, the state of every process's data, and the facts a reader needs to
-open it as a model (`checkpoints.run`). Knows Orbax; knows no step function.
+Each holds the state of learning, the state of every process's data, and the facts a reader needs
+to open it as a model (`checkpoints.run`). Knows Orbax; knows no step function.
 """
 
 import logging
@@ -123,15 +123,15 @@ class Checkpoints:
             f"the last good one is {self._directory / str(kept[-1])}" if kept else "none is kept"
         )
         return CheckpointError(
-            f"a checkpoint could not be written to {self._directory} ({reason}); {last}; make room "
-            "and start the same command again"
+            f"a checkpoint could not be written to {self._directory} ({reason}); {last}; make "
+            "room and start the same command again"
         )
 
     def restore(
         self, template: Any, data: grain.DatasetIterator
     ) -> tuple[int, Any, dict[str, Any]] | None:
-        """The latest checkpoint that can be read: its step, state and facts; `data` is moved to its
-        place. None where there is none.
+        """The latest checkpoint that can be read: its step, state and facts; `data` is moved to
+        its place. None where there is none.
 
         A checkpoint that a crash has torn is set aside with a warning.
 

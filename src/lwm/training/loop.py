@@ -1,7 +1,7 @@
 """The loop: batches in, steps, figures and checkpoints out.
 
-Reads top to bottom. Knows nothing of text, sources or recipes: it is given a compiled step, batches
-and places to write.
+Reads top to bottom. Knows nothing of text, sources or recipes: it is given a compiled step,
+batches and places to write.
 """
 
 import itertools

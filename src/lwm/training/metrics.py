@@ -1,4 +1,5 @@
-"""Where figures of a run go: JSON lines always, TensorBoard and W&B if asked, a picture at the end.
+"""Where figures of a run go: JSON lines always, TensorBoard and W&B if asked, a picture at the
+end.
 
 Knows rows of figures; knows nothing of how they came about.
 """

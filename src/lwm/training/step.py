@@ -33,7 +33,8 @@ class ComputeConfig:
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Type of activations and products; weights are kept in float32."""
     remat: Literal["none", "attention", "full"] = "attention"
-    """What a layer keeps for the backward pass: all, the output of attention, or its input alone."""
+    """What a layer keeps for the backward pass: all, the output of attention, or its input
+    alone."""
     loss_chunk: int = 512
     """Positions of a device whose logits exist at a time."""
     attention: AttentionConfig = AttentionConfig()
