@@ -38,11 +38,11 @@ def records() -> list[dict[str, str]]:
 
 def loader(path: Path | str, **settings: Any) -> Loader:
     """A loader of rows of 32 tokens in batches of 4, by the settings of either class."""
-    own = {"sequence_length": 32, "batch_size": 4, "rows": None, "split": "train"}
-    own |= {"vocab_size": None}
+    own: dict[str, Any] = {"sequence_length": 32, "batch_size": 4, "rows": None, "split": "train"}
+    own["vocab_size"] = None
     own = {name: settings.pop(name, value) for name, value in own.items()}
-    config = DataConfig(path=str(path), **{"prefetch": 0} | settings)
-    return Loader(config, tokenizer(), **own)  # type: ignore[arg-type]
+    every: dict[str, Any] = {"prefetch": 0} | settings
+    return Loader(DataConfig(path=str(path), **every), tokenizer(), **own)
 
 
 def take(batches: Loader, count: int) -> list[Row]:

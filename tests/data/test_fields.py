@@ -126,9 +126,9 @@ def test_one_of_several_is_drawn_by_the_line() -> None:
 @pytest.mark.parametrize(
     ("grammar", "message"),
     [
-        (5, "holds a int, where a text of fields"),
+        (5, "holds a number, where a text of fields"),
         ([], "holds a list"),
-        ([5], "holds a int"),
+        ([5], "holds a number"),
         ("a,,b", "empty field"),
     ],
 )

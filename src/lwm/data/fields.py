@@ -272,5 +272,14 @@ def _codes(key: str, value: Any) -> np.ndarray:
 
 
 def kind_of(value: Any) -> str:
-    names = {"NoneType": "null", "str": "text", "dict": "an object", "list": "a list"}
+    """What a value of the wrong type is, for a sentence."""
+    names = {
+        "NoneType": "null",
+        "str": "text",
+        "dict": "an object",
+        "list": "a list",
+        "bool": "true or false",
+        "int": "a number",
+        "float": "a number",
+    }
     return names.get(type(value).__name__, f"a {type(value).__name__}")

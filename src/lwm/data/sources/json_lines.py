@@ -53,14 +53,17 @@ class JsonLines:
         line = self._bytes(start, end)
         if not index:
             line = line.removeprefix(b"\xef\xbb\xbf")  # a byte order mark
-        if not line.strip():
+        line = line.strip()
+        if not line:
             return None
         try:
             value = json.loads(line.decode())
         except UnicodeDecodeError as error:
             raise Broken("it is not UTF-8") from error
-        except (ValueError, RecursionError) as error:
-            raise Broken(f"it is not JSON ({' '.join(str(error).split())})") from error
+        except json.JSONDecodeError as error:
+            raise Broken(f"it is not JSON ({error.msg} at character {error.pos + 1})") from error
+        except (ValueError, RecursionError) as error:  # a number too long, a nest too deep
+            raise Broken(f"it is not JSON that can be read ({error})") from error
         if not isinstance(value, dict):
             raise Broken(f"it holds a JSON {type(value).__name__}, where an object is needed")
         return value

@@ -1,0 +1,351 @@
+"""Batches: the same whatever shares the work, the same after any interruption, and a clear end to
+data that cannot be used."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import settings as hypothesis_settings
+from hypothesis import strategies as st
+from small_data import (
+    TEXTS,
+    assert_same,
+    ids,
+    loader,
+    records,
+    take,
+    tokenizer,
+    write_lines,
+)
+
+from lwm.core.errors import ConfigError, InputError
+from lwm.data import loader as loader_module
+from lwm.data.draws import Order
+from lwm.data.examples import Example
+from lwm.data.loader import DataConfig, Loader, texts
+from lwm.data.packing import Packing
+from lwm.data.sources.array_record import write_array_record
+
+PACKINGS: list[Packing] = ["concatenate", "pack", "pad"]
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> Path:
+    return write_lines(tmp_path / "a.jsonl", records())
+
+
+@pytest.fixture
+def told(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    said: list[str] = []
+    monkeypatch.setattr(loader_module, "say", said.append)
+    return said
+
+
+def test_batches(data: Path) -> None:
+    for packing in PACKINGS:
+        batch = next(loader(data, packing=packing))
+        assert set(batch) == {"tokens", "targets", "weights", "positions", "segments"}
+        for name, array in batch.items():
+            assert array.shape == (4, 32)
+            assert array.dtype == (np.float32 if name == "weights" else np.int32)
+            assert array.flags.c_contiguous
+
+
+def test_text_as_it_was(data: Path) -> None:
+    """Unshuffled and padded, each row is one example in the order of the file."""
+    batches = take(loader(data, packing="pad", shuffle=False, sequence_length=200), 15)
+    rows = [
+        (row, target)
+        for b in batches
+        for row, target in zip(b["tokens"], b["targets"], strict=True)
+    ]
+    for text, (row, targets) in zip(TEXTS, rows, strict=True):
+        expected = [0, *ids(text), 1]
+        assert row[: len(expected) - 1].tolist() == expected[:-1]
+        assert targets[: len(expected) - 1].tolist() == expected[1:]
+
+
+@pytest.mark.parametrize("packing", PACKINGS)
+@pytest.mark.parametrize("prefetch", [0, 2])
+def test_processes_share_the_rows_of_one_batch(
+    data: Path, packing: Packing, prefetch: int
+) -> None:
+    whole = take(loader(data, packing=packing), 6)
+    for shares in ([[0, 1], [2, 3]], [[3], [0, 2], [1]]):
+        for rows in shares:
+            with loader(data, packing=packing, rows=rows, prefetch=prefetch) as own:
+                assert_same(
+                    take(own, 6), [{k: v[rows] for k, v in batch.items()} for batch in whole]
+                )
+
+
+def test_workers_change_nothing(tmp_path: Path, told: list[str]) -> None:
+    """Nor do they when a run goes on with another number of them; and what they find broken comes
+    back from them."""
+    broken = {7: b"{", 30: b"[]"}
+    lines = [broken.get(i, record) for i, record in enumerate(records())]
+    data = write_lines(tmp_path / "a.jsonl", lines)
+    settings: dict[str, Any] = {"packing": "pack", "max_broken": 0.1}
+    alone = loader(data, **settings)
+    batches, states = [], []
+    for _ in range(10):
+        states.append(json.dumps(alone.get_state()))
+        batches.append(next(alone))
+    for workers, goes_on in ((1, 4), (2, 6)):
+        with loader(data, workers=workers, prefetch=1, **settings) as shared:
+            assert_same(take(shared, 8), batches[:8])
+            assert json.dumps(shared.get_state()) == states[8]
+            shared.set_state(json.loads(states[goes_on]))
+            assert_same(take(shared, 3), batches[goes_on : goes_on + 3])
+            assert {report.line for report in shared.reports} == {8, 31}
+    with pytest.raises(ValueError, match="closed"):
+        next(shared)
+
+
+def test_a_worker_that_cannot_go_on_says_why(data: Path) -> None:
+    with loader(data, workers=1) as batches:
+        data.write_bytes(b"changed\n")  # which the worker finds, as it opens the file anew
+        with pytest.raises(InputError, match="was changed after it was opened"):
+            next(batches)
+
+
+@pytest.mark.parametrize("packing", PACKINGS)
+@pytest.mark.parametrize("prefetch", [0, 2])
+@hypothesis_settings(max_examples=10)
+@given(before=st.integers(0, 12), after=st.integers(1, 4), elsewhere=st.integers(0, 3))
+def test_goes_on_where_it_was(
+    tmp_path_factory: Any, packing: Packing, prefetch: int, before: int, after: int, elsewhere: int
+) -> None:
+    path = write_lines(tmp_path_factory.mktemp("resume") / "a.jsonl", records())
+    with loader(path, packing=packing, prefetch=prefetch) as first:
+        take(first, before)
+        state = json.dumps(first.get_state())
+        expected = take(first, after)
+        with loader(path, packing=packing, prefetch=prefetch) as second:
+            take(second, elsewhere)
+            second.set_state(json.loads(state))
+            assert json.dumps(second.get_state()) == state
+            assert_same(take(second, after), expected)
+        first.set_state(json.loads(state))
+        assert_same(take(first, after), expected)
+
+
+def test_state_is_small_for_long_books(tmp_path: Path) -> None:
+    path = write_lines(tmp_path / "a.jsonl", [{"text": " ".join(TEXTS * 40)}] * 2)
+    for packing in PACKINGS:
+        batches = loader(path, packing=packing, batch_size=2)
+        take(batches, 40)
+        assert len(json.dumps(batches.get_state())) < 400
+        expected = take(batches, 2)
+        again = loader(path, packing=packing, batch_size=2)
+        take(again, 40)
+        again.set_state(again.get_state())
+        assert_same(take(again, 2), expected)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"batch_size": 2}, "with batch_size 4 and this run has 2"),
+        ({"sequence_length": 16}, "with sequence_length 32 and this run has 16"),
+        ({"seed": 1}, "with seed 0 and this run has 1"),
+        ({"packing": "pad"}, "with packing concatenate and this run has pad"),
+        ({"fields": "[text]+text"}, "brackets"),
+        ({"prepend_text": "a"}, "with first_example"),
+    ],
+)
+def test_a_state_of_other_data_is_refused(
+    data: Path, change: dict[str, Any], message: str
+) -> None:
+    state = loader(data).get_state()
+    with pytest.raises((InputError, ConfigError), match=message):
+        loader(data, **change).set_state(state)
+
+
+def test_a_state_of_other_rows_or_another_version_is_refused(data: Path) -> None:
+    state = loader(data, rows=[0, 1]).get_state()
+    with pytest.raises(InputError, match="lacks row 2"):
+        loader(data).set_state(state)
+    with pytest.raises(InputError, match="version 9"):
+        loader(data).set_state(state | {"version": 9})
+
+
+def test_the_order_is_a_new_one_each_pass_and_each_seed(data: Path) -> None:
+    orders = [
+        [Order(first=10, count=50, shuffle=True, seed=seed)[i] for i in range(turn, turn + 50)]
+        for seed in (0, 1)
+        for turn in (0, 50)
+    ]
+    assert all(sorted(order) == list(range(10, 60)) for order in orders)
+    assert len({tuple(order) for order in orders}) == 4
+    assert [Order(first=3, count=4, shuffle=False, seed=0)[i] for i in range(9)] == [
+        3, 4, 5, 6, 3, 4, 5, 6, 3
+    ]  # fmt: skip
+
+
+def test_a_pass_reads_every_example_once(data: Path) -> None:
+    """Over all streams, whatever their number."""
+    batches = loader(data, packing="pad", sequence_length=200, batch_size=6)
+    firsts = [batch["tokens"][:, :24] for batch in take(batches, 10)]
+    assert len({tuple(row) for row in np.concatenate(firsts).tolist()}) == len(TEXTS)
+
+
+def test_held_out_examples_are_the_tail(data: Path) -> None:
+    settings: dict[str, Any] = {"packing": "pad", "shuffle": False, "held_out": 0.2}
+    settings |= {"sequence_length": 200, "batch_size": 1}
+    train, evaluation = loader(data, **settings), loader(data, split="evaluation", **settings)
+    assert (train.examples, evaluation.examples) == (48, 12)
+    seen = [tuple(batch["tokens"][0]) for batch in take(train, 48)]
+    held = [tuple(batch["tokens"][0]) for batch in take(evaluation, 12)]
+    assert not set(seen) & set(held)
+    assert held[0][: len(ids(TEXTS[48])) + 1] == (0, *ids(TEXTS[48]))
+    config = DataConfig(path=str(data), held_out=0.2, shuffle=False)
+    assert list(texts(config)) == TEXTS[:48]
+
+
+def test_broken_lines_are_skipped_counted_and_told(tmp_path: Path, told: list[str]) -> None:
+    lines: list[Any] = list(records())
+    lines[3], lines[40], lines[50] = b"{", {"text": 5}, b"   "
+    path = write_lines(tmp_path / "a.jsonl", lines)
+    batches = loader(path, max_broken=0.05, packing="pad", sequence_length=200)
+    take(batches, 60)  # four passes
+    assert batches.broken == 2
+    name = "Expecting property name enclosed in double quotes"
+    assert sorted((report.line, report.reason) for report in batches.reports) == [
+        (4, f"it is not JSON ({name} at character 2)"),
+        (41, "the key 'text' holds a number, where text is needed"),
+    ]
+    assert len(told) == 2
+    assert all(f"{path}, line " in line for line in told)
+
+
+def test_ten_are_told(tmp_path: Path, told: list[str]) -> None:
+    path = write_lines(tmp_path / "a.jsonl", [*records(), *[b"{"] * 30])
+    batches = loader(path, max_broken=0.5)
+    take(batches, 200)
+    assert batches.broken == 30
+    assert len(told) == 11
+    assert "without being told" in told[-1]
+
+
+def test_too_many_broken_lines_stop_the_run(tmp_path: Path, told: list[str]) -> None:
+    path = write_lines(tmp_path / "a.jsonl", [*records(), *[b"{"] * 3])
+    with pytest.raises(InputError, match=r"2 of 63 examples are broken, more than max_broken"):
+        take(loader(path, max_broken=0.02), 100)
+    take(loader(path, max_broken=0.05), 100)
+
+
+def test_many_passes_of_one_process_among_several_do_not_add_up(
+    tmp_path: Path, told: list[str]
+) -> None:
+    """A process meets the others' broken lines too, once the order changes."""
+    path = write_lines(tmp_path / "a.jsonl", [*records() * 4, *[b"{"] * 3])
+    batches = loader(path, max_broken=0.06, rows=[0], packing="pad")
+    take(batches, 2000)
+    assert batches.broken == 3
+
+
+def test_data_that_is_all_broken_after_its_beginning_ends(tmp_path: Path, told: list[str]) -> None:
+    path = write_lines(tmp_path / "a.jsonl", [records()[0], *[b"{"] * 11])
+    batches = loader(path, rows=[1], packing="pad", shuffle=False, max_broken=1)
+    with pytest.raises(InputError, match=r"the last 240 examples read were all blank or broken"):
+        next(batches)
+
+
+@pytest.mark.parametrize(
+    ("lines", "settings", "error", "message"),
+    [
+        ([{"body": "a"}], {}, InputError, r"line 1: it has no key 'text' \(its keys: body\)"),
+        ([b"", {"body": "a"}], {}, InputError, "line 2: it has no key"),
+        ([b"{", b"5"], {}, InputError, "none of the first 2 examples can be used"),
+        ([b"", b" "], {}, InputError, "blank lines alone"),
+        ([{"vision": [0] * 256}], {"fields": "vision"}, InputError, "the model cannot see"),
+        ([{"text": "a"}], {"fields": "[text]", "add_eos": False}, InputError, "carries loss"),
+        ([{"text": "a"}] * 10, {"held_out": 0.01, "split": "evaluation"}, InputError,
+         "held_out is 0.01 of 10 examples, which keeps none"),
+        ([{"text": "a"}], {"held_out": 0.9}, InputError, "leaves none to train on"),
+        ([{"text": "a"}], {"vocab_size": 299}, ConfigError, "has 300 tokens and the model 299"),
+        ([{"text": "a"}], {"rows": [4]}, ConfigError, "within the batch"),
+        ([{"text": "a"}], {"rows": []}, ConfigError, "within the batch"),
+        ([{"text": "a"}], {"held_out": 1.5}, ConfigError, "held_out is 1.5"),
+        ([{"text": "a"}], {"workers": -1}, ConfigError, "workers is -1"),
+        ([{"text": "a"}], {"fields_index": -2}, ConfigError, "fields_index is -2"),
+        ([{"text": "a"}], {"messages": "m", "fields_from_example": "f"}, ConfigError, "one of"),
+    ],
+)  # fmt: skip
+def test_refusals(
+    tmp_path: Path,
+    lines: list[Any],
+    settings: dict[str, Any],
+    error: type[Exception],
+    message: str,
+) -> None:
+    path = write_lines(tmp_path / "a.jsonl", lines)
+    with pytest.raises(error, match=message):
+        loader(path, **settings)
+
+
+def test_chats_are_learnt_where_the_assistant_speaks(tmp_path: Path) -> None:
+    chat = [{"role": "user", "content": "Who?"}, {"role": "assistant", "content": "Ruth."}]
+    path = write_lines(tmp_path / "a.jsonl", [{"chat": chat}] * 5)
+    batch = next(loader(path, messages="chat", packing="pack", sequence_length=128))
+    learnt = batch["targets"][0][batch["weights"][0] > 0].tolist()
+    assert tokenizer().decode(learnt).split() == ["Ruth."] * batch["segments"][0].max().item() + [
+        "Ruth."
+    ]
+    assert list(texts(DataConfig(path=str(path), messages="chat"))) == ["Who?", "Ruth."] * 5
+
+
+def test_tokenised_examples_pass_as_they_are(tmp_path: Path, told: list[str]) -> None:
+    path = tmp_path / "a.array_record"
+    good = [Example.of_text([i, i + 1, i + 2], [0.0, 0.0, 1.0]) for i in range(200)]
+    write_array_record(path, [*good, Example.of_text([5, 300], [0.0, 1.0])])
+    batches = loader(path, packing="pad", shuffle=False, vocab_size=300)
+    assert next(batches)["tokens"][:, :2].tolist() == [[0, 1], [1, 2], [2, 3], [3, 4]]
+    take(batches, 60)
+    assert (
+        batches.reports[0].reason == "it has the token 300, outside the model's vocabulary of 300"
+    )
+    with pytest.raises(InputError, match="holds tokens, not texts"):
+        list(texts(DataConfig(path=str(path))))
+
+
+def test_settings_alone_load_nothing_heavy() -> None:
+    heavy = ["jax", "grain", "pyarrow", "fsspec"]
+    code = f"import sys, lwm.data.loader; print([m for m in {heavy} if m in sys.modules])"
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert run.stdout.strip() == "[]"
+
+
+def test_a_loader_is_a_grain_iterator_for_checkpoints(data: Path, tmp_path: Path) -> None:
+    import grain
+
+    assert isinstance(loader(data).iterator, grain.DatasetIterator)
+    handler: Any = grain.checkpoint.CheckpointHandler()
+    first = loader(data, packing="pack", prefetch=1)
+    take(first, 3)
+    handler.save(tmp_path, first.iterator)
+    second = loader(data, packing="pack", prefetch=1)
+    handler.restore(tmp_path, second.iterator)
+    assert_same(take(second, 3), take(first, 3))
+    first.close()
+    second.close()
+
+
+def test_workers_are_a_divisor_of_the_rows() -> None:
+    found = [loader_module._divisor(rows, workers) for rows, workers in
+             [(4, 0), (4, 1), (4, 3), (4, 9), (6, 4), (7, 6), (1, 8)]]  # fmt: skip
+    assert found == [0, 1, 2, 4, 3, 1, 1]
+
+
+def test_loader_takes_its_settings_by_name(data: Path) -> None:
+    made = Loader(
+        DataConfig(path=str(data)), tokenizer(), sequence_length=8, batch_size=2, vocab_size=300
+    )
+    assert next(iter(made))["tokens"].shape == (2, 8)
+    made.close()
