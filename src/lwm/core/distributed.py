@@ -5,6 +5,8 @@ by itself.
 """
 
 import os
+import sys
+import threading
 from dataclasses import dataclass
 from typing import Literal
 
@@ -70,8 +72,10 @@ def _cluster() -> str | None:
 def join(config: DistributedConfig) -> None:
     """Joins the other processes; alone, does nothing. Must come before jax looks for devices.
 
+    Where the others do not come in time, the process ends with one sentence and exit code 2.
+
     Raises:
-        ConfigError: the others did not come in time.
+        ConfigError: the processes contradict each other.
     """
     cluster = _cluster() if config.auto == "yes" else None
     if not config.coordinator and cluster is None:
@@ -84,16 +88,26 @@ def join(config: DistributedConfig) -> None:
             "num_processes": config.processes,
             "process_id": config.process,
         }
+    what = f"the {config.processes} processes" if config.coordinator else f"those of {cluster}"
+    late = (
+        f"{what} did not come together at {config.coordinator or 'the coordinator'} within "
+        f"{config.timeout} seconds; start every process, and check that each reaches it"
+    )
+
+    def give_up() -> None:
+        print(f"lwm: {late}", file=sys.stderr, flush=True)
+        os._exit(ConfigError.exit_code)
+
+    # When its own time is up, jax ends the process with a stack trace and lets nobody catch it.
+    watch = threading.Timer(config.timeout, give_up)
+    watch.daemon = True
+    watch.start()
     try:
-        jax.distributed.initialize(**given, initialization_timeout=config.timeout)
+        jax.distributed.initialize(**given, initialization_timeout=config.timeout + 60)
     except (RuntimeError, ValueError) as error:
-        reason = " ".join(str(error).split())[:200]
-        what = f"the {config.processes} processes" if config.coordinator else f"{cluster}"
-        raise ConfigError(
-            f"{what} did not come together at {config.coordinator or 'the coordinator'} within "
-            f"{config.timeout} seconds ({reason}); start every process, and check that each "
-            "reaches the coordinator"
-        ) from error
+        raise ConfigError(f"{late} ({' '.join(str(error).split())[:200]})") from error
+    finally:
+        watch.cancel()
 
 
 def any_process(flag: bool) -> bool:

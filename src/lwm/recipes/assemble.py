@@ -64,7 +64,7 @@ def start(run: Run) -> Path:
             f"lora.rank is {run.lora.rank} but no --init is given; adapters need a model to adapt"
         )
     require_mesh(config, mesh, TRAINING)
-    resumes = (run.out / DIRECTORY).is_dir() and not run.fresh
+    _require_run(run.out)
     tokenizer = open_tokenizer(run, config, source)
     loader = partial(
         Loader, sequence_length=run.sequence_length, rows=layout.rows,
@@ -86,15 +86,24 @@ def start(run: Run) -> Path:
         steps=run.loop.steps,
     )  # fmt: skip
     plan.require_memory()
-    _make_directory(run, config, tokenizer, resumes)
-    checkpoints = Checkpoints(run.out, run.checkpoint)
-    template = plan.template()
-    restored = checkpoints.restore(template, batches.iterator)
+    facts = {
+        "model": to_dict(config),
+        "lora": to_dict(run.lora) if run.lora.rank else None,
+        "init": run.init,
+    }
+    restored = None
+    if (run.out / DIRECTORY).is_dir() and not run.fresh:
+        checkpoints = Checkpoints(run.out, run.checkpoint)
+        same = partial(_require_same, facts, run.out)
+        restored = checkpoints.restore(plan.template(), batches.iterator, same)
+        _write_settings(run, config, tokenizer)
+    else:
+        _write_settings(run, config, tokenizer)
+        checkpoints = Checkpoints(run.out, run.checkpoint)
     frozen = plan.frozen(source)
     if restored is not None:
-        first, state, facts = restored
-        _require_same(facts, config, run)
-        tally = Tally(**facts["tally"])
+        first, state, found = restored
+        tally = Tally(**found["tally"])
         say(f"going on from step {first:,} of {run.loop.steps:,} in {run.out}")
     else:
         first, state, tally = 0, plan.first_state(source, seed=run.seed), Tally()
@@ -124,7 +133,7 @@ def start(run: Run) -> Path:
             state, frozen, work, run.loop,
             first=first, tally=tally, checkpoints=checkpoints,
             checkpoint_every=run.checkpoint.every, metrics=metrics,
-            facts=_facts(run, config), run=run.out,
+            facts=facts, run=run.out,
         )  # fmt: skip
     finally:
         if metrics is not None:
@@ -157,26 +166,29 @@ def open_tokenizer(run: Run, config: LlamaConfig, source: Checkpoint | None) -> 
     return train_tokenizer(islice(texts(run.data), TOKENIZER_TEXTS), config.vocab_size)
 
 
-def _facts(run: Run, config: LlamaConfig) -> dict[str, Any]:
-    """What a reader needs to open a checkpoint of this run as a model."""
-    return {
-        "model": to_dict(config),
-        "lora": to_dict(run.lora) if run.lora.rank else None,
-        "init": run.init,
-    }
+def _require_run(directory: Path) -> None:
+    """Refuses a directory of something else, which a run would mingle with or move aside."""
+    if directory.is_file() or (
+        directory.is_dir()
+        and any(directory.iterdir())
+        and not any((directory / name).exists() for name in (RUN_FILE, TOKENIZER))
+    ):
+        raise InputError(f"{directory} exists and is no training run; choose another --out")
 
 
-def _require_same(facts: dict[str, Any], config: LlamaConfig, run: Run) -> None:
+def _require_same(wanted: dict[str, Any], directory: Path, found: dict[str, Any]) -> None:
     """Refuses to go on with another model than the one that the directory holds."""
-    for name, value in to_dict(config).items():
-        if facts["model"].get(name) != value:
-            raise ConfigError(
-                f"{run.out} holds a run whose {name} is {facts['model'].get(name)}, not {value}; "
-                "start anew with --fresh, or in another --out"
-            )
+    for kind in ("model", "lora"):
+        has, asked = found.get(kind) or {}, wanted[kind] or {}
+        for name in {**has, **asked}:
+            if has.get(name) != asked.get(name):
+                raise ConfigError(
+                    f"{directory} holds a run whose {name} is {has.get(name)}, not "
+                    f"{asked.get(name)}; start anew with --fresh, or in another --out"
+                )
 
 
-def _make_directory(run: Run, config: LlamaConfig, tokenizer: Tokenizer, resumes: bool) -> None:
+def _write_settings(run: Run, config: LlamaConfig, tokenizer: Tokenizer) -> None:
     """The run's directory with its settings and tokenizer; moves aside what `fresh` refuses."""
     if jax.process_index() == 0:
         if run.fresh and run.out.exists():

@@ -6,6 +6,7 @@ to open it as a model (`checkpoints.run`). Knows Orbax; knows no step function.
 
 import logging
 import shutil
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ import jax
 import orbax.checkpoint as ocp
 from orbax.checkpoint.checkpoint_managers import preservation_policy
 
-from lwm.core.errors import CheckpointError, ConfigError
+from lwm.core.errors import CheckpointError, ConfigError, LwmError
 from lwm.core.progress import say
 
 DIRECTORY = "checkpoints"
@@ -128,7 +129,10 @@ class Checkpoints:
         )
 
     def restore(
-        self, template: Any, data: grain.DatasetIterator
+        self,
+        template: Any,
+        data: grain.DatasetIterator,
+        require_same: Callable[[dict[str, Any]], None],
     ) -> tuple[int, Any, dict[str, Any]] | None:
         """The latest checkpoint that can be read: its step, state and facts; `data` is moved to
         its place. None where there is none.
@@ -137,6 +141,7 @@ class Checkpoints:
 
         Args:
             template: shapes, types and shardings of the state.
+            require_same: raises ConfigError at facts of another model, before anything is read.
 
         Raises:
             CheckpointError: there are checkpoints, and none of them can be read.
@@ -144,15 +149,16 @@ class Checkpoints:
         found = self.steps()
         for step in reversed(found):
             try:
-                restored = self._manager.restore(
-                    step,
-                    args=ocp.args.Composite(
-                        state=ocp.args.StandardRestore(template),  # type: ignore[call-arg]
-                        data=grain.checkpoint.CheckpointRestore(data),  # type: ignore[call-arg]
-                        facts=ocp.args.JsonRestore(),
-                    ),
+                wanted = ocp.args.Composite(facts=ocp.args.JsonRestore())
+                facts = self._manager.restore(step, args=wanted)[FACTS]
+                require_same(facts)
+                wanted = ocp.args.Composite(
+                    state=ocp.args.StandardRestore(template),  # type: ignore[call-arg]
+                    data=grain.checkpoint.CheckpointRestore(data),  # type: ignore[call-arg]
                 )
-                return step, restored[STATE], restored[FACTS]
+                return step, self._manager.restore(step, args=wanted)[STATE], facts
+            except LwmError:  # the user's settings differ; nothing is wrong with the checkpoint
+                raise
             except Exception as error:  # whatever is broken inside, the one before may be whole
                 reason = " ".join(str(error).split())[:200]
                 say(f"warning: the checkpoint of step {step} cannot be read ({reason})")

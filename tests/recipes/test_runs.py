@@ -1,0 +1,268 @@
+"""Whole runs: resumed exactly, extended, adapted, opened as models, refused with a sentence."""
+
+import shutil
+import socket
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from tiny_run import STEPS, losses, run, settings, spawn, train, write_text
+
+import lwm
+from lwm.core.errors import CheckpointError, ConfigError, InputError
+from lwm.data.loader import Loader
+from lwm.recipes.assemble import start
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory) -> Path:
+    return write_text(tmp_path_factory.mktemp("data") / "text.jsonl")
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory, data) -> Path:
+    """A run that nothing disturbed."""
+    out = tmp_path_factory.mktemp("runs") / "whole"
+    start(run(out, data))
+    return out
+
+
+def test_it_learns(whole):
+    found = losses(whole)
+    assert len(found) == STEPS
+    assert found[-1] < found[0] - 0.3
+    assert (whole / "loss.png").read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize("breaks_at", [2, 7])
+def test_a_run_that_broke_goes_on_exactly(whole, data, tmp_path, monkeypatch, breaks_at):
+    """Broken between two checkpoints: before the first, and after it."""
+    out = tmp_path / "run"
+    count = 0
+    real = Loader.__next__
+
+    def failing(self):
+        nonlocal count
+        count += 1
+        if count > breaks_at:
+            raise RuntimeError("the power is cut")
+        return real(self)
+
+    monkeypatch.setattr(Loader, "__next__", failing)
+    with pytest.raises(RuntimeError, match="power"):
+        start(run(out, data))
+    monkeypatch.undo()
+    assert train(out, data) == losses(whole)
+
+
+def test_a_torn_checkpoint_is_passed_over(whole, data, tmp_path, capsys):
+    out = tmp_path / "run"
+    shutil.copytree(whole, out)
+    last = out / "checkpoints" / str(STEPS)
+    for file in sorted(last.rglob("*")):
+        if file.is_file() and file.stat().st_size > 2000:
+            file.write_bytes(file.read_bytes()[:100])
+    start(run(out, data))
+    assert "cannot be read" in capsys.readouterr().err
+    assert losses(out) == losses(whole)
+    assert (out / "checkpoints" / f"torn-{STEPS}").is_dir()
+    assert last.is_dir()
+
+
+def test_when_all_checkpoints_are_torn_it_says_so(whole, data, tmp_path):
+    out = tmp_path / "run"
+    shutil.copytree(whole, out)
+    for state in (out / "checkpoints").glob("*/state"):
+        shutil.rmtree(state)
+    with pytest.raises(CheckpointError, match="none of the checkpoints"):
+        start(run(out, data))
+
+
+def test_a_finished_run_stays_as_it_is(whole, data, capsys):
+    before = losses(whole)
+    start(run(whole, data))
+    assert "already" in capsys.readouterr().err
+    assert losses(whole) == before
+
+
+def test_fresh_moves_the_old_run_aside(whole, data, tmp_path):
+    out = tmp_path / "run"
+    shutil.copytree(whole, out)
+    assert train(out, data, "--fresh", "--steps", "2") == losses(whole)[:0] + losses(out)
+    assert len(losses(out)) == 2
+    aside = [path for path in tmp_path.iterdir() if path != out]
+    assert [len(losses(path)) for path in aside] == [STEPS]
+
+
+def test_another_model_in_the_same_directory_is_refused(whole, data):
+    with pytest.raises(ConfigError, match="hidden_size is 32, not 64"):
+        start(run(whole, data, "--model.hidden-size", "64"))
+
+
+def test_a_run_and_each_checkpoint_open_as_models(whole, tmp_path):
+    """Also after conversion, to the same logits."""
+    from lwm.checkpoints.resolve import open_checkpoint
+    from lwm.checkpoints.write import write_checkpoint
+
+    tokens = np.arange(20)[None]
+    model = lwm.load(whole)
+    assert model.config.max_sequence_length == 32
+    logits = model.logits(tokens).text
+    step = lwm.load(whole / "checkpoints" / str(STEPS))
+    np.testing.assert_array_equal(step.logits(tokens).text, logits)
+    earlier = lwm.load(whole / "checkpoints" / "8").logits(tokens).text
+    assert np.abs(earlier - logits).max() > 1e-3
+    assert isinstance(model.generate("ark", max_tokens=5), str)
+    write_checkpoint(
+        open_checkpoint(str(whole)), tmp_path / "converted", form="lwm", dtype="float32",
+        save_tokenizer=model.tokenizer.save,
+    )  # fmt: skip
+    np.testing.assert_array_equal(lwm.load(tmp_path / "converted").logits(tokens).text, logits)
+
+
+def test_evaluation_measures_the_held_out_split_alike_each_time(data, tmp_path):
+    from lwm.training.metrics import read_metrics
+
+    held = ("--data.held-out", "0.2", "--evaluate-every", "4", "--evaluation-batches", "2")
+    train(tmp_path / "run", data, *held)
+    rows = read_metrics(tmp_path / "run" / "metrics.jsonl")
+    found = [row["loss"] for row in rows if row["split"] == "evaluation"]
+    assert len(found) == STEPS / 4
+    assert found[-1] < found[0]
+    best = tmp_path / "run" / "checkpoints"
+    assert {path.name for path in best.iterdir()} >= {"8", "12"}
+
+
+def test_a_run_learns_alike_on_a_mesh_and_goes_on_on_another(whole, data, tmp_path):
+    out = tmp_path / "run"
+    shutil.copytree(whole, out)
+    for step in ("8", str(STEPS)):
+        shutil.rmtree(out / "checkpoints" / step)
+    with pytest.raises(CheckpointError):  # nothing is left to go on from
+        lwm.load(out)
+    start(run(out, data, "--mesh", "1,2,1,2"))
+    np.testing.assert_allclose(losses(out), losses(whole), rtol=1e-4)
+    shutil.rmtree(out / "checkpoints" / str(STEPS))
+    start(run(out, data))
+    np.testing.assert_allclose(losses(out), losses(whole), rtol=1e-4)
+
+
+def test_a_stage_starts_from_the_last_ones_weights(whole, data, tmp_path):
+    """Theta and length change, nothing else."""
+    longer = ("--init", str(whole), "--sequence-length", "64", "--model.rope-theta", "1e6")
+    found = train(tmp_path / "run", data, *longer, "--steps", "2", "--batch-size", "2")
+    assert found[0] < losses(whole)[0] - 0.2
+    before, after = lwm.load(whole), lwm.load(tmp_path / "run")
+    assert after.config == replace(before.config, max_sequence_length=64, rope_theta=1e6)
+    assert after.tokenizer.encode("ark dove") == before.tokenizer.encode("ark dove")
+
+
+def test_a_checkpoint_of_another_size_is_refused(whole, data, tmp_path):
+    with pytest.raises(ConfigError, match="hidden_size 32, but this run asks for 64"):
+        start(run(tmp_path / "run", data, "--init", str(whole), "--model.hidden-size", "64"))
+    assert not (tmp_path / "run").exists()
+
+
+def test_adapters_are_trained_saved_loaded_and_merged(whole, data, tmp_path):
+    out = tmp_path / "run"
+    lora = ("--init", str(whole), "--lora.rank", "4", "--optimizer.learning-rate", "1e-2")
+    found = train(out, data, *lora)
+    assert found[0] < losses(whole)[0] - 0.2
+    assert found[-1] < found[0]
+    tokens = np.arange(20)[None]
+    base, adapted = lwm.load(whole).logits(tokens).text, lwm.load(out).logits(tokens).text
+    assert np.abs(base - adapted).max() > 1e-3
+    kept = sum(
+        f.stat().st_size for f in (out / "checkpoints" / str(STEPS)).rglob("*") if f.is_file()
+    )
+    full = sum(
+        f.stat().st_size for f in (whole / "checkpoints" / str(STEPS)).rglob("*") if f.is_file()
+    )
+    assert kept < full
+
+
+def test_two_processes_learn_alike(whole, data, tmp_path):
+    """Two processes of two devices each, every one reading its own rows."""
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = free.getsockname()[1]
+    out = tmp_path / "run"
+    together = [
+        "--mesh", "1,4,1,1", "--distributed.coordinator", f"localhost:{port}",
+        "--distributed.processes", "2",
+    ]  # fmt: skip
+    processes = [
+        spawn(
+            *settings(out, data, *together, "--distributed.process", str(number)),
+            JAX_NUM_CPU_DEVICES="2",
+        )
+        for number in range(2)
+    ]
+    for process in processes:
+        _, errors = process.communicate(timeout=300)
+        assert process.returncode == 0, errors
+    np.testing.assert_allclose(losses(out), losses(whole), rtol=1e-4)
+
+
+def test_a_process_that_never_comes_is_told_in_a_sentence(data, tmp_path):
+    process = spawn(
+        *settings(tmp_path / "run", data, "--distributed.coordinator", "localhost:1"),
+        "--distributed.processes", "2", "--distributed.process", "1",
+        "--distributed.timeout", "2",
+    )  # fmt: skip
+    _, errors = process.communicate(timeout=120)
+    assert process.returncode == 2, errors
+    assert "did not come together" in errors.splitlines()[-1]
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_killed_at_any_moment_it_goes_on_exactly(whole, data, tmp_path, seed):
+    """SIGKILL after a random share of the run, saving included, until it ends."""
+    random = np.random.default_rng(seed)
+    out = tmp_path / "run"
+    process = spawn(*settings(out, data))
+    while not (out / "metrics.jsonl").is_file() and process.poll() is None:
+        time.sleep(0.01)
+    time.sleep(float(random.uniform(0.0, 1.0)))
+    process.kill()
+    process.communicate()
+    assert train(out, data) == losses(whole)
+
+
+def test_a_signal_saves_and_leaves_with_a_sentence(whole, data, tmp_path):
+    out = tmp_path / "run"
+    long = settings(out, data, "--steps", "100000", "--optimizer.schedule", "constant")
+    process = spawn(*long)
+    while len(losses(out)) < 3 and process.poll() is None:
+        time.sleep(0.02)
+    process.terminate()
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 128 + 15, errors
+    assert "which is saved" in errors.splitlines()[-1]
+    steps = len(losses(out))
+    saved = {path.name for path in (out / "checkpoints").iterdir()}
+    assert str(steps) in saved
+
+
+@pytest.mark.parametrize(
+    ("more", "error", "words"),
+    [
+        (("--data.path", "nowhere.jsonl"), InputError, "nowhere.jsonl"),
+        (("--data.fields", "body"), InputError, "text"),
+        (("--mesh", "1,1,3,1"), ConfigError, "3"),
+        (("--mesh", "1,1,1,4", "--sequence-length", "30"), ConfigError, "30"),
+        (("--mesh", "1,4,1,1", "--batch-size", "6"), ConfigError, "6"),
+        (("--evaluate-every", "5"), ConfigError, "held-out"),
+        (("--lora.rank", "4"), ConfigError, "--init"),
+        (("--init", "nothing-here"), CheckpointError, "nothing-here"),
+        (("--tokenizer", "nothing.json"), CheckpointError, "nothing.json"),
+        (("--model.size", "9b"), ConfigError, "9b"),
+    ],
+)
+def test_what_cannot_run_is_refused_before_anything_is_written(data, tmp_path, more, error, words):
+    with pytest.raises(error, match=words):
+        start(run(tmp_path / "run", data, *more))
+    assert not (tmp_path / "run").exists()
