@@ -1,12 +1,17 @@
 """`lwm train`: a recipe by name, with settings changed by dotted flags after it."""
 
 from collections.abc import Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING
 
 import tyro
 from rich.table import Table
 
 from lwm.cli.info import print_table
 from lwm.core.errors import ConfigError
+
+if TYPE_CHECKING:
+    from lwm.recipes.run import Run
 
 
 def train(arguments: Sequence[str]) -> None:
@@ -41,19 +46,24 @@ def train_help() -> None:
     train(["--help"])
 
 
-def configure(name: str, settings: Sequence[str]):
+def configure(name: str, settings: Sequence[str]) -> "Run":
     """The run of a recipe with its settings changed.
+
+    A size that is named replaces the recipe's own model; what else is set counts on top of it.
 
     Raises:
         ConfigError: no such recipe.
         SystemExit: a setting is unknown or of the wrong type; tyro has said which.
     """
     from lwm.recipes.catalogue import RECIPES, recipe
-    from lwm.recipes.run import Run
+    from lwm.recipes.run import ModelSettings, Run
 
+    default = recipe(name)
+    if any(setting.split("=")[0] == "--model.size" for setting in settings):
+        default = replace(default, model=ModelSettings(rope_theta=default.model.rope_theta))
     return tyro.cli(
         Run,
-        default=recipe(name),
+        default=default,
         args=list(settings),
         prog=f"lwm train {name}",
         description=RECIPES[name].__doc__,

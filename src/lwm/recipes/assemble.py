@@ -6,7 +6,7 @@ resume, learn. Nothing is written before everything that can be refused has been
 
 import json
 import time
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -57,15 +57,10 @@ def start(run: Run) -> Path:
     join(run.distributed)
     mesh = make_mesh(run.mesh)
     layout = Layout(mesh, run.batch_size, run.accumulate, run.sequence_length)
-    source = open_checkpoint(run.init) if run.init else None
-    config = run.model.resolve(run.sequence_length, source.config if source else None, run.init)
-    if run.lora.rank and source is None:
-        raise ConfigError(
-            f"lora.rank is {run.lora.rank} but no --init is given; adapters need a model to adapt"
-        )
+    begin = open_start(run)
+    source, config, tokenizer = begin.source, begin.config, begin.tokenizer
     require_mesh(config, mesh, TRAINING)
     _require_run(run.out)
-    tokenizer = open_tokenizer(run, config, source)
     loader = partial(
         Loader, sequence_length=run.sequence_length, rows=layout.rows,
         batch_size=run.batch_size, vocab_size=config.vocab_size,
@@ -79,8 +74,7 @@ def start(run: Run) -> Path:
                 "--data.held-out a share such as 0.01, or --evaluate-every 0"
             )
         plain = replace(run.data, shuffle=False, workers=0)
-        held_out = partial(loader, plain, tokenizer, split="evaluation")
-        held_out()  # a split without examples is refused now
+        held_out = HeldOut(loader(plain, tokenizer, split="evaluation"))
     plan = Plan(
         config=config, mesh=mesh, optimizer=run.optimizer, compute=run.compute, lora=run.lora,
         steps=run.loop.steps,
@@ -141,12 +135,57 @@ def start(run: Run) -> Path:
             metrics.draw()
         checkpoints.close()
         batches.close()
+        if held_out is not None:
+            held_out.close()
     seconds = time.perf_counter() - started
     say(f"done: {run.loop.steps - first:,} steps in {seconds / 60:.1f} minutes; see {run.out}")
     return run.out
 
 
-def open_tokenizer(run: Run, config: LlamaConfig, source: Checkpoint | None) -> Tokenizer:
+class HeldOut:
+    """The evaluation split, read from its start each time."""
+
+    def __init__(self, loader: Loader) -> None:
+        self._loader, self._start = loader, loader.get_state()
+
+    def __call__(self) -> Loader:
+        self._loader.set_state(self._start)
+        return self._loader
+
+    def close(self) -> None:
+        self._loader.close()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Start:
+    """What a run starts from.
+
+    Args:
+        source: the checkpoint whose weights it takes; None for random ones.
+    """
+
+    source: Checkpoint | None
+    config: LlamaConfig
+    tokenizer: Tokenizer
+
+
+def open_start(run: Run) -> Start:
+    """Opens what a run starts from, without loading weights.
+
+    Raises:
+        ConfigError, CheckpointError: it is missing, broken, or of another size.
+        InputError: there is no data to train a tokenizer on.
+    """
+    source = open_checkpoint(run.init) if run.init else None
+    config = run.model.resolve(run.sequence_length, source.config if source else None, run.init)
+    if run.lora.rank and source is None:
+        raise ConfigError(
+            f"lora.rank is {run.lora.rank} but no --init is given; adapters need a model to adapt"
+        )
+    return Start(source=source, config=config, tokenizer=_open_tokenizer(run, config, source))
+
+
+def _open_tokenizer(run: Run, config: LlamaConfig, source: Checkpoint | None) -> Tokenizer:
     """The run's tokenizer: its own if it is being resumed, the one named, that of the model to
     start from, or one trained on the data."""
     kept = run.out / TOKENIZER

@@ -5,6 +5,7 @@ from lwm.recipes.run import ModelSettings, Run
 from lwm.training.checkpointing import CheckpointConfig
 from lwm.training.loop import LoopConfig
 from lwm.training.optimizer import OptimizerConfig
+from lwm.training.step import ComputeConfig
 
 
 def debug() -> Run:
@@ -25,20 +26,22 @@ def book() -> Run:
     return Run(
         model=ModelSettings(
             size="debug",
-            vocab_size=4096,
+            vocab_size=2048,
             hidden_size=256,
-            intermediate_size=704,
-            num_layers=4,
+            intermediate_size=640,
+            num_layers=3,
             num_heads=4,
+            num_kv_heads=2,
             tie_embeddings=True,
         ),
         sequence_length=1024,
-        batch_size=4,
-        loop=LoopConfig(steps=600, evaluate_every=100),
-        data=DataConfig(path="book", held_out=0.05),
+        batch_size=2,
+        loop=LoopConfig(steps=500, evaluate_every=100),
+        data=DataConfig(path="book", held_out=0.1),
         optimizer=OptimizerConfig(
-            learning_rate=2e-3, final_learning_rate=1e-4, warmup_steps=40, weight_decay=0.1
+            learning_rate=3e-3, final_learning_rate=1e-4, warmup_steps=30, weight_decay=0.1
         ),
+        compute=ComputeConfig(remat="none"),
         checkpoint=CheckpointConfig(every=100),
     )
 

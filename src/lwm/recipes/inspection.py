@@ -1,0 +1,85 @@
+"""What a recipe's data looks like once it is rows: decoded, cut into segments, with what carries
+loss.
+
+For people who want to see their data before a run learns from it.
+"""
+
+from collections.abc import Iterator
+from itertools import groupby
+
+import numpy as np
+
+from lwm.core.errors import InputError
+from lwm.data.loader import Loader
+from lwm.data.tokenizer import Tokenizer
+from lwm.recipes.assemble import open_start
+from lwm.recipes.run import Run
+
+_COUNTED = 20  # batches over which tokens are counted
+_SHOWN = 300  # characters of a stretch of text
+
+
+def inspect(run: Run, rows: int) -> Iterator[str]:
+    """Lines that describe the first rows and count the tokens of the first batches.
+
+    Raises:
+        ConfigError, InputError: as when the run starts.
+    """
+    if rows < 1:
+        raise InputError(f"rows is {rows}; show at least 1")
+    start = open_start(run)
+    with Loader(
+        run.data, start.tokenizer, sequence_length=run.sequence_length,
+        batch_size=run.batch_size, vocab_size=start.config.vocab_size,
+    ) as loader:  # fmt: skip
+        yield (
+            f"{loader.examples:,} examples; rows of {run.sequence_length:,} tokens, "
+            f"{run.batch_size} a step, {run.data.packing}"
+        )
+        totals = np.zeros(4)
+        shown = 0
+        for _ in range(_COUNTED):
+            batch = next(loader)
+            for number in range(len(batch["tokens"])):
+                row = {name: x[number] for name, x in batch.items()}
+                if shown < rows:
+                    yield from _describe(shown, row, start.tokenizer)
+                    shown += 1
+                real, learnt = row["segments"] >= 0, row["weights"] > 0
+                totals += [real.size, real.sum(), learnt.sum(), _segments(row)]
+        places, tokens, targets, segments = totals
+        yield ""
+        yield (
+            f"in {_COUNTED} batches: {places:,.0f} places, {tokens:,.0f} tokens "
+            f"({1 - tokens / places:.1%} padding), {targets:,.0f} of them learnt, "
+            f"{segments:,.0f} segments; {loader.broken} broken examples"
+        )
+
+
+def _segments(row: dict[str, np.ndarray]) -> int:
+    return len(set(row["segments"][row["segments"] >= 0].tolist()))
+
+
+def _describe(number: int, row: dict[str, np.ndarray], tokenizer: Tokenizer) -> Iterator[str]:
+    padding = int((row["segments"] < 0).sum())
+    yield ""
+    yield (
+        f"row {number}: {_segments(row)} segments, {padding:,} places of padding, "
+        f"weight {row['weights'].sum():.3g}"
+    )
+    for segment in sorted(set(row["segments"].tolist()) - {-1}):
+        here = row["segments"] == segment
+        targets, weights = row["targets"][here], row["weights"][here]
+        positions = row["positions"][here]
+        yield (
+            f"  segment {segment}: positions {positions.min():,} to {positions.max():,}, "
+            f"{(weights > 0).sum():,} of {len(targets):,} targets learnt"
+        )
+        # The first token of a segment is read and never a target.
+        stretches = groupby(zip(targets, weights, strict=True), key=lambda pair: pair[1] > 0)
+        for learnt, pairs in stretches:
+            ids = [int(token) for token, _ in pairs]
+            text = tokenizer.backend.decode(ids, skip_special_tokens=False)
+            if len(text) > _SHOWN:
+                text = f"{text[: _SHOWN // 2]} ... {text[-_SHOWN // 2 :]}"
+            yield f"    {'learnt ' if learnt else 'no loss'} {len(ids):>6,}: {text!r}"
