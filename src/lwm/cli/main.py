@@ -8,6 +8,7 @@ from tyro.extras import SubcommandApp
 
 from lwm.cli.chat import chat
 from lwm.cli.convert import convert
+from lwm.cli.data import questions
 from lwm.cli.demo import demo
 from lwm.cli.generate import generate_text
 from lwm.cli.info import info
@@ -24,11 +25,14 @@ def _keep_compiled_code() -> None:
 def application() -> SubcommandApp:
     generate = SubcommandApp()
     generate.command(name="text")(generate_text)
+    data = SubcommandApp()
+    data.command(name="qa")(questions)
     app = SubcommandApp()
     app.command(demo)
     app.command(chat)
     app.command(generate, name="generate", help="Generate from a prompt.")
     app.command(name="train", help="Train by a recipe; --list shows them.")(train_help)
+    app.command(data, name="data", help="Look at training data and make some.")
     app.command(convert)
     app.command(info)
     return app

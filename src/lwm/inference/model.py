@@ -218,6 +218,27 @@ class Model:
             settings["stop"] = (*given, TURN_ENDS[template])
         return self._answer(tokens, stream, settings)
 
+    def restart(self, tokens: int) -> None:
+        """Forgets what the cache holds and makes room for `tokens`.
+
+        What follows then depends on nothing that came before, to the last bit: how much of a
+        prompt is still held decides in what pieces the rest is computed, hence how sums round.
+
+        Raises:
+            CapacityError: the cache does not fit into memory.
+        """
+        self._engine_for(tokens, 1).scheduler.forget()
+
+    def _engine_for(self, prompt: int, max_tokens: int) -> Engine:
+        """The engine, made on first use, with a cache that holds a prompt and its answer."""
+        if self._engine is None:
+            room = roomy(prompt + max_tokens)
+            self._engine = Engine(
+                self.weights, self.config, tokens=room, dtype=self.dtype, mesh=self.mesh
+            )
+        self._engine.require(prompt, max_tokens)
+        return self._engine
+
     def _require_context(self, length: int, answer: int = 0) -> None:
         limit = self.config.max_sequence_length
         if length + answer > limit:
@@ -248,13 +269,7 @@ class Model:
             sampling=sampling,
             stop_tokens=(*self.tokenizer.eos, *(token for token in own if token is not None)),
         )
-        if self._engine is None:
-            room = roomy(len(tokens) + request.max_tokens)
-            self._engine = Engine(
-                self.weights, self.config, tokens=room, dtype=self.dtype, mesh=self.mesh
-            )
-        engine = self._engine
-        engine.require(len(tokens), request.max_tokens)
+        engine = self._engine_for(len(tokens), request.max_tokens)
         answer = self._tokens(engine, request)
         text = self.tokenizer.decode_stream(answer, after=tokens if continues else ())
         pieces = until_stop(text, stops)

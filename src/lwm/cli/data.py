@@ -1,0 +1,80 @@
+"""`lwm data`: look at training data and make some."""
+
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from lwm.cli.flags import Load, LoadFlags, ModelName
+from lwm.core.errors import InputError
+from lwm.core.files import refuse_existing
+from lwm.core.progress import say
+
+
+def questions(
+    model: ModelName,
+    book: Annotated[
+        str,
+        tyro.conf.Positional,
+        tyro.conf.arg(
+            metavar="BOOK",
+            help="A txt, md, html or pdf file, or 'book' for the King James Bible, 'book:Ruth' "
+            "for one of its books.",
+        ),
+    ],
+    /,
+    out: Path,
+    chunk_tokens: int = 1000,
+    length: int = 8000,
+    chunks: int | None = None,
+    tries: int = 8,
+    temperature: float = 0.0,
+    seed: int = 0,
+    load: Load = LoadFlags(),
+) -> None:
+    """Have a model write questions and answers about a book, as long chat examples.
+
+    Interrupted and called again, it goes on where it was: what the model wrote is kept chunk by
+    chunk beside --out, in OUT.chunks.jsonl.
+
+    Args:
+        out: File to write, JSON lines for 'lwm train chat --data.path'.
+        chunk_tokens: Longest piece of the book that a question is asked about.
+        length: Most tokens of an example.
+        chunks: Only the first so many chunks of the book.
+        tries: Times that a chunk is asked about before it is dropped.
+        temperature: 0 takes the likeliest token; higher is more varied.
+        seed: The same seed gives the same questions.
+    """
+    from lwm.inference.questions import QuestionConfig, Record, chunks_file, write_questions
+
+    config = QuestionConfig(
+        chunk_tokens=chunk_tokens, tries=tries, temperature=temperature, seed=seed
+    )
+    refuse_existing(out)
+    if not out.parent.is_dir():
+        raise InputError(f"the directory {out.parent} does not exist; make it or name another")
+    if chunks is not None and chunks < 1:
+        raise InputError(f"--chunks is {chunks}; it must be at least 1")
+    text = _read_book(book)
+    writer = load.load(model)
+
+    def tell(record: Record, total: int) -> None:
+        outcome = record.question or f"dropped ({record.refused[-1]})"
+        say(f"chunk {record.chunk + 1} of {total}: {outcome}")
+
+    summary = write_questions(
+        writer, text, out, config, length=length, most_chunks=chunks, tell=tell
+    )
+    say(f"({summary}; what was written for each chunk is kept in {chunks_file(out)})")
+    print(out)
+
+
+def _read_book(book: str) -> str:
+    from lwm.data.books import king_james_bible
+    from lwm.data.documents import read_document
+
+    name, colon, part = book.partition(":")
+    if name == "book" and not Path(book).exists():
+        return king_james_bible(part if colon else None)
+    return read_document(Path(book))
