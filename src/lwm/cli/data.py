@@ -1,14 +1,49 @@
 """`lwm data`: look at training data and make some."""
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
 import tyro
 
 from lwm.cli.flags import Load, LoadFlags, ModelName
-from lwm.core.errors import InputError
+from lwm.cli.train import configure
+from lwm.core.errors import ConfigError, InputError
 from lwm.core.files import refuse_existing
 from lwm.core.progress import say
+
+
+@dataclass(frozen=True)
+class _Shown:
+    """How much is shown."""
+
+    rows: int = 2
+    """Rows to show."""
+
+
+def inspect(arguments: Sequence[str]) -> None:
+    """Show rows of a recipe's data, decoded, and count its tokens.
+
+    Args:
+        arguments: what follows `lwm data inspect`: a recipe's name, --rows, the recipe's settings.
+    """
+    if not arguments or arguments[0].startswith("-"):
+        raise ConfigError(
+            "write 'lwm data inspect RECIPE [--rows N] ...', with a recipe of 'lwm train --list' "
+            "and its settings"
+        )
+    name, *settings = arguments
+    shown, rest = tyro.cli(_Shown, args=settings, return_unknown_args=True, add_help=False)
+    run = configure(name, rest, "data inspect")
+    from lwm.recipes.inspection import inspect_rows
+
+    for line in inspect_rows(run, shown.rows):
+        print(line)
+
+
+def inspect_help() -> None:
+    """Stands for `inspect` in the list of verbs."""
 
 
 def questions(

@@ -8,7 +8,7 @@ from tyro.extras import SubcommandApp
 
 from lwm.cli.chat import chat
 from lwm.cli.convert import convert
-from lwm.cli.data import questions
+from lwm.cli.data import inspect, inspect_help, questions
 from lwm.cli.demo import demo
 from lwm.cli.generate import generate_text
 from lwm.cli.info import info
@@ -26,6 +26,7 @@ def application() -> SubcommandApp:
     generate = SubcommandApp()
     generate.command(name="text")(generate_text)
     data = SubcommandApp()
+    data.command(name="inspect", help="Show rows of a recipe's data.")(inspect_help)
     data.command(name="qa")(questions)
     app = SubcommandApp()
     app.command(demo)
@@ -42,9 +43,11 @@ def main() -> None:
     """Entry point of the `lwm` command."""
     _keep_compiled_code()
     try:
-        if sys.argv[1:2] == ["train"]:  # its settings depend on the recipe
-            train(sys.argv[2:])
-            return
+        match sys.argv[1:]:  # settings of these depend on the recipe
+            case ["train", *arguments]:
+                return train(arguments)
+            case ["data", "inspect", *arguments]:
+                return inspect(arguments)
         application().cli(prog="lwm", description="The Large World Model, whole and reproducible.")
     except LwmError as error:
         print(f"lwm: {error}", file=sys.stderr)

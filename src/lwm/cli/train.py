@@ -46,7 +46,7 @@ def train_help() -> None:
     train(["--help"])
 
 
-def configure(name: str, settings: Sequence[str]) -> "Run":
+def configure(name: str, settings: Sequence[str], verb: str = "train") -> "Run":
     """The run of a recipe with its settings changed.
 
     A size that is named replaces the recipe's own model; what else is set counts on top of it.
@@ -65,6 +65,6 @@ def configure(name: str, settings: Sequence[str]) -> "Run":
         Run,
         default=default,
         args=list(settings),
-        prog=f"lwm train {name}",
+        prog=f"lwm {verb} {name}",
         description=RECIPES[name].__doc__,
     )

@@ -19,7 +19,7 @@ _COUNTED = 20  # batches over which tokens are counted
 _SHOWN = 300  # characters of a stretch of text
 
 
-def inspect(run: Run, rows: int) -> Iterator[str]:
+def inspect_rows(run: Run, rows: int) -> Iterator[str]:
     """Lines that describe the first rows and count the tokens of the first batches.
 
     Raises:

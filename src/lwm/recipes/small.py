@@ -14,6 +14,7 @@ def debug() -> Run:
         model=ModelSettings(size="debug"),
         sequence_length=512,
         batch_size=4,
+        mesh="1,1,1,1",
         loop=LoopConfig(steps=20),
         data=DataConfig(path="book"),
         optimizer=OptimizerConfig(learning_rate=1e-3, warmup_steps=5),
@@ -36,6 +37,7 @@ def book() -> Run:
         ),
         sequence_length=1024,
         batch_size=2,
+        mesh="1,1,1,1",
         loop=LoopConfig(steps=500, evaluate_every=100),
         data=DataConfig(path="book", held_out=0.1),
         optimizer=OptimizerConfig(
@@ -52,6 +54,7 @@ def chat() -> Run:
         init="smollm2",
         sequence_length=1024,
         batch_size=4,
+        mesh="1,1,1,1",
         loop=LoopConfig(steps=100),
         data=DataConfig(messages="messages", packing="pack"),
         optimizer=OptimizerConfig(learning_rate=2e-5, warmup_steps=10),
