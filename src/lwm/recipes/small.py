@@ -28,23 +28,23 @@ def book() -> Run:
         model=ModelSettings(
             size="debug",
             vocab_size=2048,
-            hidden_size=256,
-            intermediate_size=640,
+            hidden_size=192,
+            intermediate_size=512,
             num_layers=3,
-            num_heads=4,
-            num_kv_heads=2,
+            num_heads=3,
+            num_kv_heads=1,
             tie_embeddings=True,
         ),
         sequence_length=1024,
-        batch_size=2,
+        batch_size=1,
         mesh="1,1,1,1",
-        loop=LoopConfig(steps=500, evaluate_every=100),
+        loop=LoopConfig(steps=1200, evaluate_every=200),
         data=DataConfig(path="book", held_out=0.1),
         optimizer=OptimizerConfig(
-            learning_rate=3e-3, final_learning_rate=1e-4, warmup_steps=30, weight_decay=0.1
+            learning_rate=3e-3, final_learning_rate=1e-4, warmup_steps=50, weight_decay=0.1
         ),
         compute=ComputeConfig(remat="none"),
-        checkpoint=CheckpointConfig(every=100),
+        checkpoint=CheckpointConfig(every=200),
     )
 
 
