@@ -1,5 +1,6 @@
 """Whole runs: resumed exactly, extended, adapted, opened as models, refused with a sentence."""
 
+import resource
 import shutil
 import socket
 import time
@@ -14,6 +15,7 @@ import lwm
 from lwm.core.errors import CheckpointError, ConfigError, InputError
 from lwm.data.loader import Loader
 from lwm.recipes.assemble import start
+from lwm.training.loop import Diverged
 
 
 @pytest.fixture(scope="module")
@@ -245,6 +247,28 @@ def test_a_signal_saves_and_leaves_with_a_sentence(whole, data, tmp_path):
     steps = len(losses(out))
     saved = {path.name for path in (out / "checkpoints").iterdir()}
     assert str(steps) in saved
+
+
+def test_a_run_that_diverges_stops_and_says_what_to_do(data, tmp_path, capsys):
+    wild = ("--optimizer.learning-rate", "1e30", "--skips", "3")
+    with pytest.raises(Diverged, match=r"3 steps in a row.*learning_rate"):
+        start(run(tmp_path / "run", data, *wild))
+    assert "nothing was learned" in capsys.readouterr().err
+
+
+def test_a_full_disk_leaves_the_last_good_checkpoint(whole, data, tmp_path):
+    """From the first checkpoint on files may not grow large: the next cannot be written."""
+    out = tmp_path / "run"
+    large = ("--model.hidden-size", "256", "--steps", "100000", "--checkpoint.keep", "1")
+    process = spawn(*settings(out, data, *large))
+    while not (out / "checkpoints" / "4" / "commit_success.txt").is_file():
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.01)
+    resource.prlimit(process.pid, resource.RLIMIT_FSIZE, (100_000, 100_000))
+    _, errors = process.communicate(timeout=120)
+    assert process.returncode == 2, errors
+    assert "could not be written" in errors.splitlines()[-1]
+    assert lwm.load(out).config.hidden_size == 256
 
 
 @pytest.mark.parametrize(

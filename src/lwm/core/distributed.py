@@ -5,7 +5,6 @@ by itself.
 """
 
 import os
-import sys
 import threading
 from dataclasses import dataclass
 from typing import Literal
@@ -14,6 +13,7 @@ import jax
 import numpy as np
 
 from lwm.core.errors import ConfigError
+from lwm.core.progress import say
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,7 +95,7 @@ def join(config: DistributedConfig) -> None:
     )
 
     def give_up() -> None:
-        print(f"lwm: {late}", file=sys.stderr, flush=True)
+        say(f"lwm: {late}")
         os._exit(ConfigError.exit_code)
 
     # When its own time is up, jax ends the process with a stack trace and lets nobody catch it.

@@ -4,8 +4,8 @@ Each holds the state of learning, the state of every process's data, and the fac
 to open it as a model (`checkpoints.run`). Knows Orbax; knows no step function.
 """
 
-import logging
 import shutil
+import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +14,7 @@ from typing import Any
 import grain
 import jax
 import orbax.checkpoint as ocp
+from absl import logging
 from orbax.checkpoint.checkpoint_managers import preservation_policy
 
 from lwm.core.errors import CheckpointError, ConfigError, LwmError
@@ -49,7 +50,7 @@ class Checkpoints:
 
     def __init__(self, run: Path, config: CheckpointConfig) -> None:
         self._directory = (run / DIRECTORY).absolute()
-        logging.getLogger("absl").setLevel(logging.ERROR)  # told here in our own words
+        logging.set_verbosity(logging.FATAL)  # what goes wrong is told here in our own words
         policies: list[Any] = [preservation_policy.LatestN(config.keep)]
         if config.milestones:
             policies.append(preservation_policy.EveryNSteps(config.milestones))
@@ -118,6 +119,8 @@ class Checkpoints:
             raise self._unsaved(None, error) from error
 
     def _unsaved(self, step: int | None, error: Exception) -> CheckpointError:
+        # The other writers fail for the same reason, each with a trace of its own.
+        threading.excepthook = lambda _: None
         reason = " ".join(str(error).split())[:300]
         kept = [name for name in self.steps() if name != step]
         last = (
