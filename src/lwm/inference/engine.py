@@ -35,13 +35,15 @@ from lwm.models.llama import (
     LlamaConfig,
     apply_layer,
     embed_tokens,
-    hidden_states,
     rms_norm,
     text_logits,
 )
 
 CHUNKS = (32, 128, 512, 1024)
 """Positions on each device of the `sequence` axis that one prefill step takes."""
+
+LONGEST_RUN = 5
+"""Layers that one dispatch of a decode step computes at most."""
 
 WIDTHS = (4, 8)
 """Tokens that a decode step with drafts takes in each slot, the certain one included."""
@@ -121,39 +123,47 @@ def prefill_layer(
     return apply_layer(layer, x, turn, cache, config, attend, mesh=mesh, rules=PREFILL)
 
 
-def decode_layer(
-    layer: Layer | FusedLayer,
+def decode_layers(
+    layers: Sequence[Layer | FusedLayer],
     x: Array,
     turn: Rotation,
-    cache: LayerCache,
+    caches: Cache,
     positions: Array,
     *,
     config: LlamaConfig,
     mesh: Mesh | None,
-) -> tuple[Array, LayerCache]:
-    """Runs the next tokens of every slot [slots, width] through one layer, which keeps their keys
-    and values."""
+) -> tuple[Array, Cache]:
+    """Runs the next tokens of every slot, [slots, width], through a run of layers, which keep
+    their keys and values. A position of -1 holds no token."""
     attend = partial(decode_attention, positions=positions, mesh=mesh)
-    return apply_layer(layer, x, turn, cache, config, attend, mesh=mesh, rules=DECODE)
+    apply = partial(apply_layer, config=config, attend=attend, mesh=mesh, rules=DECODE)
+    traced_once, after = jax.jit(apply), []
+    for layer, cache in zip(layers, caches, strict=True):
+        x, cache = traced_once(layer, x, turn, cache)
+        after.append(cache)
+    return x, tuple(after)
 
 
 def draw(
     weights: Llama,
-    hidden: Array,
+    x: Array,
     seen: Array,
     tokens: Array,
     positions: Array,
     how: SlotSampling,
     *,
+    config: LlamaConfig,
     mesh: Mesh | None,
 ) -> tuple[Sampled, Array]:
-    """Samples behind every token that was fed, [slots, width].
+    """Samples behind every token that was fed, [slots, width], from what the last layer made of
+    it. Needs no layers.
 
     A row is drawn as it would be had the tokens before it come one a step: from the same position
     and with the same tokens seen. Returns with it the tokens of each slot's text, those drafts
     included that were drawn themselves.
     """
     slots, width = tokens.shape
+    hidden = rms_norm(x, weights.norm, config.rms_norm_eps)
     logits = text_logits(weights, hidden).reshape(slots * width, -1)
     if mesh is not None:  # the vocabulary may be sharded, and sorting wants it whole
         whole = NamedSharding(mesh, PartitionSpec())
@@ -176,46 +186,6 @@ def draw(
     true = (sampled.tokens[:, :-1] == tokens[:, 1:]) & (positions[:, 1:] >= 0)
     accepted = jnp.cumprod(true, axis=1).sum(axis=1)
     return sampled, jnp.stack(after, axis=1)[slot, accepted]
-
-
-def decode_step(
-    weights: Llama,
-    cache: Cache,
-    seen: Array,
-    tokens: Array,
-    positions: Array,
-    how: SlotSampling,
-    *,
-    config: LlamaConfig,
-    mesh: Mesh | None,
-) -> tuple[Sampled, Cache, Array]:
-    """Feeds one token to every slot [slots, 1] and samples the next; a position of -1 feeds
-    none."""
-    attend = partial(decode_attention, positions=positions, mesh=mesh)
-    hidden, after = hidden_states(
-        weights, tokens, jnp.maximum(positions, 0), config,
-        attend,
-        caches=cache, mesh=mesh, rules=DECODE,
-    )  # fmt: skip
-    assert after is not None
-    sampled, seen = draw(weights, hidden, seen, tokens, positions, how, mesh=mesh)
-    return sampled, after, seen
-
-
-def judge_drafts(
-    weights: Llama,
-    x: Array,
-    seen: Array,
-    tokens: Array,
-    positions: Array,
-    how: SlotSampling,
-    *,
-    config: LlamaConfig,
-    mesh: Mesh | None,
-) -> tuple[Sampled, Array]:
-    """Samples behind every token, from what the last layer made of it. Needs no layers."""
-    hidden = rms_norm(x, weights.norm, config.rms_norm_eps)
-    return draw(weights, hidden, seen, tokens, positions, how, mesh=mesh)
 
 
 def _mark_seen(seen: Array, slot: Array, row: Array) -> Array:
@@ -264,16 +234,16 @@ class Engine:
         self._missed: dict[int, list[Token]] = {}
         self._seen = self._make_seen()
         static = {"config": config, "mesh": mesh}
-        # One compiled layer, run for each: what a chunk size or a width of drafts costs to compile
-        # does not grow with the model's depth.
+        # One compiled layer, or a run of a few, used for all: what a chunk size or a width of
+        # drafts costs to compile does not grow with the model's depth.
+        self._run = max(n for n in range(1, LONGEST_RUN + 1) if config.num_layers % n == 0)
         self._embed = jax.jit(partial(embed_tokens, mesh=mesh, rules=PREFILL))
         self._turn = jax.jit(partial(rotation, head_dim=config.head_dim, theta=config.rope_theta))
         self._prefill = jax.jit(partial(prefill_layer, **static), donate_argnums=(1, 3))
-        self._embed_drafts = jax.jit(partial(embed_tokens, mesh=mesh, rules=DECODE))
-        self._decode_layer = jax.jit(partial(decode_layer, **static), donate_argnums=(1, 3))
-        self._judge = jax.jit(partial(judge_drafts, **static), donate_argnums=2)
+        self._embed_next = jax.jit(partial(embed_tokens, mesh=mesh, rules=DECODE))
+        self._decode = jax.jit(partial(decode_layers, **static), donate_argnums=(1, 3))
+        self._draw = jax.jit(partial(draw, **static), donate_argnums=2)
         self._ends = replace(weights, layers=())
-        self._decode = jax.jit(partial(decode_step, **static), donate_argnums=(1, 2))
         self._mark_seen = jax.jit(_mark_seen, donate_argnums=0)
 
     def _make_cache(self, capacity: int) -> Cache:
@@ -424,30 +394,22 @@ class Engine:
             number for number in self.scheduler.active if self.scheduler.slots_of(number)[0] in fed
         ]
         how = self._slot_sampling(ready)
-        if width == 1:
-            sampled, self.cache, self._seen = self._decode(
-                self._weights, self.cache, self._seen, tokens, positions, how
-            )
-        else:
-            sampled = self._run_drafts(tokens, positions, how)
+        x = self._embed_next(self._weights.embedding, tokens)
+        turn = self._turn(np.maximum(positions, 0))
+        layers, cache = self._weights.layers, []
+        assert isinstance(layers, tuple)
+        for first in range(0, len(layers), self._run):
+            run = slice(first, first + self._run)
+            x, held = self._decode(layers[run], x, turn, self.cache[run], positions)
+            cache += held
+        self.cache = tuple(cache)
+        sampled, self._seen = self._draw(self._ends, x, self._seen, tokens, positions, how)
         drawn: Any = jax.device_get(sampled)
         events = []
         for number in ready:
             slot = self.scheduler.slots_of(number)[0]
             events += self._events(number, slot, fed[slot][1:], drawn)
         return events
-
-    def _run_drafts(self, tokens: np.ndarray, positions: np.ndarray, how: SlotSampling) -> Sampled:
-        x = self._embed_drafts(self._weights.embedding, tokens)
-        turn = self._turn(np.maximum(positions, 0))
-        layers, cache = self._weights.layers, []
-        assert isinstance(layers, tuple)
-        for layer, held in zip(layers, self.cache, strict=True):
-            x, held = self._decode_layer(layer, x, turn, held, positions)
-            cache.append(held)
-        self.cache = tuple(cache)
-        sampled, self._seen = self._judge(self._ends, x, self._seen, tokens, positions, how)
-        return sampled
 
     def _events(
         self, number: int, slot: int, drafts: Sequence[int], drawn: Sampled
