@@ -2,10 +2,13 @@
 in the same minutes.
 
 Both sides run in processes of their own, in turn, several rounds; ratios are of medians, because
-machines are noisy. Prefill is the time to the first token of a 2,048-token prompt, decode the
-tokens after it, memory the peak of the whole process, loading included.
+machines are noisy, and the least and greatest of single rounds are shown beside them. Prefill is
+the time to the first token of a 2,048-token prompt, memory the peak of the whole process, loading
+included. Decode is the tokens after the first: `decode, plain` one a step as the peer writes them,
+`decode` as the engine does it by default, with drafts looked up in the text. What drafts gain
+depends on how much an answer repeats, so it is measured on a short answer and on a long one.
 
-usage: python benchmarks/generate.py [--rounds 3] [--prefill 2048] [--decode 48]
+usage: python benchmarks/generate.py [--rounds 3] [--prefill 2048] [--decode 48] [--long 256]
 """
 
 import argparse
@@ -21,32 +24,42 @@ from lwm.checkpoints.known import find_known
 from lwm.data.books import king_james_bible
 
 
-def ours(prefill: int, decode: int) -> dict[str, float]:
+def peak() -> float:
+    """Most memory this process has held, GB."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
+
+
+def ours(prefill: int, short: int, long: int) -> dict[str, float]:
     import lwm
     from lwm.inference.engine import Engine, Request
     from lwm.inference.sampling import Sampling
 
     model = lwm.load("smollm2")
     tokens = model.tokenizer.encode(king_james_bible()[: prefill * 8])[: prefill + 1]
-    engine = Engine(model.weights, model.config, tokens=prefill + decode + 1)
     greedy = Sampling(temperature=0.0)
 
-    def run(prompt: list[int], count: int) -> tuple[float, float]:
+    def run(engine: Engine, prompt: list[int], count: int) -> tuple[float, list[float]]:
         start = time.perf_counter()
-        events = engine.stream(Request(prompt=prompt, max_tokens=count, sampling=greedy))
-        next(events)
-        first = time.perf_counter()
-        for _ in events:
-            pass
-        return first - start, time.perf_counter() - first
+        request = Request(prompt=prompt, max_tokens=count, sampling=greedy)
+        times = [time.perf_counter() for _ in engine.stream(request)]
+        return times[0] - start, [moment - times[0] for moment in times]
 
-    # Compiles every step, on a text that shares no beginning with the one that counts.
-    run(tokens[1 : prefill + 1], 2)
-    reading, writing = run(tokens[:prefill], decode + 1)
-    return {"prefill": prefill / reading, "decode": decode / writing}
+    figures = {}
+    for kind, drafts in (("", True), (", plain", False)):
+        engine = Engine(model.weights, model.config, tokens=prefill + long + 1, drafts=drafts)
+        # Compiles every step, on texts that share no beginning with the one that counts; the
+        # second repeats itself, so that drafts come true.
+        run(engine, tokens[1 : prefill + 1], 2)
+        run(engine, tokens[5:9] * 10, 24)
+        reading, times = run(engine, tokens[:prefill], long + 1)
+        if drafts:
+            figures |= {"prefill": prefill / reading, "memory": peak()}
+        figures[f"decode {short}{kind}"] = short / times[short]
+        figures[f"decode {long}{kind}"] = long / times[long]
+    return figures
 
 
-def transformers(prefill: int, decode: int) -> dict[str, float]:
+def transformers(prefill: int, short: int, long: int) -> dict[str, float]:
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -62,12 +75,16 @@ def transformers(prefill: int, decode: int) -> dict[str, float]:
         start = time.perf_counter()
         output = model(ids, use_cache=True, logits_to_keep=1)
         reading = time.perf_counter() - start
-        start = time.perf_counter()
-        for _ in range(decode):
+        start, times = time.perf_counter(), [0.0]
+        for _ in range(long):
             token = output.logits[:, -1:].argmax(-1)
             output = model(token, past_key_values=output.past_key_values, use_cache=True)
-        writing = time.perf_counter() - start
-    return {"prefill": prefill / reading, "decode": decode / writing}
+            times.append(time.perf_counter() - start)
+    figures = {"prefill": prefill / reading, "memory": peak()}
+    for kind in ("", ", plain"):
+        figures[f"decode {short}{kind}"] = short / times[short]
+        figures[f"decode {long}{kind}"] = long / times[long]
+    return figures
 
 
 SIDES = {"lwm": ours, "transformers": transformers}
@@ -78,25 +95,35 @@ def main() -> None:
     parser.add_argument("--side", choices=SIDES, help="run one side only, and print JSON")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--prefill", type=int, default=2048)
-    parser.add_argument("--decode", type=int, default=48)
+    parser.add_argument("--decode", type=int, default=48, help="tokens of the short answer")
+    parser.add_argument("--long", type=int, default=256, help="tokens of the long one")
     arguments = parser.parse_args()
+    sizes = (arguments.prefill, arguments.decode, max(arguments.decode, arguments.long))
     if arguments.side:
-        figures = SIDES[arguments.side](arguments.prefill, arguments.decode)
-        figures["memory"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
+        figures = SIDES[arguments.side](*sizes)
         print(json.dumps(figures))
         return
     rounds: dict[str, list[dict[str, float]]] = {side: [] for side in SIDES}
     for number in range(arguments.rounds):
         for side, seen in rounds.items():
             command = [sys.executable, str(Path(__file__)), "--side", side]
-            command += ["--prefill", str(arguments.prefill), "--decode", str(arguments.decode)]
+            command += ["--prefill", str(sizes[0]), "--decode", str(sizes[1])]
+            command += ["--long", str(sizes[2])]
             done = subprocess.run(command, capture_output=True, text=True, check=True)
             seen.append(json.loads(done.stdout.splitlines()[-1]))
             print(f"round {number + 1} {side}: {seen[-1]}", file=sys.stderr)
-    print(f"{'':22}{'lwm':>10}{'transformers':>14}{'ratio':>8}")
-    for name, unit in (("prefill", "tokens/s"), ("decode", "tokens/s"), ("memory", "GB")):
+    print(f"{'':28}{'lwm':>8}{'transformers':>14}{'ratio':>7}   rounds")
+    for name in rounds["lwm"][0]:
+        unit = "GB" if name == "memory" else "tokens/s"
         mine, theirs = (statistics.median(seen[name] for seen in rounds[side]) for side in SIDES)
-        print(f"{f'{name} ({unit})':22}{mine:>10.2f}{theirs:>14.2f}{mine / theirs:>8.2f}")
+        pairs = [
+            one[name] / other[name]
+            for one, other in zip(rounds["lwm"], rounds["transformers"], strict=True)
+        ]
+        print(
+            f"{f'{name} ({unit})':28}{mine:>8.2f}{theirs:>14.2f}{mine / theirs:>7.2f}"
+            f"   {min(pairs):.2f} to {max(pairs):.2f}"
+        )
 
 
 if __name__ == "__main__":

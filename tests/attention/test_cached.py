@@ -132,7 +132,7 @@ def test_chunks_and_then_tokens_are_the_reference(
             np.stack([x[s, p : p + 1] for s, p in enumerate(positions)])
             for x in (query, key, value)
         ]
-        out, held = decode(mesh)(*rows, held, positions=positions)
+        out, held = decode(mesh)(*rows, held, positions=positions[:, None])
         for slot, position in enumerate(positions):
             assert_close(np.asarray(out)[slot, 0], expected[slot][0, position])
 
@@ -150,7 +150,7 @@ def test_decode_at_uneven_positions_ignores_what_lies_behind(mesh: str | None) -
         behind = np.arange(512)[None] >= positions[:, None]
         shifted = [np.where(behind[..., None, None], x + 90 * rubbish, x) for x in (keys, values)]
         held = holding(shifted[0], shifted[1], capacity, shards)
-        outs.append(np.asarray(decode(mesh)(query, *rows, held, positions=positions)[0]))
+        outs.append(np.asarray(decode(mesh)(query, *rows, held, positions=positions[:, None])[0]))
     np.testing.assert_array_equal(outs[0], outs[1])
     for slot, position in enumerate(positions):
         cut = slice(slot, slot + 1)
@@ -165,7 +165,7 @@ def test_idle_slots_write_nothing_and_get_zeros(mesh: str | None) -> None:
     before = jax.tree.map(np.asarray, held)
     positions = np.array([-1, 6, -1, -1], np.int32)
     query, row = draw(4, 1, HEADS, DIM), draw(4, 1, KV_HEADS, DIM)
-    out, after = decode(mesh)(query, row, row, held, positions=positions)
+    out, after = decode(mesh)(query, row, row, held, positions=positions[:, None])
     out, after = np.asarray(out), jax.tree.map(np.asarray, after)
     assert (out[[0, 2, 3]] == 0).all()
     # Position 6 lies on device 6 mod R at index 6 // R; it is the one place that changed.
@@ -177,6 +177,37 @@ def test_idle_slots_write_nothing_and_get_zeros(mesh: str | None) -> None:
     np.testing.assert_array_equal(after.values[1, :, place], row[1, 0])
 
 
+@pytest.mark.parametrize("mesh", MESHES)
+def test_several_tokens_of_a_slot_see_each_other_in_order(mesh: str | None) -> None:
+    """Three tokens, one, none and five; what lies behind the last is rubbish."""
+    shards, width = shards_of(mesh), 5
+    capacity = SLAB * shards
+    counts, firsts = (3, 1, 0, 5), (300, 0, 0, 506)
+    positions = np.full((4, width), -1, np.int32)
+    query = draw(4, width, HEADS, DIM)
+    keys, values = (draw(4, 512, KV_HEADS, DIM, seed=n) for n in (2, 3))
+    rows = [draw(4, width, KV_HEADS, DIM, seed=n) for n in (5, 6)]
+    held = holding(keys, values, capacity, shards)
+    for slot, (first, count) in enumerate(zip(firsts, counts, strict=True)):
+        positions[slot, :count] = first + np.arange(count)
+        keys[slot, first : first + count] = rows[0][slot, :count]
+        values[slot, first : first + count] = rows[1][slot, :count]
+    step = jax.jit(partial(decode_attention, mesh=laid(mesh)), compiler_options=QUICKLY)
+    out, after = step(query, *rows, held, positions=positions)
+    out = np.asarray(out)
+    assert (out[positions < 0] == 0).all()
+    for slot, (first, count) in enumerate(zip(firsts, counts, strict=True)):
+        cut = slice(slot, slot + 1)
+        if count:
+            expected = reference(query[cut, :count], keys[cut], values[cut], first)
+            assert_close(out[cut, :count], expected)
+    order = np.argsort(striped(capacity, shards))
+    np.testing.assert_array_equal(np.asarray(after.values)[:, :, order][:, :, :512],
+                                  values.swapaxes(1, 2))  # fmt: skip
+    np.testing.assert_array_equal(np.asarray(after.keys)[..., order][..., :512],
+                                  keys.transpose(0, 2, 3, 1))  # fmt: skip
+
+
 def test_decode_beyond_one_slab_is_the_reference() -> None:
     capacity = DECODE_SLAB + 7 * CAPACITY_UNIT
     positions = np.array([4900, 17, -1, 4096], np.int32)
@@ -184,7 +215,7 @@ def test_decode_beyond_one_slab_is_the_reference() -> None:
     query = draw(4, 1, HEADS, DIM)
     rows = [draw(4, 1, KV_HEADS, DIM, seed=n) for n in (5, 6)]
     held = holding(keys, values, capacity, 1)
-    out = np.asarray(decode(None)(query, *rows, held, positions=positions)[0])
+    out = np.asarray(decode(None)(query, *rows, held, positions=positions[:, None])[0])
     for slot, position in enumerate(positions):
         if position < 0:
             assert (out[slot] == 0).all()

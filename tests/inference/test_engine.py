@@ -256,23 +256,136 @@ def test_requests_that_cannot_run_are_refused() -> None:
 
 
 @pytest.mark.parametrize("mesh", ["1,1,1,4", "1,1,2,2", "1,2,2,1", "2,1,1,2"])
-def test_sharded_engines_give_the_same_tokens(mesh: str) -> None:
+def test_sharded_engines_give_the_same_tokens(mesh: str, monkeypatch: pytest.MonkeyPatch) -> None:
     laid = make_mesh(mesh)
     mine = Engine(weights(mesh), CONFIG, slots=2, tokens=256, mesh=laid)
     tokens = prompt(70)
     sampled = Request(
         prompt=prompt(23), max_tokens=6, sampling=Sampling(temperature=1.2, top_k=30, seed=11)
     )
-    first, second = run(mine, greedy(tokens, 7, logprobs=2), sampled)
+    asked = (greedy(tokens, 7, logprobs=2), sampled)
+    prompts = [list(request.prompt) for request in asked]
+    guesses = Guesses(mine, monkeypatch, prompts, [ids(x) for x in run(plain(), *asked)])
+    first, second = run(mine, *asked)
+    assert len(guesses.fed) < 13 < sum(guesses.fed)
+    monkeypatch.undo()
     assert_greedy(tokens, ids(first))
     expected = log_softmax(following(tokens, ids(first))).max(axis=-1)
     np.testing.assert_allclose([event.logprob for event in first], expected, atol=1e-4)
-    assert ids(second) == ids(run(engine(), sampled)[0])
+    assert ids(second) == ids(run(plain(), sampled)[0])
     # A turn that goes on where the first ended, from a multiple of the sequence axis.
     shards = laid.shape["sequence"]
     longer = [*tokens, *ids(first), *prompt(9)]
     assert_greedy(longer, ids(run(mine, greedy(longer, 5))[0]))
     assert mine.scheduler.reused == (len(tokens) + 6) // shards * shards
+
+
+@cache
+def plain() -> Engine:
+    return Engine(fused(), CONFIG, slots=3, tokens=256, drafts=False)
+
+
+class Guesses:
+    """Drafts for an engine: the answers an engine without drafts gave, with every third draft
+    spoilt at some place. Counts the tokens that came without a step of their own."""
+
+    def __init__(
+        self, engine: Engine, patch: pytest.MonkeyPatch, prompts: Sequence[Any], answers: Any
+    ) -> None:
+        self.texts = [[*prompt, *answer] for prompt, answer in zip(prompts, answers, strict=True)]
+        self.scheduler, self.asked = engine.scheduler, 0
+        self.fed: list[int] = []
+        feed = engine._run_decode
+
+        def count(feeds: Sequence[Any]) -> list[Token]:
+            self.fed += [len(one.tokens) for one in feeds]
+            return feed(feeds)
+
+        patch.setattr(engine, "_draft", self.draft)
+        patch.setattr(engine, "_run_decode", count)
+
+    def draft(self, request: int, most: int) -> list[int]:
+        text = list(self.scheduler.text_of(request))
+        known = next(whole for whole in self.texts if whole[: len(text)] == text)
+        self.asked += 1
+        guess = known[len(text) : len(text) + min(most, 1 + self.asked % 3)]
+        if guess and self.asked % 3 == 0:
+            wrong = self.asked // 3 % len(guess)
+            guess[wrong] = (guess[wrong] + 1) % CONFIG.vocab_size
+        return guess
+
+
+def assert_same(with_drafts: Sequence[Token], without: Sequence[Token]) -> None:
+    assert ids(with_drafts) == ids(without)
+    assert [event.finish for event in with_drafts] == [event.finish for event in without]
+    for one, other in zip(with_drafts, without, strict=True):
+        assert abs(one.logprob - other.logprob) < 1e-4
+        assert [token for token, _ in one.top] == [token for token, _ in other.top]
+        np.testing.assert_allclose(
+            [p for _, p in one.top], [p for _, p in other.top], rtol=0, atol=1e-4
+        )
+
+
+def test_drafts_change_no_token_of_any_kind_of_request(monkeypatch: pytest.MonkeyPatch) -> None:
+    def sampled(length: int, seed: int, **how: Any) -> Request:
+        sampling = Sampling(temperature=1.4, seed=seed, **how)
+        return Request(prompt=prompt(length), max_tokens=17, sampling=sampling, logprobs=seed % 3)
+
+    stop = ids(run(plain(), greedy(prompt(12), 12))[0])[7]
+    penalised = Sampling(temperature=0, repetition_penalty=1e9)
+    asked = [
+        greedy(prompt(33), 21, logprobs=4),
+        greedy(prompt(12), 20, stop_tokens=[stop]),
+        sampled(5, 1),
+        Request(prompt=prompt(20), max_tokens=25, sampling=penalised),
+        sampled(40, 2, top_k=20),
+        sampled(9, 3, repetition_penalty=1.3, top_p=0.9),
+        greedy(prompt(7), 2),
+        greedy(prompt(70), 1),
+    ]
+    without = run(plain(), *asked)
+    assert without[1][-1].finish == "stop"
+    with monkeypatch.context() as patch:
+        answers = [[*ids(events), stop] for events in without]
+        guesses = Guesses(engine(), patch, [list(request.prompt) for request in asked], answers)
+        for one, other in zip(run(engine(), *asked), without, strict=True):
+            assert_same(one, other)
+        # Fewer feeds than tokens, and more drafts than came true.
+        assert len(guesses.fed) < 0.8 * sum(map(len, without)) < sum(guesses.fed)
+    # What the drafts left in the cache is no part of it: the texts go on, and start anew.
+    for request, events in zip(asked[:3], without, strict=False):
+        longer = [*request.prompt, *ids(events), *prompt(8, seed=4)]
+        assert_greedy(longer, ids(run(engine(), greedy(longer, 6))[0]))
+    assert engine().scheduler.idle
+
+
+def test_text_that_repeats_itself_takes_fewer_steps() -> None:
+    """Without any help: the drafter finds what an answer repeats. A penalty that is a reward makes
+    it do so."""
+    sampling = Sampling(temperature=0, repetition_penalty=0.01)
+    request = Request(prompt=prompt(5, seed=3), max_tokens=60, sampling=sampling)
+    mine, steps, answer = engine(), 0, []
+    mine.submit(request)
+    while not mine.scheduler.idle:
+        steps += 1
+        answer += ids(mine.step())
+    assert answer == ids(run(plain(), request)[0])
+    assert steps < 50
+
+
+def test_streams_of_several_tokens_a_step_lose_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    prompts = [prompt(40, seed=5), prompt(7, seed=6), prompt(21, seed=6)]
+    expected = [ids(run(plain(), greedy(tokens, 12))[0]) for tokens in prompts]
+    with monkeypatch.context() as patch:
+        Guesses(engine(), patch, prompts, expected)
+        streams = [engine().stream(greedy(tokens, 12)) for tokens in prompts]
+        answers = [[next(stream).token] for stream in streams]
+        answers[0] += [next(streams[0]).token for _ in range(3)]
+        streams[0].close()  # type: ignore[attr-defined]
+        for stream, answer in zip(streams[1:], answers[1:], strict=True):
+            answer += ids(list(stream))
+    assert answers == [expected[0][:4], *expected[1:]]
+    assert engine().scheduler.idle
 
 
 def test_the_oracle_sees_no_future() -> None:

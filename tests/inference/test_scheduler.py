@@ -21,11 +21,15 @@ class Ask:
 
     prompts: list[list[int]]
     max_tokens: int
-    stop_after: int | None = None  # cancelled when it has so many tokens
+    stop_after: int | None = None  # a stop token comes behind so many
     answer: list[int] = field(default_factory=list)
     reused: list[int] = field(default_factory=list)  # tokens of each row found in the cache
     computed: list[list[int]] = field(default_factory=list)  # prompt positions, in order
     done: bool = False
+
+    def next_token(self) -> int:
+        """What this make-believe model writes next."""
+        return random.Random(len(self.answer) + sum(self.prompts[0])).randrange(3)
 
 
 class Simulation:
@@ -39,6 +43,8 @@ class Simulation:
         self.chunks, self.alignment = set(chunks), alignment
         self.asks: dict[int, Ask] = {}
         self.owner: dict[int, tuple[int, int]] = {}  # slot -> request and row
+        self.luck = random.Random(slots)  # decides how many tokens are drafted, and how many right
+        self.steps = self.accepted = 0
 
     def submit(self, ask: Ask) -> int:
         number = self.scheduler.submit(ask.prompts, ask.max_tokens)
@@ -51,7 +57,19 @@ class Simulation:
         self.asks[number].done = True
         self.owner = {s: who for s, who in self.owner.items() if who[0] != number}
 
+    def draft(self, request: int, most: int) -> list[int]:
+        """Some right tokens, then perhaps wrong ones."""
+        ask = self.asks[request]
+        assert len(ask.prompts) == 1
+        assert 0 < most == ask.max_tokens - len(ask.answer) - 1
+        count, right = self.luck.randint(0, min(5, most)), self.luck.randint(0, 5)
+        ahead = Ask(ask.prompts, ask.max_tokens, answer=list(ask.answer))
+        for i in range(count):
+            ahead.answer.append((ahead.next_token() + (i >= right)) % 3)
+        return ahead.answer[len(ask.answer) :]
+
     def step(self) -> None:
+        self.steps += 1
         for number in self.scheduler.admit():
             ask = self.asks[number]
             slots = self.scheduler.slots_of(number)
@@ -61,29 +79,38 @@ class Simulation:
                 self.owner[slot] = (number, row)
             ask.computed = [[] for _ in ask.prompts]
             ask.reused = [-1 for _ in ask.prompts]
-        plan = self.scheduler.plan()
+        plan = self.scheduler.plan(self.draft)
         if plan.chunk is not None:
             self.run_chunk(plan.chunk.slot, plan.chunk.first, plan.chunk.tokens, plan.chunk.size)
-        fed: dict[int, int] = {}
+        fed: dict[int, list[tuple[int, ...]]] = {}
         for feed in plan.feeds:
             number, row = self.owner[feed.slot]
             text = self.asks[number].prompts[row] + self.asks[number].answer
             if self.asks[number].reused[row] < 0:  # no chunk was needed
                 self.asks[number].reused[row] = feed.position
-            assert (feed.token, feed.position) == (text[-1], len(text) - 1)
+            assert (feed.tokens[0], feed.position) == (text[-1], len(text) - 1)
             assert self.rows[feed.slot][: feed.position] == text[:-1], "another text in the cache"
-            assert feed.position < self.scheduler.capacity
-            self.rows[feed.slot][feed.position] = feed.token
-            fed[number] = fed.get(number, 0) + 1
+            end = feed.position + len(feed.tokens)
+            assert end <= self.scheduler.capacity
+            self.rows[feed.slot][feed.position : end] = feed.tokens
+            fed.setdefault(number, []).append(feed.tokens)
         for number, rows in fed.items():
             ask = self.asks[number]
-            assert rows == len(ask.prompts), "a row was left behind"
-            token = random.Random(len(ask.answer) + sum(ask.prompts[0])).randrange(3)
-            ask.answer.append(token)
-            full = self.scheduler.record(number, token)
-            assert full == (len(ask.answer) == ask.max_tokens)
-            if full or len(ask.answer) == ask.stop_after:
-                self.release(number)
+            assert len(rows) == len(ask.prompts), "a row was left behind"
+            drafts = [*rows[0][1:], None]
+            for draft in drafts:
+                token = ask.next_token()
+                if len(ask.answer) == ask.stop_after:  # a stop token, which is not recorded
+                    self.release(number)
+                    break
+                ask.answer.append(token)
+                full = self.scheduler.record(number, token)
+                assert full == (len(ask.answer) == ask.max_tokens)
+                if full:
+                    self.release(number)
+                if full or token != draft:
+                    break
+                self.accepted += 1
 
     def run_chunk(self, slot: int, first: int, tokens: Sequence[int], size: int) -> None:
         number, row = self.owner[slot]
@@ -205,6 +232,23 @@ def test_rows_of_a_pair_decode_together() -> None:
     scheduler.submit([[1], list(range(9))], 3)
     scheduler.admit()
     assert [len(scheduler.plan().feeds) for _ in range(2)] == [0, 2]
+
+
+def test_drafts_that_come_true_save_steps_and_others_are_forgotten() -> None:
+    scheduler = Scheduler(slots=1, capacity=64, chunks=[4])
+    number = scheduler.submit([[1, 2]], 10)
+    scheduler.admit()
+    (feed,) = scheduler.plan(lambda request, most: [5, 6, 7]).feeds
+    assert (feed.tokens, feed.position) == ((2, 5, 6, 7), 1)
+    for token in (5, 6, 8):  # two came true
+        scheduler.record(number, token)
+    (feed,) = scheduler.plan(lambda request, most: [0] * most).feeds
+    assert (feed.tokens, feed.position) == ((8, 0, 0, 0, 0, 0, 0), 4)
+    scheduler.record(number, 0)
+    scheduler.release(number)  # the first draft came true, and then a stop token came
+    again = scheduler.submit([[1, 2, 5, 6, 8, 0, 0, 0]], 1)
+    scheduler.admit()
+    assert scheduler.prefilled(again) == 6
 
 
 def test_what_can_never_run_is_refused() -> None:

@@ -162,11 +162,11 @@ def test_fused_layers_are_plain_layers() -> None:
     def fuse(layer: Any) -> FusedLayer:
         return FusedLayer(
             attention_norm=layer.attention_norm,
-            attention_in=jnp.concatenate([layer.query, layer.key, layer.value], axis=1),
-            output=layer.output,
+            attention_in=jnp.concatenate([layer.query, layer.key, layer.value], axis=1).T,
+            output=layer.output.T,
             mlp_norm=layer.mlp_norm,
-            mlp_in=jnp.concatenate([layer.gate, layer.up], axis=1),
-            down=layer.down,
+            mlp_in=jnp.concatenate([layer.gate, layer.up], axis=1).T,
+            down=layer.down.T,
         )
 
     actual = forward(with_layers(tuple(fuse(x) for x in unrolled().layers)), CONFIG)  # type: ignore[union-attr]

@@ -160,13 +160,14 @@ def update(
     query: Float[Array, "kv_heads group block dim"],
     key: Float[Array, "kv_heads keys dim"],
     value: Float[Array, "kv_heads keys dim"],
-    mask: Bool[Array, "block keys"],
+    mask: Bool[Array, "block keys"] | None,
 ) -> Sums:
-    """One query block meets one key block."""
+    """One query block meets one key block; without a mask, every query sees every key."""
 
     def heads(sums: Sums, query: Array, key: Array, value: Array) -> Sums:
         scores = jnp.einsum("kgqd,ksd->kgqs", query, key, preferred_element_type=jnp.float32)
-        scores = jnp.where(mask, scores, -jnp.inf)
+        if mask is not None:
+            scores = jnp.where(mask, scores, -jnp.inf)
         maximum = jnp.maximum(sums.maximum, scores.max(axis=-1))
         weights = jnp.exp(scores - maximum[..., None])
         shrink = jnp.exp(sums.maximum - maximum)
@@ -246,7 +247,12 @@ def forward(sums: Sums, queries: Queries, keys: Keys, *, causal: bool) -> Sums:
             def meet(j: Array, sums: Sums) -> Sums:
                 other: Keys = _at(keys, j)
                 mask = allowed(query.side, other.side, causal=causal)
-                return update(sums, query.data, other.key, other.value, mask)
+                blocks = (sums, query.data, other.key, other.value)
+                # Most blocks of a long text are seen whole, and masking costs a pass over the
+                # scores.
+                return jax.lax.cond(
+                    mask.all(), partial(update, mask=None), partial(update, mask=mask), *blocks
+                )
 
             wanted = needed(query.ranges, key_ranges, causal=causal)
             return None, _over_needed(wanted, meet, sums)

@@ -1,5 +1,5 @@
 """Attention of new tokens to a key-value cache: chunks of one request in prefill, one token a slot
-in decode.
+or a few in decode.
 
 A cache holds values as [slots, kv_heads, capacity, dim] and keys as [slots, kv_heads, dim,
 capacity], the order in which each is multiplied. It may be sharded: slots over `data`, heads over
@@ -181,11 +181,12 @@ def _decode(
     mesh: Mesh | None, platform: str,
 ) -> tuple[Array, LayerCache]:  # fmt: skip
     rank, shards = _rank(SEQUENCE, mesh)
-    slots, _, heads, dim = query.shape
+    slots, width, heads, dim = query.shape
     kv_heads, _, capacity = cache.keys.shape[1:]
-    # A slot without a token (-1) and a token of another device write back what is there.
-    mine = (positions >= 0) & (positions % shards == rank)
-    place = jnp.where(mine, positions // shards, 0)
+    flat = positions.reshape(-1)
+    # A place without a token (-1) and a token of another device write back what is there.
+    mine = (flat >= 0) & (flat % shards == rank)
+    place = jnp.where(mine, flat // shards, 0)
 
     def write(i: Array, cache: LayerCache) -> LayerCache:
         def put(old: Array, new: Array, at: tuple[Array | int, ...]) -> Array:
@@ -193,20 +194,26 @@ def _decode(
             new = jnp.where(mine[i], new.astype(old.dtype), kept)
             return jax.lax.dynamic_update_slice(old, new, at)
 
-        new_key = jax.lax.dynamic_index_in_dim(key, i).transpose(0, 2, 3, 1)
-        new_value = jax.lax.dynamic_index_in_dim(value, i).transpose(0, 2, 1, 3)
+        slot, column = i // width, i % width
+        new_key, new_value = (
+            jax.lax.dynamic_slice(new, (slot, column, 0, 0), (1, 1, kv_heads, dim))
+            for new in (key, value)
+        )
         return LayerCache(
-            keys=put(cache.keys, new_key, (i, 0, 0, place[i])),
-            values=put(cache.values, new_value, (i, 0, place[i], 0)),
+            keys=put(cache.keys, new_key.transpose(0, 2, 3, 1), (slot, 0, 0, place[i])),
+            values=put(cache.values, new_value.transpose(0, 2, 1, 3), (slot, 0, place[i], 0)),
         )
 
     # A loop of unknown length, because the CPU backend would fuse a plain write with what reads
     # the cache, and rewrite all of it.
-    last = jnp.where(positions >= 0, jnp.arange(slots) + 1, 0).max()
+    last = jnp.where(flat >= 0, jnp.arange(slots * width) + 1, 0).max()
     cache = jax.lax.fori_loop(0, last, write, cache)
-    grouped = (query * dim**-0.5).astype(query.dtype)
-    grouped = grouped.reshape(slots, kv_heads, heads // kv_heads, dim)
-    separate = platform == "cpu" and heads // kv_heads <= 8
+    group = heads // kv_heads
+    grouped = (query * dim**-0.5).astype(query.dtype).reshape(slots, width, kv_heads, group, dim)
+    # Every token of every head of a group is a row against the same keys.
+    grouped = grouped.swapaxes(1, 2).reshape(slots, kv_heads, width * group, dim)
+    limits = jnp.repeat(positions, group, axis=1)
+    separate = platform == "cpu" and width == 1 and group <= 8
 
     def product(pattern: str, rows: Array, matrix: Array) -> Array:
         """Rows of a group times their head's matrix. A CPU does better with a matrix-vector
@@ -221,7 +228,7 @@ def _decode(
 
     def attend(keys: Array, values: Array, places: Array, fresh: Array, sums: Sums) -> Sums:
         where = places * shards + rank
-        seen = (fresh & (where <= positions[:, None]))[:, None, None]
+        seen = (fresh & (where <= limits[..., None]))[:, None]
         scores = jnp.where(seen, product("bkgd,bkds->bkgs", grouped, keys), -jnp.inf)
         maximum = jnp.maximum(sums.maximum, scores.max(axis=-1))
         weights = jnp.exp(scores - maximum[..., None])
@@ -249,7 +256,8 @@ def _decode(
     out, logsumexp = finish(sums)
     if shards > 1:
         out = merge(out, logsumexp, SEQUENCE)
-    return out.reshape(slots, 1, heads, dim).astype(query.dtype), cache
+    out = out.reshape(slots, kv_heads, width, group, dim).swapaxes(1, 2)
+    return out.reshape(slots, width, heads, dim).astype(query.dtype), cache
 
 
 def merge(
@@ -264,18 +272,18 @@ def merge(
 
 
 def decode_attention(
-    query: Float[Array, "slots 1 heads dim"],
-    key: Float[Array, "slots 1 kv_heads dim"],
-    value: Float[Array, "slots 1 kv_heads dim"],
+    query: Float[Array, "slots width heads dim"],
+    key: Float[Array, "slots width kv_heads dim"],
+    value: Float[Array, "slots width kv_heads dim"],
     cache: LayerCache,
     *,
-    positions: Int[Array, " slots"],
+    positions: Int[Array, "slots width"],
     mesh: Mesh | None = None,
-) -> tuple[Float[Array, "slots 1 heads dim"], LayerCache]:
-    """Writes each slot's next token into the cache and attends to everything up to it.
+) -> tuple[Float[Array, "slots width heads dim"], LayerCache]:
+    """Writes each slot's next tokens into the cache; each attends to everything up to itself.
 
     Args:
-        positions: of each slot's token; -1 for a slot that has none, which gets zeros and writes
+        positions: of each slot's tokens; -1 where there is none, which gets zeros and writes
             nothing.
     """
     platform = jax.default_backend() if mesh is None else mesh.devices.flat[0].platform
@@ -288,7 +296,7 @@ def decode_attention(
     return jax.shard_map(
         local,
         mesh=mesh,
-        in_specs=(heads, kv_heads, kv_heads, cached, partition_spec(("slots",), DECODE)),
+        in_specs=(heads, kv_heads, kv_heads, cached, partition_spec(("slots", None), DECODE)),
         out_specs=(heads, cached),
         check_vma=False,
     )(query, key, value, cache, positions)

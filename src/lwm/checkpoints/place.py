@@ -1,7 +1,7 @@
 """Weights onto devices: one tensor at a time, straight from the file to where it will live."""
 
 from collections.abc import Iterable, Iterator
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import numpy as np
@@ -41,7 +41,7 @@ def load_weights(checkpoint: Checkpoint, *, dtype: str, mesh: Mesh | None) -> Ll
     fused = mesh is None or mesh.shape[TENSOR] == 1
     placed = {}
     with progress(f"loading {checkpoint.source}", len(specs)) as advance:
-        arrays = _cast(checkpoint.read(), dtype)
+        arrays = _cast(checkpoint.read(), dtype, order="K" if fused else "C")
         for name, axes, array, parts in (
             _fuse(arrays, checkpoint)
             if fused
@@ -103,26 +103,30 @@ def load_stacked(checkpoint: Checkpoint, *, mesh: Mesh) -> Llama:
 
 
 def _cast(
-    arrays: Iterable[tuple[str, np.ndarray]], dtype: str
+    arrays: Iterable[tuple[str, np.ndarray]], dtype: str, order: Literal["C", "K"]
 ) -> Iterator[tuple[str, np.ndarray]]:
+    """With order K, a kernel that a file holds as (out, in) is not copied only to be turned."""
     for name, array in arrays:
-        yield name, np.asarray(array, dtype=cast(dtype), order="C")
+        yield name, np.asarray(array, dtype=cast(dtype), order=order)
 
 
 def _fuse(
     arrays: Iterable[tuple[str, np.ndarray]], checkpoint: Checkpoint
 ) -> Iterator[tuple[str, tuple[str, ...], np.ndarray, int]]:
-    """Joins the parts of each fused kernel, which come one after another; passes everything else
-    on."""
+    """Joins the parts of each fused kernel, which come one after another, and turns the kernels of
+    layers to (out, in); passes everything else on."""
     specs = named_specs(checkpoint.config)
     held: list[np.ndarray] = []
     for name, array in arrays:
         prefix, _, field = name.rpartition(".")
-        whole = _PART_OF.get(field)
-        if whole is None:
-            yield name, specs[name].axes, array, 1
-            continue
-        held.append(array)
-        if field == FUSED[whole][-1]:
-            yield f"{prefix}.{whole}", specs[name].axes, np.concatenate(held, axis=1), len(held)
-            held = []
+        axes, whole = specs[name].axes, _PART_OF.get(field)
+        if whole is not None:
+            held.append(array)
+            if field == FUSED[whole][-1]:
+                kernel = np.concatenate([part.T for part in held])
+                yield f"{prefix}.{whole}", axes[::-1], kernel, len(held)
+                held = []
+        elif prefix and array.ndim == 2:
+            yield name, axes[::-1], np.ascontiguousarray(array.T), 1
+        else:
+            yield name, axes, array, 1

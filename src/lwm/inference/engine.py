@@ -1,12 +1,13 @@
 """The engine: requests in, tokens out, continuous batching over fixed slots.
 
-Compiles a prefill step for each chunk size and one decode step, whatever the prompts' lengths and
-settings; requests join and leave between steps. Knows token ids; knows nothing of text, files or
-HTTP. A server drives `submit`, `step` and `cancel`; `stream` drives them for one request.
+Compiles a prefill step for each chunk size, one decode step, and one for each width of drafts (see
+`drafting`), whatever the prompts' lengths and settings; requests join and leave between steps.
+Knows token ids; knows nothing of text, files or HTTP. A server drives `submit`, `step` and
+`cancel`; `stream` drives them for one request.
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, Literal
 
@@ -23,6 +24,7 @@ from lwm.core.errors import ConfigError, InputError
 from lwm.core.mesh import DATA, SEQUENCE
 from lwm.core.progress import Advance
 from lwm.core.sharding import DECODE, PREFILL
+from lwm.inference.drafting import Drafter
 from lwm.inference.sampling import MAX_TOP_LOGPROBS, Sampled, Sampling, SlotSampling, sample
 from lwm.inference.scheduler import Chunk, Feed, Scheduler
 from lwm.models.cache import Cache, cache_capacity, grow_cache, make_cache, require_cache_memory
@@ -33,12 +35,24 @@ from lwm.models.llama import (
     LlamaConfig,
     apply_layer,
     embed_tokens,
-    hidden_states,
+    rms_norm,
     text_logits,
 )
 
 CHUNKS = (32, 128, 512, 1024)
 """Positions on each device of the `sequence` axis that one prefill step takes."""
+
+LONGEST_RUN = 5
+"""Layers that one dispatch of a decode step computes at most."""
+
+WIDTHS = (4, 8)
+"""Tokens that a decode step with drafts takes in each slot, the certain one included."""
+
+MOST_ROWS = {"cpu": 16}
+"""Tokens that such a step may take in all slots together. Up to there it costs little more than a
+step of one token, because both wait for weights."""
+
+MOST_ROWS_ELSEWHERE = 128
 
 
 def roomy(tokens: int) -> int:
@@ -76,7 +90,7 @@ class Request:
 
 @dataclass(frozen=True, kw_only=True)
 class Token:
-    """One step of one request.
+    """One token of one request; a step may bring several.
 
     Args:
         token: the id; None in a last event that brings no token, because a stop token came.
@@ -109,29 +123,30 @@ def prefill_layer(
     return apply_layer(layer, x, turn, cache, config, attend, mesh=mesh, rules=PREFILL)
 
 
-def decode_logits(
-    weights: Llama,
-    cache: Cache,
-    tokens: Array,
+def decode_layers(
+    layers: Sequence[Layer | FusedLayer],
+    x: Array,
+    turn: Rotation,
+    caches: Cache,
     positions: Array,
     *,
     config: LlamaConfig,
     mesh: Mesh | None,
 ) -> tuple[Array, Cache]:
-    """Feeds one token to every slot: logits [slots, vocab] and the cache after it."""
+    """Runs the next tokens of every slot, [slots, width], through a run of layers, which keep
+    their keys and values. A position of -1 holds no token."""
     attend = partial(decode_attention, positions=positions, mesh=mesh)
-    hidden, after = hidden_states(
-        weights, tokens[:, None], jnp.maximum(positions, 0)[:, None], config,
-        attend,
-        caches=cache, mesh=mesh, rules=DECODE,
-    )  # fmt: skip
-    assert after is not None
-    return text_logits(weights, hidden)[:, 0], after
+    apply = partial(apply_layer, config=config, attend=attend, mesh=mesh, rules=DECODE)
+    traced_once, after = jax.jit(apply), []
+    for layer, cache in zip(layers, caches, strict=True):
+        x, cache = traced_once(layer, x, turn, cache)
+        after.append(cache)
+    return x, tuple(after)
 
 
-def decode_step(
+def draw(
     weights: Llama,
-    cache: Cache,
+    x: Array,
     seen: Array,
     tokens: Array,
     positions: Array,
@@ -139,15 +154,38 @@ def decode_step(
     *,
     config: LlamaConfig,
     mesh: Mesh | None,
-) -> tuple[Sampled, Cache, Array]:
-    """Feeds one token to every slot and samples the next."""
-    logits, after = decode_logits(weights, cache, tokens, positions, config=config, mesh=mesh)
+) -> tuple[Sampled, Array]:
+    """Samples behind every token that was fed, [slots, width], from what the last layer made of
+    it. Needs no layers.
+
+    A row is drawn as it would be had the tokens before it come one a step: from the same position
+    and with the same tokens seen. Returns with it the tokens of each slot's text, those drafts
+    included that were drawn themselves.
+    """
+    slots, width = tokens.shape
+    hidden = rms_norm(x, weights.norm, config.rms_norm_eps)
+    logits = text_logits(weights, hidden).reshape(slots * width, -1)
     if mesh is not None:  # the vocabulary may be sharded, and sorting wants it whole
         whole = NamedSharding(mesh, PartitionSpec())
         logits = jax.lax.with_sharding_constraint(logits, whole)
     fed = jnp.where(positions >= 0, tokens, seen.shape[1])
-    seen = seen.at[jnp.arange(len(tokens)), fed].set(True, mode="drop")
-    return sample(logits, seen, positions + 1, how), after, seen
+    slot = jnp.arange(slots)
+    after = []  # what has been seen behind the first token, the second, ...
+    for column in range(width):
+        seen = seen.at[slot, fed[:, column]].set(True, mode="drop")
+        after.append(seen)
+    rows = jax.tree.map(lambda x: jnp.repeat(x, width, axis=0), how)
+    partner = (how.conditional, how.unconditional)
+    conditional, unconditional = (
+        (other[:, None] * width + jnp.arange(width)).reshape(-1) for other in partner
+    )
+    rows = replace(rows, conditional=conditional, unconditional=unconditional)
+    step = (positions + 1).reshape(-1)
+    sampled = sample(logits, jnp.stack(after, axis=1).reshape(slots * width, -1), step, rows)
+    sampled = jax.tree.map(lambda x: x.reshape(slots, width, *x.shape[1:]), sampled)
+    true = (sampled.tokens[:, :-1] == tokens[:, 1:]) & (positions[:, 1:] >= 0)
+    accepted = jnp.cumprod(true, axis=1).sum(axis=1)
+    return sampled, jnp.stack(after, axis=1)[slot, accepted]
 
 
 def _mark_seen(seen: Array, slot: Array, row: Array) -> Array:
@@ -161,6 +199,8 @@ class Engine:
         slots: requests that run at once; rounded up to a multiple of the `data` axis.
         tokens: positions a request may take, rounded up to whole slabs of the cache.
         dtype: of the cache.
+        drafts: whether steps may take several tokens that are guessed from the text (see
+            `drafting`). The tokens are the same with and without, but for the rounding of sums.
     """
 
     def __init__(
@@ -172,6 +212,7 @@ class Engine:
         tokens: int = 2048,
         dtype: str = "float32",
         mesh: Mesh | None = None,
+        drafts: bool = True,
     ) -> None:
         self._weights, self._config, self._mesh, self._dtype = weights, config, mesh, dtype
         shards, groups = (1, 1) if mesh is None else (mesh.shape[SEQUENCE], mesh.shape[DATA])
@@ -185,16 +226,24 @@ class Engine:
             chunks=[size * shards for size in CHUNKS],
             alignment=shards,
         )
+        platform = jax.default_backend() if mesh is None else mesh.devices.flat[0].platform
+        rows = MOST_ROWS.get(platform, MOST_ROWS_ELSEWHERE) if drafts else 0
+        self._widths = [width for width in WIDTHS if width * self._count <= rows]
         self._requests: dict[int, Request] = {}
+        self._drafters: dict[int, Drafter] = {}
         self._missed: dict[int, list[Token]] = {}
         self._seen = self._make_seen()
         static = {"config": config, "mesh": mesh}
-        # One compiled layer, run for each: what a chunk size costs to compile does not grow with
-        # the model's depth.
+        # One compiled layer, or a run of a few, used for all: what a chunk size or a width of
+        # drafts costs to compile does not grow with the model's depth.
+        self._run = max(n for n in range(1, LONGEST_RUN + 1) if config.num_layers % n == 0)
         self._embed = jax.jit(partial(embed_tokens, mesh=mesh, rules=PREFILL))
         self._turn = jax.jit(partial(rotation, head_dim=config.head_dim, theta=config.rope_theta))
         self._prefill = jax.jit(partial(prefill_layer, **static), donate_argnums=(1, 3))
-        self._decode = jax.jit(partial(decode_step, **static), donate_argnums=(1, 2))
+        self._embed_next = jax.jit(partial(embed_tokens, mesh=mesh, rules=DECODE))
+        self._decode = jax.jit(partial(decode_layers, **static), donate_argnums=(1, 3))
+        self._draw = jax.jit(partial(draw, **static), donate_argnums=2)
+        self._ends = replace(weights, layers=())
         self._mark_seen = jax.jit(_mark_seen, donate_argnums=0)
 
     def _make_cache(self, capacity: int) -> Cache:
@@ -249,12 +298,18 @@ class Engine:
     def cancel(self, request: int) -> None:
         """Ends a request between two steps; an unknown or finished one is no fault."""
         self._missed.pop(request, None)
-        if self._requests.pop(request, None) is not None:
-            self.scheduler.release(request)
+        if request in self._requests:
+            self._end(request)
+
+    def _end(self, request: int) -> None:
+        del self._requests[request]
+        self._drafters.pop(request, None)
+        self.scheduler.release(request)
 
     def step(self) -> list[Token]:
         """Computes one chunk of prefill at most and one token for every request that is past its
-        prompt. Interrupted, it forgets the cache; the requests that remain are read anew."""
+        prompt, or several where a draft came true. Interrupted, it forgets the cache; the requests
+        that remain are read anew."""
         try:
             return self._step()
         except BaseException:
@@ -270,7 +325,10 @@ class Engine:
                 mask = np.zeros(self._config.vocab_size, bool)
                 mask[list(self.scheduler.text_of(number, row))] = True
                 self._seen = self._mark_seen(self._seen, slot, mask)
-        plan = self.scheduler.plan()
+            if self._widths:
+                request = self._requests[number]
+                self._drafters[number] = Drafter(request.prompt, request.max_tokens)
+        plan = self.scheduler.plan(self._draft)
         if plan.chunk is not None:
             self._run_chunk(plan.chunk)
         return self._run_decode(plan.feeds) if plan.feeds else []
@@ -294,10 +352,9 @@ class Engine:
                     advance(done - told)
                     told = done
                 for token in events:
-                    if token.request == number:
-                        yield token
-                    else:  # of another stream, which will ask for it
+                    if token.request != number:  # of another stream, which will ask for it
                         self._missed.setdefault(token.request, []).append(token)
+                yield from (token for token in events if token.request == number)
         finally:
             self.cancel(number)
 
@@ -316,42 +373,81 @@ class Engine:
             cache.append(held)
         self.cache = tuple(cache)
 
+    def _draft(self, request: int, most: int) -> Sequence[int]:
+        drafter = self._drafters.get(request)
+        if drafter is None:
+            return ()
+        first, further = self._widths[0] - 1, self._widths[-1] - 1
+        return drafter.draft(min(first, most), min(further, most))
+
     def _run_decode(self, feeds: Sequence[Feed]) -> list[Token]:
-        tokens = np.zeros(self._count, np.int32)
-        positions = np.full(self._count, -1, np.int32)
+        longest = max(len(feed.tokens) for feed in feeds)
+        width = 1 if longest == 1 else min(w for w in self._widths if w >= longest)
+        tokens = np.zeros((self._count, width), np.int32)
+        positions = np.full((self._count, width), -1, np.int32)
         for feed in feeds:
-            tokens[feed.slot], positions[feed.slot] = feed.token, feed.position
+            count = len(feed.tokens)
+            tokens[feed.slot, :count] = feed.tokens
+            positions[feed.slot, :count] = feed.position + np.arange(count)
+        fed = {feed.slot: feed.tokens for feed in feeds}
         ready = [
-            number
-            for number in self.scheduler.active
-            if positions[self.scheduler.slots_of(number)[0]] >= 0
+            number for number in self.scheduler.active if self.scheduler.slots_of(number)[0] in fed
         ]
-        sampled, self.cache, self._seen = self._decode(
-            self._weights, self.cache, self._seen, tokens, positions, self._slot_sampling(ready)
-        )
+        how = self._slot_sampling(ready)
+        x = self._embed_next(self._weights.embedding, tokens)
+        turn = self._turn(np.maximum(positions, 0))
+        layers, cache = self._weights.layers, []
+        assert isinstance(layers, tuple)
+        for first in range(0, len(layers), self._run):
+            run = slice(first, first + self._run)
+            x, held = self._decode(layers[run], x, turn, self.cache[run], positions)
+            cache += held
+        self.cache = tuple(cache)
+        sampled, self._seen = self._draw(self._ends, x, self._seen, tokens, positions, how)
         drawn: Any = jax.device_get(sampled)
         events = []
         for number in ready:
             slot = self.scheduler.slots_of(number)[0]
-            event = self._event(number, slot, drawn)
-            events.append(event)
-            if event.finish is not None:
-                del self._requests[number]
-                self.scheduler.release(number)
+            events += self._events(number, slot, fed[slot][1:], drawn)
         return events
 
-    def _event(self, number: int, slot: int, drawn: Sampled) -> Token:
+    def _events(
+        self, number: int, slot: int, drafts: Sequence[int], drawn: Sampled
+    ) -> list[Token]:
+        """The request's next token, and one more for each draft that is what was drawn."""
+        events = []
+        while True:
+            accepted = len(events)
+            event = self._event(number, slot, accepted, drawn)
+            events.append(event)
+            if event.finish is not None:
+                self._end(number)
+                return events
+            if accepted == len(drafts) or event.token != drafts[accepted]:
+                break
+        drafter = self._drafters.get(number)
+        if drafter is not None:
+            drafter.extend([event.token for event in events])
+            if drafts:
+                drafter.judge(len(drafts), accepted)
+        return events
+
+    def _event(self, number: int, slot: int, column: int, drawn: Sampled) -> Token:
         request = self._requests[number]
-        token = int(drawn.tokens[slot])
+        token = int(drawn.tokens[slot, column])
         if token in request.stop_tokens:
             return Token(request=number, token=None, finish="stop")
         full = self.scheduler.record(number, token)
         count = request.logprobs
-        top = zip(drawn.top_tokens[slot, :count], drawn.top_logprobs[slot, :count], strict=True)
+        top = zip(
+            drawn.top_tokens[slot, column, :count],
+            drawn.top_logprobs[slot, column, :count],
+            strict=True,
+        )
         return Token(
             request=number,
             token=token,
-            logprob=float(drawn.logprobs[slot]),
+            logprob=float(drawn.logprobs[slot, column]),
             top=tuple((int(t), float(p)) for t, p in top),
             finish="length" if full else None,
         )

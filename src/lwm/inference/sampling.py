@@ -87,13 +87,13 @@ class SlotSampling:
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True, kw_only=True)
 class Sampled:
-    """One token a slot, its log-probability under the model, and the likeliest alternatives (zeros
-    if nobody asked)."""
+    """One token a row, its log-probability under the model, and the likeliest alternatives (zeros
+    if nobody asked). Rows are slots, or [slots, width] where drafts were fed."""
 
-    tokens: Int[Array, " slots"]
-    logprobs: Float[Array, " slots"]
-    top_tokens: Int[Array, "slots top"]
-    top_logprobs: Float[Array, "slots top"]
+    tokens: Int[Array, "*rows"]
+    logprobs: Float[Array, "*rows"]
+    top_tokens: Int[Array, "*rows top"]
+    top_logprobs: Float[Array, "*rows top"]
 
 
 def penalise(

@@ -7,11 +7,12 @@ slot keeps the tokens whose keys it holds after its request has left, and a late
 starts with the same tokens starts behind them.
 
 Prefill covers all of a prompt but its last token; that one is fed by the first decode step, which
-so is the only place where tokens are sampled.
+so is the only place where tokens are sampled. Behind a request's last token drafts may be fed, see
+`drafting`; those that come true are in the cache already, and what others left there is forgotten.
 """
 
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from lwm.core.errors import CapacityError, InputError
@@ -34,10 +35,11 @@ class Chunk:
 
 @dataclass(frozen=True)
 class Feed:
-    """One slot's part of a decode step: the token at `position`; the next one is sampled."""
+    """One slot's part of a decode step: tokens at `position` and on, the first of them certain
+    and the others drafts; behind each the next one is sampled."""
 
     slot: int
-    token: int
+    tokens: tuple[int, ...]
     position: int
 
 
@@ -64,6 +66,10 @@ class _Active:
     slots: list[int]
     texts: list[list[int]]  # prompt and answer of each row
     remaining: int
+
+
+def _no_draft(request: int, most: int) -> Sequence[int]:
+    return ()
 
 
 class Scheduler:
@@ -179,8 +185,13 @@ class Scheduler:
             count += 1
         return count // self._alignment * self._alignment if count < len(prompt) - 1 else count
 
-    def plan(self) -> Plan:
-        """What the next step computes. The cache is taken to hold it once this returns."""
+    def plan(self, draft: Callable[[int, int], Sequence[int]] = _no_draft) -> Plan:
+        """What the next step computes. The cache is taken to hold it once this returns.
+
+        Args:
+            draft: guesses at a request's next tokens, at most so many; asked once for each request
+                of one row that is past its prompt and has more than one token to go.
+        """
         chunk = self._next_chunk()
         feeds = []
         for active in self._active.values():
@@ -190,9 +201,13 @@ class Scheduler:
             )
             if not ready:
                 continue
+            most = active.remaining - 1
+            drafts = draft(active.request, most) if most and len(active.slots) == 1 else ()
+            assert len(drafts) <= most
             for slot, text in zip(active.slots, active.texts, strict=True):
-                feeds.append(Feed(slot, text[-1], len(text) - 1))
-                self._slots[slot].cached.append(text[-1])
+                tokens = (text[-1], *drafts)
+                feeds.append(Feed(slot, tokens, len(text) - 1))
+                self._slots[slot].cached.extend(tokens)
         return Plan(chunk, tuple(feeds))
 
     def _next_chunk(self) -> Chunk | None:
@@ -222,7 +237,10 @@ class Scheduler:
         """Appends a sampled token to every row of a request; tells whether its allowance is used
         up."""
         active = self._active[request]
-        for text in active.texts:
+        for slot, text in zip(active.slots, active.texts, strict=True):
+            cached = self._slots[slot].cached
+            if cached[len(text) : len(text) + 1] != [token]:  # the draft was wrong
+                del cached[len(text) :]
             text.append(token)
         active.remaining -= 1
         return active.remaining == 0
@@ -234,7 +252,8 @@ class Scheduler:
             self._waiting = deque(entry for entry in self._waiting if entry[0] != request)
             return
         self._clock += 1
-        for slot in active.slots:
+        for slot, text in zip(active.slots, active.texts, strict=True):
+            del self._slots[slot].cached[len(text) :]  # drafts that nobody confirmed
             self._slots[slot].owner = None
             self._slots[slot].released = self._clock
 

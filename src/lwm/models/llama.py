@@ -94,19 +94,19 @@ class FusedLayer:
     gate and up.
 
     For inference where the `tensor` axis does not cut them: the fewer and larger products are, the
-    nearer they come to the speed of memory.
+    nearer they come to the speed of memory. Kernels are (out, in), see `multiply`.
     """
 
     attention_norm: Float[Array, " embed"]
-    attention_in: Float[Array, "embed heads_and_kv_heads_dim"]
-    output: Float[Array, "heads_dim embed"]
+    attention_in: Float[Array, "heads_and_kv_heads_dim embed"]
+    output: Float[Array, "embed heads_dim"]
     mlp_norm: Float[Array, " embed"]
-    mlp_in: Float[Array, "embed gate_and_up"]
-    down: Float[Array, "mlp embed"]
+    mlp_in: Float[Array, "gate_and_up embed"]
+    down: Float[Array, "embed mlp"]
 
 
 FUSED = {"attention_in": ("query", "key", "value"), "mlp_in": ("gate", "up")}
-"""What each fused kernel is made of, in the order of its columns."""
+"""What each fused kernel is made of, in the order of its rows."""
 
 
 @jax.tree_util.register_dataclass
@@ -205,6 +205,27 @@ def embed_tokens(
     )(table, tokens)
 
 
+FEW_ROWS = 16
+"""Up to so many rows, a CPU multiplies faster with the kernel on the left (docs/log.md)."""
+
+
+def multiply(
+    x: Float[Array, "batch seq into"], kernel: Float[Array, "out into"], dtype: Any = None
+) -> Float[Array, "batch seq out"]:
+    """`x @ kernel.T`, in x's own type or the one named.
+
+    XLA's CPU backend packs the right side of a product once for all rows and the left side block
+    by block, so a few rows are multiplied as columns of the result's transpose. The barrier keeps
+    the compiler from turning the product round again.
+    """
+    batch, length = x.shape[:2]
+    if not 1 < batch * length <= FEW_ROWS or jax.default_backend() != "cpu":
+        return jnp.einsum("bsi,oi->bso", x, kernel, preferred_element_type=dtype)
+    rows = x.reshape(batch * length, -1)
+    columns = jnp.einsum("oi,ri->or", kernel, rows, preferred_element_type=dtype)
+    return jax.lax.optimization_barrier(columns).T.reshape(batch, length, -1)
+
+
 def project(
     layer: Layer | FusedLayer, x: Float[Array, "batch seq embed"], config: LlamaConfig
 ) -> tuple[Array, Array, Array]:
@@ -212,7 +233,9 @@ def project(
     if isinstance(layer, Layer):
         return x @ layer.query, x @ layer.key, x @ layer.value
     heads, kv_heads = config.num_heads * config.head_dim, config.num_kv_heads * config.head_dim
-    query, key, value = jnp.split(x @ layer.attention_in, [heads, heads + kv_heads], axis=-1)
+    query, key, value = jnp.split(
+        multiply(x, layer.attention_in), [heads, heads + kv_heads], axis=-1
+    )
     return query, key, value
 
 
@@ -228,10 +251,9 @@ def feed_forward(
 
     def apply(x: Array) -> Array:
         if isinstance(layer, Layer):
-            gate, up = x @ layer.gate, x @ layer.up
-        else:
-            gate, up = jnp.split(x @ layer.mlp_in, 2, axis=-1)
-        return (jax.nn.silu(gate) * up) @ layer.down
+            return (jax.nn.silu(x @ layer.gate) * (x @ layer.up)) @ layer.down
+        gate, up = jnp.split(multiply(x, layer.mlp_in), 2, axis=-1)
+        return multiply(jax.nn.silu(gate) * up, layer.down)
 
     batch, length, embed = x.shape
     if length % shards:  # one part then, which is right wherever it lies
@@ -279,7 +301,8 @@ def apply_layer(
     query = rotate(split(query, config.num_heads, "heads"), turn)
     key = rotate(split(key, config.num_kv_heads, "kv_heads"), turn)
     mixed, cache = attend(query, key, split(value, config.num_kv_heads, "kv_heads"), cache)
-    x = x + mixed.reshape(*x.shape[:2], -1) @ layer.output
+    mixed = mixed.reshape(*x.shape[:2], -1)
+    x = x + (mixed @ layer.output if isinstance(layer, Layer) else multiply(mixed, layer.output))
     normed = rms_norm(x, layer.mlp_norm, config.rms_norm_eps)
     shards = 1 if mesh is None else shard_count(mesh, "position", rules)
     x = x + feed_forward(layer, normed, block=mlp_block, shards=shards)
@@ -335,7 +358,5 @@ def text_logits(
 ) -> Float[Array, "batch seq vocab"]:
     """Scores of the next token, float32."""
     if weights.head is None:
-        return jnp.einsum(
-            "bse,ve->bsv", hidden, weights.embedding, preferred_element_type=jnp.float32
-        )
+        return multiply(hidden, weights.embedding, dtype=jnp.float32)
     return jnp.einsum("bse,ev->bsv", hidden, weights.head, preferred_element_type=jnp.float32)
