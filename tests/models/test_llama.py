@@ -28,6 +28,7 @@ from lwm.models.llama import (
     feed_forward,
     hidden_states,
     llama_params,
+    multiply,
     require_mesh,
     rms_norm,
     text_logits,
@@ -171,6 +172,15 @@ def test_fused_layers_are_plain_layers() -> None:
 
     actual = forward(with_layers(tuple(fuse(x) for x in unrolled().layers)), CONFIG)  # type: ignore[union-attr]
     np.testing.assert_allclose(actual, expected_logits(), atol=2e-5)
+
+
+@pytest.mark.parametrize("rows", [(1, 1), (1, 2), (3, 4), (2, 8), (1, 17), (5, 9)])
+def test_products_with_few_rows_are_products(rows: tuple[int, int]) -> None:
+    random = np.random.default_rng(0)
+    x = random.normal(size=(*rows, 24)).astype(np.float32)
+    kernel = random.normal(size=(40, 24)).astype(np.float32)
+    out = jax.jit(multiply, compiler_options=QUICKLY)(x, kernel)
+    np.testing.assert_allclose(out, x @ kernel.T, atol=1e-5)
 
 
 @pytest.mark.parametrize("mesh", ["1,2,2,1", "2,1,2,1"])
