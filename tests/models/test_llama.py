@@ -52,7 +52,7 @@ def forward(weights: Llama, config: LlamaConfig, mesh: str | None = None) -> np.
     laid = None if mesh is None else make_mesh(mesh)
 
     def run(weights: Llama, tokens: Any) -> Any:
-        hidden, _ = hidden_states(
+        hidden = hidden_states(
             weights, tokens, positions, config, attend, mesh=laid, rules=TRAINING
         )
         return text_logits(weights, hidden)

@@ -30,8 +30,10 @@ def dense(hidden, head, targets, weights):
     return (nll * weights).sum()
 
 
-@pytest.mark.parametrize("mesh", [None, "1,1,1,4", "1,1,4,1", "1,4,1,1", "1,2,2,1", "2,1,1,2"])
-@pytest.mark.parametrize("chunk", [5, 1000])
+@pytest.mark.parametrize(
+    ("mesh", "chunk"),
+    [(None, 5), (None, 1000), ("1,1,1,4", 5), ("1,1,4,1", 5), ("1,2,2,1", 5), ("2,1,1,2", 1000)],
+)
 def test_values_and_gradients_are_those_of_the_dense_loss(mesh, chunk):
     hidden, head, targets, weights = inputs()
     laid = None if mesh is None else make_mesh(mesh)

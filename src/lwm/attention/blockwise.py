@@ -308,10 +308,14 @@ def backward(
                 query, kept = _at((queries, saved), i)
                 mask = allowed(query.side, keys.side, causal=causal)
 
-                def heads(query: Array, kept: Saved, key: Array, value: Array) -> Any:
+                def heads(
+                    query: Array, kept: Saved, key: Array, value: Array, mask: Array | None
+                ) -> Any:
                     product = partial(jnp.einsum, preferred_element_type=jnp.float32)
                     scores = product("kgqd,ksd->kgqs", query, key)
-                    weights = jnp.where(mask, jnp.exp(scores - kept.logsumexp[..., None]), 0.0)
+                    weights = jnp.exp(scores - kept.logsumexp[..., None])
+                    if mask is not None:
+                        weights = jnp.where(mask, weights, 0.0)
                     change = product("kgqd,ksd->kgqs", kept.gradient, value)
                     change = (weights * (change - kept.product[..., None])).astype(key.dtype)
                     weights = weights.astype(value.dtype)
@@ -321,7 +325,13 @@ def backward(
                         product("kgqs,kgqd->ksd", weights, kept.gradient),
                     )
 
-                add_q, add_k, add_v = _by_heads(heads, query.data, kept, keys.key, keys.value)
+                def step(mask: Array | None, *blocks: Any) -> Any:
+                    return _by_heads(partial(heads, mask=mask), *blocks)
+
+                blocks = (query.data, kept, keys.key, keys.value)
+                add_q, add_k, add_v = jax.lax.cond(
+                    mask.all(), partial(step, None), partial(step, mask), *blocks
+                )
                 dq = jax.lax.dynamic_update_index_in_dim(dq, _at(dq, i) + add_q, i, 0)
                 return dq, dk + add_k, dv + add_v
 

@@ -47,6 +47,7 @@ class Checkpoint:
         stored: how the file keeps its numbers, for people: `float32`, `Q4_1`.
         vocabulary: where its tokenizer's files are, or the raw material of one, or None.
         ignorable: foreign tensors that carry nothing the model needs.
+        path: where it is now; a run's latest checkpoint has another name tomorrow.
     """
 
     source: str
@@ -57,6 +58,14 @@ class Checkpoint:
     tensors: Tensors
     vocabulary: Path | Vocabulary | None = None
     ignorable: Callable[[str], bool] = lambda name: False
+    path: Path | None = None
+
+    @property
+    def place(self) -> str:
+        """A MODEL string that names this checkpoint from anywhere and for good."""
+        if self.path is not None:
+            return str(self.path.resolve())
+        return str(Path(self.source).resolve()) if Path(self.source).exists() else self.source
 
     def verify(self) -> None:
         """Compares names and shapes with what the configuration asks for.

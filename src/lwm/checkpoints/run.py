@@ -19,7 +19,7 @@ from lwm.models.lora import LoraConfig
 
 RUN_FILE, TOKENIZER = "run.json", "tokenizer"
 _CHECKPOINTS = "checkpoints"
-_MARK, _COMMITTED = "_CHECKPOINT_METADATA", "commit_success.txt"
+_MARK = "_CHECKPOINT_METADATA"
 
 Open = Callable[[str], Checkpoint]
 
@@ -55,7 +55,7 @@ def open_run(directory: Path, source: str, open_base: Open) -> Checkpoint:
         tensors, stored = StackedModel(StackedTensors(step, "weights"), config), "float32"
     return Checkpoint(
         source=source, format="run", stored=stored, config=config, table=NATIVE,
-        tensors=tensors, vocabulary=vocabulary,
+        tensors=tensors, vocabulary=vocabulary, path=step,
     )  # fmt: skip
 
 
@@ -94,7 +94,7 @@ class StackedTensors:
             "driver": "zarr",
             "kvstore": {
                 "driver": "ocdbt",
-                "base": f"file://{self._base}/",
+                "base": {"driver": "file", "path": f"{self._base}/"},
                 "path": f"{self._root}.{name}/",
             },
         }

@@ -7,6 +7,7 @@ by itself.
 import os
 import threading
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 import jax
@@ -50,18 +51,26 @@ class DistributedConfig:
             )
 
 
+_TPU_PEERS = ("TPU_WORKER_HOSTNAMES", "TPU_PROCESS_ADDRESSES")
+
+
 def _cluster() -> str | None:
     """The cluster this process was started by as one of several, from what it sets."""
 
     def several(name: str) -> bool:
         return os.environ.get(name, "1").isdigit() and int(os.environ.get(name, "1")) > 1
 
-    if several("SLURM_NTASKS") and "SLURM_PROCID" in os.environ:
+    # Set by srun; in the script around it, which is one process, only SLURM_NTASKS is.
+    if several("SLURM_STEP_NUM_TASKS") and "SLURM_PROCID" in os.environ:
         return "Slurm"
     if several("OMPI_COMM_WORLD_SIZE"):
         return "MPI"
-    if "," in os.environ.get("TPU_WORKER_HOSTNAMES", ""):
+    if any("," in os.environ.get(name, "") for name in _TPU_PEERS):
         return "a TPU pod"
+    if os.environ.get("JAX_PLATFORMS", "tpu").startswith("tpu") and any(
+        Path("/dev").glob("accel[0-9]*")
+    ):
+        return "a TPU pod"  # a virtual machine of one asks its metadata server for the others
     if "MEGASCALE_COORDINATOR_ADDRESS" in os.environ:
         return "several TPU slices"
     if "JOB_COMPLETION_INDEX" in os.environ and "JAX_COORDINATOR_ADDRESS" in os.environ:
@@ -87,11 +96,13 @@ def join(config: DistributedConfig) -> None:
             "coordinator_address": config.coordinator,
             "num_processes": config.processes,
             "process_id": config.process,
+            "cluster_detection_method": "deactivate",
         }
     what = f"the {config.processes} processes" if config.coordinator else f"those of {cluster}"
     late = (
         f"{what} did not come together at {config.coordinator or 'the coordinator'} within "
         f"{config.timeout} seconds; start every process, and check that each reaches it"
+        f"{'' if config.coordinator else ', or add --distributed.auto no to work alone'}"
     )
 
     def give_up() -> None:

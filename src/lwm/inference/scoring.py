@@ -37,9 +37,7 @@ def forward_logits(
         out = attention(query, key, value, where, where, config=attention_config, mesh=mesh)
         return out, None
 
-    hidden, _ = hidden_states(
-        weights, tokens, positions, config, attend, mesh=mesh, rules=TRAINING
-    )
+    hidden = hidden_states(weights, tokens, positions, config, attend, mesh=mesh, rules=TRAINING)
     return text_logits(weights, hidden)
 
 

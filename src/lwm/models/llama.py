@@ -316,17 +316,15 @@ def hidden_states(
     config: LlamaConfig,
     attend: Attend,
     *,
-    caches: tuple[Any, ...] | None = None,
     prepare: Callable[[Any], Layer] = lambda layer: layer,
     remat: Callable[[Callable[..., Any]], Callable[..., Any]] = lambda layer: layer,
     dtype: Any = None,
     mesh: Mesh | None = None,
     rules: Rules,
-) -> tuple[Float[Array, "batch seq embed"], tuple[Any, ...] | None]:
-    """The last layer's output, normalised, and the caches after it.
+) -> Float[Array, "batch seq embed"]:
+    """The last layer's output, normalised, without a cache.
 
     Args:
-        caches: one a layer, only with layers in a tuple.
         prepare: makes of one stacked layer as it is kept the layer that computes: another type,
             gathered from its shards, adapters added.
         remat: what the backward pass computes again, as `jax.checkpoint` does; for stacked layers.
@@ -339,18 +337,12 @@ def hidden_states(
     x = constrain(x, mesh, ("batch", "position", "activation"), rules)
     if isinstance(weights.layers, tuple):
         traced_once = jax.jit(apply)
-        after = []
-        for layer, cache in zip(
-            weights.layers, caches or (None,) * config.num_layers, strict=True
-        ):
-            x, cache = traced_once(layer, x, turn, cache)
-            after.append(cache)
-        caches = tuple(after) if caches else None
+        for layer in weights.layers:
+            x, _ = traced_once(layer, x, turn, None)
     else:
-        assert caches is None, "caches belong to unrolled layers"
         one = remat(lambda layer, x, turn: apply(prepare(layer), x, turn, None)[0])
         x, _ = jax.lax.scan(lambda x, layer: (one(layer, x, turn), None), x, weights.layers)
-    return rms_norm(x, weights.norm, config.rms_norm_eps), caches
+    return rms_norm(x, weights.norm, config.rms_norm_eps)
 
 
 def text_logits(

@@ -6,6 +6,7 @@ resume, learn. Nothing is written before everything that can be refused has been
 
 import json
 import time
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import islice
@@ -13,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 
 from lwm.checkpoints.checkpoint import Checkpoint
 from lwm.checkpoints.resolve import open_checkpoint
@@ -34,7 +36,7 @@ from lwm.recipes.run import Run
 from lwm.training.batches import Layout
 from lwm.training.checkpointing import DIRECTORY, Checkpoints
 from lwm.training.loop import Tally, Work, train
-from lwm.training.metrics import Metrics
+from lwm.training.metrics import Metrics, require_tracking
 from lwm.training.optimizer import learning_rate
 from lwm.training.plan import Plan
 
@@ -61,6 +63,20 @@ def start(run: Run) -> Path:
     source, config, tokenizer = begin.source, begin.config, begin.tokenizer
     require_mesh(config, mesh, TRAINING)
     _require_run(run.out)
+    if run.init and run.out.resolve() in (
+        Path(run.init).resolve(),
+        *Path(run.init).resolve().parents,
+    ):
+        raise ConfigError(
+            f"--init {run.init} lies in {run.out}, where this run is to be written; choose "
+            "another --out"
+        )
+    require_tracking(run.tracking)
+    if jax.process_count() > 1 and mesh.size < jax.device_count():
+        raise ConfigError(
+            f"the mesh {run.mesh!r} takes {mesh.size} of {jax.device_count()} devices, but every "
+            "process must have some; choose a --mesh that takes all"
+        )
     loader = partial(
         Loader, sequence_length=run.sequence_length, rows=layout.rows,
         batch_size=run.batch_size, vocab_size=config.vocab_size,
@@ -83,7 +99,7 @@ def start(run: Run) -> Path:
     facts = {
         "model": to_dict(config),
         "lora": to_dict(run.lora) if run.lora.rank else None,
-        "init": run.init,
+        "init": source.place if source else "",
     }
     restored = None
     if (run.out / DIRECTORY).is_dir() and not run.fresh:
@@ -106,13 +122,14 @@ def start(run: Run) -> Path:
         return run.out
     main = jax.process_index() == 0
     metrics = Metrics(run.out, run.tracking, after=first, settings=to_dict(run)) if main else None
+    rate = learning_rate(run.optimizer, run.loop.steps)
     work = Work(
         step=plan.step(),
         evaluate=plan.evaluate(),
         place=layout.place,
         batches=batches,
         held_out=held_out,
-        learning_rate=learning_rate(run.optimizer, run.loop.steps),
+        learning_rates=np.asarray(jax.vmap(rate)(np.arange(run.loop.steps))),
         step_flops=training_flops(config, run.batch_size, run.sequence_length),
         peak_flops=peak_flops(mesh.size),
     )
@@ -126,17 +143,18 @@ def start(run: Run) -> Path:
         train(
             state, frozen, work, run.loop,
             first=first, tally=tally, checkpoints=checkpoints,
-            checkpoint_every=run.checkpoint.every, metrics=metrics,
+            due=run.checkpoint.due, metrics=metrics,
             facts=facts, run=run.out,
         )  # fmt: skip
     finally:
-        if metrics is not None:
-            metrics.close()
-            metrics.draw()
         checkpoints.close()
         batches.close()
         if held_out is not None:
             held_out.close()
+        if metrics is not None:
+            metrics.close()
+            with suppress(OSError):  # on a full disk the picture is the least
+                metrics.draw()
     seconds = time.perf_counter() - started
     say(f"done: {run.loop.steps - first:,} steps in {seconds / 60:.1f} minutes; see {run.out}")
     return run.out
@@ -209,7 +227,7 @@ def _require_run(directory: Path) -> None:
     """Refuses a directory of something else, which a run would mingle with or move aside."""
     if directory.is_file() or (
         directory.is_dir()
-        and any(directory.iterdir())
+        and any(not path.name.startswith(".") for path in directory.iterdir())
         and not any((directory / name).exists() for name in (RUN_FILE, TOKENIZER))
     ):
         raise InputError(f"{directory} exists and is no training run; choose another --out")
@@ -217,8 +235,12 @@ def _require_run(directory: Path) -> None:
 
 def _require_same(wanted: dict[str, Any], directory: Path, found: dict[str, Any]) -> None:
     """Refuses to go on with another model than the one that the directory holds."""
-    for kind in ("model", "lora"):
-        has, asked = found.get(kind) or {}, wanted[kind] or {}
+    base = {"init": wanted["init"]} if wanted["lora"] else {}
+    for has, asked in (
+        (found.get("model") or {}, wanted["model"]),
+        (found.get("lora") or {}, wanted["lora"] or {}),
+        ({"init": found.get("init")} if found.get("lora") else {}, base),
+    ):
         for name in {**has, **asked}:
             if has.get(name) != asked.get(name):
                 raise ConfigError(

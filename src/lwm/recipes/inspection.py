@@ -15,7 +15,7 @@ from lwm.data.tokenizer import Tokenizer
 from lwm.recipes.assemble import open_start
 from lwm.recipes.run import Run
 
-_COUNTED = 20  # batches over which tokens are counted
+_COUNTED = 50_000  # tokens that are counted, at least those of one batch
 _SHOWN = 300  # characters of a stretch of text
 
 
@@ -38,7 +38,8 @@ def inspect_rows(run: Run, rows: int) -> Iterator[str]:
         )
         totals = np.zeros(4)
         shown = 0
-        for _ in range(_COUNTED):
+        batches = max(1, _COUNTED // (run.batch_size * run.sequence_length))
+        for _ in range(batches):
             batch = next(loader)
             for number in range(len(batch["tokens"])):
                 row = {name: x[number] for name, x in batch.items()}
@@ -50,7 +51,7 @@ def inspect_rows(run: Run, rows: int) -> Iterator[str]:
         places, tokens, targets, segments = totals
         yield ""
         yield (
-            f"in {_COUNTED} batches: {places:,.0f} places, {tokens:,.0f} tokens "
+            f"in {batches} batches: {places:,.0f} places, {tokens:,.0f} tokens "
             f"({1 - tokens / places:.1%} padding), {targets:,.0f} of them learnt, "
             f"{segments:,.0f} segments; {loader.broken} broken examples"
         )

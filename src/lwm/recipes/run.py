@@ -53,7 +53,9 @@ class ModelSettings:
         """
         changes = {field.name: getattr(self, field.name) for field in fields(self)}
         del changes["size"]
-        changes["max_sequence_length"] = sequence_length
+        # Rows shorter than a model's context do not take it away.
+        had = 0 if start is None else start.max_sequence_length
+        changes["max_sequence_length"] = max(sequence_length, had)
         if not self.size and start is None:
             raise ConfigError("model.size is empty and no --init is given; give one of them")
         if not self.size:
@@ -70,8 +72,8 @@ class ModelSettings:
             wanted = override(sized, **changes)
         if start is None:
             return wanted
-        # What a stage may change; the vocabulary of a checkpoint may be larger than a size's.
-        free = {"max_sequence_length", "rope_theta", "initializer_range"}
+        # What a stage may change, and what a size says of the original and not of this checkpoint.
+        free = {"max_sequence_length", "rope_theta", "initializer_range", "rms_norm_eps"}
         for field in fields(LlamaConfig):
             has, asked = getattr(start, field.name), getattr(wanted, field.name)
             if field.name not in free and has != asked:
@@ -80,7 +82,11 @@ class ModelSettings:
                     "choose the --model.size of the checkpoint, or --model.size '' to take what "
                     "it has"
                 )
-        return wanted if self.rope_theta else override(wanted, rope_theta=start.rope_theta)
+        return override(
+            wanted,
+            rope_theta=self.rope_theta or start.rope_theta,
+            rms_norm_eps=self.rms_norm_eps or start.rms_norm_eps,
+        )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -4,6 +4,8 @@ Each holds the state of learning, the state of every process's data, and the fac
 to open it as a model (`checkpoints.run`). Knows Orbax; knows no step function.
 """
 
+import json
+import math
 import shutil
 import threading
 from collections.abc import Callable
@@ -17,10 +19,15 @@ import orbax.checkpoint as ocp
 from absl import logging
 from orbax.checkpoint.checkpoint_managers import preservation_policy
 
-from lwm.core.errors import CheckpointError, ConfigError, LwmError
+from lwm.core.distributed import any_process
+from lwm.core.errors import CheckpointError, ConfigError
 from lwm.core.progress import say
 
 DIRECTORY = "checkpoints"
+
+_TORN = (FileNotFoundError, KeyError, TypeError, ValueError)
+"""What reading a checkpoint raises that a crash left incomplete: files missing, cut short, or no
+longer what they were. Too little memory, or a file that may not be read, is no such fault."""
 STATE, DATA, FACTS = "state", "data", "facts"
 
 
@@ -33,9 +40,13 @@ class CheckpointConfig:
     keep: int = 2
     """Latest checkpoints that stay."""
     milestones: int = 0
-    """Every checkpoint whose step is a multiple of this stays too; 0 for none."""
+    """A checkpoint at every multiple of this is written and stays; 0 for none."""
     best: int = 1
     """Checkpoints of lowest evaluation loss that stay too."""
+
+    def due(self, step: int) -> bool:
+        """Whether a checkpoint is wanted at a step."""
+        return step % self.every == 0 or (self.milestones > 0 and step % self.milestones == 0)
 
     def __post_init__(self) -> None:
         for name, least in (("every", 1), ("keep", 1), ("milestones", 0), ("best", 0)):
@@ -101,7 +112,9 @@ class Checkpoints:
                     data=grain.checkpoint.CheckpointSave(data),  # type: ignore[call-arg]
                     facts=ocp.args.JsonSave(facts),  # type: ignore[call-arg]
                 ),
-                metrics=None if evaluation is None else {"loss": evaluation},
+                metrics=None
+                if evaluation is None or not math.isfinite(evaluation)
+                else {"loss": evaluation},
             )
         except Exception as error:
             raise self._unsaved(step, error) from error
@@ -151,21 +164,19 @@ class Checkpoints:
         """
         found = self.steps()
         for step in reversed(found):
+            found_here, fault = None, ""
             try:
-                wanted = ocp.args.Composite(facts=ocp.args.JsonRestore())
-                facts = self._manager.restore(step, args=wanted)[FACTS]
-                require_same(facts)
-                wanted = ocp.args.Composite(
-                    state=ocp.args.StandardRestore(template),  # type: ignore[call-arg]
-                    data=grain.checkpoint.CheckpointRestore(data),  # type: ignore[call-arg]
-                )
-                return step, self._manager.restore(step, args=wanted)[STATE], facts
-            except LwmError:  # the user's settings differ; nothing is wrong with the checkpoint
-                raise
-            except Exception as error:  # whatever is broken inside, the one before may be whole
-                reason = " ".join(str(error).split())[:200]
-                say(f"warning: the checkpoint of step {step} cannot be read ({reason})")
-                self._set_aside(step)
+                found_here = self._read(step, template, require_same)
+            except _TORN as error:
+                fault = " ".join(str(error).split())[:200] or type(error).__name__
+            # What one process cannot read, none may go on from.
+            if not any_process(found_here is None) and found_here is not None:
+                state, place, facts = found_here
+                data.set_state(place)
+                return step, state, facts
+            reason = fault or "another process cannot read it"
+            say(f"warning: the checkpoint of step {step} cannot be read ({reason})")
+            self._set_aside(step)
         if found:
             raise CheckpointError(
                 f"none of the checkpoints in {self._directory} can be read (each is kept as "
@@ -173,12 +184,37 @@ class Checkpoints:
             )
         return None
 
+    def _read(
+        self, step: int, template: Any, require_same: Callable[[dict[str, Any]], None]
+    ) -> tuple[Any, dict[str, Any], dict[str, Any]]:
+        """State, place in the data, and facts of a checkpoint."""
+        wanted = ocp.args.Composite(facts=ocp.args.JsonRestore())
+        facts = self._manager.restore(step, args=wanted)[FACTS]
+        require_same(facts)
+        place = self._data_state(step)
+        wanted = ocp.args.Composite(
+            state=ocp.args.StandardRestore(template)  # type: ignore[call-arg]
+        )
+        return self._manager.restore(step, args=wanted)[STATE], place, facts
+
+    def _data_state(self, step: int) -> dict[str, Any]:
+        """Where the data was, of all processes together: there may be other ones now."""
+        files = sorted((self._directory / str(step) / DATA).glob("process_*.json"))
+        states = [json.loads(file.read_text(encoding="utf-8")) for file in files]
+        if not states:
+            raise FileNotFoundError(f"the data's position is missing from step {step}")
+        merged = dict(states[0])
+        if "rows" in merged:
+            merged["rows"] = {row: at for state in states for row, at in state["rows"].items()}
+        return merged
+
     def _set_aside(self, step: int) -> None:
         """Renames a torn checkpoint, so that its step can be saved again and nothing is lost."""
         if jax.process_index() == 0:
             aside = self._directory / f"torn-{step}"
             shutil.rmtree(aside, ignore_errors=True)
             (self._directory / str(step)).rename(aside)
+        any_process(False)  # nobody looks again before it is renamed
         self._manager.reload()
 
     def close(self) -> None:

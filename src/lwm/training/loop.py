@@ -91,7 +91,7 @@ class Work:
         held_out: opens the evaluation split from its start; None where there is none.
         step_flops: floating-point operations of a step of the model, recomputation left out.
         peak_flops: operations a second that all devices together can do, or 0 if unknown.
-        learning_rate: by updates made.
+        learning_rates: by updates made, on the host.
     """
 
     step: Callable[[TrainState, Any, Batch], tuple[TrainState, StepMetrics]]
@@ -99,7 +99,7 @@ class Work:
     place: Callable[[dict[str, np.ndarray]], Batch]
     batches: Batches
     held_out: Callable[[], Iterator[dict[str, np.ndarray]]] | None
-    learning_rate: Callable[[int], Any]
+    learning_rates: np.ndarray
     step_flops: float
     peak_flops: float
 
@@ -111,6 +111,14 @@ class Tally:
     tokens: int = 0
     skipped: int = 0
     skipped_in_a_row: int = 0
+    best: float | None = None
+
+    def is_best(self, loss: float) -> bool:
+        """Whether an evaluation loss is the lowest so far; notes it."""
+        if not math.isfinite(loss) or (self.best is not None and loss >= self.best):
+            return False
+        self.best = loss
+        return True
 
 
 def train(
@@ -122,7 +130,7 @@ def train(
     first: int,
     tally: Tally,
     checkpoints: Checkpoints,
-    checkpoint_every: int,
+    due: Callable[[int], bool],
     metrics: Metrics | None,
     facts: dict[str, Any],
     run: Path,
@@ -132,6 +140,8 @@ def train(
     Args:
         first: batches already learned from.
         metrics: None in all processes but the first.
+        due: whether a checkpoint is wanted at a step; the last, and one of lowest evaluation loss
+            so far, get one anyway.
         facts: written into every checkpoint, with the tally.
 
     Raises:
@@ -147,11 +157,12 @@ def train(
     step, evaluation = first, None
     with ExitStack() as stack:
         interruption = stack.enter_context(_signals())
+        tracing = stack.enter_context(ExitStack())
         bar = stack.enter_context(progress("training", config.steps - first))
         recorder.bar = bar
         while step < config.steps:
-            if config.profile and step - first == PROFILED.start:
-                jax.profiler.start_trace(str(run / "profile"))
+            if config.profile and step - first == min(PROFILED.start, config.steps - first - 1):
+                tracing.enter_context(jax.profiler.trace(str(run / "profile")))
             waited = time.perf_counter()
             local = next(work.batches)
             waited = time.perf_counter() - waited
@@ -162,10 +173,9 @@ def train(
             step += 1
             # The figures of the step before are read while the device computes this one.
             recorder.add(step, figures, waited)
-            if config.profile and step - first == PROFILED.stop:
+            if step - first == PROFILED.stop:
                 recorder.flush()
-                jax.profiler.stop_trace()
-                say(f"trace written to {run / 'profile'}")
+                tracing.close()  # writes the trace, if one was begun
             evaluation = None
             last = step == config.steps
             stopping = any_process(interruption.signal is not None)
@@ -174,7 +184,8 @@ def train(
             ):  # fmt: skip
                 recorder.flush()
                 evaluation = recorder.evaluated(step, _evaluate(state, frozen, work, config))
-            if last or stopping or step % checkpoint_every == 0:
+            best = evaluation is not None and tally.is_best(evaluation)
+            if last or stopping or best or due(step):
                 recorder.flush()
                 save(step, evaluation)
             if stopping:
@@ -260,7 +271,7 @@ class _Recorder:
             "loss": float(found.loss),
             "accuracy": float(found.accuracy),
             "perplexity": _exp(float(found.nll)),
-            "learning_rate": float(self._work.learning_rate(step - 1 - tally.skipped)),
+            "learning_rate": float(self._work.learning_rates[max(0, step - 1 - tally.skipped)]),
             "gradient_norm": float(found.gradient_norm),
             "weight_norm": float(found.weight_norm),
             "skipped": tally.skipped,

@@ -4,6 +4,7 @@ end.
 Knows rows of figures; knows nothing of how they came about.
 """
 
+import importlib.util
 import json
 import math
 from dataclasses import dataclass
@@ -115,14 +116,23 @@ def draw_curve(rows: list[dict[str, Any]], path: Path) -> Path:
     return path
 
 
+def require_tracking(tracking: TrackingConfig) -> None:
+    """Refuses tracking by packages that are not installed.
+
+    Raises:
+        ConfigError: names the first.
+    """
+    for wanted, package in ((tracking.tensorboard, "tensorboardX"), (tracking.wandb, "wandb")):
+        if wanted and importlib.util.find_spec(package) is None:
+            raise ConfigError(
+                f"tracking is to use {package}, which is not installed; install lwm[track]"
+            )
+
+
 class _TensorBoard:
     def __init__(self, directory: Path, after: int) -> None:
-        try:
-            from tensorboardX import SummaryWriter
-        except ImportError as error:
-            raise ConfigError(
-                "tracking.tensorboard needs the package tensorboardX; install lwm[track]"
-            ) from error
+        from tensorboardX import SummaryWriter
+
         # What an interrupted run wrote beyond the checkpoint is hidden, not doubled.
         self._writer = SummaryWriter(str(directory), purge_step=after + 1)
 
@@ -137,19 +147,21 @@ class _TensorBoard:
 
 class _WeightsAndBiases:
     def __init__(self, run: Path, tracking: TrackingConfig, settings: dict[str, Any]) -> None:
+        import wandb
+
         try:
-            import wandb
-        except ImportError as error:
+            self._run = wandb.init(
+                project=tracking.wandb,
+                mode=tracking.wandb_mode,
+                dir=str(run),
+                name=run.name,
+                config=settings,
+            )
+        except wandb.Error as error:
             raise ConfigError(
-                "tracking.wandb needs the package wandb; install lwm[track]"
+                f"Weights & Biases cannot be reached ({' '.join(str(error).split())[:200]}); log "
+                "in first, or add --tracking.wandb-mode offline"
             ) from error
-        self._run = wandb.init(
-            project=tracking.wandb,
-            mode=tracking.wandb_mode,
-            dir=str(run),
-            name=run.name,
-            config=settings,
-        )
 
     def write(self, row: dict[str, Any]) -> None:
         figures = {

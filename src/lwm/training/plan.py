@@ -152,10 +152,14 @@ class Plan:
         return adapted_model if self.lora.rank else whole_model
 
     def _sums(self) -> Any:
-        return partial(
-            sums_of,
-            config=self.config,
-            compute=self.compute,
-            lora=self.lora,
-            mesh=self.mesh,
+        sums = partial(
+            sums_of, config=self.config, compute=self.compute, lora=self.lora, mesh=self.mesh
         )
+        # Accelerators would compute products of float32 in fewer bits unless told.
+        precision = "highest" if self.compute.dtype == "float32" else "default"
+
+        def precise(weights: Llama, batch: Batch) -> LossSums:
+            with jax.default_matmul_precision(precision):
+                return sums(weights, batch)
+
+        return precise

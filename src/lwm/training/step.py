@@ -35,7 +35,7 @@ class ComputeConfig:
     remat: Literal["none", "attention", "full"] = "attention"
     """What a layer keeps for the backward pass: all, the output of attention, or its input
     alone."""
-    loss_chunk: int = 512
+    loss_chunk: int = 1024
     """Positions of a device whose logits exist at a time."""
     attention: AttentionConfig = AttentionConfig()
     """Blocks of attention, and its strategy over the sequence axis."""
@@ -150,7 +150,7 @@ def sums_of(
         mixed = attention(query, key, value, side, side, config=compute.attention, mesh=mesh)
         return mixed, None
 
-    hidden, _ = hidden_states(
+    hidden = hidden_states(
         weights,
         batch.tokens,
         batch.positions,
