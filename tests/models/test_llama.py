@@ -159,23 +159,24 @@ def test_stacked_layers_are_unrolled_layers() -> None:
     np.testing.assert_allclose(actual, expected_logits(), atol=2e-5)
 
 
-def test_fused_layers_are_plain_layers() -> None:
-    def fuse(layer: Any) -> FusedLayer:
-        return FusedLayer(
-            attention_norm=layer.attention_norm,
-            attention_in=jnp.concatenate([layer.query, layer.key, layer.value], axis=1).T,
-            output=layer.output.T,
-            mlp_norm=layer.mlp_norm,
-            mlp_in=jnp.concatenate([layer.gate, layer.up], axis=1).T,
-            down=layer.down.T,
-        )
+def fuse(layer: Any) -> FusedLayer:
+    return FusedLayer(
+        attention_norm=layer.attention_norm,
+        attention_in=jnp.concatenate([layer.query, layer.key, layer.value], axis=1).T,
+        output=layer.output.T,
+        mlp_norm=layer.mlp_norm,
+        mlp_in=jnp.concatenate([layer.gate, layer.up], axis=1).T,
+        down=layer.down.T,
+    )
 
+
+def test_fused_layers_are_plain_layers() -> None:
     actual = forward(with_layers(tuple(fuse(x) for x in unrolled().layers)), CONFIG)  # type: ignore[union-attr]
     np.testing.assert_allclose(actual, expected_logits(), atol=2e-5)
 
 
-@pytest.mark.parametrize("rows", [(1, 1), (1, 2), (3, 4), (2, 8), (1, 17), (5, 9)])
-def test_products_with_few_rows_are_products(rows: tuple[int, int]) -> None:
+@pytest.mark.parametrize("rows", [(1, 1), (1, 2), (3, 4), (2, 8), (1, 17), (5, 9), (2, 1, 3)])
+def test_products_with_few_rows_are_products(rows: tuple[int, ...]) -> None:
     random = np.random.default_rng(0)
     x = random.normal(size=(*rows, 24)).astype(np.float32)
     kernel = random.normal(size=(40, 24)).astype(np.float32)
@@ -197,14 +198,17 @@ def test_a_sharded_embedding_looks_up_the_same_rows() -> None:
 @pytest.mark.parametrize(
     ("length", "block", "shards"), [(18, 1024, 1), (18, 7, 1), (20, 3, 2), (18, 4, 4), (20, 1, 4)]
 )
-def test_feed_forward_in_blocks_is_the_whole(length: int, block: int, shards: int) -> None:
+@pytest.mark.parametrize("fused", [False, True])
+def test_feed_forward_in_blocks_is_the_whole(
+    length: int, block: int, shards: int, fused: bool
+) -> None:
     layer: Any = unrolled().layers[0]  # type: ignore[index]
     x = np.random.default_rng(2).normal(size=(2, length, 32)).astype(np.float32)
     gate, up, down = (np.asarray(w, np.float64) for w in (layer.gate, layer.up, layer.down))
     hidden = x @ gate
     expected = (hidden / (1 + np.exp(-hidden)) * (x @ up)) @ down
     run = jax.jit(partial(feed_forward, block=block, shards=shards), compiler_options=QUICKLY)
-    actual = run(layer, jnp.asarray(x))
+    actual = run(fuse(layer) if fused else layer, jnp.asarray(x))
     np.testing.assert_allclose(actual, expected, atol=2e-4)
 
 

@@ -9,6 +9,7 @@ Source: Touvron et al. 2023 (arXiv 2302.13971, 2307.09288); grouped key heads, A
 (arXiv 2305.13245).
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -210,20 +211,20 @@ FEW_ROWS = 16
 
 
 def multiply(
-    x: Float[Array, "batch seq into"], kernel: Float[Array, "out into"], dtype: Any = None
-) -> Float[Array, "batch seq out"]:
+    x: Float[Array, "*rows into"], kernel: Float[Array, "out into"], dtype: Any = None
+) -> Float[Array, "*rows out"]:
     """`x @ kernel.T`, in x's own type or the one named.
 
     XLA's CPU backend packs the right side of a product once for all rows and the left side block
     by block, so a few rows are multiplied as columns of the result's transpose. The barrier keeps
     the compiler from turning the product round again.
     """
-    batch, length = x.shape[:2]
-    if not 1 < batch * length <= FEW_ROWS or jax.default_backend() != "cpu":
-        return jnp.einsum("bsi,oi->bso", x, kernel, preferred_element_type=dtype)
-    rows = x.reshape(batch * length, -1)
+    count = math.prod(x.shape[:-1])
+    if not 1 < count <= FEW_ROWS or jax.default_backend() != "cpu":
+        return jnp.einsum("...i,oi->...o", x, kernel, preferred_element_type=dtype)
+    rows = x.reshape(count, -1)
     columns = jnp.einsum("oi,ri->or", kernel, rows, preferred_element_type=dtype)
-    return jax.lax.optimization_barrier(columns).T.reshape(batch, length, -1)
+    return jax.lax.optimization_barrier(columns).T.reshape(*x.shape[:-1], -1)
 
 
 def project(
