@@ -39,15 +39,19 @@ def test_the_recipes_are_listed_with_a_line_each(run: Run):
         (("book", "--steps", "three"), "three"),
         (("book", "--steps", "0"), "steps is 0"),
         (("book", "--compute.remat", "some"), "attention"),
-        (("book", "--model.num-heads", "3"), "model.num_heads"),
+        (("book", "--model.num-kv-heads", "2"), "model.num_heads"),
     ],
 )
-def test_a_wrong_recipe_or_setting_is_told_with_what_is_near(run: Run, arguments, words):
+def test_a_wrong_recipe_or_setting_is_told_with_what_is_near(
+    run: Run, arguments, words, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.chdir(tmp_path)
     refused = run("train", *arguments)
     assert refused.code == 2
     assert words in refused.err
     assert "Traceback" not in refused.err
     assert refused.out == ""
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_adapters_on_chats_then_talk(run: Run, tiny: Path, chats: Path, tmp_path: Path):
