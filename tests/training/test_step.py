@@ -48,14 +48,14 @@ def test_tied_heads_and_grouped_keys_learn_alike_on_a_mesh():
     np.testing.assert_allclose(trajectory(plan("1,2,2,1", config=tied()), steps=3), one, rtol=1e-4)
 
 
-@pytest.mark.parametrize("strategy", ["all_gather", "ulysses"])
+@pytest.mark.parametrize("strategy", ["all_gather"])
 def test_other_strategies_learn_alike(alone, strategy):
     compute = ComputeConfig(attention=AttentionConfig(strategy=strategy))
     found = trajectory(plan("1,1,1,4", compute=compute), steps=3)
     np.testing.assert_allclose(found, alone[:3], rtol=1e-4)
 
 
-@pytest.mark.parametrize("remat", ["none", "full"])
+@pytest.mark.parametrize("remat", ["full"])
 def test_what_is_computed_again_changes_nothing(alone, remat):
     found = trajectory(plan(compute=ComputeConfig(remat=remat)), steps=3)
     np.testing.assert_allclose(found, alone[:3], rtol=1e-5)
