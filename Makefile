@@ -27,7 +27,7 @@ demo: .venv/installed-demo
 	$(BIN)/lwm demo
 
 test: .venv/installed-dev
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses logical --maxprocesses 8 --dist worksteal
 
 check: .venv/installed-dev
 	$(BIN)/ruff format --check src tests benchmarks

@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given
 
 from lwm.attention.api import attention
-from lwm.attention.blockwise import Cut
+from lwm.attention.blocks import Cut
 from lwm.attention.mask import allowed, needed, pad, ranges, side
 from lwm.attention.order import striped, zigzag, zigzag_length
 from lwm.core.mesh import make_mesh

@@ -268,6 +268,8 @@ def test_a_full_disk_leaves_the_last_good_checkpoint(whole, data, tmp_path):
     _, errors = process.communicate(timeout=120)
     assert process.returncode == 2, errors
     assert "could not be written" in errors.splitlines()[-1]
+    assert f"the last good one is {out / 'checkpoints'}" in errors.splitlines()[-1]
+    assert "Traceback" not in errors
     assert lwm.load(out).config.hidden_size == 256
 
 

@@ -1,11 +1,13 @@
 """A run so small that it compiles and learns in seconds, as settings of the command line."""
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 
 from lwm.cli.train import configure
@@ -62,12 +64,9 @@ def command(*arguments: str) -> list[str]:
 
 def spawn(*arguments: str, **environment: str) -> "subprocess.Popen[str]":
     """Trains in a process of its own, with a compile cache shared with the suite's."""
-    import os
-
-    root = Path(__file__).resolve().parents[2]
     inherited: dict[str, Any] = {
         **os.environ,
-        "JAX_COMPILATION_CACHE_DIR": str(root / ".cache" / "jax"),
+        "JAX_COMPILATION_CACHE_DIR": str(jax.config.values["jax_compilation_cache_dir"]),
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
         "JAX_PLATFORMS": "cpu",
         **environment,

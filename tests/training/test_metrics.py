@@ -1,6 +1,7 @@
 """Figures of a run: rows kept over restarts, pictures, other places that are told."""
 
 import json
+import time
 
 import pytest
 
@@ -58,4 +59,16 @@ def test_weights_and_biases_works_offline(tmp_path, monkeypatch):
     write(tmp_path, range(1, 4), tracking=tracking)
     (run,) = (tmp_path / "wandb").glob("offline-run-*")
     (log,) = run.glob("run-*.wandb")
-    assert b"train/loss" in log.read_bytes()
+    patience = time.monotonic() + 60  # its own process may write a moment later
+    while b"train/loss" not in log.read_bytes():
+        assert time.monotonic() < patience
+        time.sleep(0.1)
+
+
+def test_a_resumed_run_is_the_same_one_for_weights_and_biases(tmp_path, monkeypatch):
+    monkeypatch.setenv("WANDB_SILENT", "true")
+    tracking = TrackingConfig(wandb="lwm-tests", wandb_mode="offline")
+    for steps in (range(1, 3), range(3, 5)):
+        write(tmp_path, steps, tracking=tracking)
+    runs = list((tmp_path / "wandb").glob("offline-run-*/run-*.wandb"))
+    assert len({run.stem for run in runs}) == 1

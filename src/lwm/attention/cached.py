@@ -22,15 +22,8 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int
 
-from lwm.attention.blockwise import (
-    Cut,
-    Keys,
-    Sums,
-    cut_queries,
-    finish,
-    forward,
-    start,
-)
+from lwm.attention.blocks import Cut, Keys, cut_queries
+from lwm.attention.blockwise import Sums, finish, forward, start
 from lwm.attention.mask import PADDING, Side, side
 from lwm.attention.ring import ring_forward
 from lwm.core.mesh import DATA, SEQUENCE

@@ -18,16 +18,12 @@ import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float
 
+from lwm.attention.blocks import Cut, Keys, Queries, cut_keys, cut_queries
 from lwm.attention.blockwise import (
     SAVED,
-    Cut,
-    Keys,
-    Queries,
     Sums,
     backward,
     blockwise_attention,
-    cut_keys,
-    cut_queries,
     finish,
     forward,
     save,

@@ -2,7 +2,10 @@
 
 import os
 import sys
+import threading
+import warnings
 from pathlib import Path
+from typing import Any
 
 from tyro.extras import SubcommandApp
 
@@ -20,6 +23,19 @@ def _keep_compiled_code() -> None:
     """Lets a later run start from the code that an earlier one compiled."""
     base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(Path(base) / "lwm" / "compiled"))
+
+
+def _let_the_main_thread_speak() -> None:
+    """What fails in another thread, a checkpoint's writer above all, reaches the main thread as an
+    error; the trace of its own would only stand round the sentence that tells it."""
+    told = sys.unraisablehook
+    threading.excepthook = lambda _: None
+
+    def tell(error: Any) -> None:  # native threads come here
+        if threading.current_thread() is threading.main_thread():
+            told(error)
+
+    sys.unraisablehook = tell
 
 
 def application() -> SubcommandApp:
@@ -42,6 +58,7 @@ def application() -> SubcommandApp:
 def main() -> None:
     """Entry point of the `lwm` command."""
     _keep_compiled_code()
+    _let_the_main_thread_speak()
     try:
         match sys.argv[1:]:  # settings of these depend on the recipe
             case ["train", *arguments]:
@@ -51,6 +68,7 @@ def main() -> None:
         application().cli(prog="lwm", description="The Large World Model, whole and reproducible.")
     except LwmError as error:
         print(f"lwm: {error}", file=sys.stderr)
+        warnings.simplefilter("ignore")  # work that the error cut short is no news
         sys.exit(error.exit_code)
     except KeyboardInterrupt:
         sys.exit(130)

@@ -6,7 +6,7 @@ resume, learn. Nothing is written before everything that can be refused has been
 
 import json
 import time
-from contextlib import suppress
+from contextlib import ExitStack, closing, suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import islice
@@ -57,6 +57,12 @@ def start(run: Run) -> Path:
         CapacityError: weights and optimizer do not fit into memory.
     """
     join(run.distributed)
+    with ExitStack() as opened:
+        return _start(run, opened)
+
+
+def _start(run: Run, opened: ExitStack) -> Path:
+    """Does what `start` says; what it opens is closed by `opened`, however it ends."""
     mesh = make_mesh(run.mesh)
     layout = Layout(mesh, run.batch_size, run.accumulate, run.sequence_length)
     begin = open_start(run)
@@ -81,7 +87,7 @@ def start(run: Run) -> Path:
         Loader, sequence_length=run.sequence_length, rows=layout.rows,
         batch_size=run.batch_size, vocab_size=config.vocab_size,
     )  # fmt: skip
-    batches = loader(run.data, tokenizer)
+    batches = opened.enter_context(closing(loader(run.data, tokenizer)))
     held_out = None
     if run.loop.evaluate_every:
         if not run.data.held_out:
@@ -91,6 +97,7 @@ def start(run: Run) -> Path:
             )
         plain = replace(run.data, shuffle=False, workers=0)
         held_out = HeldOut(loader(plain, tokenizer, split="evaluation"))
+        opened.enter_context(closing(held_out))
     plan = Plan(
         config=config, mesh=mesh, optimizer=run.optimizer, compute=run.compute, lora=run.lora,
         steps=run.loop.steps,
@@ -103,13 +110,13 @@ def start(run: Run) -> Path:
     }
     restored = None
     if (run.out / DIRECTORY).is_dir() and not run.fresh:
-        checkpoints = Checkpoints(run.out, run.checkpoint)
+        checkpoints = opened.enter_context(closing(Checkpoints(run.out, run.checkpoint)))
         same = partial(_require_same, facts, run.out)
         restored = checkpoints.restore(plan.template(), batches.iterator, same)
         _write_settings(run, config, tokenizer)
     else:
         _write_settings(run, config, tokenizer)
-        checkpoints = Checkpoints(run.out, run.checkpoint)
+        checkpoints = opened.enter_context(closing(Checkpoints(run.out, run.checkpoint)))
     frozen = plan.frozen(source)
     if restored is not None:
         first, state, found = restored
@@ -121,7 +128,10 @@ def start(run: Run) -> Path:
         say(f"{run.out} is at step {first:,} already; raise --steps to go on")
         return run.out
     main = jax.process_index() == 0
-    metrics = Metrics(run.out, run.tracking, after=first, settings=to_dict(run)) if main else None
+    metrics = None
+    if main:
+        metrics = Metrics(run.out, run.tracking, after=first, settings=to_dict(run))
+        opened.callback(_finish, metrics)
     rate = learning_rate(run.optimizer, run.loop.steps)
     work = Work(
         step=plan.step(),
@@ -139,25 +149,21 @@ def start(run: Run) -> Path:
         f"{run.batch_size} x {run.sequence_length:,} tokens a step"
     )
     started = time.perf_counter()
-    try:
-        train(
-            state, frozen, work, run.loop,
-            first=first, tally=tally, checkpoints=checkpoints,
-            due=run.checkpoint.due, metrics=metrics,
-            facts=facts, run=run.out,
-        )  # fmt: skip
-    finally:
-        checkpoints.close()
-        batches.close()
-        if held_out is not None:
-            held_out.close()
-        if metrics is not None:
-            metrics.close()
-            with suppress(OSError):  # on a full disk the picture is the least
-                metrics.draw()
+    train(
+        state, frozen, work, run.loop,
+        first=first, tally=tally, checkpoints=checkpoints,
+        due=run.checkpoint.due, metrics=metrics,
+        facts=facts, run=run.out,
+    )  # fmt: skip
     seconds = time.perf_counter() - started
     say(f"done: {run.loop.steps - first:,} steps in {seconds / 60:.1f} minutes; see {run.out}")
     return run.out
+
+
+def _finish(metrics: Metrics) -> None:
+    metrics.close()
+    with suppress(OSError):  # on a full disk the picture is the least
+        metrics.draw()
 
 
 class HeldOut:

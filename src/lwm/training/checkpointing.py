@@ -5,18 +5,18 @@ to open it as a model (`checkpoints.run`). Knows Orbax; knows no step function.
 """
 
 import json
+import logging
 import math
 import shutil
-import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import absl.logging
 import grain
 import jax
 import orbax.checkpoint as ocp
-from absl import logging
 from orbax.checkpoint.checkpoint_managers import preservation_policy
 
 from lwm.core.distributed import any_process
@@ -25,10 +25,11 @@ from lwm.core.progress import say
 
 DIRECTORY = "checkpoints"
 
+STATE, DATA, FACTS = "state", "data", "facts"
+
 _TORN = (FileNotFoundError, KeyError, TypeError, ValueError)
 """What reading a checkpoint raises that a crash left incomplete: files missing, cut short, or no
 longer what they were. Too little memory, or a file that may not be read, is no such fault."""
-STATE, DATA, FACTS = "state", "data", "facts"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,10 +45,6 @@ class CheckpointConfig:
     best: int = 1
     """Checkpoints of lowest evaluation loss that stay too."""
 
-    def due(self, step: int) -> bool:
-        """Whether a checkpoint is wanted at a step."""
-        return step % self.every == 0 or (self.milestones > 0 and step % self.milestones == 0)
-
     def __post_init__(self) -> None:
         for name, least in (("every", 1), ("keep", 1), ("milestones", 0), ("best", 0)):
             if getattr(self, name) < least:
@@ -55,13 +52,19 @@ class CheckpointConfig:
                     f"checkpoint.{name} is {getattr(self, name)}; it must be at least {least}"
                 )
 
+    def due(self, step: int) -> bool:
+        """Whether a checkpoint is wanted at a step."""
+        return step % self.every == 0 or (self.milestones > 0 and step % self.milestones == 0)
+
 
 class Checkpoints:
     """The checkpoints of one run directory, in `checkpoints/STEP`."""
 
     def __init__(self, run: Path, config: CheckpointConfig) -> None:
         self._directory = (run / DIRECTORY).absolute()
-        logging.set_verbosity(logging.FATAL)  # what goes wrong is told here in our own words
+        # What goes wrong is told here in our own words.
+        absl.logging.set_verbosity(absl.logging.FATAL)
+        logging.getLogger("asyncio").setLevel(logging.CRITICAL)
         policies: list[Any] = [preservation_policy.LatestN(config.keep)]
         if config.milestones:
             policies.append(preservation_policy.EveryNSteps(config.milestones))
@@ -132,8 +135,7 @@ class Checkpoints:
             raise self._unsaved(None, error) from error
 
     def _unsaved(self, step: int | None, error: Exception) -> CheckpointError:
-        # The other writers fail for the same reason, each with a trace of its own.
-        threading.excepthook = lambda _: None
+        self._manager.reload()  # it forgets those it would have deleted, had this been written
         reason = " ".join(str(error).split())[:300]
         kept = [name for name in self.steps() if name != step]
         last = (

@@ -7,6 +7,7 @@ Knows rows of figures; knows nothing of how they came about.
 import importlib.util
 import json
 import math
+import secrets
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -145,6 +146,13 @@ class _TensorBoard:
         self._writer.close()
 
 
+def _identity(file: Path) -> str:
+    """What W&B knows the run by; kept, so that a resumed run goes on where it was."""
+    if not file.is_file():
+        file.write_text(secrets.token_hex(4), encoding="utf-8")
+    return file.read_text(encoding="utf-8").strip()
+
+
 class _WeightsAndBiases:
     def __init__(self, run: Path, tracking: TrackingConfig, settings: dict[str, Any]) -> None:
         import wandb
@@ -155,6 +163,8 @@ class _WeightsAndBiases:
                 mode=tracking.wandb_mode,
                 dir=str(run),
                 name=run.name,
+                id=_identity(run / "wandb-run-id"),
+                resume="allow",
                 config=settings,
             )
         except wandb.Error as error:
