@@ -254,7 +254,7 @@ class Engine:
     def _make_seen(self) -> Array:
         """Tokens of each slot's text, for the repetition penalty."""
         whole = NamedSharding(self._mesh, PartitionSpec()) if self._mesh else jax.devices()[0]
-        return jnp.zeros((self._count, self._config.vocab_size), bool, device=whole)
+        return jnp.zeros((self._count, self._config.table_size), bool, device=whole)
 
     def require(self, prompt: int, max_tokens: int) -> None:
         """Makes the cache long enough for a request, keeping what it holds.
@@ -286,10 +286,10 @@ class Engine:
             prompts.append(request.unconditional)
         for prompt in prompts:
             for token in prompt:
-                if not 0 <= token < self._config.vocab_size:
+                if not 0 <= token < self._config.table_size:
                     raise InputError(
                         f"the prompt holds token {token}, outside the model's vocabulary of "
-                        f"{self._config.vocab_size:,}; check that the tokenizer is the model's"
+                        f"{self._config.table_size:,}; check that the tokenizer is the model's"
                     )
         number = self.scheduler.submit(prompts, request.max_tokens)
         self._requests[number] = request
@@ -322,7 +322,7 @@ class Engine:
     def _step(self) -> list[Token]:
         for number in self.scheduler.admit():
             for row, slot in enumerate(self.scheduler.slots_of(number)):
-                mask = np.zeros(self._config.vocab_size, bool)
+                mask = np.zeros(self._config.table_size, bool)
                 mask[list(self.scheduler.text_of(number, row))] = True
                 self._seen = self._mark_seen(self._seen, slot, mask)
             if self._widths:
