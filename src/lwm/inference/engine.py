@@ -7,9 +7,9 @@ Knows token ids; knows nothing of text, files or HTTP. A server drives `submit`,
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from functools import partial
-from typing import Any, Literal
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -17,27 +17,19 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array
 
-from lwm.attention.cached import LayerCache, decode_attention, prefill_attention
 from lwm.attention.order import striped
-from lwm.attention.rope import Rotation, rotation
-from lwm.core.errors import ConfigError, InputError
+from lwm.attention.rope import rotation
+from lwm.core.errors import InputError
 from lwm.core.mesh import DATA, SEQUENCE
 from lwm.core.progress import Advance
 from lwm.core.sharding import DECODE, PREFILL
 from lwm.inference.drafting import Drafter
-from lwm.inference.sampling import MAX_TOP_LOGPROBS, Sampled, Sampling, SlotSampling, sample
+from lwm.inference.request import Request, Token
+from lwm.inference.sampling import Sampled, Sampling, SlotSampling
 from lwm.inference.scheduler import Chunk, Feed, Scheduler
+from lwm.inference.steps import decode_layers, draw, mark_seen, prefill_layer
 from lwm.models.cache import Cache, cache_capacity, grow_cache, make_cache, require_cache_memory
-from lwm.models.llama import (
-    FusedLayer,
-    Layer,
-    Llama,
-    LlamaConfig,
-    apply_layer,
-    embed_tokens,
-    rms_norm,
-    text_logits,
-)
+from lwm.models.llama import Llama, LlamaConfig, embed_tokens
 
 CHUNKS = (32, 128, 512, 1024)
 """Positions on each device of the `sequence` axis that one prefill step takes."""
@@ -59,137 +51,6 @@ def roomy(tokens: int) -> int:
     """A length of cache with room to grow: one of a few, because each compiles a decode step."""
     unit = max(256, 1 << max(0, tokens.bit_length() - 3))
     return max(1024, -(-tokens // unit) * unit)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Request:
-    """A prompt to continue.
-
-    Args:
-        prompt: token ids.
-        unconditional: a second prompt that guides the first (`Sampling.guidance`); both rows get
-            the same tokens.
-        stop_tokens: ids that end the answer; the one that did is not part of it.
-        logprobs: how many likeliest alternatives to report with each token.
-    """
-
-    prompt: Sequence[int]
-    max_tokens: int
-    sampling: Sampling = field(default_factory=Sampling)
-    unconditional: Sequence[int] | None = None
-    stop_tokens: Sequence[int] = ()
-    logprobs: int = 0
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.logprobs <= MAX_TOP_LOGPROBS:
-            raise ConfigError(
-                f"logprobs is {self.logprobs}; it must be from 0 to {MAX_TOP_LOGPROBS} "
-                "alternatives"
-            )
-
-
-@dataclass(frozen=True, kw_only=True)
-class Token:
-    """One token of one request; a step may bring several.
-
-    Args:
-        token: the id; None in a last event that brings no token, because a stop token came.
-        logprob: of the token under the model's own distribution, before temperature and the like.
-        top: the likeliest alternatives and their log-probabilities, as many as asked for.
-        finish: why this is the last token, if it is.
-    """
-
-    request: int
-    token: int | None
-    logprob: float = 0.0
-    top: tuple[tuple[int, float], ...] = ()
-    finish: Literal["stop", "length"] | None = None
-
-
-def prefill_layer(
-    layer: Layer | FusedLayer,
-    x: Array,
-    turn: Rotation,
-    cache: LayerCache,
-    slot: Array,
-    first: Array,
-    *,
-    config: LlamaConfig,
-    mesh: Mesh | None,
-) -> tuple[Array, LayerCache]:
-    """Runs a chunk [1, size], laid out in the mesh's striped order, through one layer, which keeps
-    its keys and values."""
-    attend = partial(prefill_attention, slot=slot, first=first, mesh=mesh)
-    return apply_layer(layer, x, turn, cache, config, attend, mesh=mesh, rules=PREFILL)
-
-
-def decode_layers(
-    layers: Sequence[Layer | FusedLayer],
-    x: Array,
-    turn: Rotation,
-    caches: Cache,
-    positions: Array,
-    *,
-    config: LlamaConfig,
-    mesh: Mesh | None,
-) -> tuple[Array, Cache]:
-    """Runs the next tokens of every slot, [slots, width], through a run of layers, which keep
-    their keys and values. A position of -1 holds no token."""
-    attend = partial(decode_attention, positions=positions, mesh=mesh)
-    apply = partial(apply_layer, config=config, attend=attend, mesh=mesh, rules=DECODE)
-    traced_once, after = jax.jit(apply), []
-    for layer, cache in zip(layers, caches, strict=True):
-        x, cache = traced_once(layer, x, turn, cache)
-        after.append(cache)
-    return x, tuple(after)
-
-
-def draw(
-    weights: Llama,
-    x: Array,
-    seen: Array,
-    tokens: Array,
-    positions: Array,
-    how: SlotSampling,
-    *,
-    config: LlamaConfig,
-    mesh: Mesh | None,
-) -> tuple[Sampled, Array]:
-    """Samples behind every token that was fed, [slots, width], from what the last layer made of
-    it. Needs no layers.
-
-    A row is drawn as it would be had the tokens before it come one a step: from the same position
-    and with the same tokens seen. Returns with it the tokens of each slot's text, those drafts
-    included that were drawn themselves.
-    """
-    slots, width = tokens.shape
-    hidden = rms_norm(x, weights.norm, config.rms_norm_eps)
-    logits = text_logits(weights, hidden).reshape(slots * width, -1)
-    if mesh is not None:  # the vocabulary may be sharded, and sorting wants it whole
-        whole = NamedSharding(mesh, PartitionSpec())
-        logits = jax.lax.with_sharding_constraint(logits, whole)
-    fed = jnp.where(positions >= 0, tokens, seen.shape[1])
-    slot = jnp.arange(slots)
-    after = []  # what has been seen behind the first token, the second, ...
-    for column in range(width):
-        seen = seen.at[slot, fed[:, column]].set(True, mode="drop")
-        after.append(seen)
-    rows = jax.tree.map(lambda x: jnp.repeat(x, width, axis=0), how)
-    partner = (how.conditional, how.unconditional)
-    conditional, unconditional = (
-        (other[:, None] * width + jnp.arange(width)).reshape(-1) for other in partner
-    )
-    rows = replace(rows, conditional=conditional, unconditional=unconditional)
-    step = (positions + 1).reshape(-1)
-    sampled = sample(logits, jnp.stack(after, axis=1).reshape(slots * width, -1), step, rows)
-    sampled = jax.tree.map(lambda x: x.reshape(slots, width, *x.shape[1:]), sampled)
-    true = (sampled.tokens[:, :-1] == tokens[:, 1:]) & (positions[:, 1:] >= 0)
-    accepted = jnp.cumprod(true, axis=1).sum(axis=1)
-    return sampled, jnp.stack(after, axis=1)[slot, accepted]
-
-
-def _mark_seen(seen: Array, slot: Array, row: Array) -> Array:
-    return seen.at[slot].set(row)
 
 
 class Engine:
@@ -244,7 +105,7 @@ class Engine:
         self._decode = jax.jit(partial(decode_layers, **static), donate_argnums=(1, 3))
         self._draw = jax.jit(partial(draw, **static), donate_argnums=2)
         self._ends = replace(weights, layers=())
-        self._mark_seen = jax.jit(_mark_seen, donate_argnums=0)
+        self._mark_seen = jax.jit(mark_seen, donate_argnums=0)
 
     def _make_cache(self, capacity: int) -> Cache:
         return make_cache(

@@ -26,7 +26,8 @@ from lwm.core.sharding import DECODE
 from lwm.core.vocabulary import Vocabulary
 from lwm.data.templates import TURN_ENDS, Message, choose, render
 from lwm.data.tokenizer import Tokenizer, read_tokenizer, tokenizer_of
-from lwm.inference.engine import Engine, Request, roomy
+from lwm.inference.engine import Engine, roomy
+from lwm.inference.request import Request
 from lwm.inference.sampling import Sampling
 from lwm.inference.scoring import Scorer
 from lwm.inference.text import until_stop
