@@ -8,7 +8,7 @@ import numpy as np
 
 from lwm.checkpoints import huggingface, native
 from lwm.checkpoints.checkpoint import Checkpoint
-from lwm.checkpoints.names import HUGGINGFACE, NATIVE, named_specs, rows
+from lwm.checkpoints.names import HUGGINGFACE, NATIVE, named_specs, outward, rows
 from lwm.checkpoints.safetensors_files import PART_BYTES, write
 from lwm.core.files import new_directory
 from lwm.core.params import cast
@@ -43,9 +43,8 @@ def write_checkpoint(
             f"converting {checkpoint.source}", len(named_specs(checkpoint.config))
         ) as step:
             for ours, array in checkpoint.read():
-                row = names[ours]
-                turned = row.layout.outward(array, checkpoint.config.head_dim)
-                yield row.theirs, np.asarray(turned, dtype=cast(dtype))
+                for theirs, turned in outward(names[ours], array, checkpoint.config.head_dim):
+                    yield theirs, np.asarray(turned, dtype=cast(dtype))
                 step()
 
     with new_directory(destination) as directory:

@@ -107,6 +107,11 @@ class Engine:
         self._ends = replace(weights, layers=())
         self._mark_seen = jax.jit(mark_seen, donate_argnums=0)
 
+    @property
+    def slots(self) -> int:
+        """Requests that run at once; a guided one counts twice."""
+        return self._count
+
     def _make_cache(self, capacity: int) -> Cache:
         return make_cache(
             self._config, slots=self._count, capacity=capacity, dtype=self._dtype, mesh=self._mesh
@@ -186,8 +191,8 @@ class Engine:
                 mask = np.zeros(self._config.table_size, bool)
                 mask[list(self.scheduler.text_of(number, row))] = True
                 self._seen = self._mark_seen(self._seen, slot, mask)
-            if self._widths:
-                request = self._requests[number]
+            request = self._requests[number]
+            if self._widths and request.allowed is None:
                 self._drafters[number] = Drafter(request.prompt, request.max_tokens)
         plan = self.scheduler.plan(self._draft)
         if plan.chunk is not None:
@@ -200,24 +205,31 @@ class Engine:
         Args:
             advance: told of prompt tokens as they are done with, reused ones included.
         """
-        number = self.submit(request)
+        yield from self.follow([self.submit(request)], advance)
+
+    def follow(self, requests: Sequence[int], advance: Advance | None = None) -> Iterator[Token]:
+        """The tokens of submitted requests as they come, until all are done. Closing the iterator
+        ends those that are not."""
         told = 0
         try:
             while True:
-                yield from self._missed.pop(number, ())
-                if number not in self._requests:
+                for number in requests:
+                    yield from self._missed.pop(number, ())
+                running = [number for number in requests if number in self._requests]
+                if not running:
                     return
                 events = self.step()
-                if advance is not None and number in self._requests:
-                    done = self.scheduler.prefilled(number)
-                    advance(done - told)
-                    told = done
+                if advance is not None:
+                    done = sum(map(self.scheduler.prefilled, running))
+                    advance(max(0, done - told))
+                    told = max(told, done)
                 for token in events:
-                    if token.request != number:  # of another stream, which will ask for it
+                    if token.request not in requests:  # of another stream, which will ask for it
                         self._missed.setdefault(token.request, []).append(token)
-                yield from (token for token in events if token.request == number)
+                yield from (token for token in events if token.request in requests)
         finally:
-            self.cancel(number)
+            for number in requests:
+                self.cancel(number)
 
     def _run_chunk(self, chunk: Chunk) -> None:
         tokens = np.zeros(chunk.size, np.int32)
@@ -309,7 +321,7 @@ class Engine:
             request=number,
             token=token,
             logprob=float(drawn.logprobs[slot, column]),
-            top=tuple((int(t), float(p)) for t, p in top),
+            top=tuple((int(t), float(p)) for t, p in top if p > -np.inf),
             finish="length" if full else None,
         )
 
@@ -320,9 +332,13 @@ class Engine:
         own = np.arange(self._count, dtype=np.int32)
         conditional, unconditional = own.copy(), own.copy()
         logprobs = np.zeros(self._count, bool)
+        allowed = [range(self._config.vocab_size)] * self._count
         for number in ready:
             request, slots = self._requests[number], self.scheduler.slots_of(number)
             rows[slots[0]] = request.sampling
+            if request.allowed is not None:
+                answered = self.scheduler.length_of(number) - len(request.prompt)
+                allowed[slots[0]] = request.allowed(answered)
             logprobs[slots[0]] = request.logprobs > 0
             if len(slots) == 2:
                 unconditional[slots[0]], conditional[slots[1]] = slots[1], slots[0]
@@ -341,4 +357,6 @@ class Engine:
             conditional=conditional,  # type: ignore[arg-type]
             unconditional=unconditional,  # type: ignore[arg-type]
             logprobs=logprobs,  # type: ignore[arg-type]
+            low=np.array([ids.start for ids in allowed], np.int32),  # type: ignore[arg-type]
+            high=np.array([ids.stop for ids in allowed], np.int32),  # type: ignore[arg-type]
         )

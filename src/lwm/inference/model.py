@@ -33,14 +33,14 @@ from lwm.inference.scoring import Scorer
 from lwm.inference.text import until_stop
 from lwm.models.figures import BYTES
 from lwm.models.llama import Llama, LlamaConfig, require_mesh
+from lwm.models.world import joined
 
 
 class Logits(NamedTuple):
-    """Scores of the next token, numpy float32; `vision` is None where the model has no vision
-    head."""
+    """Scores of the next token, numpy float32; `vision` is None where the model does not see."""
 
     text: np.ndarray  # [batch, seq, vocab]
-    vision: np.ndarray | None = None
+    vision: np.ndarray | None = None  # [batch, seq, vision_vocab]
 
 
 @dataclass
@@ -120,13 +120,15 @@ class Model:
 
         Args:
             tokens: ids, [batch, seq]; needs no tokenizer.
-            vision_mask: for models that see; refused by this one.
+            vision_mask: for a model that sees, which of the tokens are ids of vision, counted
+                from 0 as codes are; none of them unless given.
 
         Raises:
-            InputError: not a rectangle of ids of the vocabulary.
+            InputError: not a rectangle of ids of the vocabulary, or a mask of another shape.
             CapacityError: longer than the model's context.
         """
-        if vision_mask is not None:
+        vision = self.config.vision
+        if vision_mask is not None and vision is None:
             raise InputError(
                 f"{self.source} is a text model and takes no vision_mask; leave it out"
             )
@@ -139,15 +141,23 @@ class Model:
                 f"tokens have shape {list(ids.shape)} and type {ids.dtype}; whole numbers [batch, "
                 "seq] are needed, at least one"
             )
-        if ids.min() < 0 or ids.max() >= self.config.vocab_size:
+        mask = np.zeros(ids.shape, bool) if vision_mask is None else np.asarray(vision_mask)
+        if mask.shape != ids.shape or mask.dtype != bool:
             raise InputError(
-                f"tokens run from {ids.min()} to {ids.max()}; the vocabulary has ids 0 to "
-                f"{self.config.vocab_size - 1}"
+                f"vision_mask has shape {list(mask.shape)} and type {mask.dtype}; true or false "
+                f"for each of the tokens {list(ids.shape)} is needed"
             )
+        _require_ids(ids[~mask], self.config.vocab_size, "tokens")
+        if vision is not None:
+            _require_ids(ids[mask], vision.size, "tokens of vision")
         self._require_context(ids.shape[-1])
         if self._scorer is None:
             self._scorer = Scorer(self.weights, self.config, self.mesh)
-        return Logits(text=self._scorer.logits(ids))
+        logits = self._scorer.logits(joined(ids, mask, self.config.vocab_size))
+        if vision is None:
+            return Logits(text=logits)
+        text, seen = np.split(logits, [self.config.vocab_size], axis=-1)
+        return Logits(text=text, vision=seen)
 
     @overload
     def generate(self, prompt: str, *, stream: Literal[False] = False, **settings: Any) -> str: ...
@@ -297,6 +307,14 @@ class Model:
                 if event.finish is not None:
                     return
                 event = next(events)
+
+
+def _require_ids(ids: np.ndarray, count: int, what: str) -> None:
+    """Refuses ids that a vocabulary of `count` does not have."""
+    if ids.size and (ids.min() < 0 or ids.max() >= count):
+        raise InputError(
+            f"{what} run from {ids.min()} to {ids.max()}; the vocabulary has ids 0 to {count - 1}"
+        )
 
 
 @contextmanager

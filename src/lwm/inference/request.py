@@ -3,7 +3,7 @@
 Knows ids and settings; knows no arrays, no model and no text.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -21,6 +21,8 @@ class Request:
             the same tokens.
         stop_tokens: ids that end the answer; the one that did is not part of it.
         logprobs: how many likeliest alternatives to report with each token.
+        allowed: which ids may be drawn, given how many tokens the answer has so far; a range of
+            one id forces it. Those of text unless given. Such answers are not drafted.
     """
 
     prompt: Sequence[int]
@@ -29,6 +31,7 @@ class Request:
     unconditional: Sequence[int] | None = None
     stop_tokens: Sequence[int] = ()
     logprobs: int = 0
+    allowed: Callable[[int], range] | None = None
 
     def __post_init__(self) -> None:
         if not 0 <= self.logprobs <= MAX_TOP_LOGPROBS:
@@ -44,7 +47,8 @@ class Token:
 
     Args:
         token: the id; None in a last event that brings no token, because a stop token came.
-        logprob: of the token under the model's own distribution, before temperature and the like.
+        logprob: of the token under the model's own distribution over the ids allowed, before
+            temperature and the like.
         top: the likeliest alternatives and their log-probabilities, as many as asked for.
         finish: why this is the last token, if it is.
     """
