@@ -18,6 +18,14 @@ from lwm.core.errors import CheckpointError
 from lwm.core.vocabulary import Vocabulary
 from lwm.models.llama import LlamaConfig
 
+VQGAN = "vqgan"
+"""Where a model directory keeps the VQGAN whose codes the model reads and writes."""
+
+
+def vqgan_in(directory: Path) -> Path | None:
+    """The VQGAN of a model directory, if it has one."""
+    return directory / VQGAN if (directory / VQGAN).is_dir() else None
+
 
 def forget_pages(mapped: np.memmap) -> None:
     """Gives back the memory of what was read from a mapped file so far; views stay valid.
@@ -46,6 +54,7 @@ class Checkpoint:
         source: what the user called it, for messages.
         stored: how the file keeps its numbers, for people: `float32`, `Q4_1`.
         vocabulary: where its tokenizer's files are, or the raw material of one, or None.
+        vqgan: the directory of the VQGAN that belongs to it, if it brings one.
         ignorable: foreign tensors that carry nothing the model needs.
         path: where it is now; a run's latest checkpoint has another name tomorrow.
     """
@@ -57,6 +66,7 @@ class Checkpoint:
     table: Table
     tensors: Tensors
     vocabulary: Path | Vocabulary | None = None
+    vqgan: Path | None = None
     ignorable: Callable[[str], bool] = lambda name: False
     path: Path | None = None
 

@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from lwm.checkpoints.checkpoint import Checkpoint
+from lwm.checkpoints.checkpoint import Checkpoint, vqgan_in
 from lwm.checkpoints.names import HUGGINGFACE
 from lwm.checkpoints.safetensors_files import SafetensorsDirectory
 from lwm.core.config import from_dict, read_json, to_dict
@@ -54,6 +54,7 @@ def open_huggingface(directory: Path) -> Checkpoint:
         table=HUGGINGFACE,
         tensors=tensors,
         vocabulary=directory,
+        vqgan=vqgan_in(directory),
         ignorable=ignorable,
     )
 
@@ -102,6 +103,10 @@ def _read_config(data: dict[str, Any], source: str) -> LlamaConfig:
         )
     table, vision = integers.pop("table_size"), None
     if data.get(VISION) is not None:
+        if not isinstance(data[VISION], dict):
+            raise CheckpointError(
+                f"{source}: {VISION} in config.json is {data[VISION]!r}; an object is needed"
+            )
         vision = from_dict(VisionVocabulary, data[VISION], f"{source}: {VISION} in config.json")
         if vision.size >= table:
             raise CheckpointError(

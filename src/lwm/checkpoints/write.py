@@ -1,5 +1,6 @@
 """Writing a model directory from an open checkpoint, without ever holding the model."""
 
+import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Literal
@@ -7,7 +8,7 @@ from typing import Literal
 import numpy as np
 
 from lwm.checkpoints import huggingface, native
-from lwm.checkpoints.checkpoint import Checkpoint
+from lwm.checkpoints.checkpoint import VQGAN, Checkpoint
 from lwm.checkpoints.names import HUGGINGFACE, NATIVE, named_specs, outward, rows
 from lwm.checkpoints.safetensors_files import PART_BYTES, write
 from lwm.core.files import new_directory
@@ -24,6 +25,7 @@ def write_checkpoint(
     form: Format,
     dtype: str,
     save_tokenizer: Callable[[Path], None],
+    vqgan: Path | None = None,
     part_bytes: int = PART_BYTES,
 ) -> None:
     """Writes `destination`, whole or not at all.
@@ -31,6 +33,7 @@ def write_checkpoint(
     Args:
         dtype: of the numbers written, `float32` or `bfloat16`.
         save_tokenizer: writes the tokenizer's files into a directory.
+        vqgan: the directory of one to copy beside the weights.
 
     Raises:
         InputError: the destination exists.
@@ -49,6 +52,8 @@ def write_checkpoint(
 
     with new_directory(destination) as directory:
         save_tokenizer(directory)
+        if vqgan is not None:
+            shutil.copytree(vqgan, directory / VQGAN)
         if form == "huggingface":
             huggingface.write_config(directory, checkpoint.config, dtype)
         else:

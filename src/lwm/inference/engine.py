@@ -76,9 +76,8 @@ class Engine:
         drafts: bool = True,
     ) -> None:
         self._weights, self._config, self._mesh, self._dtype = weights, config, mesh, dtype
-        shards, groups = (1, 1) if mesh is None else (mesh.shape[SEQUENCE], mesh.shape[DATA])
-        self._shards = shards
-        self._count = -(-slots // groups) * groups
+        self._shards = shards = 1 if mesh is None else mesh.shape[SEQUENCE]
+        self._count = self.rounded(slots)
         capacity = cache_capacity(tokens, mesh)
         self.cache = self._make_cache(capacity)
         self.scheduler = Scheduler(
@@ -111,6 +110,11 @@ class Engine:
     def slots(self) -> int:
         """Requests that run at once; a guided one counts twice."""
         return self._count
+
+    def rounded(self, slots: int) -> int:
+        """How many slots an engine on this mesh has where so many are asked for."""
+        groups = 1 if self._mesh is None else self._mesh.shape[DATA]
+        return -(-slots // groups) * groups
 
     def _make_cache(self, capacity: int) -> Cache:
         return make_cache(

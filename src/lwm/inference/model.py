@@ -1,4 +1,4 @@
-"""What `lwm.load` returns: a model with its tokenizer, ready to score, continue and converse.
+"""What `lwm.load` returns: a model with its tokenizer, ready to score, continue, converse, draw.
 
 Puts the rooms below together for one user in one process; it holds no logic of its own that they
 could hold.
@@ -7,32 +7,32 @@ could hold.
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
-from functools import partial
-from pathlib import Path
 from typing import Any, Literal, NamedTuple, overload
 
-import jax
 import numpy as np
 from jax.sharding import Mesh
+from jaxtyping import UInt8
 
-from lwm.checkpoints.checkpoint import Checkpoint
-from lwm.checkpoints.place import load_weights
-from lwm.checkpoints.resolve import open_checkpoint
 from lwm.core.errors import CapacityError, ConfigError, InputError
-from lwm.core.mesh import make_mesh
 from lwm.core.progress import progress
-from lwm.core.sharding import DECODE
-from lwm.core.vocabulary import Vocabulary
 from lwm.data.templates import TURN_ENDS, Message, choose, render
-from lwm.data.tokenizer import Tokenizer, read_tokenizer, tokenizer_of
+from lwm.data.tokenizer import Tokenizer
 from lwm.inference.engine import Engine, roomy
+from lwm.inference.figures import Figures
+from lwm.inference.frames import IMAGE, VIDEO, FrameDone, vision_of
 from lwm.inference.request import Request
 from lwm.inference.sampling import Sampling
 from lwm.inference.scoring import Scorer
 from lwm.inference.text import until_stop
-from lwm.models.figures import BYTES
-from lwm.models.llama import Llama, LlamaConfig, require_mesh
+from lwm.inference.vision_generation import (
+    Codec,
+    image_codes,
+    pictures,
+    sampling_from,
+    video_codes,
+)
+from lwm.inference.vision_prompts import See, chat_tokens, codes_of, has_vision, text_of
+from lwm.models.llama import Llama, LlamaConfig
 from lwm.models.world import joined
 
 
@@ -43,37 +43,8 @@ class Logits(NamedTuple):
     vision: np.ndarray | None = None  # [batch, seq, vision_vocab]
 
 
-@dataclass
-class Figures:
-    """What the last answer took, for people to read.
-
-    Args:
-        prompt: tokens of the prompt; `reused` of them were still in the cache.
-        prefill_seconds: until the first token, compilation included.
-        answer: tokens generated; `answer_seconds` for all of them but the first.
-    """
-
-    prompt: int = 0
-    reused: int = 0
-    prefill_seconds: float = 0.0
-    answer: int = 0
-    answer_seconds: float = 0.0
-
-    def __str__(self) -> str:
-        computed = self.prompt - self.reused
-        parts = [f"prompt {self.prompt:,} tokens"]
-        if self.reused:
-            parts.append(f"{self.reused:,} of them reused")
-        if self.prefill_seconds > 0:
-            parts.append(f"read at {computed / self.prefill_seconds:,.0f} tokens/s")
-        parts.append(f"answer {self.answer:,} tokens")
-        if self.answer > 1 and self.answer_seconds > 0:
-            parts.append(f"written at {(self.answer - 1) / self.answer_seconds:,.1f} tokens/s")
-        return ", ".join(parts)
-
-
 class Model:
-    """A loaded model. Made by `load`.
+    """A loaded model. Made by `lwm.inference.load.load`.
 
     Args:
         source: the name it was loaded by, for messages.
@@ -95,6 +66,10 @@ class Model:
         self._tokenizer: Tokenizer | None = None
         self._scorer: Scorer | None = None
         self._engine: Engine | None = None
+        self.codec: Codec | None = None
+        """Turns pictures into codes and back; a model that sees needs one to draw."""
+        self.see: See = codes_of
+        """Turns parts of messages that are not text into codes."""
         self.figures = Figures()
 
     @property
@@ -211,7 +186,8 @@ class Model:
         What earlier turns left in the cache is used again, so a long document is read once.
 
         Args:
-            messages: OpenAI's shape; content is text, or a list of parts of which each is text.
+            messages: OpenAI's shape; content is text, or a list of parts of which each is text or
+                something that `see` turns into codes.
             template: `auto` (the checkpoint's own, else the original's), `original` or `chatml`.
             settings: as for `generate`.
 
@@ -220,14 +196,87 @@ class Model:
             CapacityError: the conversation is longer than the context, or its cache does not fit
                 into memory.
         """
-        plain = [{**message, "content": _text_of(message)} for message in messages]
-        text = render(choose(template, self.tokenizer), plain, self.tokenizer)
-        tokens = self.tokenizer.encode(text, specials=False)
+        chosen = choose(template, self.tokenizer)
+        if self.config.vision is not None and has_vision(messages):
+            tokens = chat_tokens(chosen, messages, self.tokenizer, self.config, self.see)
+        else:
+            plain = [{**m, "content": text_of(m, source=self.source)} for m in messages]
+            text = render(chosen, plain, self.tokenizer)
+            tokens = self.tokenizer.encode(text, specials=False)
         if template in TURN_ENDS:
             stop = settings.get("stop", ())
             given = (stop,) if isinstance(stop, str) else tuple(stop)
             settings["stop"] = (*given, TURN_ENDS[template])
         return self._answer(tokens, stream, settings)
+
+    def image(
+        self,
+        prompt: str,
+        *,
+        count: int = 1,
+        negative_prompt: str | None = None,
+        frame_done: FrameDone | None = None,
+        **settings: Any,
+    ) -> UInt8[np.ndarray, "count height width 3"]:
+        """Pictures of a prompt, drawn together.
+
+        Args:
+            negative_prompt: what guidance leads away from; anything unless given.
+            frame_done: told of each picture's codes as it is done.
+            settings: of `Sampling`, for others than the original's (`frames.IMAGE`).
+
+        Raises:
+            InputError: the prompt is empty, or the model does not see.
+            CapacityError: the context or the memory is too small.
+        """
+        codec = self._require_codec()
+        codes = image_codes(
+            self._engine_for, self.config, self.tokenizer, prompt, count=count,
+            negative_prompt=negative_prompt, sampling=sampling_from(IMAGE, settings),
+            frame_done=frame_done,
+        )  # fmt: skip
+        return pictures(codec, codes)[:, 0]
+
+    def video(
+        self,
+        prompt: str,
+        *,
+        frames: int = 8,
+        count: int = 1,
+        before: Any = None,
+        negative_prompt: str | None = None,
+        frame_done: FrameDone | None = None,
+        **settings: Any,
+    ) -> UInt8[np.ndarray, "count frames height width 3"]:
+        """Videos of a prompt, drawn together; the first frame as an image, unless given.
+
+        Args:
+            frames: of the whole video, earlier ones included.
+            before: codes of earlier frames to go on from, [1 or count, frames, codes_per_frame].
+            negative_prompt, frame_done: as for `image`.
+            settings: of `Sampling`, for others than the original's (`frames.VIDEO`), for the
+                frames behind the first.
+
+        Raises:
+            InputError: the prompt is empty, or the model does not see.
+            CapacityError: the context or the memory is too small.
+        """
+        codec = self._require_codec()
+        codes = video_codes(
+            self._engine_for, self.config, self.tokenizer, prompt, frames=frames, count=count,
+            before=before, negative_prompt=negative_prompt,
+            sampling=sampling_from(VIDEO, settings), frame_done=frame_done,
+        )  # fmt: skip
+        return pictures(codec, codes)
+
+    def _require_codec(self) -> Codec:
+        vision_of(self.config)
+        if self.codec is None:
+            raise ConfigError(
+                f"{self.source} has no VQGAN, which turns codes into pictures; give it one (in "
+                "Python: model.codec = ...)"
+            )
+        return self.codec
 
     def restart(self, tokens: int) -> None:
         """Forgets what the cache holds and makes room for `tokens`.
@@ -240,13 +289,19 @@ class Model:
         """
         self._engine_for(tokens, 1).scheduler.forget()
 
-    def _engine_for(self, prompt: int, max_tokens: int) -> Engine:
-        """The engine, made on first use, with a cache that holds a prompt and its answer."""
-        if self._engine is None:
+    def _engine_for(self, prompt: int, max_tokens: int, slots: int = 1) -> Engine:
+        """The engine, made on first use, with a cache that holds a prompt and its answer.
+
+        One with too few slots, or far too many, makes way for another: empty slots cost time in
+        every step, and two caches side by side memory.
+        """
+        if self._engine is None or not 1 <= self._engine.slots / self._engine.rounded(slots) <= 2:
+            self._engine = None  # its cache goes before another comes
             room = roomy(prompt + max_tokens)
             self._engine = Engine(
-                self.weights, self.config, tokens=room, dtype=self.dtype, mesh=self.mesh
-            )
+                self.weights, self.config, slots=slots, tokens=room, dtype=self.dtype,
+                mesh=self.mesh,
+            )  # fmt: skip
         self._engine.require(prompt, max_tokens)
         return self._engine
 
@@ -269,10 +324,7 @@ class Model:
         max_tokens = settings.pop("max_tokens", 256)
         if max_tokens < 1:
             raise ConfigError(f"max_tokens is {max_tokens}; it must be at least 1")
-        try:
-            sampling = Sampling(**{"temperature": 0.0, **settings})
-        except TypeError as error:
-            raise ConfigError(f"a setting is not known: {error}") from error
+        sampling = sampling_from(Sampling(temperature=0.0), settings)
         self._require_context(len(tokens), answer=1)
         request = Request(
             prompt=tokens,
@@ -324,85 +376,3 @@ def _closing(events: Any) -> Iterator[None]:
         yield
     finally:
         events.close()
-
-
-def _text_of(message: Message) -> Any:
-    """The text of a message whose content may be a list of parts."""
-    content = message.get("content")
-    if not isinstance(content, list):
-        return content
-    for part in content:
-        if not isinstance(part, dict) or part.get("type") != "text":
-            kind = part.get("type") if isinstance(part, dict) else type(part).__name__
-            raise InputError(
-                f"the message has a part of type {kind!r}; this model reads text alone, so send "
-                "text parts"
-            )
-    return "\n".join(str(part.get("text", "")) for part in content)
-
-
-def open_tokenizer(checkpoint: Checkpoint, tokenizer: str | None) -> Tokenizer | None:
-    """The tokenizer named by the user, or else the checkpoint's own, or None.
-
-    Raises:
-        CheckpointError: it is broken, or of an unknown kind.
-    """
-    own = checkpoint.vocabulary
-    if tokenizer is not None:
-        found = read_tokenizer(Path(tokenizer))
-        if isinstance(own, Vocabulary) and found.chat_template is None:
-            found = replace(found, chat_template=own.chat_template)
-        return found
-    return tokenizer_of(own)
-
-
-def default_dtype() -> str:
-    """float32 on a CPU, where it is the fast type; bfloat16 elsewhere."""
-    return "float32" if jax.default_backend() == "cpu" else "bfloat16"
-
-
-def load(
-    model: str | Path,
-    *,
-    config: str | Path | None = None,
-    tokenizer: str | Path | None = None,
-    dtype: str | None = None,
-    mesh: str | None = None,
-) -> Model:
-    """Loads a model onto this machine's devices.
-
-    Args:
-        model: a directory (ours or Hugging Face Llama), a `.gguf` file, `params::FILE`,
-            `trainstate_params::FILE`, `flax_params::FILE`, `hf:OWNER/NAME`, or a known name such
-            as `smollm2`.
-        config: for the original's checkpoints, a size such as `7b` or a JSON file of settings.
-        tokenizer: a `tokenizer.json`, a `tokenizer.model` or a directory, where the checkpoint
-            brings none.
-        dtype: `float32` or `bfloat16`; by default the first on CPU and the second elsewhere.
-        mesh: sizes of the axes data, fsdp, tensor, sequence, such as `1,1,1,4`; by default one
-            device.
-
-    Raises:
-        CheckpointError: the model cannot be found or read.
-        ConfigError: a setting is wrong, or the mesh does not fit the model or the machine.
-        CapacityError: the weights do not fit into memory.
-    """
-    dtype = default_dtype() if dtype is None else dtype
-    if dtype not in BYTES:
-        raise ConfigError(f"dtype is {dtype!r}; choose one of {', '.join(BYTES)}")
-    laid = None if mesh is None else make_mesh(mesh)
-    checkpoint = open_checkpoint(str(model), config=None if config is None else str(config))
-    if laid is not None:
-        require_mesh(checkpoint.config, laid, DECODE)
-    opener = partial(open_tokenizer, checkpoint, None if tokenizer is None else str(tokenizer))
-    if tokenizer is not None:  # asked for, so a fault in it is told at once
-        given = opener()
-        opener = lambda: given  # noqa: E731
-    return Model(
-        source=checkpoint.source,
-        config=checkpoint.config,
-        weights=load_weights(checkpoint, dtype=dtype, mesh=laid),
-        open_tokenizer=opener,
-        dtype=dtype,
-        mesh=laid,
-    )
