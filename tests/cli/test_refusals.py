@@ -242,3 +242,11 @@ def test_a_verb_without_its_model(refused: Run) -> None:
 
 def test_a_released_model_that_sees(refused: Run) -> None:
     refused("lwm-1m is a vision-language model", "chat", "lwm-1m", *PROMPT)
+
+
+def test_eyes_that_are_given_in_vain(refused: Run, broken: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    refused("--vision-codes.*--add-vision adds", "convert", broken, out, "--vision-codes", 9)
+    refused(r"vision.codes is 0", "convert", broken, out, "--add-vision", "--vision-codes", 0)
+    refused("no config.json", "convert", broken, out, "--add-vision", "--vqgan", tmp_path / "no")
+    assert not out.exists()

@@ -14,11 +14,10 @@ ONE, TWO = [[1, 2, 3, 4]], [[5, 6, 7, 8], [9, 10, 11, 12]]
 
 
 def shown(codes: Any) -> list[int]:
-    """As the issue of the format has it: 20 ends a frame and 21 a video."""
+    """20 ends a frame and 21 a video."""
     ends = [20] * (len(codes) - 1) + [21]
-    return [
-        CONFIG.vocab_size + n for row, end in zip(codes, ends, strict=True) for n in (*row, end)
-    ]
+    rows = [(*row, end) for row, end in zip(codes, ends, strict=True)]
+    return [CONFIG.vocab_size + n for row in rows for n in row]
 
 
 def text(words: str) -> dict[str, Any]:

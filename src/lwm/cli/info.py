@@ -124,9 +124,8 @@ def _vision(checkpoint: "Checkpoint") -> str:
     if vision is None:
         return "none"
     brings = "with its VQGAN" if checkpoint.vqgan else "without a VQGAN"
-    return (
-        f"{vision.size:,} ids, {vision.codes:,} codes, {vision.codes_per_frame} a frame, {brings}"
-    )
+    codes = f"{vision.codes:,} codes, {vision.codes_per_frame} a frame"
+    return f"{vision.size:,} ids, {codes}, {brings}"
 
 
 def _memory(checkpoint: "Checkpoint") -> Table:
