@@ -8,7 +8,7 @@ Source: LargeWorldModel/LWM; the first frame of a video is drawn as a picture.
 
 from dataclasses import replace
 from math import isqrt
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Int, UInt8
@@ -30,6 +30,7 @@ from lwm.inference.vision_prompts import begin, drawing_prompt
 from lwm.models.llama import LlamaConfig
 
 
+@runtime_checkable
 class Codec(Protocol):
     """What turns pictures into codes and back, such as a VQGAN: pixels [n, height, width, 3] in
     [-1, 1], codes [n, rows, columns]."""
@@ -81,7 +82,7 @@ def video_codes(
     *,
     frames: int,
     count: int = 1,
-    before: Int[np.ndarray, "videos earlier codes_per_frame"] | None = None,
+    before: Any = None,
     negative_prompt: str | None = None,
     sampling: Sampling = VIDEO,
     first_sampling: Sampling = IMAGE,
@@ -96,6 +97,8 @@ def video_codes(
             told of.
     """
     vision = vision_of(config)
+    if before is not None:
+        before = _rectangle(before)
     given = 0 if before is None else before.shape[1]
     if frames <= given:
         raise InputError(
@@ -142,6 +145,22 @@ def pictures(
     pixels = np.asarray(codec.decode(codes.reshape(-1, side, side)), np.float32)
     whole = np.clip((pixels + 1) * 127.5, 0, 255).astype(np.uint8)
     return whole.reshape(*codes.shape[:2], *whole.shape[1:])
+
+
+def _rectangle(codes: Any) -> Int[np.ndarray, "videos frames codes_per_frame"]:
+    """Raises:
+    InputError: they are no codes of frames of videos.
+    """
+    try:
+        array = np.asarray(codes)
+    except ValueError:  # rows of different lengths
+        array = np.array([])
+    if array.ndim != 3 or not np.issubdtype(array.dtype, np.integer):
+        raise InputError(
+            f"earlier frames have shape {list(array.shape)} and type {array.dtype}; codes "
+            "[videos, frames, codes of a frame] are needed"
+        )
+    return array
 
 
 def _unwanted(tokenizer: Tokenizer, negative_prompt: str | None, kind: str) -> list[int]:

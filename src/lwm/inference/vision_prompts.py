@@ -50,11 +50,7 @@ def drawing_prompt(tokenizer: Tokenizer, caption: str, kind: str) -> list[int]:
 
 def has_vision(messages: Sequence[Message]) -> bool:
     """Whether a message shows something."""
-    return any(
-        not isinstance(part, str) and part.get("type") != "text"
-        for message in messages
-        for part in _parts(message)
-    )
+    return any(part.get("type") != "text" for message in messages for part in _parts(message))
 
 
 def text_of(message: Message, *, source: str) -> Any:
