@@ -241,7 +241,12 @@ def test_a_verb_without_its_model(refused: Run) -> None:
 
 
 def test_a_released_model_that_sees(refused: Run) -> None:
-    refused("lwm-1m is a vision-language model", "chat", "lwm-1m", *PROMPT)
+    refused(
+        r"download LargeWorldModel/LWM-1M-Jax.*params::FILE with --config",
+        "chat",
+        "lwm-1m",
+        *PROMPT,
+    )
 
 
 def test_eyes_that_are_given_in_vain(refused: Run, broken: Path, tmp_path: Path) -> None:

@@ -61,7 +61,7 @@ def _open_known(name: str) -> Checkpoint:
             f'"theta": {known.theta:g}, "max_sequence_length": {known.length}}}'
         )
         raise CheckpointError(
-            f"{name} is published in the original's format alone; download hf:{known.repository} "
+            f"{name} is published in the original's format alone; download {known.repository} "
             f"and name its file as params::FILE with --config a JSON file that holds {settings}"
         )
     checkpoint = _open_path(find_known(name), name)
