@@ -109,6 +109,18 @@ def test_every_frame_is_told_of_once() -> None:
         np.testing.assert_array_equal(seen, codes[video, frame])
 
 
+def test_whoever_has_seen_enough_stops_the_rest() -> None:
+    def enough(video: int, frame: int, codes: np.ndarray) -> None:
+        raise KeyboardInterrupt
+
+    wanted = FramesWanted(
+        prompt=PROMPT, unconditional=OTHER, count=2, frames=3, sampling=Sampling(guidance=2.0)
+    )
+    with pytest.raises(KeyboardInterrupt):
+        draw_frames(lambda *needs: engine(), CONFIG, wanted, frame_done=enough)
+    assert engine().scheduler.idle
+
+
 def test_a_conversation_never_takes_an_id_of_vision() -> None:
     """Not even where ids of vision are the likeliest by far, and beside frames that are drawn."""
     request = Request(prompt=PROMPT, max_tokens=12, sampling=GREEDY, logprobs=20)

@@ -6,7 +6,7 @@ Knows token ids; knows nothing of text, files or HTTP. A server drives `submit`,
 `cancel`; `stream` drives them for one request.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -211,7 +211,9 @@ class Engine:
         """
         yield from self.follow([self.submit(request)], advance)
 
-    def follow(self, requests: Sequence[int], advance: Advance | None = None) -> Iterator[Token]:
+    def follow(
+        self, requests: Sequence[int], advance: Advance | None = None
+    ) -> Generator[Token, None, None]:
         """The tokens of submitted requests as they come, until all are done. Closing the iterator
         ends those that are not."""
         told = 0

@@ -8,12 +8,14 @@ Salimans 2022 (arXiv 2207.12598).
 """
 
 from collections.abc import Callable, Sequence
+from contextlib import closing
 from dataclasses import dataclass, field, replace
 
 import numpy as np
 from jaxtyping import Int
 
 from lwm.core.errors import CapacityError, InputError
+from lwm.core.progress import progress
 from lwm.inference.engine import Engine
 from lwm.inference.request import Request
 from lwm.inference.sampling import Sampling
@@ -180,13 +182,17 @@ def draw_frames(
     numbers = [engine.submit(request) for request in requests]
     rows: dict[int, list[int]] = {number: [] for number in numbers}
     size = vision.tokens_per_frame
-    for token in engine.follow(numbers):
-        assert token.token is not None
-        row = rows[token.request]
-        row.append(token.token - config.vocab_size)
-        if frame_done is not None and len(row) % size == vision.codes_per_frame:
-            codes = np.array(row[-vision.codes_per_frame :], np.int32)
-            frame_done(numbers.index(token.request), len(row) // size, codes)
+    drawing = progress("drawing", len(numbers) * drawn)
+    # Closed outright: whoever is told of a frame may have had enough.
+    with drawing as advance, closing(engine.follow(numbers)) as tokens:
+        for token in tokens:
+            assert token.token is not None
+            row = rows[token.request]
+            row.append(token.token - config.vocab_size)
+            advance()
+            if frame_done is not None and len(row) % size == vision.codes_per_frame:
+                codes = np.array(row[-vision.codes_per_frame :], np.int32)
+                frame_done(numbers.index(token.request), len(row) // size, codes)
     whole = [[*rows[number], vision.end_of_video] for number in numbers]
     frames = np.array(whole, np.int32).reshape(wanted.count, wanted.frames, size)
     return frames[:, :, : vision.codes_per_frame]
