@@ -31,7 +31,8 @@ def peak() -> float:
 
 def ours(prefill: int, short: int, long: int) -> dict[str, float]:
     import lwm
-    from lwm.inference.engine import Engine, Request
+    from lwm.inference.engine import Engine
+    from lwm.inference.request import Request
     from lwm.inference.sampling import Sampling
 
     model = lwm.load("smollm2")

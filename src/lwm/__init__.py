@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from lwm.core.errors import LwmError
-    from lwm.inference.model import Logits, Model, load
+    from lwm.inference.load import load
+    from lwm.inference.model import Logits, Model
 
 __all__ = ["Logits", "LwmError", "Model", "load"]
 __version__ = "0.1.0"
@@ -20,6 +21,10 @@ def __getattr__(name: str) -> Any:
         from lwm.core import errors
 
         return errors.LwmError
+    if name == "load":
+        from lwm.inference.load import load
+
+        return load
     if name in __all__:
         from lwm.inference import model
 

@@ -20,7 +20,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 import lwm
 from lwm.checkpoints.resolve import open_checkpoint
 from lwm.core.errors import CheckpointError, LwmError
-from lwm.inference.model import open_tokenizer
+from lwm.inference.load import open_tokenizer
 
 # Rows of 256 numbers: the blocks of the K types are that long.
 WIDTH, HEADS, KEY_HEADS, HEAD, VOCABULARY = 256, 8, 2, 32, 64

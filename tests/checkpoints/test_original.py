@@ -1,4 +1,4 @@
-"""The original's text checkpoints against the original: its files, its logits.
+"""The original's checkpoints of text models against the original: its files, its logits.
 
 What the fixtures do not hold (training states, the second scan axis, chunked arrays, bfloat16) is
 rewritten from them with the msgpack package and compared tensor by tensor with what was verified.
@@ -181,16 +181,6 @@ def test_settings_may_start_from_a_size_and_use_newer_names(tmp_path: Path) -> N
     config = open_checkpoint(f"params::{file}", config=str(tmp_path / "config.json")).config
     assert (config.max_sequence_length, config.rope_theta) == (96, 5e6)
     assert (config.vocab_size, config.rms_norm_eps) == (8, 1e-6)
-
-
-@pytest.mark.parametrize("layout", ["scan", "unrolled"])
-def test_a_vision_checkpoint_is_refused(originals: Path, layout: str) -> None:
-    directory = originals / layout
-    with pytest.raises(CheckpointError, match=r"vision-language checkpoint.*text"):
-        open_checkpoint(
-            f"params::{directory / 'vision_streaming_params'}",
-            config=str(directory / "vision_config.json"),
-        )
 
 
 def test_a_missing_tensor_is_named(tmp_path: Path) -> None:

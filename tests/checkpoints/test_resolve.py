@@ -28,8 +28,9 @@ def test_the_eleven_released_models_have_the_settings_of_the_paper() -> None:
     assert len([name for name in KNOWN if name.startswith("lwm-")]) == 11
 
 
-def test_a_vision_model_is_refused_by_name() -> None:
-    with pytest.raises(CheckpointError, match="lwm-1m is a vision-language model"):
+def test_a_vision_model_says_how_to_name_it() -> None:
+    settings = '"vision_vocab_size": 8448, "theta": 5e\\+07, "max_sequence_length": 1048576'
+    with pytest.raises(CheckpointError, match=rf"params::FILE.*{settings}"):
         open_checkpoint("lwm-1m")
 
 

@@ -129,8 +129,8 @@ def test_the_originals_checkpoint(refused: Run, original: Path, tmp_path: Path) 
     refused("no such file", "info", "params::missing", "--config", config)
     refused("trainstate_params", "info", f"trainstate_params::{stream}", "--config", config)
     refused(
-        "vision-language checkpoint", "convert", f"params::{original / 'vision_streaming_params'}",
-        "out", "--config", original / "vision_config.json",
+        '"vision_vocab_size": 64', "convert", f"params::{original / 'vision_streaming_params'}",
+        "out", "--config", config,
     )  # fmt: skip
     cut = tmp_path / "cut"
     cut.write_bytes(stream.read_bytes()[:5000])
@@ -241,4 +241,17 @@ def test_a_verb_without_its_model(refused: Run) -> None:
 
 
 def test_a_released_model_that_sees(refused: Run) -> None:
-    refused("lwm-1m is a vision-language model", "chat", "lwm-1m", *PROMPT)
+    refused(
+        r"download LargeWorldModel/LWM-1M-Jax.*params::FILE with --config",
+        "chat",
+        "lwm-1m",
+        *PROMPT,
+    )
+
+
+def test_eyes_that_are_given_in_vain(refused: Run, broken: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    refused("--vision-codes.*--add-vision adds", "convert", broken, out, "--vision-codes", 9)
+    refused(r"vision.codes is 0", "convert", broken, out, "--add-vision", "--vision-codes", 0)
+    refused("no config.json", "convert", broken, out, "--add-vision", "--vqgan", tmp_path / "no")
+    assert not out.exists()

@@ -207,6 +207,27 @@ def test_convert_the_originals_checkpoint_without_and_with_a_tokenizer(
     assert np.abs(logits - expected["logits"]).mean() < 0.1
 
 
+def test_convert_gives_a_text_model_eyes(run: Run, tiny: Path, tmp_path: Path) -> None:
+    ours, theirs = tmp_path / "ours", tmp_path / "theirs"
+    eyes = ("--add-vision", "--vision-codes", 12, "--vision-codes-per-frame", 4, "--seed", 7)
+    ran = run("convert", tiny, ours, *eyes)
+    assert (ran.code, ran.out.strip()) == (0, str(ours))
+    assert "268 ids, 12 codes, 4 a frame, without a VQGAN" in run("info", ours).out
+    assert run("convert", ours, theirs, "--format", "huggingface").code == 0
+    peer: Any = LlamaForCausalLM.from_pretrained(theirs).eval()
+    tokens = torch.arange(3, 40)[None]
+    with torch.no_grad():
+        expected = peer(tokens).logits.numpy()
+        blind = LlamaForCausalLM.from_pretrained(tiny).eval()(tokens).logits.numpy()
+    logits = lwm.load(ours).logits(tokens.numpy())
+    assert logits.vision is not None
+    np.testing.assert_allclose(logits.text, blind, atol=1e-4)
+    np.testing.assert_allclose(np.concatenate(logits, axis=-1), expected, atol=1e-4)  # type: ignore[arg-type]
+    # It chats as it did before: ids of vision are never drawn.
+    prompt = ("--prompt", "the question", "--max-tokens", 5)
+    assert run("chat", ours, *prompt).out == run("chat", tiny, *prompt).out
+
+
 def test_info_tells_what_a_checkpoint_is(run: Run, tiny: Path, textless: Path) -> None:
     ran = run("info", tiny)
     assert (ran.code, ran.err) == (0, "")

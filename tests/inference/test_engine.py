@@ -10,7 +10,8 @@ from tiny_model import CONFIG, following, full_logits, fused, log_softmax, promp
 
 from lwm.core.errors import CapacityError, ConfigError, InputError
 from lwm.core.mesh import make_mesh
-from lwm.inference.engine import Engine, Request, Token
+from lwm.inference.engine import Engine
+from lwm.inference.request import Request, Token
 from lwm.inference.sampling import Sampling
 
 GREEDY = Sampling(temperature=0)

@@ -48,6 +48,7 @@ def settings(rows: list[Sampling], **changes: Any) -> SlotSampling:
         kind = {"top_k": np.int32, "seed": np.uint32}.get(name, np.float32)
         columns[name] = jnp.asarray(column.astype(kind))
     columns |= {"conditional": own, "unconditional": own, "logprobs": np.zeros(len(rows), bool)}
+    columns |= {"low": np.zeros_like(own), "high": np.full_like(own, VOCAB)}
     return SlotSampling(**{**columns, **changes})
 
 
@@ -169,6 +170,46 @@ def test_guidance_mixes_two_rows_and_gives_both_the_same_token() -> None:
         assert out.tokens[1] == out.tokens[3] == mixed.argmax()
         assert out.tokens[0] == logits[0].argmax()
         assert out.tokens[2] == logits[2].argmax()
+
+
+def test_ids_outside_the_range_do_not_exist() -> None:
+    """The same draws as from logits that hold the range alone."""
+    logits, low, high = draw(64), 11, 29
+    rows = [
+        Sampling(seed=i, temperature=i % 3, top_k=i % 5 * 4, top_p=1 - i % 2 * 0.2,
+                 min_p=i % 4 * 0.02)
+        for i in range(64)
+    ]  # fmt: skip
+    ends = {"low": np.full(64, low, np.int32), "high": np.full(64, high, np.int32)}
+    out = run(logits, settings(rows, **ends, logprobs=np.ones(64, bool)))
+    assert ((out.tokens >= low) & (out.tokens < high)).all()
+    greedy = np.arange(64) % 3 == 0
+    np.testing.assert_array_equal(out.tokens[greedy], low + logits[greedy, low:high].argmax(1))
+    expected = torch.log_softmax(torch.tensor(logits[:, low:high]), -1).numpy()
+    np.testing.assert_allclose(
+        out.logprobs, expected[np.arange(64), out.tokens - low], rtol=1e-5, atol=1e-6
+    )
+    order = np.argsort(-expected, axis=1)
+    np.testing.assert_array_equal(out.top_tokens[:, : high - low], low + order)
+    for i, row in enumerate(rows):
+        kept = keep(
+            jnp.asarray(logits[i : i + 1, low:high]) / max(row.temperature, 1e-5),
+            *(jnp.array([x]) for x in (row.top_k, row.top_p, row.min_p)),
+        )
+        assert np.isfinite(kept[0, out.tokens[i] - low])
+
+
+def test_each_slot_has_its_own_range_and_one_id_is_forced() -> None:
+    logits = draw(4)
+    low, high = np.array([0, 7, 40, 3]), np.array([VOCAB, 8, 50, 5])
+    how = settings(
+        [Sampling(temperature=1.5, seed=i) for i in range(4)],
+        low=low.astype(np.int32), high=high.astype(np.int32),
+    )  # fmt: skip
+    for step in range(20):
+        out = run(logits, how, step=np.full(4, step, np.int32))
+        assert ((out.tokens >= low) & (out.tokens < high)).all()
+        assert (out.tokens[1], out.logprobs[1]) == (7, 0)
 
 
 @pytest.mark.parametrize(

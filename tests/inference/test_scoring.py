@@ -11,7 +11,8 @@ from tiny_model import CONFIG, full_logits, fused, prompt, weights
 
 from lwm.core.errors import CapacityError, ConfigError, InputError
 from lwm.core.mesh import make_mesh
-from lwm.inference.model import Figures, Model
+from lwm.inference.figures import Figures
+from lwm.inference.model import Model
 from lwm.inference.scoring import Scorer, padded_length
 
 ROWS = np.array([prompt(37, seed=n) for n in range(3)], np.int32)

@@ -13,10 +13,18 @@ from typing import Protocol
 
 import numpy as np
 
-from lwm.checkpoints.names import Table, named_specs, rows
+from lwm.checkpoints.names import Table, inward, named_specs, rows
 from lwm.core.errors import CheckpointError
 from lwm.core.vocabulary import Vocabulary
 from lwm.models.llama import LlamaConfig
+
+VQGAN = "vqgan"
+"""Where a model directory keeps the VQGAN whose codes the model reads and writes."""
+
+
+def vqgan_in(directory: Path) -> Path | None:
+    """The VQGAN of a model directory, if it has one."""
+    return directory / VQGAN if (directory / VQGAN).is_dir() else None
 
 
 def forget_pages(mapped: np.memmap) -> None:
@@ -40,12 +48,13 @@ class Tensors(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class Checkpoint:
-    """A text model in some format.
+    """A model in some format.
 
     Args:
         source: what the user called it, for messages.
         stored: how the file keeps its numbers, for people: `float32`, `Q4_1`.
         vocabulary: where its tokenizer's files are, or the raw material of one, or None.
+        vqgan: the directory of the VQGAN that belongs to it, if it brings one.
         ignorable: foreign tensors that carry nothing the model needs.
         path: where it is now; a run's latest checkpoint has another name tomorrow.
     """
@@ -57,6 +66,7 @@ class Checkpoint:
     table: Table
     tensors: Tensors
     vocabulary: Path | Vocabulary | None = None
+    vqgan: Path | None = None
     ignorable: Callable[[str], bool] = lambda name: False
     path: Path | None = None
 
@@ -74,40 +84,30 @@ class Checkpoint:
             CheckpointError: names the first tensor that is missing, misshaped or unknown.
         """
         present = self.tensors.shapes()
-        specs = named_specs(self.config)
-        known = set()
-        for ours, row in rows(self.table, self.config).items():
-            expected = specs[ours].shape[::-1] if row.layout.transposed else specs[ours].shape
-            known.add(row.theirs)
+        written = [row for parts in rows(self.table, self.config).values() for row in parts]
+        for row in written:
             if row.theirs not in present:
                 raise CheckpointError(
                     f"{self.source}: the tensor {row.theirs!r} is missing; the file is incomplete "
-                    "or "
-                    "its configuration describes another model"
+                    "or its configuration describes another model"
                 )
-            if present[row.theirs] != expected:
+            if present[row.theirs] != row.shape:
                 raise CheckpointError(
                     f"{self.source}: the tensor {row.theirs!r} has shape "
-                    f"{list(present[row.theirs])} "
-                    f"but the configuration asks for {list(expected)}; correct --config or the "
-                    "file"
+                    f"{list(present[row.theirs])} but the configuration asks for "
+                    f"{list(row.shape)}; correct --config or the file"
                 )
-        for name in present.keys() - known:
+        for name in present.keys() - {row.theirs for row in written}:
             if not self.ignorable(name):
                 raise CheckpointError(
-                    f"{self.source}: the tensor {name!r} has no place in a Llama text model; this "
+                    f"{self.source}: the tensor {name!r} has no place in this model; the "
                     "checkpoint is of another architecture"
                 )
 
     def reader(self) -> Callable[[str], np.ndarray]:
         """Reads one array in our layout by our name."""
         table = rows(self.table, self.config)
-
-        def read(ours: str) -> np.ndarray:
-            row = table[ours]
-            return row.layout.inward(self.tensors.read(row.theirs), self.config.head_dim)
-
-        return read
+        return lambda ours: inward(table[ours], self.tensors.read, self.config.head_dim)
 
     def read(self) -> Iterator[tuple[str, np.ndarray]]:
         """Our names and arrays in our layout, in the order of the model's tree, one at a time."""

@@ -1,19 +1,28 @@
-"""Hugging Face Llama directories, both ways."""
+"""Hugging Face Llama directories, both ways.
+
+A model that sees is a plain Llama to transformers: one table, the ids of vision behind those of
+text. A key of our own in `config.json`, which transformers keeps and ignores, says where the
+border is.
+"""
 
 import json
 import sys
 from pathlib import Path
 from typing import Any
 
-from lwm.checkpoints.checkpoint import Checkpoint
+from lwm.checkpoints.checkpoint import Checkpoint, vqgan_in
 from lwm.checkpoints.names import HUGGINGFACE
 from lwm.checkpoints.safetensors_files import SafetensorsDirectory
-from lwm.core.config import read_json
+from lwm.core.config import from_dict, read_json, to_dict
 from lwm.core.errors import CheckpointError
 from lwm.models.llama import LlamaConfig
+from lwm.models.world import VisionVocabulary
+
+VISION = "lwm_vision"
+"""The key of `config.json` that makes a Llama one that sees."""
 
 _INTEGERS = {
-    "vocab_size": "vocab_size",
+    "table_size": "vocab_size",
     "hidden_size": "hidden_size",
     "intermediate_size": "intermediate_size",
     "num_layers": "num_hidden_layers",
@@ -45,6 +54,7 @@ def open_huggingface(directory: Path) -> Checkpoint:
         table=HUGGINGFACE,
         tensors=tensors,
         vocabulary=directory,
+        vqgan=vqgan_in(directory),
         ignorable=ignorable,
     )
 
@@ -91,8 +101,22 @@ def _read_config(data: dict[str, Any], source: str) -> LlamaConfig:
         raise CheckpointError(
             f"{source}: tie_word_embeddings is {tied!r}; true or false is needed"
         )
+    table, vision = integers.pop("table_size"), None
+    if data.get(VISION) is not None:
+        if not isinstance(data[VISION], dict):
+            raise CheckpointError(
+                f"{source}: {VISION} in config.json is {data[VISION]!r}; an object is needed"
+            )
+        vision = from_dict(VisionVocabulary, data[VISION], f"{source}: {VISION} in config.json")
+        if vision.size >= table:
+            raise CheckpointError(
+                f"{source}: {VISION} holds {vision.size} ids of a vocab_size of {table}, which "
+                "leaves none for text; correct config.json"
+            )
     return LlamaConfig(
         **integers,
+        vocab_size=table - (vision.size if vision else 0),
+        vision=vision,
         num_kv_heads=number("num_key_value_heads", (int,), heads),
         head_dim=number("head_dim", (int,), integers["hidden_size"] // heads),
         rope_theta=float(_number(theta, (int, float), f"{source}: rope_theta")),
@@ -128,4 +152,6 @@ def write_config(directory: Path, config: LlamaConfig, dtype: str) -> None:
         "mlp_bias": False,
         "torch_dtype": dtype,
     }
+    if config.vision is not None:
+        data[VISION] = to_dict(config.vision)
     (directory / "config.json").write_text(json.dumps(data, indent=2) + "\n", encoding="utf-8")

@@ -3,11 +3,13 @@ both directions.
 
 A row pairs our name (the path in the `Llama` tree, `layers.3.query`) with theirs and with the
 layout theirs has. Reading turns their layout into ours, (in, out) with interleaved rotary pairs;
-writing turns it back.
+writing turns it back. Where a format keeps the ids of text and of vision in tensors of their own,
+each has a row, and ours is both, one behind the other.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import jax
 import numpy as np
@@ -48,11 +50,16 @@ HALF_SPLIT = Layout(_pairs_from_halves, _halves_from_pairs, transposed=True)
 
 @dataclass(frozen=True)
 class Name:
-    """One row of a table; `{layer}` stands for the number of the layer on both sides."""
+    """One line of a table; `{layer}` stands for the number of the layer on both sides.
+
+    Args:
+        part: the ids whose entries theirs holds; None where it holds those of all.
+    """
 
     ours: str
     theirs: str
     layout: Layout
+    part: Literal["text", "vision"] | None = None
 
 
 Table = tuple[Name, ...]
@@ -88,7 +95,8 @@ GGUF: Table = (
 )
 
 ORIGINAL: Table = (
-    Name("embedding", "transformer/wte/embedding", AS_IS),
+    Name("embedding", "transformer/wte/embedding", AS_IS, "text"),
+    Name("embedding", "transformer/vte/embedding", AS_IS, "vision"),
     Name("layers.{layer}.attention_norm", "transformer/h/{layer}/attention_norm/kernel", AS_IS),
     Name("layers.{layer}.query", "transformer/h/{layer}/attention/wq/kernel", AS_IS),
     Name("layers.{layer}.key", "transformer/h/{layer}/attention/wk/kernel", AS_IS),
@@ -99,7 +107,8 @@ ORIGINAL: Table = (
     Name("layers.{layer}.up", "transformer/h/{layer}/feed_forward/w3/kernel", AS_IS),
     Name("layers.{layer}.down", "transformer/h/{layer}/feed_forward/w2/kernel", AS_IS),
     Name("norm", "transformer/ln_f/kernel", AS_IS),
-    Name("head", "lm_head/kernel", AS_IS),
+    Name("head", "lm_head/kernel", AS_IS, "text"),
+    Name("head", "vision_head/kernel", AS_IS, "vision"),
 )
 
 NATIVE: Table = tuple(Name(row.ours, row.ours, AS_IS) for row in HUGGINGFACE)
@@ -111,12 +120,62 @@ def named_specs(config: LlamaConfig) -> dict[str, ParamSpec]:
     return {jax.tree_util.keystr(path, simple=True, separator="."): spec for path, spec in leaves}
 
 
-def rows(table: Table, config: LlamaConfig) -> dict[str, Name]:
-    """The table written out for a model: our name -> its row, layer numbers filled in."""
-    written = {}
-    for row in table:
-        layers = range(config.num_layers) if "{layer}" in row.ours else (0,)
-        for layer in layers:
-            ours = row.ours.format(layer=layer)
-            written[ours] = Name(ours, row.theirs.format(layer=layer), row.layout)
-    return {name: written[name] for name in named_specs(config)}
+@dataclass(frozen=True)
+class Row:
+    """A line of a table, written out for a model.
+
+    Args:
+        shape: of theirs.
+        axis: of ours, along which theirs is the part from `start` to `stop`.
+    """
+
+    theirs: str
+    layout: Layout
+    shape: tuple[int, ...]
+    axis: int
+    start: int
+    stop: int
+
+
+def rows(table: Table, config: LlamaConfig) -> dict[str, tuple[Row, ...]]:
+    """The table written out for a model: our name -> its rows, the parts of ours in order."""
+    specs = named_specs(config)
+    written: dict[str, tuple[Row, ...]] = dict.fromkeys(specs, ())
+    for name in table:
+        if name.part == "vision" and config.vision is None:
+            continue
+        for layer in range(config.num_layers) if "{layer}" in name.ours else (0,):
+            ours = name.ours.format(layer=layer)
+            if ours in specs:  # a tied head has no tensor
+                row = _row(name, name.theirs.format(layer=layer), specs[ours], config)
+                written[ours] += (row,)
+    return written
+
+
+def _row(name: Name, theirs: str, spec: ParamSpec, config: LlamaConfig) -> Row:
+    axis = 0 if name.part is None else spec.axes.index("vocab")
+    start = config.vocab_size if name.part == "vision" else 0
+    stop = config.vocab_size if name.part == "text" else spec.shape[axis]
+    shape = (*spec.shape[:axis], stop - start, *spec.shape[axis + 1 :])
+    return Row(
+        theirs, name.layout, shape[:: -1 if name.layout.transposed else 1], axis, start, stop
+    )
+
+
+def inward(parts: Sequence[Row], read: Callable[[str], np.ndarray], head_dim: int) -> np.ndarray:
+    """Our tensor from its rows.
+
+    Args:
+        read: a tensor of theirs by its name.
+    """
+    arrays = [row.layout.inward(read(row.theirs), head_dim) for row in parts]
+    return arrays[0] if len(arrays) == 1 else np.concatenate(arrays, axis=parts[0].axis)
+
+
+def outward(
+    parts: Sequence[Row], array: np.ndarray, head_dim: int
+) -> Iterator[tuple[str, np.ndarray]]:
+    """Their names and tensors from ours."""
+    for row in parts:
+        cut = (slice(None),) * row.axis + (slice(row.start, row.stop),)
+        yield row.theirs, row.layout.outward(array[cut], head_dim)

@@ -1,10 +1,10 @@
 """Our model directory: `config.json`, `model.safetensors` under our own names,
-`tokenizer.json`."""
+`tokenizer.json`, and `vqgan/` where it sees."""
 
 import json
 from pathlib import Path
 
-from lwm.checkpoints.checkpoint import Checkpoint
+from lwm.checkpoints.checkpoint import Checkpoint, vqgan_in
 from lwm.checkpoints.names import NATIVE
 from lwm.checkpoints.safetensors_files import SafetensorsDirectory
 from lwm.core.config import from_dict, read_json, to_dict
@@ -40,6 +40,7 @@ def open_native(directory: Path) -> Checkpoint:
         table=NATIVE,
         tensors=tensors,
         vocabulary=directory,
+        vqgan=vqgan_in(directory),
     )
 
 

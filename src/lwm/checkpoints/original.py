@@ -1,8 +1,9 @@
-"""The original's text checkpoints: `params::`, `trainstate_params::` (streams) and `flax_params::`
+"""The original's checkpoints: `params::`, `trainstate_params::` (streams) and `flax_params::`
 (one map).
 
 Layers may be unrolled (`transformer/h/3/...`) or scanned (`transformer/h/scan_decoder/...`, the
-layer axis first or second); both are shown to the rest of the room as unrolled.
+layer axis first or second); both are shown to the rest of the room as unrolled. A model that sees
+has a second table and a second head, for the ids of vision.
 """
 
 from collections.abc import Iterator
@@ -13,15 +14,17 @@ import numpy as np
 
 from lwm.checkpoints.checkpoint import Checkpoint, forget_pages
 from lwm.checkpoints.flax_msgpack import StoredArray, Walker
-from lwm.checkpoints.names import ORIGINAL, named_specs, rows
+from lwm.checkpoints.names import ORIGINAL, rows
 from lwm.core.config import read_json
 from lwm.core.errors import CheckpointError, ConfigError
 from lwm.models import sizes
 from lwm.models.llama import LlamaConfig
+from lwm.models.world import VisionVocabulary
 
 KINDS = ("params", "trainstate_params", "flax_params")
 
 _SCANNED = "transformer/h/scan_decoder/"
+_VISION_TABLE, _VISION_HEAD = "transformer/vte/embedding", "vision_head/kernel"
 
 
 class OriginalTensors:
@@ -34,8 +37,9 @@ class OriginalTensors:
         except (OSError, ValueError) as error:
             raise CheckpointError(f"{file} cannot be read ({error}); check the path") from error
         self._arrays: dict[str, tuple[StoredArray, int | None, int]] = {}
-        specs = named_specs(config)
-        shapes = {row.theirs: specs[ours].shape for ours, row in rows(ORIGINAL, config).items()}
+        shapes = {
+            row.theirs: row.shape for parts in rows(ORIGINAL, config).values() for row in parts
+        }
         walker = Walker(self._data, source)
         for name, value in _entries(walker, kind):
             array = walker.array(value, name)
@@ -159,17 +163,8 @@ def _configuration(config: str | None) -> tuple[LlamaConfig, int]:
         base = sizes.size(str(data["size"]))
         values = {ours: getattr(base, ours) for ours in names}
     for ours, (kind, theirs) in names.items():
-        if theirs not in data:
-            continue
-        value = data[theirs]
-        if isinstance(value, bool) or not isinstance(value, int | kind):
-            raise ConfigError(
-                f"{config}: {theirs} is {value!r}; a number ({kind.__name__}) is needed"
-            )
-        try:
-            values[ours] = kind(value)
-        except OverflowError as error:
-            raise ConfigError(f"{config}: {theirs} is too large; correct it") from error
+        if theirs in data:
+            values[ours] = _number(data[theirs], kind, f"{config}: {theirs}")
     if data.get("tie_word_embeddings"):
         values["tie_embeddings"] = True
     scan_axis = 1 if data.get("param_scan_axis") == 1 else 0
@@ -189,11 +184,60 @@ def _configuration(config: str | None) -> tuple[LlamaConfig, int]:
         )
     values.setdefault("max_sequence_length", 2048)
     values |= {"num_kv_heads": heads, "head_dim": values["hidden_size"] // heads}
-    return LlamaConfig(**values), scan_axis
+    return LlamaConfig(**values, vision=_vision(data, config)), scan_axis
+
+
+def _vision(data: dict[str, Any], source: str) -> VisionVocabulary | None:
+    """The ids of vision, if the settings have some.
+
+    The original's code holds 8192 codes and 256 a frame as constants, and 256 rows above the codes
+    in its table. Tables of another size are taken to be made in the same way if they are large
+    enough, and else to hold codes and the two end tokens alone; two keys of our own say otherwise.
+    """
+    keys = {"size": "vision_vocab_size", "codes": "vision_codes",
+            "codes_per_frame": "vision_codes_per_frame"}  # fmt: skip
+    values = {
+        ours: _number(data[theirs], int, f"{source}: {theirs}")
+        for ours, theirs in keys.items()
+        if theirs in data
+    }
+    if "size" not in values:
+        return None
+    size = values["size"]
+    values.setdefault("codes", size - 256 if size > 256 else size - 2)
+    return VisionVocabulary(**values)
+
+
+def _number(value: Any, kind: type, what: str) -> Any:
+    if isinstance(value, bool) or not isinstance(value, int | kind):
+        raise ConfigError(f"{what} is {value!r}; a number ({kind.__name__}) is needed")
+    try:
+        return kind(value)
+    except OverflowError as error:
+        raise ConfigError(f"{what} is too large; correct it") from error
+
+
+def _require_same_sight(
+    shapes: dict[str, tuple[int, ...]], config: LlamaConfig, source: str
+) -> None:
+    """Refuses settings of a text model for a file of one that sees, and the reverse."""
+    found = next((name for name in (_VISION_TABLE, _VISION_HEAD) if name in shapes), None)
+    if found is not None and config.vision is None:
+        size = shapes[found][0 if found == _VISION_TABLE else -1] if shapes[found] else 0
+        raise CheckpointError(
+            f"{source} is a vision-language checkpoint (it has {found!r}) and --config has no "
+            f'vision_vocab_size; add "vision_vocab_size": {size} to the JSON file of settings, or '
+            'write one with it and "size": "7b" or the like'
+        )
+    if found is None and config.vision is not None:
+        raise CheckpointError(
+            f"{source} is a text checkpoint (it has no {_VISION_TABLE!r}) and --config says "
+            f"vision_vocab_size = {config.vision.size}; leave that key out"
+        )
 
 
 def open_original(kind: str, file: Path, config: str | None) -> Checkpoint:
-    """A text checkpoint of the original.
+    """A checkpoint of the original, of a text model or one that sees.
 
     Args:
         config: a size's name, or a JSON file with the original's keys.
@@ -206,11 +250,7 @@ def open_original(kind: str, file: Path, config: str | None) -> Checkpoint:
         raise CheckpointError(f"{kind}::{file}: there is no such file; check the path")
     model, scan_axis = _configuration(config)
     tensors = OriginalTensors(file, kind, model, scan_axis)
-    if "vision_head/kernel" in tensors.shapes():
-        raise CheckpointError(
-            f"{kind}::{file} is a vision-language checkpoint (it has 'vision_head/kernel'); "
-            "this version of lwm reads text checkpoints only"
-        )
+    _require_same_sight(tensors.shapes(), model, f"{kind}::{file}")
     return Checkpoint(
         source=f"{kind}::{file}",
         format=f"original ({kind})",

@@ -56,8 +56,13 @@ def _open(model: str, config: str | None) -> Checkpoint:
 def _open_known(name: str) -> Checkpoint:
     known = KNOWN[name]
     if known.vision:
+        settings = (
+            '{"size": "7b", "vision_vocab_size": 8448, '
+            f'"theta": {known.theta:g}, "max_sequence_length": {known.length}}}'
+        )
         raise CheckpointError(
-            f"{name} is a vision-language model; this version of lwm reads text models only"
+            f"{name} is published in the original's format alone; download {known.repository} "
+            f"and name its file as params::FILE with --config a JSON file that holds {settings}"
         )
     checkpoint = _open_path(find_known(name), name)
     # The released files do not agree on where they keep theta, so the table rules.

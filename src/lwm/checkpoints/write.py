@@ -1,5 +1,6 @@
 """Writing a model directory from an open checkpoint, without ever holding the model."""
 
+import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Literal
@@ -7,8 +8,8 @@ from typing import Literal
 import numpy as np
 
 from lwm.checkpoints import huggingface, native
-from lwm.checkpoints.checkpoint import Checkpoint
-from lwm.checkpoints.names import HUGGINGFACE, NATIVE, named_specs, rows
+from lwm.checkpoints.checkpoint import VQGAN, Checkpoint
+from lwm.checkpoints.names import HUGGINGFACE, NATIVE, named_specs, outward, rows
 from lwm.checkpoints.safetensors_files import PART_BYTES, write
 from lwm.core.files import new_directory
 from lwm.core.params import cast
@@ -24,6 +25,7 @@ def write_checkpoint(
     form: Format,
     dtype: str,
     save_tokenizer: Callable[[Path], None],
+    vqgan: Path | None = None,
     part_bytes: int = PART_BYTES,
 ) -> None:
     """Writes `destination`, whole or not at all.
@@ -31,6 +33,7 @@ def write_checkpoint(
     Args:
         dtype: of the numbers written, `float32` or `bfloat16`.
         save_tokenizer: writes the tokenizer's files into a directory.
+        vqgan: the directory of one to copy beside the weights.
 
     Raises:
         InputError: the destination exists.
@@ -43,13 +46,14 @@ def write_checkpoint(
             f"converting {checkpoint.source}", len(named_specs(checkpoint.config))
         ) as step:
             for ours, array in checkpoint.read():
-                row = names[ours]
-                turned = row.layout.outward(array, checkpoint.config.head_dim)
-                yield row.theirs, np.asarray(turned, dtype=cast(dtype))
+                for theirs, turned in outward(names[ours], array, checkpoint.config.head_dim):
+                    yield theirs, np.asarray(turned, dtype=cast(dtype))
                 step()
 
     with new_directory(destination) as directory:
         save_tokenizer(directory)
+        if vqgan is not None:
+            shutil.copytree(vqgan, directory / VQGAN)
         if form == "huggingface":
             huggingface.write_config(directory, checkpoint.config, dtype)
         else:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from lwm.cli.flags import print_stream
 
 if TYPE_CHECKING:
-    from lwm.inference.model import Figures
+    from lwm.inference.figures import Figures
 
 MODEL, BOOK = "smollm2", "Ruth"
 RING = "1,1,1,4"
@@ -68,7 +68,7 @@ class _Tour:
     """Asks one model, shows the answers, and compares each with what must be in it."""
 
     def __init__(self, mesh: str | None) -> None:
-        from lwm.inference.model import load
+        from lwm.inference.load import load
 
         self.model = load(MODEL, mesh=mesh)
         self.right = True

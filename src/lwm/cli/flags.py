@@ -34,7 +34,7 @@ class LoadFlags:
     """Devices along data,fsdp,tensor,sequence, as in 1,1,1,4; one device unless given."""
 
     def load(self, model: str) -> "Model":
-        from lwm.inference.model import load
+        from lwm.inference.load import load
 
         return load(
             model, config=self.config, tokenizer=self.tokenizer, dtype=self.dtype, mesh=self.mesh

@@ -106,6 +106,7 @@ def _facts(checkpoint: "Checkpoint") -> Table:
         "heads": f"{config.num_heads} of {config.head_dim}",
         "key-value heads": config.num_kv_heads,
         "vocabulary": f"{config.vocab_size:,}",
+        "vision": _vision(checkpoint),
         "head": "tied to the embedding" if config.tie_embeddings else "its own",
         "context": f"{config.max_sequence_length:,} tokens",
         "rope theta": f"{config.rope_theta:g}",
@@ -116,6 +117,15 @@ def _facts(checkpoint: "Checkpoint") -> Table:
     for name, value in rows.items():
         table.add_row(name, str(value))
     return table
+
+
+def _vision(checkpoint: "Checkpoint") -> str:
+    vision = checkpoint.config.vision
+    if vision is None:
+        return "none"
+    brings = "with its VQGAN" if checkpoint.vqgan else "without a VQGAN"
+    codes = f"{vision.codes:,} codes, {vision.codes_per_frame} a frame"
+    return f"{vision.size:,} ids, {codes}, {brings}"
 
 
 def _memory(checkpoint: "Checkpoint") -> Table:

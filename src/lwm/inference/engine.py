@@ -6,10 +6,10 @@ Knows token ids; knows nothing of text, files or HTTP. A server drives `submit`,
 `cancel`; `stream` drives them for one request.
 """
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Generator, Iterator, Sequence
+from dataclasses import replace
 from functools import partial
-from typing import Any, Literal
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -17,27 +17,19 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array
 
-from lwm.attention.cached import LayerCache, decode_attention, prefill_attention
 from lwm.attention.order import striped
-from lwm.attention.rope import Rotation, rotation
-from lwm.core.errors import ConfigError, InputError
+from lwm.attention.rope import rotation
+from lwm.core.errors import InputError
 from lwm.core.mesh import DATA, SEQUENCE
 from lwm.core.progress import Advance
 from lwm.core.sharding import DECODE, PREFILL
 from lwm.inference.drafting import Drafter
-from lwm.inference.sampling import MAX_TOP_LOGPROBS, Sampled, Sampling, SlotSampling, sample
+from lwm.inference.request import Request, Token
+from lwm.inference.sampling import Sampled, Sampling, SlotSampling
 from lwm.inference.scheduler import Chunk, Feed, Scheduler
+from lwm.inference.steps import decode_layers, draw, mark_seen, prefill_layer
 from lwm.models.cache import Cache, cache_capacity, grow_cache, make_cache, require_cache_memory
-from lwm.models.llama import (
-    FusedLayer,
-    Layer,
-    Llama,
-    LlamaConfig,
-    apply_layer,
-    embed_tokens,
-    rms_norm,
-    text_logits,
-)
+from lwm.models.llama import Llama, LlamaConfig, embed_tokens
 
 CHUNKS = (32, 128, 512, 1024)
 """Positions on each device of the `sequence` axis that one prefill step takes."""
@@ -59,137 +51,6 @@ def roomy(tokens: int) -> int:
     """A length of cache with room to grow: one of a few, because each compiles a decode step."""
     unit = max(256, 1 << max(0, tokens.bit_length() - 3))
     return max(1024, -(-tokens // unit) * unit)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Request:
-    """A prompt to continue.
-
-    Args:
-        prompt: token ids.
-        unconditional: a second prompt that guides the first (`Sampling.guidance`); both rows get
-            the same tokens.
-        stop_tokens: ids that end the answer; the one that did is not part of it.
-        logprobs: how many likeliest alternatives to report with each token.
-    """
-
-    prompt: Sequence[int]
-    max_tokens: int
-    sampling: Sampling = field(default_factory=Sampling)
-    unconditional: Sequence[int] | None = None
-    stop_tokens: Sequence[int] = ()
-    logprobs: int = 0
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.logprobs <= MAX_TOP_LOGPROBS:
-            raise ConfigError(
-                f"logprobs is {self.logprobs}; it must be from 0 to {MAX_TOP_LOGPROBS} "
-                "alternatives"
-            )
-
-
-@dataclass(frozen=True, kw_only=True)
-class Token:
-    """One token of one request; a step may bring several.
-
-    Args:
-        token: the id; None in a last event that brings no token, because a stop token came.
-        logprob: of the token under the model's own distribution, before temperature and the like.
-        top: the likeliest alternatives and their log-probabilities, as many as asked for.
-        finish: why this is the last token, if it is.
-    """
-
-    request: int
-    token: int | None
-    logprob: float = 0.0
-    top: tuple[tuple[int, float], ...] = ()
-    finish: Literal["stop", "length"] | None = None
-
-
-def prefill_layer(
-    layer: Layer | FusedLayer,
-    x: Array,
-    turn: Rotation,
-    cache: LayerCache,
-    slot: Array,
-    first: Array,
-    *,
-    config: LlamaConfig,
-    mesh: Mesh | None,
-) -> tuple[Array, LayerCache]:
-    """Runs a chunk [1, size], laid out in the mesh's striped order, through one layer, which keeps
-    its keys and values."""
-    attend = partial(prefill_attention, slot=slot, first=first, mesh=mesh)
-    return apply_layer(layer, x, turn, cache, config, attend, mesh=mesh, rules=PREFILL)
-
-
-def decode_layers(
-    layers: Sequence[Layer | FusedLayer],
-    x: Array,
-    turn: Rotation,
-    caches: Cache,
-    positions: Array,
-    *,
-    config: LlamaConfig,
-    mesh: Mesh | None,
-) -> tuple[Array, Cache]:
-    """Runs the next tokens of every slot, [slots, width], through a run of layers, which keep
-    their keys and values. A position of -1 holds no token."""
-    attend = partial(decode_attention, positions=positions, mesh=mesh)
-    apply = partial(apply_layer, config=config, attend=attend, mesh=mesh, rules=DECODE)
-    traced_once, after = jax.jit(apply), []
-    for layer, cache in zip(layers, caches, strict=True):
-        x, cache = traced_once(layer, x, turn, cache)
-        after.append(cache)
-    return x, tuple(after)
-
-
-def draw(
-    weights: Llama,
-    x: Array,
-    seen: Array,
-    tokens: Array,
-    positions: Array,
-    how: SlotSampling,
-    *,
-    config: LlamaConfig,
-    mesh: Mesh | None,
-) -> tuple[Sampled, Array]:
-    """Samples behind every token that was fed, [slots, width], from what the last layer made of
-    it. Needs no layers.
-
-    A row is drawn as it would be had the tokens before it come one a step: from the same position
-    and with the same tokens seen. Returns with it the tokens of each slot's text, those drafts
-    included that were drawn themselves.
-    """
-    slots, width = tokens.shape
-    hidden = rms_norm(x, weights.norm, config.rms_norm_eps)
-    logits = text_logits(weights, hidden).reshape(slots * width, -1)
-    if mesh is not None:  # the vocabulary may be sharded, and sorting wants it whole
-        whole = NamedSharding(mesh, PartitionSpec())
-        logits = jax.lax.with_sharding_constraint(logits, whole)
-    fed = jnp.where(positions >= 0, tokens, seen.shape[1])
-    slot = jnp.arange(slots)
-    after = []  # what has been seen behind the first token, the second, ...
-    for column in range(width):
-        seen = seen.at[slot, fed[:, column]].set(True, mode="drop")
-        after.append(seen)
-    rows = jax.tree.map(lambda x: jnp.repeat(x, width, axis=0), how)
-    partner = (how.conditional, how.unconditional)
-    conditional, unconditional = (
-        (other[:, None] * width + jnp.arange(width)).reshape(-1) for other in partner
-    )
-    rows = replace(rows, conditional=conditional, unconditional=unconditional)
-    step = (positions + 1).reshape(-1)
-    sampled = sample(logits, jnp.stack(after, axis=1).reshape(slots * width, -1), step, rows)
-    sampled = jax.tree.map(lambda x: x.reshape(slots, width, *x.shape[1:]), sampled)
-    true = (sampled.tokens[:, :-1] == tokens[:, 1:]) & (positions[:, 1:] >= 0)
-    accepted = jnp.cumprod(true, axis=1).sum(axis=1)
-    return sampled, jnp.stack(after, axis=1)[slot, accepted]
-
-
-def _mark_seen(seen: Array, slot: Array, row: Array) -> Array:
-    return seen.at[slot].set(row)
 
 
 class Engine:
@@ -215,9 +76,8 @@ class Engine:
         drafts: bool = True,
     ) -> None:
         self._weights, self._config, self._mesh, self._dtype = weights, config, mesh, dtype
-        shards, groups = (1, 1) if mesh is None else (mesh.shape[SEQUENCE], mesh.shape[DATA])
-        self._shards = shards
-        self._count = -(-slots // groups) * groups
+        self._shards = shards = 1 if mesh is None else mesh.shape[SEQUENCE]
+        self._count = self.rounded(slots)
         capacity = cache_capacity(tokens, mesh)
         self.cache = self._make_cache(capacity)
         self.scheduler = Scheduler(
@@ -244,7 +104,17 @@ class Engine:
         self._decode = jax.jit(partial(decode_layers, **static), donate_argnums=(1, 3))
         self._draw = jax.jit(partial(draw, **static), donate_argnums=2)
         self._ends = replace(weights, layers=())
-        self._mark_seen = jax.jit(_mark_seen, donate_argnums=0)
+        self._mark_seen = jax.jit(mark_seen, donate_argnums=0)
+
+    @property
+    def slots(self) -> int:
+        """Requests that run at once; a guided one counts twice."""
+        return self._count
+
+    def rounded(self, slots: int) -> int:
+        """How many slots an engine on this mesh has where so many are asked for."""
+        groups = 1 if self._mesh is None else self._mesh.shape[DATA]
+        return -(-slots // groups) * groups
 
     def _make_cache(self, capacity: int) -> Cache:
         return make_cache(
@@ -254,7 +124,7 @@ class Engine:
     def _make_seen(self) -> Array:
         """Tokens of each slot's text, for the repetition penalty."""
         whole = NamedSharding(self._mesh, PartitionSpec()) if self._mesh else jax.devices()[0]
-        return jnp.zeros((self._count, self._config.vocab_size), bool, device=whole)
+        return jnp.zeros((self._count, self._config.table_size), bool, device=whole)
 
     def require(self, prompt: int, max_tokens: int) -> None:
         """Makes the cache long enough for a request, keeping what it holds.
@@ -286,10 +156,10 @@ class Engine:
             prompts.append(request.unconditional)
         for prompt in prompts:
             for token in prompt:
-                if not 0 <= token < self._config.vocab_size:
+                if not 0 <= token < self._config.table_size:
                     raise InputError(
                         f"the prompt holds token {token}, outside the model's vocabulary of "
-                        f"{self._config.vocab_size:,}; check that the tokenizer is the model's"
+                        f"{self._config.table_size:,}; check that the tokenizer is the model's"
                     )
         number = self.scheduler.submit(prompts, request.max_tokens)
         self._requests[number] = request
@@ -322,11 +192,11 @@ class Engine:
     def _step(self) -> list[Token]:
         for number in self.scheduler.admit():
             for row, slot in enumerate(self.scheduler.slots_of(number)):
-                mask = np.zeros(self._config.vocab_size, bool)
+                mask = np.zeros(self._config.table_size, bool)
                 mask[list(self.scheduler.text_of(number, row))] = True
                 self._seen = self._mark_seen(self._seen, slot, mask)
-            if self._widths:
-                request = self._requests[number]
+            request = self._requests[number]
+            if self._widths and request.allowed is None:
                 self._drafters[number] = Drafter(request.prompt, request.max_tokens)
         plan = self.scheduler.plan(self._draft)
         if plan.chunk is not None:
@@ -339,24 +209,33 @@ class Engine:
         Args:
             advance: told of prompt tokens as they are done with, reused ones included.
         """
-        number = self.submit(request)
+        yield from self.follow([self.submit(request)], advance)
+
+    def follow(
+        self, requests: Sequence[int], advance: Advance | None = None
+    ) -> Generator[Token, None, None]:
+        """The tokens of submitted requests as they come, until all are done. Closing the iterator
+        ends those that are not."""
         told = 0
         try:
             while True:
-                yield from self._missed.pop(number, ())
-                if number not in self._requests:
+                for number in requests:
+                    yield from self._missed.pop(number, ())
+                running = [number for number in requests if number in self._requests]
+                if not running:
                     return
                 events = self.step()
-                if advance is not None and number in self._requests:
-                    done = self.scheduler.prefilled(number)
-                    advance(done - told)
-                    told = done
+                if advance is not None:
+                    done = sum(map(self.scheduler.prefilled, running))
+                    advance(max(0, done - told))
+                    told = max(told, done)
                 for token in events:
-                    if token.request != number:  # of another stream, which will ask for it
+                    if token.request not in requests:  # of another stream, which will ask for it
                         self._missed.setdefault(token.request, []).append(token)
-                yield from (token for token in events if token.request == number)
+                yield from (token for token in events if token.request in requests)
         finally:
-            self.cancel(number)
+            for number in requests:
+                self.cancel(number)
 
     def _run_chunk(self, chunk: Chunk) -> None:
         tokens = np.zeros(chunk.size, np.int32)
@@ -448,7 +327,7 @@ class Engine:
             request=number,
             token=token,
             logprob=float(drawn.logprobs[slot, column]),
-            top=tuple((int(t), float(p)) for t, p in top),
+            top=tuple((int(t), float(p)) for t, p in top if p > -np.inf),
             finish="length" if full else None,
         )
 
@@ -459,9 +338,13 @@ class Engine:
         own = np.arange(self._count, dtype=np.int32)
         conditional, unconditional = own.copy(), own.copy()
         logprobs = np.zeros(self._count, bool)
+        allowed = [range(self._config.vocab_size)] * self._count
         for number in ready:
             request, slots = self._requests[number], self.scheduler.slots_of(number)
             rows[slots[0]] = request.sampling
+            if request.allowed is not None:
+                answered = self.scheduler.length_of(number) - len(request.prompt)
+                allowed[slots[0]] = request.allowed(answered)
             logprobs[slots[0]] = request.logprobs > 0
             if len(slots) == 2:
                 unconditional[slots[0]], conditional[slots[1]] = slots[1], slots[0]
@@ -480,4 +363,6 @@ class Engine:
             conditional=conditional,  # type: ignore[arg-type]
             unconditional=unconditional,  # type: ignore[arg-type]
             logprobs=logprobs,  # type: ignore[arg-type]
+            low=np.array([ids.start for ids in allowed], np.int32),  # type: ignore[arg-type]
+            high=np.array([ids.stop for ids in allowed], np.int32),  # type: ignore[arg-type]
         )

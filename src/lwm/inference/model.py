@@ -1,4 +1,4 @@
-"""What `lwm.load` returns: a model with its tokenizer, ready to score, continue and converse.
+"""What `lwm.load` returns: a model with its tokenizer, ready to score, continue, converse, draw.
 
 Puts the rooms below together for one user in one process; it holds no logic of its own that they
 could hold.
@@ -7,72 +7,44 @@ could hold.
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
-from functools import partial
-from pathlib import Path
 from typing import Any, Literal, NamedTuple, overload
 
-import jax
 import numpy as np
 from jax.sharding import Mesh
+from jaxtyping import UInt8
 
-from lwm.checkpoints.checkpoint import Checkpoint
-from lwm.checkpoints.place import load_weights
-from lwm.checkpoints.resolve import open_checkpoint
 from lwm.core.errors import CapacityError, ConfigError, InputError
-from lwm.core.mesh import make_mesh
 from lwm.core.progress import progress
-from lwm.core.sharding import DECODE
-from lwm.core.vocabulary import Vocabulary
 from lwm.data.templates import TURN_ENDS, Message, choose, render
-from lwm.data.tokenizer import Tokenizer, read_tokenizer, tokenizer_of
-from lwm.inference.engine import Engine, Request, roomy
+from lwm.data.tokenizer import Tokenizer
+from lwm.inference.engine import Engine, roomy
+from lwm.inference.figures import Figures
+from lwm.inference.frames import IMAGE, VIDEO, FrameDone, vision_of
+from lwm.inference.request import Request
 from lwm.inference.sampling import Sampling
 from lwm.inference.scoring import Scorer
 from lwm.inference.text import until_stop
-from lwm.models.figures import BYTES
-from lwm.models.llama import Llama, LlamaConfig, require_mesh
+from lwm.inference.vision_generation import (
+    Codec,
+    image_codes,
+    pictures,
+    sampling_from,
+    video_codes,
+)
+from lwm.inference.vision_prompts import See, chat_tokens, codes_of, has_vision, text_of
+from lwm.models.llama import Llama, LlamaConfig
+from lwm.models.world import joined
 
 
 class Logits(NamedTuple):
-    """Scores of the next token, numpy float32; `vision` is None where the model has no vision
-    head."""
+    """Scores of the next token, numpy float32; `vision` is None where the model does not see."""
 
     text: np.ndarray  # [batch, seq, vocab]
-    vision: np.ndarray | None = None
-
-
-@dataclass
-class Figures:
-    """What the last answer took, for people to read.
-
-    Args:
-        prompt: tokens of the prompt; `reused` of them were still in the cache.
-        prefill_seconds: until the first token, compilation included.
-        answer: tokens generated; `answer_seconds` for all of them but the first.
-    """
-
-    prompt: int = 0
-    reused: int = 0
-    prefill_seconds: float = 0.0
-    answer: int = 0
-    answer_seconds: float = 0.0
-
-    def __str__(self) -> str:
-        computed = self.prompt - self.reused
-        parts = [f"prompt {self.prompt:,} tokens"]
-        if self.reused:
-            parts.append(f"{self.reused:,} of them reused")
-        if self.prefill_seconds > 0:
-            parts.append(f"read at {computed / self.prefill_seconds:,.0f} tokens/s")
-        parts.append(f"answer {self.answer:,} tokens")
-        if self.answer > 1 and self.answer_seconds > 0:
-            parts.append(f"written at {(self.answer - 1) / self.answer_seconds:,.1f} tokens/s")
-        return ", ".join(parts)
+    vision: np.ndarray | None = None  # [batch, seq, vision_vocab]
 
 
 class Model:
-    """A loaded model. Made by `load`.
+    """A loaded model. Made by `lwm.inference.load.load`.
 
     Args:
         source: the name it was loaded by, for messages.
@@ -94,6 +66,10 @@ class Model:
         self._tokenizer: Tokenizer | None = None
         self._scorer: Scorer | None = None
         self._engine: Engine | None = None
+        self.codec: Codec | None = None
+        """Turns pictures into codes and back; a model that sees needs one to draw."""
+        self.see: See = codes_of
+        """Turns parts of messages that are not text into codes."""
         self.figures = Figures()
 
     @property
@@ -119,13 +95,15 @@ class Model:
 
         Args:
             tokens: ids, [batch, seq]; needs no tokenizer.
-            vision_mask: for models that see; refused by this one.
+            vision_mask: for a model that sees, which of the tokens are ids of vision, counted
+                from 0 as codes are; none of them unless given.
 
         Raises:
-            InputError: not a rectangle of ids of the vocabulary.
+            InputError: not a rectangle of ids of the vocabulary, or a mask of another shape.
             CapacityError: longer than the model's context.
         """
-        if vision_mask is not None:
+        vision = self.config.vision
+        if vision_mask is not None and vision is None:
             raise InputError(
                 f"{self.source} is a text model and takes no vision_mask; leave it out"
             )
@@ -138,15 +116,23 @@ class Model:
                 f"tokens have shape {list(ids.shape)} and type {ids.dtype}; whole numbers [batch, "
                 "seq] are needed, at least one"
             )
-        if ids.min() < 0 or ids.max() >= self.config.vocab_size:
+        mask = np.zeros(ids.shape, bool) if vision_mask is None else np.asarray(vision_mask)
+        if mask.shape != ids.shape or mask.dtype != bool:
             raise InputError(
-                f"tokens run from {ids.min()} to {ids.max()}; the vocabulary has ids 0 to "
-                f"{self.config.vocab_size - 1}"
+                f"vision_mask has shape {list(mask.shape)} and type {mask.dtype}; true or false "
+                f"for each of the tokens {list(ids.shape)} is needed"
             )
+        _require_ids(ids[~mask], self.config.vocab_size, "tokens")
+        if vision is not None:
+            _require_ids(ids[mask], vision.size, "tokens of vision")
         self._require_context(ids.shape[-1])
         if self._scorer is None:
             self._scorer = Scorer(self.weights, self.config, self.mesh)
-        return Logits(text=self._scorer.logits(ids))
+        logits = self._scorer.logits(joined(ids, mask, self.config.vocab_size))
+        if vision is None:
+            return Logits(text=logits)
+        text, seen = np.split(logits, [self.config.vocab_size], axis=-1)
+        return Logits(text=text, vision=seen)
 
     @overload
     def generate(self, prompt: str, *, stream: Literal[False] = False, **settings: Any) -> str: ...
@@ -200,7 +186,8 @@ class Model:
         What earlier turns left in the cache is used again, so a long document is read once.
 
         Args:
-            messages: OpenAI's shape; content is text, or a list of parts of which each is text.
+            messages: OpenAI's shape; content is text, or a list of parts of which each is text or
+                something that `see` turns into codes.
             template: `auto` (the checkpoint's own, else the original's), `original` or `chatml`.
             settings: as for `generate`.
 
@@ -209,14 +196,87 @@ class Model:
             CapacityError: the conversation is longer than the context, or its cache does not fit
                 into memory.
         """
-        plain = [{**message, "content": _text_of(message)} for message in messages]
-        text = render(choose(template, self.tokenizer), plain, self.tokenizer)
-        tokens = self.tokenizer.encode(text, specials=False)
+        chosen = choose(template, self.tokenizer)
+        if self.config.vision is not None and has_vision(messages):
+            tokens = chat_tokens(chosen, messages, self.tokenizer, self.config, self.see)
+        else:
+            plain = [{**m, "content": text_of(m, source=self.source)} for m in messages]
+            text = render(chosen, plain, self.tokenizer)
+            tokens = self.tokenizer.encode(text, specials=False)
         if template in TURN_ENDS:
             stop = settings.get("stop", ())
             given = (stop,) if isinstance(stop, str) else tuple(stop)
             settings["stop"] = (*given, TURN_ENDS[template])
         return self._answer(tokens, stream, settings)
+
+    def image(
+        self,
+        prompt: str,
+        *,
+        count: int = 1,
+        negative_prompt: str | None = None,
+        frame_done: FrameDone | None = None,
+        **settings: Any,
+    ) -> UInt8[np.ndarray, "count height width 3"]:
+        """Pictures of a prompt, drawn together.
+
+        Args:
+            negative_prompt: what guidance leads away from; anything unless given.
+            frame_done: told of each picture's codes as it is done.
+            settings: of `Sampling`, for others than the original's (`frames.IMAGE`).
+
+        Raises:
+            InputError: the prompt is empty, or the model does not see.
+            CapacityError: the context or the memory is too small.
+        """
+        codec = self._require_codec()
+        codes = image_codes(
+            self._engine_for, self.config, self.tokenizer, prompt, count=count,
+            negative_prompt=negative_prompt, sampling=sampling_from(IMAGE, settings),
+            frame_done=frame_done,
+        )  # fmt: skip
+        return pictures(codec, codes)[:, 0]
+
+    def video(
+        self,
+        prompt: str,
+        *,
+        frames: int = 8,
+        count: int = 1,
+        before: Any = None,
+        negative_prompt: str | None = None,
+        frame_done: FrameDone | None = None,
+        **settings: Any,
+    ) -> UInt8[np.ndarray, "count frames height width 3"]:
+        """Videos of a prompt, drawn together; the first frame as an image, unless given.
+
+        Args:
+            frames: of the whole video, earlier ones included.
+            before: codes of earlier frames to go on from, [1 or count, frames, codes_per_frame].
+            negative_prompt, frame_done: as for `image`.
+            settings: of `Sampling`, for others than the original's (`frames.VIDEO`), for the
+                frames behind the first.
+
+        Raises:
+            InputError: the prompt is empty, or the model does not see.
+            CapacityError: the context or the memory is too small.
+        """
+        codec = self._require_codec()
+        codes = video_codes(
+            self._engine_for, self.config, self.tokenizer, prompt, frames=frames, count=count,
+            before=before, negative_prompt=negative_prompt,
+            sampling=sampling_from(VIDEO, settings), frame_done=frame_done,
+        )  # fmt: skip
+        return pictures(codec, codes)
+
+    def _require_codec(self) -> Codec:
+        vision_of(self.config)
+        if self.codec is None:
+            raise ConfigError(
+                f"{self.source} has no VQGAN, which turns codes into pictures; give it one (in "
+                "Python: model.codec = ...)"
+            )
+        return self.codec
 
     def restart(self, tokens: int) -> None:
         """Forgets what the cache holds and makes room for `tokens`.
@@ -229,13 +289,19 @@ class Model:
         """
         self._engine_for(tokens, 1).scheduler.forget()
 
-    def _engine_for(self, prompt: int, max_tokens: int) -> Engine:
-        """The engine, made on first use, with a cache that holds a prompt and its answer."""
-        if self._engine is None:
+    def _engine_for(self, prompt: int, max_tokens: int, slots: int = 1) -> Engine:
+        """The engine, made on first use, with a cache that holds a prompt and its answer.
+
+        One with too few slots, or far too many, makes way for another: empty slots cost time in
+        every step, and two caches side by side memory.
+        """
+        if self._engine is None or not 1 <= self._engine.slots / self._engine.rounded(slots) <= 2:
+            self._engine = None  # its cache goes before another comes
             room = roomy(prompt + max_tokens)
             self._engine = Engine(
-                self.weights, self.config, tokens=room, dtype=self.dtype, mesh=self.mesh
-            )
+                self.weights, self.config, slots=slots, tokens=room, dtype=self.dtype,
+                mesh=self.mesh,
+            )  # fmt: skip
         self._engine.require(prompt, max_tokens)
         return self._engine
 
@@ -258,10 +324,7 @@ class Model:
         max_tokens = settings.pop("max_tokens", 256)
         if max_tokens < 1:
             raise ConfigError(f"max_tokens is {max_tokens}; it must be at least 1")
-        try:
-            sampling = Sampling(**{"temperature": 0.0, **settings})
-        except TypeError as error:
-            raise ConfigError(f"a setting is not known: {error}") from error
+        sampling = sampling_from(Sampling(temperature=0.0), settings)
         self._require_context(len(tokens), answer=1)
         request = Request(
             prompt=tokens,
@@ -298,6 +361,14 @@ class Model:
                 event = next(events)
 
 
+def _require_ids(ids: np.ndarray, count: int, what: str) -> None:
+    """Refuses ids that a vocabulary of `count` does not have."""
+    if ids.size and (ids.min() < 0 or ids.max() >= count):
+        raise InputError(
+            f"{what} run from {ids.min()} to {ids.max()}; the vocabulary has ids 0 to {count - 1}"
+        )
+
+
 @contextmanager
 def _closing(events: Any) -> Iterator[None]:
     """Ends the request also when the reader of its answer stops early."""
@@ -305,85 +376,3 @@ def _closing(events: Any) -> Iterator[None]:
         yield
     finally:
         events.close()
-
-
-def _text_of(message: Message) -> Any:
-    """The text of a message whose content may be a list of parts."""
-    content = message.get("content")
-    if not isinstance(content, list):
-        return content
-    for part in content:
-        if not isinstance(part, dict) or part.get("type") != "text":
-            kind = part.get("type") if isinstance(part, dict) else type(part).__name__
-            raise InputError(
-                f"the message has a part of type {kind!r}; this model reads text alone, so send "
-                "text parts"
-            )
-    return "\n".join(str(part.get("text", "")) for part in content)
-
-
-def open_tokenizer(checkpoint: Checkpoint, tokenizer: str | None) -> Tokenizer | None:
-    """The tokenizer named by the user, or else the checkpoint's own, or None.
-
-    Raises:
-        CheckpointError: it is broken, or of an unknown kind.
-    """
-    own = checkpoint.vocabulary
-    if tokenizer is not None:
-        found = read_tokenizer(Path(tokenizer))
-        if isinstance(own, Vocabulary) and found.chat_template is None:
-            found = replace(found, chat_template=own.chat_template)
-        return found
-    return tokenizer_of(own)
-
-
-def default_dtype() -> str:
-    """float32 on a CPU, where it is the fast type; bfloat16 elsewhere."""
-    return "float32" if jax.default_backend() == "cpu" else "bfloat16"
-
-
-def load(
-    model: str | Path,
-    *,
-    config: str | Path | None = None,
-    tokenizer: str | Path | None = None,
-    dtype: str | None = None,
-    mesh: str | None = None,
-) -> Model:
-    """Loads a model onto this machine's devices.
-
-    Args:
-        model: a directory (ours or Hugging Face Llama), a `.gguf` file, `params::FILE`,
-            `trainstate_params::FILE`, `flax_params::FILE`, `hf:OWNER/NAME`, or a known name such
-            as `smollm2`.
-        config: for the original's checkpoints, a size such as `7b` or a JSON file of settings.
-        tokenizer: a `tokenizer.json`, a `tokenizer.model` or a directory, where the checkpoint
-            brings none.
-        dtype: `float32` or `bfloat16`; by default the first on CPU and the second elsewhere.
-        mesh: sizes of the axes data, fsdp, tensor, sequence, such as `1,1,1,4`; by default one
-            device.
-
-    Raises:
-        CheckpointError: the model cannot be found or read.
-        ConfigError: a setting is wrong, or the mesh does not fit the model or the machine.
-        CapacityError: the weights do not fit into memory.
-    """
-    dtype = default_dtype() if dtype is None else dtype
-    if dtype not in BYTES:
-        raise ConfigError(f"dtype is {dtype!r}; choose one of {', '.join(BYTES)}")
-    laid = None if mesh is None else make_mesh(mesh)
-    checkpoint = open_checkpoint(str(model), config=None if config is None else str(config))
-    if laid is not None:
-        require_mesh(checkpoint.config, laid, DECODE)
-    opener = partial(open_tokenizer, checkpoint, None if tokenizer is None else str(tokenizer))
-    if tokenizer is not None:  # asked for, so a fault in it is told at once
-        given = opener()
-        opener = lambda: given  # noqa: E731
-    return Model(
-        source=checkpoint.source,
-        config=checkpoint.config,
-        weights=load_weights(checkpoint, dtype=dtype, mesh=laid),
-        open_tokenizer=opener,
-        dtype=dtype,
-        mesh=laid,
-    )

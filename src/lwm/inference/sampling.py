@@ -5,7 +5,8 @@ Settings are arrays over slots, so requests with different settings share a step
 compiled anew when one joins. What no slot asks for (sorting, top log-probabilities) is passed
 over. Knows logits; knows nothing of models or requests.
 
-The order is Hugging Face's: repetition penalty, temperature, top-k, top-p, min-p.
+The order is guidance, then the range of ids that a slot may take, then Hugging Face's: repetition
+penalty, temperature, top-k, top-p, min-p.
 """
 
 from dataclasses import dataclass
@@ -70,6 +71,8 @@ class SlotSampling:
             row.
         unconditional: slot of the request's second row; itself where there is none.
         logprobs: whether the slot wants the likeliest alternatives.
+        low, high: the ids that may be drawn, `high` excluded. To what follows the others do not
+            exist: top-k counts among these alone, and so do log-probabilities.
     """
 
     temperature: Float[Array, " slots"]
@@ -82,6 +85,8 @@ class SlotSampling:
     conditional: Int[Array, " slots"]
     unconditional: Int[Array, " slots"]
     logprobs: Bool[Array, " slots"]
+    low: Int[Array, " slots"]
+    high: Int[Array, " slots"]
 
 
 @jax.tree_util.register_dataclass
@@ -141,6 +146,9 @@ def sample(
     unconditional = logits[how.unconditional]
     guided = unconditional + how.guidance[:, None] * (logits - unconditional)
     logits = jnp.where((how.unconditional != jnp.arange(len(step)))[:, None], guided, logits)
+    ids = jnp.arange(logits.shape[-1])
+    allowed = (ids >= how.low[:, None]) & (ids < how.high[:, None])
+    logits = jnp.where(allowed, logits, -jnp.inf)
     scores = penalise(logits, seen, how.repetition_penalty)
 
     def draw(scores: Array) -> Array:

@@ -145,6 +145,10 @@ class Scheduler:
         """Prompt and answer so far."""
         return tuple(self._active[request].texts[row])
 
+    def length_of(self, request: int) -> int:
+        """Tokens of the first row's prompt and answer so far."""
+        return len(self._active[request].texts[0])
+
     def prefilled(self, request: int) -> int:
         """Tokens of the first row's prompt whose keys are in the cache; 0 while it waits."""
         active = self._active.get(request)

@@ -20,7 +20,7 @@ def forward_flops(config: LlamaConfig, tokens: int, context: int = 0) -> float:
     layer = llama_params(config, stacked=False).layers
     assert isinstance(layer, tuple)
     matrices = count(layer) - 2 * config.hidden_size * config.num_layers
-    matrices += config.vocab_size * config.hidden_size
+    matrices += config.table_size * config.hidden_size
     pairs = tokens * context + tokens * (tokens + 1) / 2
     attention = 4 * config.num_layers * config.num_heads * config.head_dim * pairs
     return 2.0 * matrices * tokens + attention

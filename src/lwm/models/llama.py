@@ -25,6 +25,7 @@ from lwm.core.errors import ConfigError
 from lwm.core.mesh import TENSOR
 from lwm.core.params import ParamSpec, normal, ones, stack
 from lwm.core.sharding import Rules, constrain, partition_spec, require_divisible, shard_count
+from lwm.models.world import VisionVocabulary
 
 MAX_LAYERS = 4096
 """A checkpoint that claims more is broken; names are written out a layer, so the claim must not be
@@ -47,6 +48,13 @@ class LlamaConfig:
     rms_norm_eps: float = 1e-6
     tie_embeddings: bool = False
     initializer_range: float = 0.02
+    vision: VisionVocabulary | None = None
+    """Ids of vision behind the `vocab_size` ids of text, in a model that sees."""
+
+    @property
+    def table_size(self) -> int:
+        """All ids, of text and of vision: rows of the embedding, columns of the head."""
+        return self.vocab_size + (self.vision.size if self.vision else 0)
 
     def __post_init__(self) -> None:
         for name in (
@@ -139,8 +147,8 @@ def llama_params(config: LlamaConfig, *, stacked: bool) -> Llama:
         up=ParamSpec((embed, mlp), ("embed", "mlp"), start),  # type: ignore[arg-type]
         down=ParamSpec((mlp, embed), ("mlp", "embed"), start),  # type: ignore[arg-type]
     )
-    embedding: Any = ParamSpec((config.vocab_size, embed), ("vocab", "embed"), start)
-    head: Any = ParamSpec((embed, config.vocab_size), ("embed", "vocab"), start)
+    embedding: Any = ParamSpec((config.table_size, embed), ("vocab", "embed"), start)
+    head: Any = ParamSpec((embed, config.table_size), ("embed", "vocab"), start)
     return Llama(
         embedding=embedding,
         layers=stack(layer, config.num_layers) if stacked else (layer,) * config.num_layers,
@@ -160,7 +168,7 @@ def require_mesh(config: LlamaConfig, mesh: Mesh, rules: Rules) -> None:
         "kv_heads": config.num_kv_heads,
         "mlp": config.intermediate_size,
         "embed": config.hidden_size,
-        "vocab": config.vocab_size,
+        "vocab": config.table_size,
     }
     require_divisible(mesh, sizes, rules)
 

@@ -1,0 +1,86 @@
+"""`lwm.load`: from a MODEL string to a model on this machine's devices."""
+
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+import jax
+
+from lwm.checkpoints.checkpoint import Checkpoint
+from lwm.checkpoints.place import load_weights
+from lwm.checkpoints.resolve import open_checkpoint
+from lwm.core.errors import ConfigError
+from lwm.core.mesh import make_mesh
+from lwm.core.sharding import DECODE
+from lwm.core.vocabulary import Vocabulary
+from lwm.data.tokenizer import Tokenizer, read_tokenizer, tokenizer_of
+from lwm.inference.model import Model
+from lwm.models.figures import BYTES
+from lwm.models.llama import require_mesh
+
+
+def open_tokenizer(checkpoint: Checkpoint, tokenizer: str | None) -> Tokenizer | None:
+    """The tokenizer named by the user, or else the checkpoint's own, or None.
+
+    Raises:
+        CheckpointError: it is broken, or of an unknown kind.
+    """
+    own = checkpoint.vocabulary
+    if tokenizer is not None:
+        found = read_tokenizer(Path(tokenizer))
+        if isinstance(own, Vocabulary) and found.chat_template is None:
+            found = replace(found, chat_template=own.chat_template)
+        return found
+    return tokenizer_of(own)
+
+
+def default_dtype() -> str:
+    """float32 on a CPU, where it is the fast type; bfloat16 elsewhere."""
+    return "float32" if jax.default_backend() == "cpu" else "bfloat16"
+
+
+def load(
+    model: str | Path,
+    *,
+    config: str | Path | None = None,
+    tokenizer: str | Path | None = None,
+    dtype: str | None = None,
+    mesh: str | None = None,
+) -> Model:
+    """Loads a model onto this machine's devices.
+
+    Args:
+        model: a directory (ours or Hugging Face Llama), a `.gguf` file, `params::FILE`,
+            `trainstate_params::FILE`, `flax_params::FILE`, `hf:OWNER/NAME`, or a known name such
+            as `smollm2`.
+        config: for the original's checkpoints, a size such as `7b` or a JSON file of settings.
+        tokenizer: a `tokenizer.json`, a `tokenizer.model` or a directory, where the checkpoint
+            brings none.
+        dtype: `float32` or `bfloat16`; by default the first on CPU and the second elsewhere.
+        mesh: sizes of the axes data, fsdp, tensor, sequence, such as `1,1,1,4`; by default one
+            device.
+
+    Raises:
+        CheckpointError: the model cannot be found or read.
+        ConfigError: a setting is wrong, or the mesh does not fit the model or the machine.
+        CapacityError: the weights do not fit into memory.
+    """
+    dtype = default_dtype() if dtype is None else dtype
+    if dtype not in BYTES:
+        raise ConfigError(f"dtype is {dtype!r}; choose one of {', '.join(BYTES)}")
+    laid = None if mesh is None else make_mesh(mesh)
+    checkpoint = open_checkpoint(str(model), config=None if config is None else str(config))
+    if laid is not None:
+        require_mesh(checkpoint.config, laid, DECODE)
+    opener = partial(open_tokenizer, checkpoint, None if tokenizer is None else str(tokenizer))
+    if tokenizer is not None:  # asked for, so a fault in it is told at once
+        given = opener()
+        opener = lambda: given  # noqa: E731
+    return Model(
+        source=checkpoint.source,
+        config=checkpoint.config,
+        weights=load_weights(checkpoint, dtype=dtype, mesh=laid),
+        open_tokenizer=opener,
+        dtype=dtype,
+        mesh=laid,
+    )

@@ -1,0 +1,116 @@
+"""The steps that the engine compiles: a chunk through one layer, the next tokens through a run of
+layers, and the draw of what follows them.
+
+Pure functions of weights, caches and settings; which request is in which slot is the engine's
+affair.
+"""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jaxtyping import Array
+
+from lwm.attention.cached import LayerCache, decode_attention, prefill_attention
+from lwm.attention.rope import Rotation
+from lwm.core.sharding import DECODE, PREFILL
+from lwm.inference.sampling import Sampled, SlotSampling, sample
+from lwm.models.cache import Cache
+from lwm.models.llama import (
+    FusedLayer,
+    Layer,
+    Llama,
+    LlamaConfig,
+    apply_layer,
+    rms_norm,
+    text_logits,
+)
+
+
+def prefill_layer(
+    layer: Layer | FusedLayer,
+    x: Array,
+    turn: Rotation,
+    cache: LayerCache,
+    slot: Array,
+    first: Array,
+    *,
+    config: LlamaConfig,
+    mesh: Mesh | None,
+) -> tuple[Array, LayerCache]:
+    """Runs a chunk [1, size], laid out in the mesh's striped order, through one layer, which keeps
+    its keys and values."""
+    attend = partial(prefill_attention, slot=slot, first=first, mesh=mesh)
+    return apply_layer(layer, x, turn, cache, config, attend, mesh=mesh, rules=PREFILL)
+
+
+def decode_layers(
+    layers: Sequence[Layer | FusedLayer],
+    x: Array,
+    turn: Rotation,
+    caches: Cache,
+    positions: Array,
+    *,
+    config: LlamaConfig,
+    mesh: Mesh | None,
+) -> tuple[Array, Cache]:
+    """Runs the next tokens of every slot, [slots, width], through a run of layers, which keep
+    their keys and values. A position of -1 holds no token."""
+    attend = partial(decode_attention, positions=positions, mesh=mesh)
+    apply = partial(apply_layer, config=config, attend=attend, mesh=mesh, rules=DECODE)
+    traced_once, after = jax.jit(apply), []
+    for layer, cache in zip(layers, caches, strict=True):
+        x, cache = traced_once(layer, x, turn, cache)
+        after.append(cache)
+    return x, tuple(after)
+
+
+def draw(
+    weights: Llama,
+    x: Array,
+    seen: Array,
+    tokens: Array,
+    positions: Array,
+    how: SlotSampling,
+    *,
+    config: LlamaConfig,
+    mesh: Mesh | None,
+) -> tuple[Sampled, Array]:
+    """Samples behind every token that was fed, [slots, width], from what the last layer made of
+    it. Needs no layers.
+
+    A row is drawn as it would be had the tokens before it come one a step: from the same position
+    and with the same tokens seen. Returns with it the tokens of each slot's text, those drafts
+    included that were drawn themselves.
+    """
+    slots, width = tokens.shape
+    hidden = rms_norm(x, weights.norm, config.rms_norm_eps)
+    logits = text_logits(weights, hidden).reshape(slots * width, -1)
+    if mesh is not None:  # the vocabulary may be sharded, and sorting wants it whole
+        whole = NamedSharding(mesh, PartitionSpec())
+        logits = jax.lax.with_sharding_constraint(logits, whole)
+    fed = jnp.where(positions >= 0, tokens, seen.shape[1])
+    slot = jnp.arange(slots)
+    after = []  # what has been seen behind the first token, the second, ...
+    for column in range(width):
+        seen = seen.at[slot, fed[:, column]].set(True, mode="drop")
+        after.append(seen)
+    rows = jax.tree.map(lambda x: jnp.repeat(x, width, axis=0), how)
+    partner = (how.conditional, how.unconditional)
+    conditional, unconditional = (
+        (other[:, None] * width + jnp.arange(width)).reshape(-1) for other in partner
+    )
+    rows = replace(rows, conditional=conditional, unconditional=unconditional)
+    step = (positions + 1).reshape(-1)
+    sampled = sample(logits, jnp.stack(after, axis=1).reshape(slots * width, -1), step, rows)
+    sampled = jax.tree.map(lambda x: x.reshape(slots, width, *x.shape[1:]), sampled)
+    true = (sampled.tokens[:, :-1] == tokens[:, 1:]) & (positions[:, 1:] >= 0)
+    accepted = jnp.cumprod(true, axis=1).sum(axis=1)
+    return sampled, jnp.stack(after, axis=1)[slot, accepted]
+
+
+def mark_seen(seen: Array, slot: Array, row: Array) -> Array:
+    return seen.at[slot].set(row)
