@@ -4,6 +4,7 @@ first bytes, and turning what a decoder says about a broken one into a sentence.
 
 import io
 import os
+import struct
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -25,7 +26,7 @@ def open_source(source: Source) -> Iterator[tuple[BinaryIO, str]]:
             empty.
     """
     if isinstance(source, bytes):
-        name = f"the picture of {len(source)} bytes"
+        name = f"the given file of {len(source)} bytes"
         file: BinaryIO = io.BytesIO(source)
     else:
         path = Path(source)
@@ -64,6 +65,64 @@ def picture_format(file: BinaryIO) -> str | None:
     if head.startswith(b"BM"):
         return "BMP"
     return None
+
+
+def check_whole(file: BinaryIO, name: str) -> None:
+    """Refuses what is shorter than its outermost structure says. Decoders would give the frames
+    that are there and be silent about the rest.
+
+    Raises:
+        InputError: the file was cut short.
+    """
+    length = file.seek(0, io.SEEK_END)
+    file.seek(0)
+    head = file.read(_HEAD)
+    if head[:4] == b"RIFF":
+        # The byte that pads an odd size is often forgotten.
+        declared = 8 + int.from_bytes(head[4:8], "little") - 1
+    elif head[:4] == b"\x1a\x45\xdf\xa3":
+        declared = _matroska_size(file)
+    elif head[4:8] == b"ftyp":
+        declared = _boxes_size(file, length)
+    else:
+        declared = 0
+    file.seek(0)
+    if declared > length:
+        raise InputError(
+            f"{name} is cut short: {length} of its {declared} bytes are there; "
+            "get a whole copy of it"
+        )
+
+
+def _matroska_size(file: BinaryIO) -> int:
+    """Up to the end of the segment behind the header; 0 where that is open, as in a recording."""
+    end = 0
+    for identity in (b"\x1a\x45\xdf\xa3", b"\x18\x53\x80\x67"):
+        file.seek(end)
+        head = file.read(12)
+        if len(head) < 12 or head[:4] != identity or not head[4]:
+            return 0
+        # The leading zero bits of the first byte count the bytes that follow it.
+        width = 9 - head[4].bit_length()
+        size = int.from_bytes(head[4 : 4 + width], "big") & ((1 << 7 * width) - 1)
+        if size == (1 << 7 * width) - 1:
+            return 0
+        end += 4 + width + size
+    return end
+
+
+def _boxes_size(file: BinaryIO, length: int) -> int:
+    end = 0
+    while end < length:
+        file.seek(end)
+        head = file.read(16)
+        size = int.from_bytes(head[:4], "big")
+        if size == 1 and len(head) == 16:
+            size = struct.unpack(">Q", head[8:])[0]
+        if size < 8:  # 0 means up to the end, what else there is is for the decoder to judge
+            return 0
+        end += size
+    return end
 
 
 @contextmanager

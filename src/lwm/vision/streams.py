@@ -281,8 +281,8 @@ class _Reader:
 
 def _turn(frame: av.VideoFrame) -> Image.Transpose | None:
     """What makes a frame upright, by the matrix that the container gives it."""
-    matrix = frame.side_data.get(SideDataType.DISPLAYMATRIX)
-    if matrix is None or matrix.buffer_size < 36:
+    matrices = [data for data in frame.side_data if data.type == SideDataType.DISPLAYMATRIX]
+    if not matrices or matrices[0].buffer_size < 36:
         return None
-    a, b, _, c, d = np.frombuffer(bytes(matrix), np.int32)[:5]
-    return _TURNS.get(tuple(int(np.sign(one)) for one in (a, b, c, d)))
+    a, b, _, c, d = np.sign(np.frombuffer(bytes(matrices[0]), np.int32)[:5]).tolist()
+    return _TURNS.get((a, b, c, d))

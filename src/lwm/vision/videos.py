@@ -26,7 +26,7 @@ from lwm.vision.choice import check_choice, choose_frames
 from lwm.vision.framing import check_size, frame
 from lwm.vision.images import is_image
 from lwm.vision.outputs import new_file
-from lwm.vision.sources import Source, open_source, picture_format
+from lwm.vision.sources import Source, check_whole, open_source, picture_format
 from lwm.vision.streams import frames_at, open_stream, walk
 
 __all__ = ["is_image", "is_video", "iterate_frames", "read_video", "write_video"]
@@ -206,6 +206,7 @@ def _sampled(
     check_size(size)
     check_choice(max_frames, fps)
     with open_source(source) as (file, name):
+        check_whole(file, name)
         kind = picture_format(file)
         if kind == "WEBP":
             timeline = animation_times(file)
