@@ -3,6 +3,8 @@
 
 import io
 import random
+from collections.abc import Callable
+from fractions import Fraction
 from pathlib import Path
 
 import av
@@ -61,7 +63,7 @@ def test_a_text_that_names_other_files_is_not_followed(tmp_path: Path) -> None:
 
 def test_images_and_videos_are_told_apart() -> None:
     for kind in ("PNG", "JPEG", "BMP"):
-        with pytest.raises(InputError, match="still image|not a video"):
+        with pytest.raises(InputError, match=r"still image|not a video"):
             read_video(encoded(colours(20, 20), kind), 16)
     with pytest.raises(InputError, match="is not an image"):
         read_image(video(FRAMES), 16)
@@ -109,11 +111,10 @@ def test_a_cover_is_no_video() -> None:
         cover.width = cover.height = 16
         cover.pix_fmt = "rgb24"
         cover.disposition = av.stream.Disposition.attached_pic
-        picture = av.VideoFrame.from_ndarray(np.zeros((16, 16, 3), np.uint8), format="rgb24")
-        picture.pts = 0
-        container.mux(cover.encode(picture))
-        container.mux(cover.encode(None))
         add_sound(container)
+        packet = av.Packet(encoded(colours(16, 16), "PNG"))
+        packet.stream, packet.pts, packet.dts, packet.time_base = cover, 0, 0, Fraction(1)
+        container.mux(packet)
     with pytest.raises(InputError, match="has no video stream, only audio and video"):
         read_video(file.getvalue(), 16)
 
@@ -134,6 +135,20 @@ def spoiled(data: bytes, chance: random.Random) -> bytes:
     for _ in range(chance.choice([1, 3, 20])):
         result[chance.randrange(end)] = chance.randrange(256)
     return bytes(result)
+
+
+def works(read: Callable[[], np.ndarray]) -> bool:
+    """Whether it does; what does not must say so in one line."""
+    try:
+        result = read()
+    except InputError as refusal:
+        said = str(refusal)
+    else:
+        assert result.shape[-3:] == (16, 16, 3)
+        return True
+    assert said
+    assert "\n" not in said
+    return False
 
 
 def pictures() -> dict[str, bytes]:
@@ -164,11 +179,7 @@ def test_spoiled_pictures_work_or_are_refused(kind: str) -> None:
     for _ in range(60):
         bad = spoiled(data, chance)
         for read in (read_image, read_video) if "animated" in kind else (read_image,):
-            try:
-                assert read(bad, 16).shape[-3:] == (16, 16, 3)
-            except InputError as error:
-                refused += 1
-                assert "\n" not in str(error)
+            refused += not works(lambda read=read, bad=bad: read(bad, 16))
     assert refused > 5
 
 
@@ -188,9 +199,5 @@ def test_spoiled_videos_work_or_are_refused(container: str, codec: str) -> None:
     for turn in range(60):
         bad = spoiled(data, chance)
         options = [{}, {"max_frames": 3}, {"fps": 2.0}][turn % 3]
-        try:
-            assert read_video(bad, 16, **options).shape[1:] == (16, 16, 3)
-        except InputError as error:
-            refused += 1
-            assert "\n" not in str(error)
+        refused += not works(lambda bad=bad, options=options: read_video(bad, 16, **options))
     assert refused > 5

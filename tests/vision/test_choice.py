@@ -70,5 +70,5 @@ def test_a_claim_of_ages_is_refused() -> None:
     ("max_frames", "fps"), [(0, None), (-1, None), (None, 0.0), (None, float("nan")), (None, 1e9)]
 )
 def test_what_is_out_of_range(max_frames: int | None, fps: float | None) -> None:
-    with pytest.raises(InputError, match="(max_frames|fps) is .*; it must"):
+    with pytest.raises(InputError, match=r"(max_frames|fps) is .*; it must"):
         check_choice(max_frames, fps)
