@@ -2,8 +2,8 @@
 out as strips of opaque RGB rows. Knows nothing of resizing or arrays of videos.
 
 The bounds: at most 2^29 pixels (a picture of 20,000 x 20,000 is within), and at most 512 MiB for
-what a decoder holds of the picture at once; turning it upright takes a second bitmap. A larger one is read in pieces where its format
-allows it (`large_pictures`) and refused where it does not.
+what a decoder holds of the picture at once; turning it upright takes a second bitmap. A larger one
+is read in pieces where its format allows it (`large_pictures`) and refused where it does not.
 """
 
 import threading
