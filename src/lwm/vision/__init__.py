@@ -1,0 +1,1 @@
+"""Pictures and videos, and the codes that stand for them."""
