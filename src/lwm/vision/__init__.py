@@ -1,1 +1,2 @@
-"""Pictures and videos, and the codes that stand for them."""
+"""What the model sees: images and videos in and out as arrays of pixels, and the codes that stand
+for them. Knows nothing of text."""
