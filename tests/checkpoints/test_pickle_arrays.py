@@ -1,5 +1,6 @@
-"""The reader of pickles against pickles as numpy, jax and Flax write them, and against hostile ones."""
+"""The reader of pickles against those that numpy and jax write, and against hostile ones."""
 
+import contextlib
 import os
 import pickle
 import pickletools
@@ -138,10 +139,8 @@ def test_broken_files_raise_one_kind_of_error(tmp_path) -> None:
     cut = [data[:n] for n in range(0, len(data), 3)]
     for broken in cut + [_mutated(data, generator) for _ in range(1500)]:
         (tmp_path / "x").write_bytes(broken)
-        try:
+        with contextlib.suppress(CheckpointError):  # anything else fails the test
             read_pickle(tmp_path / "x")
-        except CheckpointError as error:
-            assert str(tmp_path) in str(error)
     for broken in cut:
         (tmp_path / "x").write_bytes(broken)
         with pytest.raises(CheckpointError):

@@ -1,7 +1,7 @@
 """VQGANs on disk: our directory, a training run, the original's pickle.
 
-One table of names drives the original's pickle both ways. Every name and shape is compared with the
-model's own before a weight is used. Knows files and the model's tree; computes nothing.
+One table of names drives the original's pickle both ways. Every name and shape is compared with
+the model's own before a weight is used. Knows files and the model's tree; computes nothing.
 """
 
 import json

@@ -1,7 +1,7 @@
 """Pictures to codes and back, in batches: what `lwm.load_vqgan` returns.
 
-Places the weights once, cuts any number of pictures into batches of bounded size, and compiles once
-for each size of batch. Knows numpy arrays; knows nothing of files of pictures.
+Places the weights once, cuts any number of pictures into batches of bounded size, and compiles
+once for each size of batch. Knows numpy arrays; knows nothing of files of pictures.
 """
 
 from functools import partial
