@@ -64,8 +64,8 @@ class PictureRun:
             )
         if self.loop.evaluate_every and not self.data.held_out:
             raise ConfigError(
-                f"evaluate_every is {self.loop.evaluate_every} but nothing is held out; name files "
-                "with --data.held-out, or give --evaluate-every 0"
+                f"evaluate_every is {self.loop.evaluate_every} but nothing is held out; name "
+                "files with --data.held-out, or give --evaluate-every 0"
             )
 
     @property

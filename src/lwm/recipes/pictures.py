@@ -18,7 +18,7 @@ def vqgan() -> PictureRun:
         model=VQGANConfig(
             image_size=64,
             hidden_channels=16,
-            channel_multipliers=(1, 2, 4),
+            channel_multipliers=(1, 2, 3),
             residual_blocks=1,
             latent_channels=16,
             codebook_size=1024,
@@ -26,9 +26,9 @@ def vqgan() -> PictureRun:
             norm_groups=4,
         ),
         example_size=32,
-        batch_size=16,
+        batch_size=8,
         mesh="1,1,1,1",
-        loop=LoopConfig(steps=3000, evaluate_every=250),
+        loop=LoopConfig(steps=4000, evaluate_every=250, evaluation_batches=16),
         data=PictureDataConfig(path="pictures", held_out=HELD_OUT),
         optimizer=OptimizerConfig(
             learning_rate=2e-3, final_learning_rate=1e-4, warmup_steps=20, beta2=0.99,

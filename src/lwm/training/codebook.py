@@ -27,9 +27,9 @@ class CodebookConfig:
     """Of the moving averages, a step."""
     commitment: float = 0.25
     """Weight of the loss that draws latents to their entries."""
-    dead_below: float = 0.5
-    """An entry that fewer places a step choose, on the moving average, takes the value of a random
-    latent; 0 never revives."""
+    dead_below: float = 0.1
+    """An entry that is chosen less, on the moving average, than this share of what even use would
+    give, takes the value of a random latent; 0 never revives."""
 
     def __post_init__(self) -> None:
         if not 0 <= self.decay < 1:
@@ -85,6 +85,9 @@ def revived(
 ) -> tuple[Float[Array, "codes channels"], Usage, Float[Array, ""]]:
     """Gives dead entries the values of random latents, and time to be chosen: each counts as if
     twice `dead_below` places a step had chosen it.
+
+    Args:
+        dead_below: places a step.
 
     Returns:
         Also how many were revived.

@@ -201,7 +201,8 @@ class PicturePlan:
             codebook = averaged(usage, codebook)
         # The seed and the step alone decide, so that a resumed run draws the same.
         key = jax.random.fold_in(jax.random.key(self.seed), state.step)
-        codebook, usage, dead = revived(codebook, usage, flat, key, self.codebook.dead_below)
+        dead_below = self.codebook.dead_below * len(flat) / len(codebook)
+        codebook, usage, dead = revived(codebook, usage, flat, key, dead_below)
         learnt = (replace(weights, codebook=codebook), usage, memory)
         weights, usage, memory = jax.tree.map(
             lambda new, old: jnp.where(finite, new, old),
