@@ -1,6 +1,7 @@
 """lwm: the Large World Model, whole and reproducible.
 
-`lwm.load` gives a model that scores, continues and converses; everything else is in the rooms
+`lwm.load` gives a model that scores, continues and converses, `lwm.load_vqgan` one that turns
+pictures into codes and back; everything else is in the rooms
 (`docs/architecture.md`). Names load on first use, so that the command line can answer `--help`
 without waiting for jax.
 """
@@ -9,10 +10,11 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from lwm.core.errors import LwmError
+    from lwm.inference.codec import Codec, load_vqgan
     from lwm.inference.load import load
     from lwm.inference.model import Logits, Model
 
-__all__ = ["Logits", "LwmError", "Model", "load"]
+__all__ = ["Codec", "Logits", "LwmError", "Model", "load", "load_vqgan"]
 __version__ = "0.1.0"
 
 
@@ -25,6 +27,10 @@ def __getattr__(name: str) -> Any:
         from lwm.inference.load import load
 
         return load
+    if name in ("Codec", "load_vqgan"):
+        from lwm.inference import codec
+
+        return getattr(codec, name)
     if name in __all__:
         from lwm.inference import model
 

@@ -38,7 +38,7 @@ def open_run(directory: Path, source: str, open_base: Open) -> Checkpoint:
     Raises:
         CheckpointError: there is none, or it is broken.
     """
-    step = directory if (directory / _MARK).is_file() else _latest(directory)
+    step = directory if (directory / _MARK).is_file() else latest(directory)
     facts = read_json(step / "facts" / "metadata")
     model = facts.get("model")
     if not isinstance(model, dict):
@@ -59,7 +59,12 @@ def open_run(directory: Path, source: str, open_base: Open) -> Checkpoint:
     )  # fmt: skip
 
 
-def _latest(run: Path) -> Path:
+def latest(run: Path) -> Path:
+    """The last whole checkpoint of a run.
+
+    Raises:
+        CheckpointError: there is none.
+    """
     found = [
         path
         for path in (run / _CHECKPOINTS).glob("*")

@@ -35,9 +35,15 @@ def inspect(arguments: Sequence[str]) -> None:
         )
     name, *settings = arguments
     shown, rest = tyro.cli(_Shown, args=settings, return_unknown_args=True, add_help=False)
-    run = configure(name, rest, "data inspect")
     from lwm.recipes.inspection import inspect_rows
+    from lwm.recipes.run import Run
 
+    run = configure(name, rest, "data inspect")
+    if not isinstance(run, Run):
+        raise ConfigError(
+            f"the recipe {name!r} learns from pictures, which have no rows of tokens; look at the "
+            "files of --data.path"
+        )
     for line in inspect_rows(run, shown.rows):
         print(line)
 

@@ -11,6 +11,7 @@ from lwm.cli.info import print_table
 from lwm.core.errors import ConfigError
 
 if TYPE_CHECKING:
+    from lwm.recipes.picture_run import PictureRun
     from lwm.recipes.run import Run
 
 
@@ -36,9 +37,16 @@ def train(arguments: Sequence[str]) -> None:
             f"with one of {', '.join(RECIPES)}"
         )
     run = configure(name, settings)
-    from lwm.recipes.assemble import start
+    from lwm.recipes.run import Run
 
-    print(start(run))
+    if isinstance(run, Run):
+        from lwm.recipes.assemble import start
+
+        print(start(run))
+    else:
+        from lwm.recipes.assemble_pictures import start_pictures
+
+        print(start_pictures(run))
 
 
 def train_help() -> None:
@@ -46,7 +54,7 @@ def train_help() -> None:
     train(["--help"])
 
 
-def configure(name: str, settings: Sequence[str], verb: str = "train") -> "Run":
+def configure(name: str, settings: Sequence[str], verb: str = "train") -> "Run | PictureRun":
     """The run of a recipe with its settings changed.
 
     A size that is named replaces the recipe's own model; what else is set counts on top of it.
@@ -59,10 +67,12 @@ def configure(name: str, settings: Sequence[str], verb: str = "train") -> "Run":
     from lwm.recipes.run import ModelSettings, Run
 
     default = recipe(name)
-    if any(setting.split("=")[0] == "--model.size" for setting in settings):
+    if isinstance(default, Run) and any(
+        setting.split("=")[0] == "--model.size" for setting in settings
+    ):
         default = replace(default, model=ModelSettings(rope_theta=default.model.rope_theta))
     return tyro.cli(
-        Run,
+        type(default),
         default=default,
         args=list(settings),
         prog=f"lwm {verb} {name}",

@@ -23,6 +23,11 @@ def normal(standard_deviation: float) -> Initializer:
     return jax.nn.initializers.normal(standard_deviation)
 
 
+def kernel() -> Initializer:
+    """For a convolution: keeps the variance of what comes in."""
+    return jax.nn.initializers.lecun_normal()
+
+
 def ones() -> Initializer:
     return jax.nn.initializers.ones
 

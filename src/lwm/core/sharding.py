@@ -25,6 +25,9 @@ _WEIGHTS: Rules = {
     "norm": None,
     "head_dim": None,
     "rank": None,
+    "window": None,
+    "channels": None,
+    "codes": None,
 }
 
 TRAINING: Rules = {

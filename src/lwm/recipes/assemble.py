@@ -4,7 +4,6 @@ Order: join the other processes, check all settings, open model, tokenizer and d
 resume, learn. Nothing is written before everything that can be refused has been checked.
 """
 
-import json
 import time
 from contextlib import ExitStack, closing, suppress
 from dataclasses import dataclass, replace
@@ -18,11 +17,11 @@ import numpy as np
 
 from lwm.checkpoints.checkpoint import Checkpoint
 from lwm.checkpoints.resolve import open_checkpoint
-from lwm.checkpoints.run import RUN_FILE, TOKENIZER
+from lwm.checkpoints.run import TOKENIZER
 from lwm.core import params
 from lwm.core.config import to_dict
 from lwm.core.distributed import join
-from lwm.core.errors import ConfigError, InputError
+from lwm.core.errors import ConfigError
 from lwm.core.hardware import peak_flops
 from lwm.core.mesh import make_mesh
 from lwm.core.progress import say
@@ -32,13 +31,15 @@ from lwm.data.tokenizer import Tokenizer, read_tokenizer, tokenizer_of
 from lwm.data.tokenizer_train import train_tokenizer
 from lwm.models.figures import training_flops
 from lwm.models.llama import LlamaConfig, require_mesh
+from lwm.recipes.directory import make_run, require_run, write_settings
 from lwm.recipes.run import Run
 from lwm.training.batches import Layout
 from lwm.training.checkpointing import DIRECTORY, Checkpoints
-from lwm.training.loop import Tally, Work, train
+from lwm.training.loop import Work, train
 from lwm.training.metrics import Metrics, require_tracking
 from lwm.training.optimizer import learning_rate
 from lwm.training.plan import Plan
+from lwm.training.readings import Tally, TextReading
 
 TOKENIZER_TEXTS = 20_000
 """Examples of the data that a tokenizer is trained on, at most."""
@@ -68,7 +69,7 @@ def _start(run: Run, opened: ExitStack) -> Path:
     begin = open_start(run)
     source, config, tokenizer = begin.source, begin.config, begin.tokenizer
     require_mesh(config, mesh, TRAINING)
-    _require_run(run.out)
+    require_run(run.out)
     if run.init and run.out.resolve() in (
         Path(run.init).resolve(),
         *Path(run.init).resolve().parents,
@@ -140,8 +141,10 @@ def _start(run: Run, opened: ExitStack) -> Path:
         batches=batches,
         held_out=held_out,
         learning_rates=np.asarray(jax.vmap(rate)(np.arange(run.loop.steps))),
-        step_flops=training_flops(config, run.batch_size, run.sequence_length),
-        peak_flops=peak_flops(mesh.size),
+        reading=TextReading(
+            step_flops=training_flops(config, run.batch_size, run.sequence_length),
+            peak_flops=peak_flops(mesh.size),
+        ),
     )
     say(
         f"training {params.count(plan.specs):,} of {params.count(plan.model_specs):,} parameters "
@@ -229,16 +232,6 @@ def _open_tokenizer(run: Run, config: LlamaConfig, source: Checkpoint | None) ->
     return train_tokenizer(islice(texts(run.data), TOKENIZER_TEXTS), config.vocab_size)
 
 
-def _require_run(directory: Path) -> None:
-    """Refuses a directory of something else, which a run would mingle with or move aside."""
-    if directory.is_file() or (
-        directory.is_dir()
-        and any(not path.name.startswith(".") for path in directory.iterdir())
-        and not any((directory / name).exists() for name in (RUN_FILE, TOKENIZER))
-    ):
-        raise InputError(f"{directory} exists and is no training run; choose another --out")
-
-
 def _require_same(wanted: dict[str, Any], directory: Path, found: dict[str, Any]) -> None:
     """Refuses to go on with another model than the one that the directory holds."""
     base = {"init": wanted["init"]} if wanted["lora"] else {}
@@ -258,25 +251,14 @@ def _require_same(wanted: dict[str, Any], directory: Path, found: dict[str, Any]
 def _write_settings(run: Run, config: LlamaConfig, tokenizer: Tokenizer) -> None:
     """The run's directory with its settings and tokenizer; moves aside what `fresh` refuses."""
     if jax.process_index() == 0:
-        if run.fresh and run.out.exists():
-            aside = run.out.with_name(f"{run.out.name}.{time.strftime('%Y%m%d-%H%M%S')}")
-            run.out.rename(aside)
-            say(f"the run that was in {run.out} is now in {aside}")
-        try:
-            run.out.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise InputError(
-                f"{run.out} cannot be made: {error.strerror}; choose another --out"
-            ) from error
+        make_run(run.out, fresh=run.fresh)
         if not (run.out / TOKENIZER).is_dir():
             partial_directory = run.out / f".{TOKENIZER}.partial"
             partial_directory.mkdir(exist_ok=True)
             tokenizer.save(partial_directory)
             partial_directory.rename(run.out / TOKENIZER)
         settings = {"run": to_dict(run), "model": to_dict(config)}
-        partial_file = run.out / f".{RUN_FILE}.partial"
-        partial_file.write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
-        partial_file.rename(run.out / RUN_FILE)
+        write_settings(run.out, settings, fresh=False)
     if jax.process_count() > 1:
         from jax.experimental import multihost_utils
 

@@ -5,13 +5,16 @@ from dataclasses import replace
 from pathlib import Path
 
 from lwm.core.errors import ConfigError
-from lwm.recipes import small, text
+from lwm.recipes import pictures, small, text
+from lwm.recipes.picture_run import PictureRun
 from lwm.recipes.run import Run, nearest
 
-RECIPES: dict[str, Callable[[], Run]] = {
+RECIPES: dict[str, Callable[[], Run | PictureRun]] = {
     "debug": small.debug,
     "book": small.book,
     "chat": small.chat,
+    "vqgan": pictures.vqgan,
+    "vqgan-256": pictures.vqgan_256,
     "text-32k": text.text_32k,
     "text-128k": text.text_128k,
     "text-256k": text.text_256k,
@@ -20,7 +23,7 @@ RECIPES: dict[str, Callable[[], Run]] = {
 }
 
 
-def recipe(name: str) -> Run:
+def recipe(name: str) -> Run | PictureRun:
     """The run that a name stands for.
 
     Raises:

@@ -1,11 +1,10 @@
 """The loop: batches in, steps, figures and checkpoints out.
 
-Reads top to bottom. Knows nothing of text, sources or recipes: it is given a compiled step,
-batches and places to write.
+Reads top to bottom. Knows nothing of text, pictures, sources or recipes: it is given a compiled
+step, batches, a reading of their figures and places to write.
 """
 
 import itertools
-import math
 import signal
 import threading
 import time
@@ -23,9 +22,8 @@ from lwm.core.distributed import any_process
 from lwm.core.errors import ConfigError, LwmError
 from lwm.core.progress import progress, say
 from lwm.training.checkpointing import Checkpoints
-from lwm.training.loss import LossSums
 from lwm.training.metrics import Metrics
-from lwm.training.step import Batch, StepMetrics, TrainState
+from lwm.training.readings import Reading, Tally
 
 PROFILED = range(3, 6)
 """Steps after the first of a run that `profile` traces: the first ones compile."""
@@ -86,43 +84,27 @@ class Work:
     """What a run is made of, compiled and opened.
 
     Args:
-        step: (state, frozen, batch) -> (state, metrics); gives the state's buffers up.
-        evaluate: (state, frozen, batch) -> sums.
+        step: (state, frozen, batch) -> (state, metrics); gives the state's buffers up. The metrics
+            say whether the step was `skipped`.
+        evaluate: (state, frozen, batch) -> sums, a tree that adds up over batches.
         held_out: opens the evaluation split from its start; None where there is none.
-        step_flops: floating-point operations of a step of the model, recomputation left out.
-        peak_flops: operations a second that all devices together can do, or 0 if unknown.
         learning_rates: by updates made, on the host.
+        reading: what metrics and sums say.
+        show: (step, state) -> None, called after each evaluation, for pictures of what was learnt.
     """
 
-    step: Callable[[TrainState, Any, Batch], tuple[TrainState, StepMetrics]]
-    evaluate: Callable[[TrainState, Any, Batch], LossSums]
-    place: Callable[[dict[str, np.ndarray]], Batch]
+    step: Callable[[Any, Any, Any], tuple[Any, Any]]
+    evaluate: Callable[[Any, Any, Any], Any]
+    place: Callable[[dict[str, np.ndarray]], Any]
     batches: Batches
     held_out: Callable[[], Iterator[dict[str, np.ndarray]]] | None
     learning_rates: np.ndarray
-    step_flops: float
-    peak_flops: float
-
-
-@dataclass
-class Tally:
-    """What is counted over the whole run; travels in the checkpoints' facts."""
-
-    tokens: int = 0
-    skipped: int = 0
-    skipped_in_a_row: int = 0
-    best: float | None = None
-
-    def is_best(self, loss: float) -> bool:
-        """Whether an evaluation loss is the lowest so far; notes it."""
-        if not math.isfinite(loss) or (self.best is not None and loss >= self.best):
-            return False
-        self.best = loss
-        return True
+    reading: Reading
+    show: Callable[[int, Any], None] | None = None
 
 
 def train(
-    state: TrainState,
+    state: Any,
     frozen: Any,
     work: Work,
     config: LoopConfig,
@@ -134,7 +116,7 @@ def train(
     metrics: Metrics | None,
     facts: dict[str, Any],
     run: Path,
-) -> TrainState:
+) -> Any:
     """Learns until step `config.steps`, or until a signal asks to stop, and saves.
 
     Args:
@@ -184,6 +166,8 @@ def train(
             ):  # fmt: skip
                 recorder.flush()
                 evaluation = recorder.evaluated(step, _evaluate(state, frozen, work, config))
+                if work.show is not None:
+                    work.show(step, state)
             best = evaluation is not None and tally.is_best(evaluation)
             if last or stopping or best or due(step):
                 recorder.flush()
@@ -202,25 +186,14 @@ def train(
     return state
 
 
-def _evaluate(state: TrainState, frozen: Any, work: Work, config: LoopConfig) -> dict[str, float]:
-    """Loss on the first batches of the held-out split, weighted as in training."""
+def _evaluate(state: Any, frozen: Any, work: Work, config: LoopConfig) -> dict[str, float]:
+    """Figures on the first batches of the held-out split, weighted as in training."""
     assert work.held_out is not None
     total: Any = None
     for local in itertools.islice(work.held_out(), config.evaluation_batches):
         sums = work.evaluate(state, frozen, work.place(local))
         total = sums if total is None else jax.tree.map(lambda a, b: a + b, total, sums)
-    found: Any = jax.device_get(total)
-    targets = max(float(found.targets), 1.0)
-    nll = float(found.nll) / targets
-    return {
-        "loss": float(found.loss) / max(float(found.weight), 1e-8),
-        "perplexity": _exp(nll),
-        "accuracy": float(found.correct) / targets,
-    }
-
-
-def _exp(nll: float) -> float:
-    return math.exp(nll) if nll < 700 else math.inf
+    return work.reading.evaluation(jax.device_get(total))
 
 
 class _Recorder:
@@ -230,13 +203,13 @@ class _Recorder:
         self, work: Work, config: LoopConfig, tally: Tally, metrics: Metrics | None, first: int
     ) -> None:
         self._work, self._config, self._tally, self._metrics = work, config, tally, metrics
-        self._waiting: list[tuple[int, StepMetrics, float]] = []
+        self._waiting: list[tuple[int, Any, float]] = []
         self._clock = time.perf_counter()
         self._told = self._clock
         self._fresh = first  # a first step compiles, so its speed says nothing
         self.bar: Any = None
 
-    def add(self, step: int, figures: StepMetrics, waited: float) -> None:
+    def add(self, step: int, figures: Any, waited: float) -> None:
         self._waiting.append((step, figures, waited))
         while len(self._waiting) > 1:
             self._record(*self._waiting.pop(0))
@@ -248,38 +221,25 @@ class _Recorder:
     def evaluated(self, step: int, figures: dict[str, float]) -> float:
         if self._metrics is not None:
             self._metrics.write({"step": step, "split": "evaluation", **figures})
-            say(
-                f"step {step:,}: held-out loss {figures['loss']:.4f}, "
-                f"perplexity {figures['perplexity']:.2f}"
-            )
+            say(f"step {step:,}: {self._work.reading.evaluation_note(figures)}")
         self._clock = time.perf_counter()  # evaluating is no part of the next step
         return figures["loss"]
 
-    def _record(self, step: int, figures: StepMetrics, waited: float) -> None:
+    def _record(self, step: int, figures: Any, waited: float) -> None:
         found: Any = jax.device_get(figures)
         now = time.perf_counter()
         seconds, self._clock = now - self._clock, now
-        tally, tokens = self._tally, int(found.tokens)
-        tally.tokens += tokens
+        tally = self._tally
         skipped = bool(found.skipped)
         tally.skipped += skipped
         tally.skipped_in_a_row = tally.skipped_in_a_row + 1 if skipped else 0
-        flops = self._work.step_flops / seconds
         row = {
             "step": step,
             "split": "train",
-            "loss": float(found.loss),
-            "accuracy": float(found.accuracy),
-            "perplexity": _exp(float(found.nll)),
+            **self._work.reading.step(found, seconds, tally),
             "learning_rate": float(self._work.learning_rates[max(0, step - 1 - tally.skipped)]),
-            "gradient_norm": float(found.gradient_norm),
-            "weight_norm": float(found.weight_norm),
             "skipped": tally.skipped,
-            "tokens": tally.tokens,
-            "targets": int(found.targets),
             "seconds": seconds,
-            "tokens_per_second": tokens / seconds,
-            "flops_utilisation": flops / self._work.peak_flops if self._work.peak_flops else None,
             "data_wait_seconds": waited,
         }
         if self._metrics is not None:
@@ -298,7 +258,7 @@ class _Recorder:
 
     def _tell(self, row: dict[str, Any]) -> None:
         """The bar on a terminal; off it, a line now and then, since a log is all there is."""
-        note = f"loss {row['loss']:.4f}, {row['tokens_per_second']:,.0f} tokens/s"
+        note = self._work.reading.note(row)
         self.bar(1, note=note)
         step, last = row["step"], self._config.steps
         if self.bar.silent and (self._clock - self._told > 10 or step in (self._fresh + 1, last)):

@@ -94,9 +94,9 @@ def make_optimizer(
 
 
 def _is_kernel(spec: ParamSpec) -> bool:
-    """Neither a norm's scale nor an embedding, which has the vocabulary in front."""
+    """Neither a norm's scale nor an embedding, which has ids in front."""
     axes = tuple(axis for axis in spec.axes if axis != "layers")
-    return len(axes) > 1 and axes[0] != "vocab"
+    return len(axes) > 1 and axes[0] not in ("vocab", "codes")
 
 
 def state_shardings(

@@ -1,0 +1,173 @@
+"""Puts a run that trains a VQGAN together and starts it: the one place that sees a `PictureRun`.
+
+The order is that of `assemble`: check, open, compile, resume, learn.
+"""
+
+from collections.abc import Iterator
+from contextlib import suppress
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from lwm.checkpoints.vqgan_files import read_vqgan
+from lwm.core import params
+from lwm.core.config import to_dict
+from lwm.core.errors import ConfigError
+from lwm.core.mesh import make_mesh
+from lwm.core.progress import say
+from lwm.core.sharding import TRAINING, shard_count
+from lwm.data.pictures import Crops, read_pictures, split, whole
+from lwm.recipes.directory import require_run, write_settings
+from lwm.recipes.picture_run import PictureRun
+from lwm.training.checkpointing import DIRECTORY, Checkpoints
+from lwm.training.loop import Work, train
+from lwm.training.metrics import Metrics, require_tracking
+from lwm.training.optimizer import learning_rate
+from lwm.training.readings import PictureReading, Tally
+from lwm.training.vqgan_step import PicturePlan, PictureState
+from lwm.vision.images import to_pixels, write_image
+from lwm.vision.vqgan import VQGAN, decode, encode
+
+GRID = "reconstructions.png"
+_ROWS = 16
+"""Pictures of the grid, evenly spread over those held out."""
+
+
+def start_pictures(run: PictureRun) -> Path:
+    """Trains, from the beginning or from where the run's directory left off.
+
+    Returns:
+        The run's directory, which `lwm.load_vqgan` opens.
+
+    Raises:
+        ConfigError: settings contradict each other, the machine or the VQGAN to start from.
+        InputError: the pictures cannot be used.
+        CheckpointError: a checkpoint cannot be read or written.
+    """
+    mesh = make_mesh(run.mesh)
+    parts = shard_count(mesh, "batch", TRAINING)
+    if run.batch_size % parts:
+        raise ConfigError(
+            f"batch_size ({run.batch_size}) cannot be divided by the {parts} parts that the "
+            f"mesh's data and fsdp axes cut it into; make it a multiple of {parts}"
+        )
+    require_run(run.out)
+    require_tracking(run.tracking)
+    weights = _start(run)
+    learnt, kept = split(run.data)
+    size = run.model.image_size
+    pictures = _joined(read_pictures(learnt, run.data.source_size, run.data.frames))
+    held = _joined(read_pictures(kept, size, run.data.frames)) if kept else None
+    batches = Crops(pictures, run.data, size=run.side, batch_size=run.batch_size)
+    plan = PicturePlan(
+        config=run.model, mesh=mesh, optimizer=run.optimizer, codebook=run.codebook,
+        reconstruction=run.reconstruction, steps=run.loop.steps, seed=run.seed,
+    )  # fmt: skip
+    facts = {"vqgan": to_dict(run.model)}
+    settings = {"run": to_dict(run), "vqgan": to_dict(run.model)}
+    restored = None
+    if (run.out / DIRECTORY).is_dir() and not run.fresh:
+        checkpoints = Checkpoints(run.out, run.checkpoint)
+        same = partial(_require_same, facts, run.out)
+        restored = checkpoints.restore(plan.template(), batches.iterator, same)
+        write_settings(run.out, settings, fresh=run.fresh)
+    else:
+        write_settings(run.out, settings, fresh=run.fresh)
+        checkpoints = Checkpoints(run.out, run.checkpoint)
+    if restored is not None:
+        first, state, found = restored
+        tally = Tally(**found["tally"])
+        say(f"going on from step {first:,} of {run.loop.steps:,} in {run.out}")
+    else:
+        first, state, tally = 0, plan.first_state(weights), Tally()
+    if first >= run.loop.steps:
+        say(f"{run.out} is at step {first:,} already; raise --steps to go on")
+        return run.out
+    metrics = Metrics(run.out, run.tracking, after=first, settings=to_dict(run))
+    rate = learning_rate(run.optimizer, run.loop.steps)
+    work = Work(
+        step=plan.step(),
+        evaluate=plan.evaluate(),
+        place=plan.place,
+        batches=batches,
+        held_out=None if held is None else partial(whole, held, run.batch_size),
+        learning_rates=np.asarray(jax.vmap(rate)(np.arange(run.loop.steps))),
+        reading=PictureReading(pictures=run.batch_size),
+        show=None if held is None else Grid(run, held),
+    )
+    say(
+        f"training {params.count(plan.specs):,} parameters on {len(pictures):,} pictures of "
+        f"{len(learnt)} files; {0 if held is None else len(held):,} of {len(kept)} files are held "
+        f"out; a picture of {size} x {size} becomes {run.model.codes_per_frame} codes"
+    )
+    try:
+        train(
+            state, None, work, run.loop,
+            first=first, tally=tally, checkpoints=checkpoints, due=run.checkpoint.due,
+            metrics=metrics, facts=facts, run=run.out,
+        )  # fmt: skip
+    finally:
+        checkpoints.close()
+        metrics.close()
+        with suppress(OSError):  # on a full disk the picture is the least
+            metrics.draw()
+    return run.out
+
+
+def _start(run: PictureRun) -> VQGAN | None:
+    if not run.init:
+        return None
+    config, weights = read_vqgan(Path(run.init))
+    if config != run.model:
+        has, asked = to_dict(config), to_dict(run.model)
+        name = next(name for name in has if has[name] != asked[name])
+        raise ConfigError(
+            f"--init {run.init} has {name} {has[name]}, but this run asks for {asked[name]}; set "
+            f"--model.{name.replace('_', '-')} to what it has"
+        )
+    return weights
+
+
+def _joined(found: Iterator[tuple[Path, np.ndarray]]) -> np.ndarray:
+    return np.concatenate([pictures for _, pictures in found])
+
+
+def _require_same(wanted: dict[str, Any], directory: Path, found: dict[str, Any]) -> None:
+    """Refuses to go on with another model than the one that the directory holds."""
+    has, asked = found.get("vqgan") or {}, wanted["vqgan"]
+    for name in {**has, **asked}:
+        if has.get(name) != asked.get(name):
+            raise ConfigError(
+                f"{directory} holds a run whose {name} is {has.get(name)}, not {asked.get(name)}; "
+                "start anew with --fresh, or in another --out"
+            )
+
+
+class Grid:
+    """Originals beside reconstructions, written into the run's directory after each evaluation."""
+
+    def __init__(self, run: PictureRun, held: np.ndarray) -> None:
+        rows = np.linspace(0, len(held) - 1, min(_ROWS, len(held))).astype(int)
+        self._pictures, self._file = held[rows], run.out / GRID
+        self._through = jax.jit(
+            lambda weights, pixels: decode(weights, encode(weights, pixels, run.model), run.model)
+        )
+
+    def __call__(self, step: int, state: PictureState) -> None:
+        pixels = self._pictures.astype(np.float32) / 127.5 - 1
+        back = to_pixels(np.asarray(self._through(state.weights, pixels)))
+        write_image(self._file, grid(self._pictures, back))
+
+
+def grid(originals: np.ndarray, reconstructions: np.ndarray, *, pairs: int = 4) -> np.ndarray:
+    """One picture of all: each original with its reconstruction on its right, `pairs` a row."""
+    both = np.concatenate([originals, reconstructions], axis=2)
+    edge = 2
+    both = np.pad(both, ((0, 0), (edge, edge), (edge, edge), (0, 0)), constant_values=255)
+    rest = -len(both) % pairs
+    both = np.pad(both, ((0, rest), (0, 0), (0, 0), (0, 0)), constant_values=255)
+    rows = [np.concatenate(list(row), axis=1) for row in both.reshape(-1, pairs, *both.shape[1:])]
+    return np.concatenate(rows)

@@ -1,0 +1,50 @@
+"""A run's directory: whether it may be used, and the settings it begins with."""
+
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+from lwm.checkpoints.run import RUN_FILE, TOKENIZER
+from lwm.core.errors import InputError
+from lwm.core.progress import say
+
+
+def require_run(directory: Path) -> None:
+    """Refuses a directory of something else, which a run would mingle with or move aside.
+
+    Raises:
+        InputError: it is a file, or holds other things than a run.
+    """
+    if directory.is_file() or (
+        directory.is_dir()
+        and any(not path.name.startswith(".") for path in directory.iterdir())
+        and not any((directory / name).exists() for name in (RUN_FILE, TOKENIZER))
+    ):
+        raise InputError(f"{directory} exists and is no training run; choose another --out")
+
+
+def make_run(directory: Path, *, fresh: bool) -> None:
+    """Makes the directory; with `fresh` moves aside what is in its place.
+
+    Raises:
+        InputError: it cannot be made.
+    """
+    if fresh and directory.exists():
+        aside = directory.with_name(f"{directory.name}.{time.strftime('%Y%m%d-%H%M%S')}")
+        directory.rename(aside)
+        say(f"the run that was in {directory} is now in {aside}")
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(
+            f"{directory} cannot be made: {error.strerror}; choose another --out"
+        ) from error
+
+
+def write_settings(directory: Path, settings: dict[str, Any], *, fresh: bool) -> None:
+    """The directory with its `run.json`."""
+    make_run(directory, fresh=fresh)
+    partial_file = directory / f".{RUN_FILE}.partial"
+    partial_file.write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
+    partial_file.rename(directory / RUN_FILE)

@@ -1,0 +1,112 @@
+"""`lwm train vqgan` on tiny pictures: figures, a grid, going on bit for bit, opening the result."""
+
+import signal
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import lwm
+from lwm.checkpoints.vqgan_files import named_leaves, read_vqgan
+from lwm.core.errors import ConfigError, InputError, LwmError
+from lwm.data.pictures import PictureDataConfig
+from lwm.recipes import assemble_pictures
+from lwm.recipes.assemble_pictures import start_pictures
+from lwm.recipes.catalogue import recipe
+from lwm.recipes.picture_run import PictureRun
+from lwm.training.checkpointing import CheckpointConfig
+from lwm.training.loop import Interrupted, LoopConfig
+from lwm.training.metrics import read_metrics
+from lwm.vision.images import read_image, write_image
+from lwm.vision.vqgan import VQGANConfig
+
+
+@pytest.fixture
+def tiny(tmp_path) -> PictureRun:
+    draw = np.random.default_rng(0)
+    for name in ("a", "b", "held"):
+        write_image(tmp_path / f"{name}.png", draw.integers(0, 256, (16, 16, 3), np.uint8))
+    return PictureRun(
+        out=tmp_path / "run",
+        model=VQGANConfig(
+            image_size=12, hidden_channels=4, channel_multipliers=(1, 2), residual_blocks=1,
+            latent_channels=4, codebook_size=16, code_channels=3, norm_groups=2,
+        ),
+        batch_size=2,
+        mesh="1,1,1,1",
+        loop=LoopConfig(steps=6, evaluate_every=3),
+        data=PictureDataConfig(path=str(tmp_path), held_out=("held.png",), source_size=16),
+        checkpoint=CheckpointConfig(every=2),
+    )  # fmt: skip
+
+
+def weights(run: Path) -> dict[str, np.ndarray]:
+    return named_leaves(read_vqgan(run)[1])
+
+
+def test_a_stopped_run_goes_on_bit_for_bit(tiny, tmp_path, monkeypatch) -> None:
+    start_pictures(tiny)
+    whole = read_metrics(tiny.out / "metrics.jsonl")
+    assert [row["step"] for row in whole if row["split"] == "evaluation"] == [3, 6]
+    assert {"psnr", "ssim", "used", "perplexity"} <= set(whole[-1]) & set(whole[0])
+    assert read_image(tiny.out / assemble_pictures.GRID, None).shape == (16, 4 * 28, 3)
+
+    stopped = replace(tiny, out=tmp_path / "stopped")
+    make = assemble_pictures.Grid.__call__
+
+    def stop(self, step, state) -> None:
+        make(self, step, state)
+        if step == 3:
+            signal.raise_signal(signal.SIGTERM)
+
+    monkeypatch.setattr(assemble_pictures.Grid, "__call__", stop)
+    with pytest.raises(Interrupted):
+        start_pictures(stopped)
+    monkeypatch.undo()
+    start_pictures(stopped)
+    for name, array in weights(tiny.out).items():
+        np.testing.assert_array_equal(weights(stopped.out)[name], array)
+    again = read_metrics(stopped.out / "metrics.jsonl")
+    assert [row["loss"] for row in again] == [row["loss"] for row in whole]
+
+    codec = lwm.load_vqgan(tiny.out)
+    assert codec.config == tiny.model
+    assert codec.encode(np.zeros((1, 12, 12, 3), np.float32)).shape == (1, 6, 6)
+    step = lwm.load_vqgan(tiny.out / "checkpoints" / "6")
+    assert step.config == tiny.model
+    # A run of another model in its place is refused, and one that begins where it ended is not.
+    other = replace(tiny.model, codebook_size=8)
+    with pytest.raises(ConfigError, match="codebook_size is 16, not 8"):
+        start_pictures(replace(tiny, model=other))
+    with pytest.raises(ConfigError, match="has codebook_size 16, but this run asks for 8"):
+        start_pictures(replace(tiny, model=other, init=str(tiny.out), out=tmp_path / "other"))
+    with pytest.raises(LwmError, match="does not say which model it holds"):
+        lwm.load(str(tiny.out))
+
+
+def test_what_cannot_be_is_refused_before_anything_is_written(tiny) -> None:
+    for changes, error, said in (
+        ({"mesh": "1,4,1,1"}, ConfigError, "multiple of 4"),
+        ({"data": replace(tiny.data, held_out=("x",))}, InputError, "'x'"),
+    ):
+        with pytest.raises(error, match=said):
+            start_pictures(replace(tiny, **changes))
+    assert not tiny.out.exists()
+    for changes, said in (
+        ({"example_size": 13}, "multiple of 2"),
+        ({"example_size": 10}, "at least 11"),
+        ({"example_size": 18}, "source_size"),
+        ({"data": replace(tiny.data, held_out=())}, "nothing is held out"),
+    ):
+        with pytest.raises(ConfigError, match=said):
+            replace(tiny, **changes)
+
+
+def test_the_recipes_are_complete() -> None:
+    run = recipe("vqgan")
+    assert isinstance(run, PictureRun)
+    assert run.model.codes_per_frame == 256
+    original = recipe("vqgan-256")
+    assert isinstance(original, PictureRun)
+    assert original.model == VQGANConfig()
