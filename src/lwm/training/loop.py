@@ -25,7 +25,7 @@ from lwm.core.progress import progress, say
 from lwm.training.checkpointing import Checkpoints
 from lwm.training.loss import LossSums
 from lwm.training.metrics import Metrics
-from lwm.training.step import Batch, StepMetrics, TrainState
+from lwm.training.step import Batch, StepMetrics, TrainState, by_kind
 
 PROFILED = range(3, 6)
 """Steps after the first of a run that `profile` traces: the first ones compile."""
@@ -216,6 +216,17 @@ def _evaluate(state: TrainState, frozen: Any, work: Work, config: LoopConfig) ->
         "loss": float(found.loss) / max(float(found.weight), 1e-8),
         "perplexity": _exp(nll),
         "accuracy": float(found.correct) / targets,
+        **_kinds(by_kind(found)),
+    }
+
+
+def _kinds(found: dict[str, Any]) -> dict[str, float]:
+    """`text_loss`, `vision_accuracy` and the like; nothing of a model of text alone."""
+    return {
+        f"{kind}_{name}": int(value) if name == "targets" else float(value)
+        for kind, figures in found.items()
+        if figures is not None
+        for name, value in vars(figures).items()
     }
 
 
@@ -277,6 +288,7 @@ class _Recorder:
             "skipped": tally.skipped,
             "tokens": tally.tokens,
             "targets": int(found.targets),
+            **_kinds({"text": found.text, "vision": found.vision}),
             "seconds": seconds,
             "tokens_per_second": tokens / seconds,
             "flops_utilisation": flops / self._work.peak_flops if self._work.peak_flops else None,
