@@ -14,6 +14,9 @@ if TYPE_CHECKING:
     from lwm.recipes.run import Run
 
 
+_MIXTURE = ["--data", "mixture"]
+
+
 def train(arguments: Sequence[str]) -> None:
     """Train by a recipe.
 
@@ -49,18 +52,34 @@ def train_help() -> None:
 def configure(name: str, settings: Sequence[str], verb: str = "train") -> "Run":
     """The run of a recipe with its settings changed.
 
-    A size that is named replaces the recipe's own model; what else is set counts on top of it.
+    A size that is named replaces the recipe's own model, but for what it sees, and a path the data
+    sets that it mixes, and fields those that its examples bring; what else is set counts on top of
+    it. Settings of a data set that the recipe does not have add it.
 
     Raises:
         ConfigError: no such recipe.
         SystemExit: a setting is unknown or of the wrong type; tyro has said which.
     """
     from lwm.recipes.catalogue import RECIPES, recipe
+    from lwm.data.config import DataSet
     from lwm.recipes.run import ModelSettings, Run
 
     default = recipe(name)
-    if any(setting.split("=")[0] == "--model.size" for setting in settings):
-        default = replace(default, model=ModelSettings(rope_theta=default.model.rope_theta))
+    named = [setting.split("=")[0].replace("_", "-") for setting in settings]
+    if "--model.size" in named:
+        own = default.model
+        default = replace(
+            default, model=ModelSettings(rope_theta=own.rope_theta, vision=own.vision)
+        )
+    if "--data.path" in named:
+        default = replace(default, data=replace(default.data, mixture={}))
+    if "--data.fields" in named:
+        default = replace(default, data=replace(default.data, fields_from_example=""))
+    flags = [flag.split(".") for flag in named]
+    mixed = [parts[2] for parts in flags if parts[:2] == _MIXTURE and len(parts) > 3]
+    if new := {part: DataSet() for part in mixed if part not in default.data.mixture}:
+        mixture = default.data.mixture | new
+        default = replace(default, data=replace(default.data, path="", mixture=mixture))
     return tyro.cli(
         Run,
         default=default,

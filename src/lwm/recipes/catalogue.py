@@ -5,7 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from lwm.core.errors import ConfigError
-from lwm.recipes import small, text
+from lwm.recipes import small, text, vision
 from lwm.recipes.run import Run, nearest
 
 RECIPES: dict[str, Callable[[], Run]] = {
@@ -17,6 +17,12 @@ RECIPES: dict[str, Callable[[], Run]] = {
     "text-256k": text.text_256k,
     "text-512k": text.text_512k,
     "text-1m": text.text_1m,
+    "vision-debug": vision.vision_debug,
+    "vision-1k": vision.vision_1k,
+    "vision-8k": vision.vision_8k,
+    "vision-32k": vision.vision_32k,
+    "vision-128k": vision.vision_128k,
+    "vision-1m": vision.vision_1m,
 }
 
 

@@ -105,9 +105,7 @@ def _forward(
     return sums, gradients
 
 
-def _backward(
-    how: _How, gradients: Any, cotangent: LossSums
-) -> tuple[Array, Array, None, None]:
+def _backward(how: _How, gradients: Any, cotangent: LossSums) -> tuple[Array, Array, None, None]:
     hidden, head = gradients
     scale = cotangent.loss
     return (hidden * scale.astype(hidden.dtype), head * scale, None, None)
