@@ -60,8 +60,8 @@ def configure(name: str, settings: Sequence[str], verb: str = "train") -> "Run":
         ConfigError: no such recipe.
         SystemExit: a setting is unknown or of the wrong type; tyro has said which.
     """
-    from lwm.recipes.catalogue import RECIPES, recipe
     from lwm.data.config import DataSet
+    from lwm.recipes.catalogue import RECIPES, recipe
     from lwm.recipes.run import ModelSettings, Run
 
     default = recipe(name)

@@ -45,8 +45,8 @@ class DataConfig:
     """Files, globs or URLs, separated by commas; `hf:NAME` for a Hugging Face dataset; `book` for
     the King James Bible."""
     mixture: dict[str, DataSet] = field(default_factory=dict)
-    """Several data sets by weight, instead of one path: --data.mixture.NAME.path FILE, and .weight,
-    .fields, .fields-from-example or .messages, for any NAME."""
+    """Several data sets by weight, instead of one path: --data.mixture.NAME.path FILE, and
+    .weight, .fields, .fields-from-example or .messages, for any NAME."""
     format: Format = "auto"
     """What the files are; auto looks into them."""
     fields: str = "text"

@@ -1,4 +1,4 @@
-"""The paper's vision stages: text, pictures and videos in one model, the context grown stage by stage.
+"""The paper's vision stages: text, pictures and videos in one model, the context ever longer.
 
 Source: LargeWorldModel paper (arXiv 2402.08268), section 4 and the tables of appendix F: 8M tokens
 a batch, theta 5e7, cosine, TPU v4-1024. The paper drops prompts for classifier-free guidance
@@ -19,7 +19,7 @@ FRAMES = 30
 """Of a video in the second stage."""
 
 _OWN_FIELDS = "fields"
-"""Key under which an example that holds vision brings its own fields, some of them alternatives."""
+"""Key under which an example that holds vision brings its own fields, or alternatives of them."""
 
 
 def _mixture(text: float, *kinds: str) -> dict[str, DataSet]:
@@ -101,7 +101,7 @@ def vision_debug() -> Run:
 
 
 def vision_1k() -> Run:
-    """The paper's first vision stage: 7B, 1K tokens, pictures; --init text-1m with vision added."""
+    """The paper's first vision stage: 7B, 1K tokens, pictures; --init text-1m that sees."""
     return _stage(
         length=1 << 10,
         steps=45_000,
