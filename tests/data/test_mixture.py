@@ -1,5 +1,5 @@
-"""Several data sets by weight: shares, the same draws whatever shares the work or interrupts it, and
-each set's own account of what is broken."""
+"""Several data sets by weight: shares, the same draws whatever shares the work or interrupts it,
+and each set's own account of what is broken."""
 
 import json
 from collections import Counter

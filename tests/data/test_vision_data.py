@@ -1,5 +1,5 @@
-"""Pictures and videos among the training data: frames, dropped prompts, weights by halves, and what
-a model that sees otherwise, or not at all, is told."""
+"""Pictures and videos among the training data: frames, dropped prompts, weights by halves, and
+what a model that sees otherwise, or not at all, is told."""
 
 from pathlib import Path
 from typing import Any
@@ -73,7 +73,9 @@ def test_without_its_prompt_a_picture_follows_the_beginning(settings: dict[str, 
     assert own.tokens.tolist() == alone.tokens.tolist()
 
 
-@pytest.mark.parametrize("fields", ["[vision],answer", "caption,vision", "answer", "vision+answer"])
+@pytest.mark.parametrize(
+    "fields", ["[vision],answer", "caption,vision", "answer", "vision+answer"]
+)
 def test_what_teaches_text_keeps_its_prompt(fields: str) -> None:
     kept, whole = encode(fields, RECORD, drop=True), encode(fields, RECORD)
     assert kept.tokens.tolist() == whole.tokens.tolist()
@@ -102,7 +104,7 @@ def test_prompts_are_dropped_by_the_seed_as_often_as_asked(tmp_path: Path) -> No
 @pytest.mark.parametrize(
     ("codes", "message"),
     [
-        (video(1) + [1], r"line 1: the key 'vision' holds 5 codes, which is no multiple of 4"),
+        ([*video(1), 1], r"line 1: the key 'vision' holds 5 codes, which is no multiple of 4"),
         (video(16), r"line 1: the key 'vision' holds the code 16, outside 0 to 15"),
     ],
 )
@@ -150,7 +152,9 @@ def test_tokenised_pictures_are_checked_and_placed(tmp_path: Path) -> None:
     assert batch["tokens"][0, :2].tolist() == [5, TEXT + 7]
     assert batch["targets"][0, :2].tolist() == [TEXT + 7, TEXT + 17]
     write_array_record(tmp_path / "b.array_record", [example(24)])
-    with pytest.raises(InputError, match="vision id 24, outside the model's vision vocabulary of 24"):
+    with pytest.raises(
+        InputError, match="vision id 24, outside the model's vision vocabulary of 24"
+    ):
         loader(tmp_path / "b.array_record", **SEES)
 
 
@@ -191,7 +195,9 @@ def mixed(kinds: list[tuple[bool, bool]]) -> Example:
 
 
 @given(st.lists(KINDS, min_size=1, max_size=6))
-def test_halves_are_the_originals_loss_of_padded_rows(given: list[list[tuple[bool, bool]]]) -> None:
+def test_halves_are_the_originals_loss_of_padded_rows(
+    given: list[list[tuple[bool, bool]]],
+) -> None:
     """But for its division by the number of rows, where ours is by the sum of weights."""
     examples = [mixed(kinds) for kinds in given]
     for packing, weights in (

@@ -82,7 +82,7 @@ def test_a_small_run_tells_text_and_vision_apart_and_opens_the_next(data, tmp_pa
     rows = read_metrics(tmp_path / "run" / "metrics.jsonl")
     assert [row["split"] for row in rows] == ["train"] * 3 + ["evaluation"]
     for row in rows:
-        assert 0 < row["vision_targets"]
+        assert row["vision_targets"] > 0
         assert {"text_loss", "vision_loss", "text_accuracy", "vision_accuracy"} <= row.keys()
         assert abs(row["vision_loss"] - np.log(20)) < 1
     assert all(row["text_targets"] + row["vision_targets"] == row["targets"] for row in rows[:3])

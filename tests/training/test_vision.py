@@ -77,9 +77,7 @@ def test_each_target_is_scored_against_its_own_kind(mesh):
     laid = None if mesh is None else make_mesh(mesh)
 
     def ours(hidden, head):
-        found = cross_entropy(
-            hidden, head, targets, weights, chunk=5, mesh=laid, text_vocab=TEXT
-        )
+        found = cross_entropy(hidden, head, targets, weights, chunk=5, mesh=laid, text_vocab=TEXT)
         return found.loss, found
 
     (value, sums), gradients = jax.jit(jax.value_and_grad(ours, (0, 1), has_aux=True))(

@@ -1,9 +1,9 @@
 """The world model's vocabulary: ids of text first, ids of vision behind them.
 
 A model that sees is a Llama with one table of both: what picks the table is the id itself, so
-attention, caches, packing and sharding need to know nothing of it. This file alone knows where the
-border is. The original keeps two tables and two number spaces, and a mask that says which is meant;
-`joined` and `LlamaConfig.vocab_size` translate.
+attention, caches, packing and sharding need to know nothing of it. This file alone knows where
+the border is. The original keeps two tables and two number spaces, and a mask that says which is
+meant; `joined` and `LlamaConfig.vocab_size` translate.
 
 Source: LargeWorldModel paper (arXiv 2402.08268), section 4.1.
 """

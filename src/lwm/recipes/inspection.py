@@ -103,7 +103,8 @@ def _readable(ids: list[int], start: Start) -> Iterator[str]:
 
 def _frames(tokens: list[int], config: LlamaConfig) -> str:
     """`<3 frames of 256 codes>`; a row may also cut a frame in two."""
-    assert (vision := config.vision) is not None
+    vision = config.vision
+    assert vision is not None
     frames, rest = divmod(len(tokens), vision.tokens_per_frame)
     ends = tokens[vision.codes_per_frame :: vision.tokens_per_frame]
     if rest or any(end not in (vision.end_of_frame, vision.end_of_video) for end in ends):
