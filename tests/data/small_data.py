@@ -39,7 +39,7 @@ def records() -> list[dict[str, str]]:
 def loader(path: Path | str, **settings: Any) -> Loader:
     """A loader of rows of 32 tokens in batches of 4, by the settings of either class."""
     own: dict[str, Any] = {"sequence_length": 32, "batch_size": 4, "rows": None, "split": "train"}
-    own["vocab_size"] = None
+    own |= {"vocab_size": None, "vision": None}
     own = {name: settings.pop(name, value) for name, value in own.items()}
     every: dict[str, Any] = {"prefetch": 0} | settings
     return Loader(DataConfig(path=str(path), **every), tokenizer(), **own)

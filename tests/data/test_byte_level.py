@@ -114,7 +114,11 @@ def reference(splitter: str, text: str) -> list[int]:
 SPLITTERS = ["default", "gpt-2", "smollm", "llama-bpe", "qwen2"]
 MADE = {splitter: make(splitter) for splitter in SPLITTERS}
 symbols = st.sampled_from([*"ab tT'sSlLdD019 \n\r\t.,!é東½²٣🙂_-", "the", "it's", "1984"])
-texts = st.text(max_size=60) | st.lists(symbols, max_size=40).map("".join)
+# The rules are those of plain text; hypothesis also tries the special token, which it has read in
+# the sources.
+texts = (st.text(max_size=60) | st.lists(symbols, max_size=40).map("".join)).filter(
+    lambda text: "<|endoftext|>" not in text
+)
 
 
 @pytest.mark.parametrize("splitter", SPLITTERS)

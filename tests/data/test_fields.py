@@ -14,13 +14,17 @@ from small_data import ids, tokenizer
 from lwm.core.errors import ConfigError
 from lwm.data.examples import Broken, Example
 from lwm.data.fields import FieldsEncoder, parse_fields
+from lwm.models.world import VisionVocabulary
 
 BOS, EOS = 0, 1
 RECORD = {"question": "who?", "answer": "a shepherd", "hint": "sheep", "vision": list(range(512))}
 
 
 def encode(fields: str, record: dict[str, Any] = RECORD, **settings: Any) -> Example:
-    made = FieldsEncoder(tokenizer=tokenizer(), fields=fields, **settings)(record, 1)
+    encoder = FieldsEncoder(
+        tokenizer=tokenizer(), fields=fields, vision=VisionVocabulary(), **settings
+    )
+    made = encoder(record, 1)
     assert made is not None
     return made
 
@@ -229,7 +233,13 @@ def test_loss_follows_brackets(fields: list[tuple[str, bool]]) -> None:
         weight = 0.0 if silent else 1.0
         part = parts.get(key)
         expected += part(weight) if part else text(str(RECORD[key]), weight)
-    made = FieldsEncoder(tokenizer=tokenizer(), fields=grammar, add_bos=False, add_eos=False)
+    made = FieldsEncoder(
+        tokenizer=tokenizer(),
+        fields=grammar,
+        add_bos=False,
+        add_eos=False,
+        vision=VisionVocabulary(),
+    )
     found = made(RECORD, 1)
     if all(key.startswith("<") for key, _ in fields):
         assert found is None

@@ -264,7 +264,7 @@ def test_data_that_is_all_broken_after_its_beginning_ends(tmp_path: Path, told: 
         ([b"", {"body": "a"}], {}, InputError, "line 2: it has no key"),
         ([b"{", b"5"], {}, InputError, "none of the first 2 examples can be used"),
         ([b"", b" "], {}, InputError, "blank lines alone"),
-        ([{"vision": [0] * 256}], {"fields": "vision"}, InputError, "the model cannot see"),
+        ([{"vision": [0] * 256}], {"fields": "vision"}, ConfigError, "the model cannot see"),
         ([{"text": "a"}], {"fields": "[text]", "add_eos": False}, InputError, "carries loss"),
         ([{"text": "a"}] * 10, {"held_out": 0.01, "split": "evaluation"}, InputError,
          "held_out is 0.01 of 10 examples, which keeps none"),

@@ -1,4 +1,4 @@
-"""`lwm train vqgan` on tiny pictures: figures, a grid, going on bit for bit, opening the result."""
+"""`lwm train vqgan` on tiny pictures: figures, a grid, going on bit for bit, a VQGAN to open."""
 
 import signal
 from dataclasses import replace

@@ -43,7 +43,9 @@ def settings(out: Path, data: Path, *more: str) -> list[str]:
 
 
 def run(out: Path, data: Path, *more: str) -> Run:
-    return configure("debug", settings(out, data, *more))
+    found = configure("debug", settings(out, data, *more))
+    assert isinstance(found, Run)
+    return found
 
 
 def train(out: Path, data: Path, *more: str) -> list[float]:

@@ -15,6 +15,9 @@ if TYPE_CHECKING:
     from lwm.recipes.run import Run
 
 
+_MIXTURE = ["--data", "mixture"]
+
+
 def train(arguments: Sequence[str]) -> None:
     """Train by a recipe.
 
@@ -57,20 +60,20 @@ def train_help() -> None:
 def configure(name: str, settings: Sequence[str], verb: str = "train") -> "Run | PictureRun":
     """The run of a recipe with its settings changed.
 
-    A size that is named replaces the recipe's own model; what else is set counts on top of it.
+    A size that is named replaces the recipe's own model, but for what it sees, and a path the data
+    sets that it mixes, and fields those that its examples bring; what else is set counts on top of
+    it. Settings of a data set that the recipe does not have add it.
 
     Raises:
         ConfigError: no such recipe.
         SystemExit: a setting is unknown or of the wrong type; tyro has said which.
     """
     from lwm.recipes.catalogue import RECIPES, recipe
-    from lwm.recipes.run import ModelSettings, Run
+    from lwm.recipes.run import Run
 
     default = recipe(name)
-    if isinstance(default, Run) and any(
-        setting.split("=")[0] == "--model.size" for setting in settings
-    ):
-        default = replace(default, model=ModelSettings(rope_theta=default.model.rope_theta))
+    if isinstance(default, Run):
+        default = _with_room(default, settings)
     return tyro.cli(
         type(default),
         default=default,
@@ -78,3 +81,26 @@ def configure(name: str, settings: Sequence[str], verb: str = "train") -> "Run |
         prog=f"lwm {verb} {name}",
         description=RECIPES[name].__doc__,
     )
+
+
+def _with_room(default: "Run", settings: Sequence[str]) -> "Run":
+    """The recipe's run without what the settings replace whole, and with what they name anew."""
+    from lwm.data.config import DataSet
+    from lwm.recipes.run import ModelSettings
+
+    named = [setting.split("=")[0].replace("_", "-") for setting in settings]
+    if "--model.size" in named:
+        own = default.model
+        default = replace(
+            default, model=ModelSettings(rope_theta=own.rope_theta, vision=own.vision)
+        )
+    if "--data.path" in named:
+        default = replace(default, data=replace(default.data, mixture={}))
+    if "--data.fields" in named:
+        default = replace(default, data=replace(default.data, fields_from_example=""))
+    flags = [flag.split(".") for flag in named]
+    mixed = [parts[2] for parts in flags if parts[:2] == _MIXTURE and len(parts) > 3]
+    if new := {part: DataSet() for part in mixed if part not in default.data.mixture}:
+        mixture = default.data.mixture | new
+        default = replace(default, data=replace(default.data, path="", mixture=mixture))
+    return default

@@ -45,13 +45,15 @@ class ConversationEncoder:
     def __post_init__(self) -> None:
         choose(self.template, self.tokenizer)
 
-    def __call__(self, record: Mapping[str, Any], line: int) -> Example | None:
+    def __call__(
+        self, record: Mapping[str, Any], line: int, *, drop_prompt: bool = False
+    ) -> Example | None:
         """The example, or None where there are no messages.
 
         Raises:
             Broken: the messages are malformed, or the template does not write them in order.
         """
-        del line
+        del line, drop_prompt  # a chat teaches text
         messages = value_of(record, self.key)
         if not isinstance(messages, list) or not all(isinstance(m, dict) for m in messages):
             raise Broken(

@@ -2,24 +2,37 @@
 
 The global batch of B rows is B streams. Stream r draws examples r, r + B, r + 2B, ... of the
 split, which is shuffled anew for each pass and repeated without end; so what a row holds depends
-on the seed and on B alone, not on how many processes and workers share the work. Knows sources and
-encoders; knows nothing of rows.
+on the seed and on B alone, not on how many processes and workers share the work. Where several
+splits are mixed, each place of that endless order belongs to one of them, and each split has an
+endless order of its own. Knows sources and encoders; knows nothing of rows.
 """
 
 import random
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from functools import lru_cache
+from typing import Any, Protocol
 
 from grain.experimental import index_shuffle
 
 from lwm.core.errors import InputError
 from lwm.data.examples import Broken, Example, Report, require_usable
 from lwm.data.sources.source import Source
+from lwm.models.world import VisionVocabulary
 
-Encode = Callable[[Mapping[str, Any], int], Example | None]
-"""(record, its line) -> the example; None where it is empty."""
 
+class Encode(Protocol):
+    """Makes an example of a record."""
+
+    def __call__(
+        self, record: Mapping[str, Any], line: int, *, drop_prompt: bool = False
+    ) -> Example | None:
+        """The example; None where the record is empty."""
+        ...
+
+
+SHARES = 1000
+"""Draws in which each split of a mixture gets exactly its share."""
 _FRUITLESS_PASSES = 20  # over a small split; by chance no stream misses all that is sound so long
 _FRUITLESS_DRAWS = 10_000  # over a large one
 _ROUNDS = 4  # of the shuffle's cipher
@@ -31,18 +44,20 @@ class Split:
 
     Args:
         first, count: the part.
+        before: examples of the data sets before this one, so that each has a number of its own.
         text_vocab: size of the model's text vocabulary; unchecked if None.
-        can_see: whether the model takes vision codes.
+        vision: what the model sees; None for one that does not.
     """
 
     source: Source
     first: int
     count: int
     encode: Encode
+    before: int = 0
     text_vocab: int | None = None
-    can_see: bool = False
+    vision: VisionVocabulary | None = None
 
-    def example(self, index: int) -> Example | None:
+    def example(self, index: int, *, drop_prompt: bool = False) -> Example | None:
         """The example at a place of the source; None for a blank line.
 
         Raises:
@@ -54,13 +69,14 @@ class Split:
         if isinstance(record, Example):
             example: Example | None = record
         else:
-            example = self.encode(record, self.source.place(index)[1])
+            line = self.source.place(index)[1]
+            example = self.encode(record, line, drop_prompt=drop_prompt)
         if example is not None:
-            require_usable(example, text_vocab=self.text_vocab, can_see=self.can_see)
+            require_usable(example, text_vocab=self.text_vocab, vision=self.vision)
         return example
 
     def report(self, index: int, broken: Broken) -> Report:
-        return Report(index, *self.source.place(index), str(broken))
+        return Report(self.before + index, *self.source.place(index), str(broken))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,25 +98,82 @@ class Order:
         return self.first + at
 
 
+class Shares:
+    """Which split each place of the endless order draws from, by weight.
+
+    Of each `SHARES` places, whose order is drawn anew, a split gets its share exactly: what a
+    split has given by then follows from the place alone, and nothing needs to be counted.
+
+    Args:
+        weights: of the splits, in any unit; each above 0.
+    """
+
+    def __init__(self, weights: Sequence[float], *, seed: int) -> None:
+        self._seed = seed
+        self.slots = _apportioned(weights, SHARES)
+        """Places that each split has of `SHARES`."""
+
+    def __getitem__(self, place: int) -> tuple[int, int]:
+        """The split, and the place in that split's own endless order."""
+        if len(self.slots) == 1:
+            return 0, place
+        block, at = divmod(place, SHARES)
+        splits = self._block(block)
+        split = splits[at]
+        return split, block * self.slots[split] + splits.count(split, 0, at)
+
+    def _block(self, block: int) -> bytes:
+        return _shuffled(self.slots, f"{self._seed} mixture {block}")
+
+
+@lru_cache(maxsize=64)
+def _shuffled(slots: tuple[int, ...], seed: str) -> bytes:
+    splits = bytearray(b"".join(bytes([split]) * count for split, count in enumerate(slots)))
+    random.Random(seed).shuffle(splits)
+    return bytes(splits)
+
+
+def _apportioned(weights: Sequence[float], total: int) -> tuple[int, ...]:
+    """Whole numbers in the ratio of the weights that sum to `total`, by largest remainder."""
+    exact = [weight / sum(weights) * total for weight in weights]
+    found = [int(share) for share in exact]
+    by_rest = sorted(range(len(exact)), key=lambda i: found[i] - exact[i])
+    for i in by_rest[: total - sum(found)]:
+        found[i] += 1
+    return tuple(found)
+
+
 class Stream:
     """One stream's draws, and what was broken among them.
 
     Args:
+        splits: what is mixed, each with its order.
+        drop_prompt: probability that a draw leaves out the prompt of a picture.
         row: the stream, from 0.
         batch_size: how many streams there are.
         most_broken: how many broken examples the data may have before the run stops.
     """
 
     def __init__(
-        self, split: Split, order: Order, *, row: int, batch_size: int, most_broken: float
+        self,
+        splits: Sequence[tuple[Split, Order]],
+        shares: Shares,
+        *,
+        seed: int,
+        drop_prompt: float,
+        row: int,
+        batch_size: int,
+        most_broken: float,
     ) -> None:
-        self._split, self._order = split, order
+        self._splits, self._shares = splits, shares
+        self._seed, self._drop_prompt = seed, drop_prompt
         self._row, self._batch_size = row, batch_size
         self._reports: list[Report] = []
         self._fruitless = 0
         self._first_fault: Report | None = None
         self._patience = min(
-            _FRUITLESS_PASSES * split.count, max(_FRUITLESS_DRAWS, int(most_broken) + 1)
+            _FRUITLESS_PASSES * sum(split.count for split, _ in splits),
+            max(_FRUITLESS_DRAWS, int(most_broken) + 1),
         )
 
     def draw(self, number: int) -> Example | None:
@@ -109,11 +182,14 @@ class Stream:
         Raises:
             InputError: so many in turn were, that none may ever come.
         """
-        index = self._order[self._row + number * self._batch_size]
+        place = self._row + number * self._batch_size
+        chosen, at = self._shares[place]
+        split, order = self._splits[chosen]
+        index = order[at]
         try:
-            example = self._split.example(index)
+            example = split.example(index, drop_prompt=self._drops(place))
         except Broken as broken:
-            report = self._split.report(index, broken)
+            report = split.report(index, broken)
             self._reports.append(report)
             self._first_fault = self._first_fault or report
             example = None
@@ -129,6 +205,11 @@ class Stream:
                 + "; repair the data"
             )
         return None
+
+    def _drops(self, place: int) -> bool:
+        if not self._drop_prompt:
+            return False
+        return random.Random(f"{self._seed} prompt {place}").random() < self._drop_prompt
 
     def take_reports(self) -> list[Report]:
         """What was broken since the last call."""

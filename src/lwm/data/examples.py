@@ -10,7 +10,13 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Bool, Float32, Int32
 
+from lwm.models.world import VisionVocabulary, joined
+
 MAX_TOKENS = 1 << 28  # one example; beyond it stands a broken file, not a long book
+
+
+BLIND = "it has vision codes, and the model cannot see"
+"""Why a text model passes an example over."""
 
 
 class Broken(Exception):
@@ -44,7 +50,8 @@ class Example:
     """One training example.
 
     Args:
-        tokens: text tokens and vision codes, which are separate number spaces.
+        tokens: text tokens and vision codes, which are separate number spaces: a file of examples
+            serves models whose table has its border elsewhere.
         weights: loss weight of each token as a target, 0 or 1.
         vision: whether a token is a vision code (or the end of a frame).
     """
@@ -56,6 +63,12 @@ class Example:
     def __len__(self) -> int:
         return len(self.tokens)
 
+    def ids(self, text_vocab: int) -> Int32[np.ndarray, " tokens"]:
+        """Ids of the one table of a model with so many ids of text."""
+        if not self.vision.any():
+            return self.tokens
+        return joined(self.tokens, self.vision, text_vocab)
+
     @classmethod
     def of_text(cls, tokens: list[int], weights: list[float]) -> "Example":
         """An example without vision codes."""
@@ -66,19 +79,28 @@ class Example:
         )
 
 
-def require_usable(example: Example, *, text_vocab: int | None, can_see: bool) -> None:
+def require_usable(
+    example: Example, *, text_vocab: int | None, vision: VisionVocabulary | None
+) -> None:
     """Refuses an example that no row should carry.
 
     Args:
         text_vocab: text tokens must lie below it; unchecked if None.
+        vision: what the model sees; None for one that does not.
 
     Raises:
         Broken: it is too long, teaches nothing, or its tokens lie outside what the model knows.
     """
     if len(example) > MAX_TOKENS:
         raise Broken(f"it has {len(example)} tokens, more than {MAX_TOKENS} in one example")
-    if example.vision.any() and not can_see:
-        raise Broken("it has vision codes, and the model cannot see")
+    seen = example.tokens[example.vision]
+    if seen.size and vision is None:
+        raise Broken(BLIND)
+    if seen.size and vision and (seen.min() < 0 or seen.max() >= vision.size):
+        worst = int(seen.min() if seen.min() < 0 else seen.max())
+        raise Broken(
+            f"it has the vision id {worst}, outside the model's vision vocabulary of {vision.size}"
+        )
     if not (example.weights > 0).any():
         raise Broken("no token of it carries loss")
     text = example.tokens[~example.vision]

@@ -5,10 +5,12 @@
     parts     = "<|bos|>" | "<|eos|>" | key { "+" key }
 
 Keys joined by `+` are joined as text by a separator and then tokenised together. A key that
-contains `vision` holds a flat list of codes, 256 a frame; it becomes `<vision>`, the codes with an
-end token after each frame, `</vision>`. Beside vision no separator is put: codes are no text.
+contains `vision` holds a flat list of codes, whole frames of them; it becomes `<vision>`, the
+codes with an end token after each frame, `</vision>`. Beside vision no separator is put: codes are
+no text.
 
-Knows examples as mappings; knows nothing of files or rows. Source of the grammar: the original's
+Knows examples as mappings and the numbers of the vision vocabulary; knows nothing of files, rows
+or other parts of a model. Source of the grammar: the original's
 text processors (LargeWorldModel/LWM), of which this is a fresh statement.
 """
 
@@ -16,18 +18,17 @@ import random
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
+from itertools import dropwhile
 from typing import Any
 
 import numpy as np
 
 from lwm.core.errors import ConfigError
-from lwm.data.examples import Broken, Example, MissingKey
+from lwm.data.examples import BLIND, Broken, Example, MissingKey
 from lwm.data.tokenizer import Tokenizer
+from lwm.models.world import VisionVocabulary
 
 BOS, EOS = "<|bos|>", "<|eos|>"
-CODES_PER_FRAME = 256
-CODEBOOK = 8192
-END_OF_FRAME, END_OF_VISION = 8192, 8193
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,9 +87,12 @@ class FieldsEncoder:
         fields: the grammar; unused where `fields_from_example` names a key that holds it.
         fields_index: which of several grammars that an example holds; -1 draws one by its line.
         prepend_text: stands before the first field, and is learnt if that is.
+        vision: what the model sees; None for one that does not.
+        max_frames: a longer video gives so many of its frames, evenly spread; 0 for all.
 
     Raises:
-        ConfigError: the grammar is malformed, or needs a token that the tokenizer lacks.
+        ConfigError: the grammar is malformed, needs a token that the tokenizer lacks, or names
+            codes for a model that cannot see.
     """
 
     tokenizer: Tokenizer
@@ -99,6 +103,8 @@ class FieldsEncoder:
     prepend_text: str = ""
     add_bos: bool = True
     add_eos: bool = True
+    vision: VisionVocabulary | None = None
+    max_frames: int = 0
     _markers: tuple[list[int], list[int]] = field(init=False, repr=False, default=([], []))
 
     def __post_init__(self) -> None:
@@ -112,6 +118,13 @@ class FieldsEncoder:
                 "the tokenizer has no token that begins or ends a text; set add_bos and add_eos "
                 f"to false and leave {BOS} and {EOS} out of the fields, or give another tokenizer"
             )
+        named = next((key for item in parsed for key in item.keys if is_vision(key)), None)
+        if named and self.vision is None:
+            raise ConfigError(
+                f"the fields {self.fields!r} name {named!r}, which holds vision codes, and the "
+                "model cannot see; take a recipe of 'lwm train --list' that does, add vision to "
+                "the model with 'lwm convert --add-vision', or leave the field out"
+            )
         markers = (self._encode("<vision>"), self._encode("</vision>"))
         object.__setattr__(self, "_markers", markers)
 
@@ -123,20 +136,31 @@ class FieldsEncoder:
     def eos(self) -> int | None:
         return self.tokenizer.eos[0] if self.tokenizer.eos else None
 
-    def __call__(self, record: Mapping[str, Any], line: int) -> Example | None:
+    def __call__(
+        self, record: Mapping[str, Any], line: int, *, drop_prompt: bool = False
+    ) -> Example | None:
         """The example, or None where all its texts are empty.
+
+        Args:
+            drop_prompt: leave out what stands before the vision that is learnt, so that the model
+                can also make pictures of nothing in particular. Examples that teach text stay.
 
         Raises:
             Broken: a key is missing or holds something else than is needed.
         """
         grammar = self._grammar(record, line)
         pieces = _Pieces()
-        if self.add_bos:
+        dropped = drop_prompt and _teaches_vision(grammar)
+        if dropped:
+            grammar = tuple(
+                dropwhile(lambda item: not (item.learnt and not item.special), grammar)
+            )
+        if self.add_bos or (dropped and self.bos is not None):
             pieces.add([self._special(BOS)], 0.0)
         written = False
         for number, item in enumerate(grammar):
             weight = float(item.learnt)
-            prefix = self.prepend_text if number == 0 else ""
+            prefix = self.prepend_text if number == 0 and not dropped else ""
             if item.special:
                 pieces.add(self._encode(prefix), weight)
                 pieces.add([self._special(item.special)], weight)
@@ -194,9 +218,13 @@ class FieldsEncoder:
         return filled
 
     def _add_vision(self, pieces: "_Pieces", key: str, value: Any, weight: float) -> None:
-        codes = _codes(key, value)
-        ends = np.full((len(codes), 1), END_OF_FRAME, np.int32)
-        ends[-1] = END_OF_VISION
+        if self.vision is None:
+            raise Broken(BLIND)
+        codes = _codes(key, value, self.vision)
+        if 0 < self.max_frames < len(codes):
+            codes = codes[np.linspace(0, len(codes) - 1, self.max_frames).astype(int)]
+        ends = np.full((len(codes), 1), self.vision.end_of_frame, np.int32)
+        ends[-1] = self.vision.end_of_video
         before, after = self._markers
         pieces.add(before, weight)
         pieces.add(np.hstack([codes, ends]).ravel().tolist(), weight, vision=True)
@@ -256,19 +284,30 @@ def value_of(record: Mapping[str, Any], key: str) -> Any:
     return record[key]
 
 
-def _codes(key: str, value: Any) -> np.ndarray:
-    """Codes by frame, [frames, 256]."""
+def _teaches_vision(grammar: tuple[Field, ...]) -> bool:
+    """Whether all that is learnt is vision, special tokens aside."""
+    learnt = [item for item in grammar if item.learnt and not item.special]
+    return bool(learnt) and all(is_vision(key) for item in learnt for key in item.keys)
+
+
+def _codes(key: str, value: Any, vision: VisionVocabulary) -> np.ndarray:
+    """Codes by frame, [frames, codes of one]."""
+    a_frame, codebook = vision.codes_per_frame, vision.codes
     whole = isinstance(value, list) and all(type(code) is int for code in value)
     if not whole:
         raise Broken(f"the key {key!r} holds {kind_of(value)}, where a list of codes is needed")
-    if not value or len(value) % CODES_PER_FRAME:
+    if not value or len(value) % a_frame:
         raise Broken(
-            f"the key {key!r} holds {len(value)} codes, which is no multiple of {CODES_PER_FRAME}"
+            f"the key {key!r} holds {len(value)} codes, which is no multiple of {a_frame}, the "
+            "codes of a frame"
         )
-    if min(value) < 0 or max(value) >= CODEBOOK:
+    if min(value) < 0 or max(value) >= codebook:
         worst = min(value) if min(value) < 0 else max(value)
-        raise Broken(f"the key {key!r} holds the code {worst}, outside 0 to {CODEBOOK - 1}")
-    return np.array(value, np.int32).reshape(-1, CODES_PER_FRAME)
+        raise Broken(
+            f"the key {key!r} holds the code {worst}, outside 0 to {codebook - 1}, the model's "
+            "codebook"
+        )
+    return np.array(value, np.int32).reshape(-1, a_frame)
 
 
 def kind_of(value: Any) -> str:

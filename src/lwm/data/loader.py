@@ -1,31 +1,35 @@
 """Training data from a user's settings to batches: the front of this room.
 
 Checks everything that can be checked before the first batch, and keeps count of what is broken
-after it. Knows sources, encoders and packing by name; knows nothing of models beyond the size of
-their vocabulary, and nothing of devices.
+after it. Knows sources, encoders and packing by name; knows nothing of models beyond their
+vocabulary, and nothing of devices.
 """
 
 import zlib
+from bisect import bisect_right
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from functools import partial
+from itertools import accumulate
 from typing import TYPE_CHECKING, Any, Literal
 
 from lwm.core.errors import ConfigError, InputError
 from lwm.core.progress import say
-from lwm.data.config import DataConfig
+from lwm.data.config import DataConfig, DataSet
 from lwm.data.conversations import ConversationEncoder
 from lwm.data.examples import Broken, Example, MissingKey, Report
 from lwm.data.fields import FieldsEncoder, is_vision
 from lwm.data.packing import Row, pack_rows
 from lwm.data.sources.opening import open_source
 from lwm.data.tokenizer import Tokenizer
+from lwm.models.world import VisionVocabulary
 
 if TYPE_CHECKING:  # Grain loads where a Loader is made: settings alone must load fast
     import grain
 
     from lwm.data.draws import Split
 
-__all__ = ["DataConfig", "Loader", "Part", "texts"]
+__all__ = ["DataConfig", "DataSet", "Loader", "Part", "texts"]
 
 Part = Literal["train", "evaluation"]
 
@@ -51,7 +55,8 @@ class Loader:
         batch_size: rows of the global batch, over all processes.
         rows: which of them this process feeds; all unless given.
         split: `evaluation` for the held-out examples.
-        vocab_size: the model's; unchecked if None.
+        vocab_size: ids of text of the model; unchecked if None.
+        vision: what the model sees besides; needs `vocab_size`.
 
     Raises:
         ConfigError: settings contradict each other, the tokenizer or the model.
@@ -68,10 +73,12 @@ class Loader:
         rows: Sequence[int] | None = None,
         split: Part = "train",
         vocab_size: int | None = None,
+        vision: VisionVocabulary | None = None,
     ) -> None:
-        from lwm.data.draws import Order, Split, Stream
+        from lwm.data.draws import Order, Shares, Stream
         from lwm.data.pipeline import Batches, opener
 
+        assert vision is None or vocab_size is not None, "ids of vision begin behind those of text"
         self._rows = tuple(range(batch_size)) if rows is None else tuple(rows)
         if sequence_length < 1 or not self._rows or not set(self._rows) <= set(range(batch_size)):
             raise ConfigError(
@@ -83,28 +90,41 @@ class Loader:
                 f"the tokenizer has {tokenizer.vocab_size} tokens and the model {vocab_size}; "
                 "give the model's own tokenizer, or a model with a larger vocabulary"
             )
-        source = open_source(config.path, config.format)
-        first, self.examples = _bounds(config, len(source), split)
-        part = Split(
-            source=source,
-            first=first,
-            count=self.examples,
-            encode=_encoder(config, tokenizer),
-            text_vocab=vocab_size,
-        )
+        sets, lengths = [], [0]
+        for _, own in config.sets().values():
+            encode = _encoder(own, tokenizer, vision)
+            part, length = _open_split(own, split, encode, sum(lengths), vocab_size, vision)
+            order = Order(
+                first=part.first, count=part.count, shuffle=config.shuffle, seed=config.seed
+            )
+            sets.append((part, order))
+            lengths.append(length)
+        shares = Shares([weight for weight, _ in config.sets().values()], seed=config.seed)
+        counts = [part.count for part, _ in sets]
+        checksums = [
+            _require_sound(part, own.path)
+            for (part, _), (_, own) in zip(sets, config.sets().values(), strict=True)
+        ]
+        self.examples = sum(counts)
         identity = {
-            "examples": self.examples,
-            "first_example": _require_sound(part, config.path),
+            "examples": counts if config.mixture else self.examples,
+            "first_example": checksums if config.mixture else checksums[0],
             "batch_size": batch_size,
             "sequence_length": sequence_length,
             "packing": config.packing,
             "shuffle": config.shuffle,
             "seed": config.seed,
+            # None as where a position was saved before there was such a setting.
+            "mixture": list(shares.slots) if config.mixture else None,
+            "drop_prompt": config.drop_prompt or None,
+            "max_frames": config.max_frames or None,
         }
         stream = partial(
             Stream,
-            part,
-            Order(first=first, count=self.examples, shuffle=config.shuffle, seed=config.seed),
+            sets,
+            shares,
+            seed=config.seed,
+            drop_prompt=config.drop_prompt,
             batch_size=batch_size,
             most_broken=config.max_broken * self.examples,
         )
@@ -113,10 +133,16 @@ class Loader:
             length=sequence_length,
             packing=config.packing,
             loss_weights=config.loss_weights,
+            text_vocab=vocab_size or 0,
         )
-        self._share = self.examples * len(self._rows) / batch_size
+        self._names = list(config.sets())
+        self._counts, self._weights = counts, [slots / sum(shares.slots) for slots in shares.slots]
+        self._starts = list(accumulate(lengths))[:-1]
+        self._share = len(self._rows) / batch_size
         self._max_broken = config.max_broken
         self._broken: set[int] = set()
+        self._broken_of: Counter[int] = Counter()
+        self._first_of: dict[int, Report] = {}
         self.reports: list[Report] = []
         """The first broken examples."""
         self.iterator: grain.DatasetIterator[Row] = Batches(
@@ -156,34 +182,51 @@ class Loader:
         self.close()
 
     def _heed(self, reports: list[Report], drawn: int) -> None:
-        """Tells of broken examples and stops when there are too many."""
+        """Tells of broken examples and stops when a data set has too many."""
+        heeded = set()
         for report in reports:
+            number = bisect_right(self._starts, report.example) - 1
+            heeded.add(number)
             if report.example in self._broken:
                 continue
             self._broken.add(report.example)
+            self._broken_of[number] += 1
+            self._first_of.setdefault(number, report)
             if len(self.reports) < _TOLD:
                 self.reports.append(report)
                 say(f"skipped a broken example: {report}")
             elif len(self.reports) == _TOLD == self.broken - 1:
                 say("further broken examples are counted without being told")
-        # What this process can have met: its share in the first pass; the order changes with each
-        # pass, so as passes go by it meets examples of the others' shares too.
-        met = min(self.examples, max(self._share, drawn))
-        if reports and self.broken > self._max_broken * met:
-            raise InputError(
-                f"{self.broken} of {met:.0f} examples are broken, more than max_broken "
-                f"({self._max_broken:g}) allows, the first of them {self.reports[0]}; repair the "
-                "data or raise --data.max-broken"
-            )
+        for number in sorted(heeded):
+            # What this process can have met: its share in the first pass; the order changes with
+            # each pass, so as passes go by it meets examples of the others' shares too.
+            count, broken = self._counts[number], self._broken_of[number]
+            met = min(count, max(count * self._share, drawn * self._weights[number]))
+            if broken > self._max_broken * met:
+                name = self._names[number] and f" of the data set {self._names[number]!r}"
+                raise InputError(
+                    f"{broken} of {met:.0f} examples{name} are broken, more than max_broken "
+                    f"({self._max_broken:g}) allows, the first of them {self._first_of[number]}; "
+                    "repair the data or raise --data.max-broken"
+                )
 
 
 def texts(config: DataConfig) -> Iterator[str]:
     """The texts of the training split, in the order of its first pass: what a tokenizer is trained
-    on. Broken examples are passed over.
+    on. Of several data sets in turn. Broken examples are passed over.
 
     Raises:
         InputError: the data is missing or empty, or holds tokens instead of texts.
     """
+    waiting = [_texts_of(own) for _, own in config.sets().values()]
+    while waiting:
+        one = waiting.pop(0)
+        if (text := next(one, None)) is not None:
+            yield text
+            waiting.append(one)
+
+
+def _texts_of(config: DataConfig) -> Iterator[str]:
     from lwm.data.draws import Order
 
     source = open_source(config.path, config.format)
@@ -217,7 +260,34 @@ def _texts(record: Any, config: DataConfig) -> Iterator[str]:
     yield from (value for value in values if isinstance(value, str) and value)
 
 
-def _encoder(config: DataConfig, tokenizer: Tokenizer) -> FieldsEncoder | ConversationEncoder:
+def _open_split(
+    config: DataConfig,
+    split: Part,
+    encode: FieldsEncoder | ConversationEncoder,
+    before: int,
+    vocab_size: int | None,
+    vision: VisionVocabulary | None,
+) -> tuple["Split", int]:
+    """A data set's split, and the examples of the whole set."""
+    from lwm.data.draws import Split
+
+    source = open_source(config.path, config.format)
+    first, count = _bounds(config, len(source), split)
+    opened = Split(
+        source=source,
+        first=first,
+        count=count,
+        encode=encode,
+        before=before,
+        text_vocab=vocab_size,
+        vision=vision,
+    )
+    return opened, len(source)
+
+
+def _encoder(
+    config: DataConfig, tokenizer: Tokenizer, vision: VisionVocabulary | None
+) -> FieldsEncoder | ConversationEncoder:
     if config.messages:
         return ConversationEncoder(
             tokenizer=tokenizer, key=config.messages, template=config.template
@@ -231,6 +301,8 @@ def _encoder(config: DataConfig, tokenizer: Tokenizer) -> FieldsEncoder | Conver
         prepend_text=config.prepend_text,
         add_bos=config.add_bos,
         add_eos=config.add_eos,
+        vision=vision,
+        max_frames=config.max_frames,
     )
 
 

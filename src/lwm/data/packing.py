@@ -6,8 +6,9 @@ example a row. An example of n tokens has n - 1 pairs; one that outgrows a row i
 that overlap by a token, so that each pair occurs once.
 
 Every packer is a pure function of the examples and a `Position`: rows follow from where reading
-stands, and so a checkpoint holds a few numbers however long the examples are. Knows arrays alone;
-knows nothing of files, shuffling, processes or devices.
+stands, and so a checkpoint holds a few numbers however long the examples are. Rows hold ids of the
+model's one table, text first and vision behind. Knows arrays alone; knows nothing of files,
+shuffling, processes or devices.
 
 Source: masked packing and its loss weights, LWM (arXiv 2402.08268), sections 3.2 and 4.2.
 """
@@ -29,7 +30,7 @@ Row = dict[str, np.ndarray]
 batch."""
 
 Packing = Literal["concatenate", "pack", "pad"]
-LossWeights = Literal["example", "token"]
+LossWeights = Literal["example", "token", "halves", "row_halves"]
 
 
 class Position(NamedTuple):
@@ -51,18 +52,40 @@ Rows = Iterator[tuple[Row, Position]]
 
 
 def pack_rows(
-    draw: Draw, start: Position, *, length: int, packing: Packing, loss_weights: LossWeights
+    draw: Draw,
+    start: Position,
+    *,
+    length: int,
+    packing: Packing,
+    loss_weights: LossWeights,
+    text_vocab: int = 0,
 ) -> Rows:
-    """Rows of `length` pairs from `start` on."""
+    """Rows of `length` pairs from `start` on.
+
+    Args:
+        text_vocab: ids of text in the model's table; of no account where examples are text alone.
+    """
     if packing == "concatenate":
-        return _concatenate(draw, start, length, loss_weights)
-    pieces = _pieces(draw, start.draw, start.offset, length, loss_weights)
-    return _pad(pieces, length) if packing == "pad" else _pack(pieces, start.rows, length)
+        return _concatenate(draw, start, length, loss_weights, text_vocab)
+    by_row = loss_weights == "row_halves"
+    pieces = _pieces(
+        draw, start.draw, start.offset, length, "token" if by_row else loss_weights, text_vocab
+    )
+    rows = _pad(pieces, length) if packing == "pad" else _pack(pieces, start.rows, length)
+    return _halved(rows, text_vocab) if by_row else rows
 
 
-def _concatenate(draw: Draw, start: Position, length: int, loss_weights: LossWeights) -> Rows:
+def _halved(rows: Rows, text_vocab: int) -> Rows:
+    for row, position in rows:
+        row["weights"] = _scaled(row["weights"], row["targets"] >= text_vocab, "row_halves")
+        yield row, position
+
+
+def _concatenate(
+    draw: Draw, start: Position, length: int, loss_weights: LossWeights, text_vocab: int
+) -> Rows:
     """Each row takes the next `length` pairs; the last token of a row is the first of the next."""
-    number, buffer = start.draw, _TokenRun(start.offset)
+    number, buffer = start.draw, _TokenRun(start.offset, text_vocab)
     while True:
         while buffer.size <= length:
             buffer.append(number, draw(number))
@@ -72,7 +95,7 @@ def _concatenate(draw: Draw, start: Position, length: int, loss_weights: LossWei
         row = _empty(length)
         row["tokens"][:], row["targets"][:] = tokens[:-1], tokens[1:]
         row["positions"][:], row["segments"][:] = np.arange(length), 0
-        row["weights"][:] = _scaled(weights[1:], loss_weights)
+        row["weights"][:] = _scaled(weights[1:], tokens[1:] >= text_vocab, loss_weights)
         if row["weights"].any():  # else the middle of a long prompt, which teaches nothing
             yield row, buffer.position
 
@@ -80,9 +103,10 @@ def _concatenate(draw: Draw, start: Position, length: int, loss_weights: LossWei
 class _TokenRun:
     """The tokens of consecutive examples, of which the front is used up row by row."""
 
-    def __init__(self, skip: int) -> None:
+    def __init__(self, skip: int, text_vocab: int) -> None:
         self._skip = skip  # tokens of the first example that earlier rows have used
-        self._held: list[tuple[int, Example]] = []
+        self._text_vocab = text_vocab
+        self._held: list[tuple[int, np.ndarray, np.ndarray]] = []  # number, ids, weights
         self.size = 0
 
     def append(self, number: int, example: Example | None) -> None:
@@ -93,16 +117,16 @@ class _TokenRun:
             )
         if example is not None and len(example):
             self.size += len(example) - (0 if self._held else self._skip)
-            self._held.append((number, example))
+            self._held.append((number, example.ids(self._text_vocab), example.weights))
 
     def first(self, count: int) -> tuple[np.ndarray, np.ndarray]:
         """The first tokens and their weights."""
         tokens, weights, skip, missing = [], [], self._skip, count
-        for _, example in self._held:
+        for _, held, learnt in self._held:
             if not missing:
                 break
-            tokens.append(example.tokens[skip : skip + missing])
-            weights.append(example.weights[skip : skip + missing])
+            tokens.append(held[skip : skip + missing])
+            weights.append(learnt[skip : skip + missing])
             missing -= len(tokens[-1])
             skip = 0
         return np.concatenate(tokens), np.concatenate(weights)
@@ -136,17 +160,24 @@ class _Piece(NamedTuple):
 
 
 def _pieces(
-    draw: Draw, number: int, offset: int, length: int, loss_weights: LossWeights
+    draw: Draw,
+    number: int,
+    offset: int,
+    length: int,
+    loss_weights: LossWeights,
+    text_vocab: int,
 ) -> Iterator[_Piece]:
     while True:
         example = draw(number)
         total = 0 if example is None else len(example)
-        while example is not None and offset < total - 1:
+        ids = None if example is None else example.ids(text_vocab)
+        while example is not None and ids is not None and offset < total - 1:
             end = min(offset + length, total - 1)
             after = Position(number, end) if end < total - 1 else Position(number + 1)
-            weights = _scaled(example.weights[offset + 1 : end + 1], loss_weights)
+            targets = slice(offset + 1, end + 1)
+            weights = _scaled(example.weights[targets], example.vision[targets], loss_weights)
             if weights.any():
-                tokens = example.tokens[offset : end + 1]
+                tokens = ids[offset : end + 1]
                 yield _Piece(tokens, weights, Position(number, offset), after)
             offset = end
         number, offset = number + 1, 0
@@ -207,8 +238,18 @@ def _empty(length: int) -> Row:
     return row | {"weights": np.zeros(length, np.float32)}
 
 
-def _scaled(weights: np.ndarray, loss_weights: LossWeights) -> np.ndarray:
-    """By `example`, the weights of a piece sum to one: then the sum of losses over the sum of
-    weights is the mean over examples of each one's mean, whatever rows they share."""
+def _scaled(weights: np.ndarray, vision: np.ndarray, loss_weights: LossWeights) -> np.ndarray:
+    """Weights of the targets of an example's piece, or of a row that is weighed as a whole.
+
+    By `example` they sum to one: then the sum of losses over the sum of weights is the mean over
+    examples of each one's mean, whatever rows they share. By halves, the targets of text share one
+    half and those of vision the other; where a kind is missing so is its half, as in the original.
+    """
+    if loss_weights in ("halves", "row_halves"):
+        scaled = np.zeros_like(weights, np.float32)
+        for kind in (vision, ~vision):
+            counted = (weights > 0) & kind
+            scaled[counted] = 0.5 / max(np.count_nonzero(counted), 1)
+        return scaled
     count = np.count_nonzero(weights)
     return weights / np.float32(count) if loss_weights == "example" and count else weights

@@ -86,7 +86,7 @@ def _start(run: Run, opened: ExitStack) -> Path:
         )
     loader = partial(
         Loader, sequence_length=run.sequence_length, rows=layout.rows,
-        batch_size=run.batch_size, vocab_size=config.vocab_size,
+        batch_size=run.batch_size, vocab_size=config.vocab_size, vision=config.vision,
     )  # fmt: skip
     batches = opened.enter_context(closing(loader(run.data, tokenizer)))
     held_out = None
@@ -96,7 +96,7 @@ def _start(run: Run, opened: ExitStack) -> Path:
                 f"evaluate_every is {run.loop.evaluate_every} but nothing is held out; give "
                 "--data.held-out a share such as 0.01, or --evaluate-every 0"
             )
-        plain = replace(run.data, shuffle=False, workers=0)
+        plain = replace(run.data, shuffle=False, workers=0, drop_prompt=0.0)
         held_out = HeldOut(loader(plain, tokenizer, split="evaluation"))
         opened.enter_context(closing(held_out))
     plan = Plan(

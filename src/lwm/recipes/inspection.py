@@ -11,8 +11,8 @@ import numpy as np
 
 from lwm.core.errors import InputError
 from lwm.data.loader import Loader
-from lwm.data.tokenizer import Tokenizer
-from lwm.recipes.assemble import open_start
+from lwm.models.llama import LlamaConfig
+from lwm.recipes.assemble import Start, open_start
 from lwm.recipes.run import Run
 
 _COUNTED = 50_000  # tokens that are counted, at least those of one batch
@@ -31,12 +31,13 @@ def inspect_rows(run: Run, rows: int) -> Iterator[str]:
     with Loader(
         run.data, start.tokenizer, sequence_length=run.sequence_length,
         batch_size=run.batch_size, vocab_size=start.config.vocab_size,
+        vision=start.config.vision,
     ) as loader:  # fmt: skip
         yield (
             f"{loader.examples:,} examples; rows of {run.sequence_length:,} tokens, "
             f"{run.batch_size} a step, {run.data.packing}"
         )
-        totals = np.zeros(4)
+        totals = np.zeros(5)
         shown = 0
         batches = max(1, _COUNTED // (run.batch_size * run.sequence_length))
         for _ in range(batches):
@@ -44,15 +45,17 @@ def inspect_rows(run: Run, rows: int) -> Iterator[str]:
             for number in range(len(batch["tokens"])):
                 row = {name: x[number] for name, x in batch.items()}
                 if shown < rows:
-                    yield from _describe(shown, row, start.tokenizer)
+                    yield from _describe(shown, row, start)
                     shown += 1
                 real, learnt = row["segments"] >= 0, row["weights"] > 0
-                totals += [real.size, real.sum(), learnt.sum(), _segments(row)]
-        places, tokens, targets, segments = totals
+                seen = learnt & (row["targets"] >= start.config.vocab_size)
+                totals += [real.size, real.sum(), learnt.sum(), seen.sum(), _segments(row)]
+        places, tokens, targets, vision, segments = totals
+        kinds = f" ({vision:,.0f} of vision)" if start.config.vision else ""
         yield ""
         yield (
             f"in {batches} batches: {places:,.0f} places, {tokens:,.0f} tokens "
-            f"({1 - tokens / places:.1%} padding), {targets:,.0f} of them learnt, "
+            f"({1 - tokens / places:.1%} padding), {targets:,.0f} of them learnt{kinds}, "
             f"{segments:,.0f} segments; {loader.broken} broken examples"
         )
 
@@ -61,7 +64,7 @@ def _segments(row: dict[str, np.ndarray]) -> int:
     return len(set(row["segments"][row["segments"] >= 0].tolist()))
 
 
-def _describe(number: int, row: dict[str, np.ndarray], tokenizer: Tokenizer) -> Iterator[str]:
+def _describe(number: int, row: dict[str, np.ndarray], start: Start) -> Iterator[str]:
     padding = int((row["segments"] < 0).sum())
     yield ""
     yield (
@@ -80,7 +83,30 @@ def _describe(number: int, row: dict[str, np.ndarray], tokenizer: Tokenizer) -> 
         stretches = groupby(zip(targets, weights, strict=True), key=lambda pair: pair[1] > 0)
         for learnt, pairs in stretches:
             ids = [int(token) for token, _ in pairs]
-            text = tokenizer.backend.decode(ids, skip_special_tokens=False)
-            if len(text) > _SHOWN:
-                text = f"{text[: _SHOWN // 2]} ... {text[-_SHOWN // 2 :]}"
-            yield f"    {'learnt ' if learnt else 'no loss'} {len(ids):>6,}: {text!r}"
+            text = " ".join(_readable(ids, start))
+            yield f"    {'learnt ' if learnt else 'no loss'} {len(ids):>6,}: {text}"
+
+
+def _readable(ids: list[int], start: Start) -> Iterator[str]:
+    """Text as it is, vision as what it holds."""
+    border = start.config.vocab_size
+    for vision, run in groupby(ids, key=lambda token: token >= border):
+        tokens = list(run)
+        if vision:
+            yield _frames([token - border for token in tokens], start.config)
+            continue
+        text = start.tokenizer.backend.decode(tokens, skip_special_tokens=False)
+        if len(text) > _SHOWN:
+            text = f"{text[: _SHOWN // 2]} ... {text[-_SHOWN // 2 :]}"
+        yield repr(text)
+
+
+def _frames(tokens: list[int], config: LlamaConfig) -> str:
+    """`<3 frames of 256 codes>`; a row may also cut a frame in two."""
+    vision = config.vision
+    assert vision is not None
+    frames, rest = divmod(len(tokens), vision.tokens_per_frame)
+    ends = tokens[vision.codes_per_frame :: vision.tokens_per_frame]
+    if rest or any(end not in (vision.end_of_frame, vision.end_of_video) for end in ends):
+        return f"<{len(tokens):,} tokens of cut frames>"
+    return f"<{frames:,} frame{'s' * (frames != 1)} of {vision.codes_per_frame} codes>"

@@ -17,6 +17,7 @@ from lwm.data.loader import DataConfig
 from lwm.models.llama import LlamaConfig
 from lwm.models.lora import LoraConfig
 from lwm.models.sizes import size
+from lwm.models.world import VisionVocabulary
 from lwm.training.checkpointing import CheckpointConfig
 from lwm.training.loop import LoopConfig
 from lwm.training.metrics import TrackingConfig
@@ -41,6 +42,8 @@ class ModelSettings:
     head_dim: int | None = None
     rms_norm_eps: float | None = None
     tie_embeddings: bool | None = None
+    vision: Annotated[VisionVocabulary | None, tyro.conf.AvoidSubcommands] = None
+    """What the model sees; a text model, or what --init sees, unless given."""
 
     def resolve(self, sequence_length: int, start: LlamaConfig | None, source: str) -> LlamaConfig:
         """The model's configuration.
@@ -74,6 +77,9 @@ class ModelSettings:
             return wanted
         # What a stage may change, and what a size says of the original and not of this checkpoint.
         free = {"max_sequence_length", "rope_theta", "initializer_range", "rms_norm_eps"}
+        self._require_same_vision(start, source)
+        if self.vision is None:  # with a size, which says nothing of vision
+            wanted = override(wanted, vision=start.vision)
         for field in fields(LlamaConfig):
             has, asked = getattr(start, field.name), getattr(wanted, field.name)
             if field.name not in free and has != asked:
@@ -87,6 +93,22 @@ class ModelSettings:
             rope_theta=self.rope_theta or start.rope_theta,
             rms_norm_eps=self.rms_norm_eps or start.rms_norm_eps,
         )
+
+    def _require_same_vision(self, start: LlamaConfig, source: str) -> None:
+        if self.vision is None:
+            return
+        if start.vision is None:
+            raise ConfigError(
+                f"--init {source} is a text model and this run trains one that sees; give it "
+                f"vision first with 'lwm convert {source} DEST --add-vision', and --init DEST"
+            )
+        for field in fields(VisionVocabulary):
+            has, asked = getattr(start.vision, field.name), getattr(self.vision, field.name)
+            if has != asked:
+                raise ConfigError(
+                    f"--init {source} has vision.{field.name} {has}, but this run asks for "
+                    f"{asked}; add --model.vision.{field.name.replace('_', '-')} {has}"
+                )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -3,7 +3,8 @@
 No logits outlive their chunk: each chunk's scores give its part of the loss and, where gradients
 are wanted, its part of theirs at once, so that the backward pass neither stores nor computes the
 logits again. On a mesh every device works on its own positions and its own part of the
-vocabulary. Knows hidden states and a head; knows no model.
+vocabulary. Where text and vision share the head, a target is scored against its own kind alone, as
+by two heads. Knows hidden states and a head; knows no model.
 
 Sources: the loss of a packed row, LargeWorldModel paper (arXiv 2402.08268, section 4.2); gradients
 in the forward pass, Wijmans et al. 2024 (arXiv 2411.09009) and Hsu et al. 2024 (arXiv 2410.10989).
@@ -11,7 +12,7 @@ in the forward pass, Wijmans et al. 2024 (arXiv 2411.09009) and Hsu et al. 2024 
 
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -24,6 +25,16 @@ from lwm.core.sharding import TRAINING, partition_spec
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True, kw_only=True)
+class Counts:
+    """Sums over the targets of one kind whose weight is above 0, as in `LossSums`."""
+
+    nll: Float[Array, ""]
+    correct: Float[Array, ""]
+    targets: Float[Array, ""]
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True, kw_only=True)
 class LossSums:
     """Sums over a batch, float32 scalars; only `loss` carries a gradient.
 
@@ -31,8 +42,9 @@ class LossSums:
         loss: of weight times negative log-likelihood.
         weight: of the weights.
         nll: of the negative log-likelihood of each target whose weight is above 0.
-        correct: of those targets that no other token outscores.
+        correct: of those targets that no other token (of their kind) outscores.
         targets: number of those targets.
+        vision: the last three for targets of vision alone; None where the head has text alone.
     """
 
     loss: Float[Array, ""]
@@ -40,6 +52,15 @@ class LossSums:
     nll: Float[Array, ""]
     correct: Float[Array, ""]
     targets: Float[Array, ""]
+    vision: Counts | None = None
+
+    @classmethod
+    def of(cls, value: Any, *, vision: bool) -> "LossSums":
+        """The same in every place."""
+        counts = Counts(nll=value, correct=value, targets=value) if vision else None
+        return cls(
+            loss=value, weight=value, nll=value, correct=value, targets=value, vision=counts
+        )
 
 
 def cross_entropy(
@@ -50,6 +71,7 @@ def cross_entropy(
     *,
     chunk: int,
     mesh: Mesh | None = None,
+    text_vocab: int | None = None,
 ) -> LossSums:
     """Weighted negative log-likelihood of the targets, in nats.
 
@@ -57,29 +79,33 @@ def cross_entropy(
         hidden: the type the products are computed in.
         head: the master weights; they are cast to the type of `hidden` where they are used.
         chunk: positions of one device whose logits exist at a time.
+        text_vocab: ids from here on are of vision: a target's softmax runs over the ids of its own
+            kind. All ids are text if None.
     """
     if mesh is not None and mesh.size == 1:
         mesh = None
-    return _sums(hidden, head, targets, weights, chunk, mesh)
+    return _sums(hidden, head, targets, weights, _How(chunk, mesh, text_vocab))
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(4, 5))
-def _sums(
-    hidden: Array, head: Array, targets: Array, weights: Array, chunk: int, mesh: Mesh | None
-) -> LossSums:
-    return _run(hidden, head, targets, weights, chunk, mesh, gradients=False)[0]
+class _How(NamedTuple):
+    chunk: int
+    mesh: Mesh | None
+    text_vocab: int | None
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(4,))
+def _sums(hidden: Array, head: Array, targets: Array, weights: Array, how: _How) -> LossSums:
+    return _run(hidden, head, targets, weights, how, gradients=False)[0]
 
 
 def _forward(
-    hidden: Array, head: Array, targets: Array, weights: Array, chunk: int, mesh: Mesh | None
+    hidden: Array, head: Array, targets: Array, weights: Array, how: _How
 ) -> tuple[LossSums, Any]:
-    sums, *gradients = _run(hidden, head, targets, weights, chunk, mesh, gradients=True)
+    sums, *gradients = _run(hidden, head, targets, weights, how, gradients=True)
     return sums, gradients
 
 
-def _backward(
-    chunk: int, mesh: Mesh | None, gradients: Any, cotangent: LossSums
-) -> tuple[Array, Array, None, None]:
+def _backward(how: _How, gradients: Any, cotangent: LossSums) -> tuple[Array, Array, None, None]:
     hidden, head = gradients
     scale = cotangent.loss
     return (hidden * scale.astype(hidden.dtype), head * scale, None, None)
@@ -93,18 +119,24 @@ def _run(
     head: Array,
     targets: Array,
     weights: Array,
-    chunk: int,
-    mesh: Mesh | None,
+    how: _How,
     *,
     gradients: bool,
 ) -> tuple[Any, ...]:
     """The sums and, where wanted, the gradients of `loss` by hidden states and head."""
-    local = partial(_local, chunk=chunk, gradients=gradients, sharded=mesh is not None)
+    chunk, mesh, text_vocab = how
+    local = partial(
+        _local,
+        chunk=chunk,
+        gradients=gradients,
+        sharded=mesh is not None,
+        text_vocab=text_vocab,
+    )
     if mesh is None:
         return local(hidden, head, targets, weights)
     batch = partition_spec(("batch", "position"), TRAINING)
     states = partition_spec(("batch", "position", None), TRAINING)
-    scalars = jax.tree.map(lambda _: PartitionSpec(), LossSums(**dict.fromkeys(_NAMES, 0.0)))  # type: ignore[arg-type]
+    scalars = LossSums.of(PartitionSpec(), vision=text_vocab is not None)
     return jax.shard_map(
         local,
         mesh=mesh,
@@ -112,9 +144,6 @@ def _run(
         out_specs=(scalars, states, PartitionSpec(FSDP, TENSOR)) if gradients else (scalars,),
         check_vma=False,
     )(hidden, head, targets, weights)
-
-
-_NAMES = tuple(LossSums.__dataclass_fields__)
 
 
 def _local(
@@ -126,6 +155,7 @@ def _local(
     chunk: int,
     gradients: bool,
     sharded: bool,
+    text_vocab: int | None,
 ) -> tuple[Any, ...]:
     """What one device does with its positions and its part of the vocabulary."""
     embed, vocab = head.shape
@@ -139,6 +169,9 @@ def _local(
         sums, head_gradient = carry
         states, target, weight = part
         logits = jnp.dot(states, kernel, preferred_element_type=jnp.float32)
+        if text_vocab is not None:  # the other kind's columns lie in another head, so to say
+            sees = first + jnp.arange(vocab, dtype=target.dtype) >= text_vocab
+            logits = jnp.where(sees == (target >= text_vocab)[:, None], logits, -jnp.inf)
         maximum = over_vocabulary(jax.lax.pmax, logits.max(axis=-1))
         powers = jnp.exp(logits - maximum[:, None])
         total = over_vocabulary(jax.lax.psum, powers.sum(axis=-1))
@@ -148,18 +181,23 @@ def _local(
         score = over_vocabulary(jax.lax.psum, jnp.where(here, own, 0.0))
         nll = maximum + jnp.log(total) - score
         counted = weight > 0
-        # A target without weight may be anything, so nothing of it may reach a sum.
-        sums = jax.tree.map(
-            jnp.add,
-            sums,
-            LossSums(
-                loss=jnp.where(counted, nll * weight, 0.0).sum(),
-                weight=weight.sum(),
-                nll=jnp.where(counted, nll, 0.0).sum(),
-                correct=(counted & (score >= maximum)).sum(dtype=jnp.float32),
-                targets=counted.sum(dtype=jnp.float32),
-            ),
+        seen = None if text_vocab is None else counted & (target >= text_vocab)
+
+        def counts(of: Array) -> dict[str, Array]:
+            # A target without weight may be anything, so nothing of it may reach a sum.
+            return {
+                "nll": jnp.where(of, nll, 0.0).sum(),
+                "correct": (of & (score >= maximum)).sum(dtype=jnp.float32),
+                "targets": of.sum(dtype=jnp.float32),
+            }
+
+        found = LossSums(
+            loss=jnp.where(counted, nll * weight, 0.0).sum(),
+            weight=weight.sum(),
+            vision=None if seen is None else Counts(**counts(seen)),
+            **counts(counted),
         )
+        sums = jax.tree.map(jnp.add, sums, found)
         if not gradients:
             return (sums, head_gradient), None
         columns = jnp.arange(vocab, dtype=index.dtype)
@@ -180,7 +218,7 @@ def _local(
         return padded.reshape(chunks, size, *flat.shape[1:])
 
     zero = jnp.zeros((), jnp.float32)
-    start = LossSums(**dict.fromkeys(_NAMES, zero))
+    start = LossSums.of(zero, vision=text_vocab is not None)
     # Without gradients nothing as large as the head is carried along.
     begin = jnp.zeros((embed, vocab) if gradients else (), jnp.float32)
     (sums, head_gradient), back = jax.lax.scan(

@@ -9,6 +9,8 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from lwm.training.step import by_kind
+
 
 @dataclass
 class Tally:
@@ -67,6 +69,7 @@ class TextReading:
             "weight_norm": float(found.weight_norm),
             "tokens": tally.tokens,
             "targets": int(found.targets),
+            **kinds({"text": found.text, "vision": found.vision}),
             "tokens_per_second": tokens / seconds,
             "flops_utilisation": flops / self.peak_flops if self.peak_flops else None,
         }
@@ -80,6 +83,7 @@ class TextReading:
             "loss": float(totals.loss) / max(float(totals.weight), 1e-8),
             "perplexity": _exp(float(totals.nll) / targets),
             "accuracy": float(totals.correct) / targets,
+            **kinds(by_kind(totals)),
         }
 
     def evaluation_note(self, figures: dict[str, float]) -> str:
@@ -122,6 +126,16 @@ class PictureReading:
             f"held-out PSNR {figures['psnr']:.2f} dB, SSIM {figures['ssim']:.3f}, "
             f"{figures['used']:,} entries used, perplexity {figures['perplexity']:,.0f}"
         )
+
+
+def kinds(found: dict[str, Any]) -> dict[str, float]:
+    """`text_loss`, `vision_accuracy` and the like; nothing of a model of text alone."""
+    return {
+        f"{kind}_{name}": int(value) if name == "targets" else float(value)
+        for kind, figures in found.items()
+        if figures is not None
+        for name, value in vars(figures).items()
+    }
 
 
 def _exp(nll: float) -> float:

@@ -77,6 +77,38 @@ class TrainState:
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True, kw_only=True)
+class KindMetrics:
+    """Figures of the targets of one kind, text or vision, float32 scalars.
+
+    Args:
+        loss: mean over targets, nats, each scored against its own kind alone.
+    """
+
+    loss: Float[Array, ""]
+    accuracy: Float[Array, ""]
+    targets: Float[Array, ""]
+
+    @classmethod
+    def of(cls, nll: Any, correct: Any, targets: Any) -> "KindMetrics":
+        """Means of sums; nothing where there are no targets."""
+        count = jnp.maximum(targets, 1.0)
+        return cls(loss=nll / count, accuracy=correct / count, targets=targets)
+
+
+def by_kind(sums: LossSums) -> dict[str, KindMetrics]:
+    """Figures of `text` and `vision` apart; none where the model has text alone."""
+    if (seen := sums.vision) is None:
+        return {}
+    return {
+        "text": KindMetrics.of(
+            sums.nll - seen.nll, sums.correct - seen.correct, sums.targets - seen.targets
+        ),
+        "vision": KindMetrics.of(seen.nll, seen.correct, seen.targets),
+    }
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True, kw_only=True)
 class StepMetrics:
     """Figures of one step, float32 scalars.
 
@@ -86,6 +118,7 @@ class StepMetrics:
         accuracy: share of targets that were the likeliest token.
         tokens: positions that were not padding.
         skipped: 1 where loss or gradient was not finite and nothing was learned.
+        text, vision: the kinds apart, where the model sees.
     """
 
     loss: Float[Array, ""]
@@ -96,6 +129,8 @@ class StepMetrics:
     gradient_norm: Float[Array, ""]
     weight_norm: Float[Array, ""]
     skipped: Float[Array, ""]
+    text: KindMetrics | None = None
+    vision: KindMetrics | None = None
 
 
 Trained = Callable[[Any, Any], Llama]
@@ -164,7 +199,13 @@ def sums_of(
     )
     head = weights.embedding.T if weights.head is None else weights.head
     return cross_entropy(
-        hidden, head, batch.targets, batch.weights, chunk=compute.loss_chunk, mesh=mesh
+        hidden,
+        head,
+        batch.targets,
+        batch.weights,
+        chunk=compute.loss_chunk,
+        mesh=mesh,
+        text_vocab=config.vocab_size if config.vision else None,
     )
 
 
@@ -228,5 +269,6 @@ def train_step(
         gradient_norm=norm,
         weight_norm=optax.tree.norm(weights),
         skipped=1.0 - finite,
+        **by_kind(found),
     )
     return TrainState(weights=weights, optimizer=memory, step=state.step + 1), metrics

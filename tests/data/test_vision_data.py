@@ -1,0 +1,242 @@
+"""Pictures and videos among the training data: frames, dropped prompts, weights by halves, and
+what a model that sees otherwise, or not at all, is told."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from small_data import ids, loader, take, tokenizer, write_lines
+
+from lwm.core.errors import ConfigError, InputError
+from lwm.data import loader as loader_module
+from lwm.data.examples import Example
+from lwm.data.fields import FieldsEncoder
+from lwm.data.packing import LossWeights, Packing, Position, Row, pack_rows
+from lwm.data.sources.array_record import write_array_record
+from lwm.models.world import VisionVocabulary
+
+SMALL = VisionVocabulary(codes=16, codes_per_frame=4, size=24)
+TEXT = 300  # ids of text in the model
+SEES: dict[str, Any] = {"vocab_size": TEXT, "vision": SMALL}
+
+
+def video(*frames: int) -> list[int]:
+    """Codes of frames, each of one code four times."""
+    return [code for frame in frames for code in [frame] * 4]
+
+
+def encode(fields: str, record: dict[str, Any], *, drop: bool = False, **settings: Any) -> Example:
+    encoder = FieldsEncoder(tokenizer=tokenizer(), fields=fields, vision=SMALL, **settings)
+    made = encoder(record, 1, drop_prompt=drop)
+    assert made is not None
+    return made
+
+
+def frames_of(example: Example) -> list[int]:
+    seen = example.tokens[example.vision].reshape(-1, 5)
+    assert seen[:, 4].tolist() == [16] * (len(seen) - 1) + [17]
+    return seen[:, 0].tolist()
+
+
+@pytest.mark.parametrize(
+    ("most", "kept"),
+    [(0, [*range(10)]), (10, [*range(10)]), (4, [0, 3, 6, 9]), (3, [0, 4, 9]), (1, [0])],
+)
+def test_long_videos_give_frames_evenly_spread(most: int, kept: list[int]) -> None:
+    record = {"vision": video(*range(10))}
+    assert frames_of(encode("vision", record, max_frames=most)) == kept
+
+
+def test_ids_of_vision_stand_behind_those_of_text(tmp_path: Path) -> None:
+    path = write_lines(tmp_path / "a.jsonl", [{"caption": "a red apple", "vision": video(3)}])
+    batch = next(loader(path, fields="[caption],vision", packing="pad", **SEES))
+    expected = [0, *ids("a red apple"), *ids("<vision>"), *[TEXT + 3] * 4, TEXT + 17]
+    expected += [*ids("</vision>"), 1]
+    assert [0, *batch["targets"][0][: len(expected) - 1].tolist()] == expected
+    learnt = batch["targets"][0][batch["weights"][0] > 0].tolist()
+    assert learnt == expected[1 + len(ids("a red apple")) :]
+
+
+RECORD = {"caption": "a red apple", "vision": video(1, 2), "answer": "yes"}
+
+
+@pytest.mark.parametrize("settings", [{}, {"prepend_text": "Draw: "}, {"add_bos": False}])
+def test_without_its_prompt_a_picture_follows_the_beginning(settings: dict[str, Any]) -> None:
+    dropped = encode("[caption],vision", RECORD, drop=True, **settings)
+    alone = encode("vision", RECORD)
+    assert dropped.tokens.tolist() == alone.tokens.tolist()
+    assert dropped.weights.tolist() == alone.weights.tolist()
+    own = encode("<|bos|>,[caption],vision,<|eos|>", RECORD, drop=True, add_eos=False, **settings)
+    assert own.tokens.tolist() == alone.tokens.tolist()
+
+
+@pytest.mark.parametrize(
+    "fields", ["[vision],answer", "caption,vision", "answer", "vision+answer"]
+)
+def test_what_teaches_text_keeps_its_prompt(fields: str) -> None:
+    kept, whole = encode(fields, RECORD, drop=True), encode(fields, RECORD)
+    assert kept.tokens.tolist() == whole.tokens.tolist()
+
+
+def test_prompts_are_dropped_by_the_seed_as_often_as_asked(tmp_path: Path) -> None:
+    path = write_lines(tmp_path / "a.jsonl", [{"caption": "a red apple", "vision": video(3)}] * 7)
+    settings: dict[str, Any] = {"fields": "[caption],vision", "packing": "pad", **SEES}
+
+    def dropped(probability: float, seed: int = 0) -> np.ndarray:
+        batches = take(loader(path, drop_prompt=probability, seed=seed, **settings), 100)
+        second = np.array([batch["tokens"][:, 1] for batch in batches])
+        return second == ids("<vision>")[0]
+
+    assert not dropped(0.0).any()
+    assert dropped(1.0).all()
+    some = dropped(0.25)
+    assert 0.18 < some.mean() < 0.32
+    assert (some == dropped(0.25)).all()
+    assert (some != dropped(0.25, seed=1)).any()
+    batches = loader(path, drop_prompt=0.25, **settings)
+    with pytest.raises(InputError, match=r"drop_prompt 0.25 and this run has None"):
+        loader(path, **settings).set_state(batches.get_state())
+
+
+@pytest.mark.parametrize(
+    ("codes", "message"),
+    [
+        ([*video(1), 1], r"line 1: the key 'vision' holds 5 codes, which is no multiple of 4"),
+        (video(16), r"line 1: the key 'vision' holds the code 16, outside 0 to 15"),
+    ],
+)
+def test_codes_of_another_codebook_name_the_line(
+    tmp_path: Path, codes: list[int], message: str
+) -> None:
+    path = write_lines(tmp_path / "a.jsonl", [{"vision": codes}])
+    with pytest.raises(InputError, match=message):
+        loader(path, fields="vision", **SEES)
+
+
+def test_a_broken_picture_is_told_with_its_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: list[str] = []
+    monkeypatch.setattr(loader_module, "say", told.append)
+    lines = [{"vision": video(1)}, {"vision": [1, 2, 3]}, {"vision": video(2)}]
+    path = write_lines(tmp_path / "a.jsonl", lines)
+    take(loader(path, fields="vision", max_broken=0.5, **SEES), 3)
+    assert [line.split(": ", 1)[1] for line in told] == [
+        f"{path}, line 2: the key 'vision' holds 3 codes, which is no multiple of 4, the codes of "
+        "a frame"
+    ]
+
+
+def test_a_text_model_is_told_that_it_cannot_see(tmp_path: Path) -> None:
+    record = {"vision": video(1), "fields": "vision"}
+    path = write_lines(tmp_path / "a.jsonl", [record])
+    with pytest.raises(ConfigError, match=r"'vision'.*cannot see.*--add-vision"):
+        loader(path, fields="vision", vocab_size=TEXT)
+    with pytest.raises(InputError, match=r"line 1: it has vision codes, and the model cannot see"):
+        loader(path, fields_from_example="fields", vocab_size=TEXT)
+
+
+def test_tokenised_pictures_are_checked_and_placed(tmp_path: Path) -> None:
+    def example(code: int) -> Example:
+        return Example(
+            tokens=np.array([5, code, 17], np.int32),
+            weights=np.ones(3, np.float32),
+            vision=np.array([False, True, True]),
+        )
+
+    write_array_record(tmp_path / "a.array_record", [example(7)])
+    batch = next(loader(tmp_path / "a.array_record", packing="pad", **SEES))
+    assert batch["tokens"][0, :2].tolist() == [5, TEXT + 7]
+    assert batch["targets"][0, :2].tolist() == [TEXT + 7, TEXT + 17]
+    write_array_record(tmp_path / "b.array_record", [example(24)])
+    with pytest.raises(
+        InputError, match="vision id 24, outside the model's vision vocabulary of 24"
+    ):
+        loader(tmp_path / "b.array_record", **SEES)
+
+
+def original_weights(targets: np.ndarray, learnt: np.ndarray) -> np.ndarray:
+    """Of each target of rows [rows, seq] in the original's loss: the mean over rows of half the
+    mean over a row's text targets and half the mean over its vision targets."""
+    found = np.zeros(targets.shape)
+    for row in range(len(targets)):
+        for kind in (targets[row] < TEXT, targets[row] >= TEXT):
+            valid = learnt[row] * kind
+            found[row] += 0.5 * valid / max(valid.sum(), 1e-10) / len(targets)
+    return found
+
+
+KINDS = st.lists(st.tuples(st.booleans(), st.booleans()), min_size=2, max_size=30)
+"""(vision, learnt) of each token of an example."""
+
+
+def rows_of(
+    examples: list[Example], packing: Packing, weights: LossWeights, count: int
+) -> list[Row]:
+    rows = pack_rows(
+        lambda number: examples[number % len(examples)],
+        Position(),
+        length=32,
+        packing=packing,
+        loss_weights=weights,
+        text_vocab=TEXT,
+    )
+    return [next(rows)[0] for _ in range(count)]
+
+
+def mixed(kinds: list[tuple[bool, bool]]) -> Example:
+    vision, learnt = (np.array(column) for column in zip(*kinds, strict=True))
+    learnt[-1] = True
+    tokens = np.arange(len(kinds), dtype=np.int32) % 16
+    return Example(tokens=tokens, weights=learnt.astype(np.float32), vision=vision)
+
+
+@given(st.lists(KINDS, min_size=1, max_size=6))
+def test_halves_are_the_originals_loss_of_padded_rows(
+    given: list[list[tuple[bool, bool]]],
+) -> None:
+    """But for its division by the number of rows, where ours is by the sum of weights."""
+    examples = [mixed(kinds) for kinds in given]
+    for packing, weights in (
+        ("pad", "halves"),
+        ("pad", "row_halves"),
+        ("concatenate", "halves"),
+        ("concatenate", "row_halves"),
+        ("pack", "row_halves"),
+    ):
+        rows = rows_of(examples, packing, weights, 3)  # type: ignore[arg-type]
+        plain = rows_of(examples, packing, "token", 3)  # type: ignore[arg-type]
+        batch, learnt = (
+            np.stack([row[name] for row in of])
+            for of, name in ((rows, "weights"), (plain, "weights"))
+        )
+        targets = np.stack([row["targets"] for row in rows])
+        expected = original_weights(targets, learnt)
+        np.testing.assert_allclose(batch / 3, expected, rtol=1e-6)
+        both = [((r < TEXT) & (w > 0)).any() and ((r >= TEXT) & (w > 0)).any()
+                for r, w in zip(targets, learnt, strict=True)]  # fmt: skip
+        if all(both):  # then the figures are the same too
+            assert batch.sum() == pytest.approx(3)
+
+
+@given(st.lists(KINDS, min_size=1, max_size=6))
+def test_packed_halves_are_those_of_the_same_examples_padded(
+    given: list[list[tuple[bool, bool]]],
+) -> None:
+    examples = [mixed(kinds) for kinds in given]
+
+    def segments(rows: list[Row]) -> set[tuple[Any, ...]]:
+        return {
+            tuple(
+                tuple(row[name][row["segments"] == segment].tolist())
+                for name in ("tokens", "targets", "weights", "positions")
+            )
+            for row in rows
+            for segment in set(row["segments"].tolist()) - {-1}
+        }
+
+    padded = segments(rows_of(examples, "pad", "halves", len(examples)))
+    assert segments(rows_of(examples, "pack", "halves", 40)) == padded
