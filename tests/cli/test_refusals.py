@@ -253,5 +253,5 @@ def test_eyes_that_are_given_in_vain(refused: Run, broken: Path, tmp_path: Path)
     out = tmp_path / "out"
     refused("--vision-codes.*--add-vision adds", "convert", broken, out, "--vision-codes", 9)
     refused(r"vision.codes is 0", "convert", broken, out, "--add-vision", "--vision-codes", 0)
-    refused("no config.json", "convert", broken, out, "--add-vision", "--vqgan", tmp_path / "no")
+    refused("no such file", "convert", broken, out, "--add-vision", "--vqgan", tmp_path / "no")
     assert not out.exists()

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from lwm.checkpoints.checkpoint import Checkpoint
+from lwm.checkpoints.checkpoint import Checkpoint, vqgan_in
 from lwm.checkpoints.names import NATIVE, named_specs
 from lwm.core.config import from_dict, read_json
 from lwm.core.errors import CheckpointError
@@ -55,7 +55,7 @@ def open_run(directory: Path, source: str, open_base: Open) -> Checkpoint:
         tensors, stored = StackedModel(StackedTensors(step, "weights"), config), "float32"
     return Checkpoint(
         source=source, format="run", stored=stored, config=config, table=NATIVE,
-        tensors=tensors, vocabulary=vocabulary, path=step,
+        tensors=tensors, vocabulary=vocabulary, path=step, vqgan=vqgan_in(step.parent.parent),
     )  # fmt: skip
 
 

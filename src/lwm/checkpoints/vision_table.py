@@ -1,23 +1,21 @@
-"""Eyes for a text model: fresh entries for the ids of vision behind those of text, and the VQGAN
-whose codes they are.
+"""Eyes for a text model: fresh entries for the ids of vision behind those of text, and whether a
+VQGAN's codes are those ids.
 
-The entries mean nothing until they are trained; what the model knows of text stays as it is. Knows
-the sizes of a VQGAN from its settings; reads none of its weights.
+The entries mean nothing until they are trained; what the model knows of text stays as it is.
 
 Source: LargeWorldModel paper (arXiv 2402.08268), section 4.2: its vision-language models start so.
 """
 
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 
 from lwm.checkpoints.checkpoint import Checkpoint
 from lwm.checkpoints.names import NATIVE, named_specs
-from lwm.core.config import read_json
-from lwm.core.errors import CheckpointError, ConfigError
+from lwm.core.errors import ConfigError
 from lwm.models.llama import LlamaConfig
 from lwm.models.world import VisionVocabulary
+from lwm.vision.vqgan import VQGANConfig
 
 SPARE = 256
 """Ids behind the codes: the two end tokens, and room that keeps the table's size round."""
@@ -66,42 +64,22 @@ def vocabulary_for(codes: int, codes_per_frame: int) -> VisionVocabulary:
     return VisionVocabulary(size=codes + SPARE, codes=codes, codes_per_frame=codes_per_frame)
 
 
-def codebook_of(vqgan: Path) -> tuple[int, int]:
-    """Codes of a VQGAN's directory, and how many make a frame.
-
-    Raises:
-        CheckpointError: it is no directory of a VQGAN.
-    """
-    if not (vqgan / "config.json").is_file() or not (vqgan / "model.safetensors").is_file():
-        raise CheckpointError(
-            f"{vqgan} holds no config.json and model.safetensors; name a VQGAN's directory"
-        )
-    settings = read_json(vqgan / "config.json").get("vqgan")
-    match settings:
-        case {
-            "codebook_size": int(codes),
-            "image_size": int(size),
-            "channel_multipliers": [_, *further],
-        } if codes > 0 and size > 0:
-            return codes, (size >> len(further)) ** 2
-    raise CheckpointError(
-        f"{vqgan}/config.json holds no settings of a VQGAN; name a VQGAN's directory"
-    )
-
-
-def require_codebook(vqgan: Path, config: LlamaConfig, source: str) -> None:
+def require_codebook(codec: VQGANConfig, vqgan: str, config: LlamaConfig, source: str) -> None:
     """Refuses a VQGAN whose codes are not those of the model.
+
+    Args:
+        vqgan: what the VQGAN is called, and `source` the model, in messages.
 
     Raises:
         ConfigError: names both.
     """
-    codes, per_frame = codebook_of(vqgan)
+    codes, per_frame = codec.codebook_size, codec.codes_per_frame
     if config.vision is None:
         raise ConfigError(
-            f"{source} is a text model and has no use for the VQGAN {vqgan}; add --add-vision or "
-            "leave --vqgan out"
+            f"{source} is a text model and has no use for the VQGAN {vqgan}; add --add-vision "
+            "when it is converted, or leave --vqgan out"
         )
-    if codes > config.vision.codes or per_frame != config.vision.codes_per_frame:
+    if (codes, per_frame) != (config.vision.codes, config.vision.codes_per_frame):
         raise ConfigError(
             f"the VQGAN {vqgan} has {codes} codes, {per_frame} a frame, and {source} "
             f"{config.vision.codes}, {config.vision.codes_per_frame} a frame; take the one that "

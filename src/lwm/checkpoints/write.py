@@ -1,6 +1,5 @@
 """Writing a model directory from an open checkpoint, without ever holding the model."""
 
-import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Literal
@@ -11,6 +10,7 @@ from lwm.checkpoints import huggingface, native
 from lwm.checkpoints.checkpoint import VQGAN, Checkpoint
 from lwm.checkpoints.names import HUGGINGFACE, NATIVE, named_specs, outward, rows
 from lwm.checkpoints.safetensors_files import PART_BYTES, write
+from lwm.checkpoints.vqgan_files import read_vqgan, write_vqgan
 from lwm.core.files import new_directory
 from lwm.core.params import cast
 from lwm.core.progress import progress
@@ -33,7 +33,7 @@ def write_checkpoint(
     Args:
         dtype: of the numbers written, `float32` or `bfloat16`.
         save_tokenizer: writes the tokenizer's files into a directory.
-        vqgan: the directory of one to copy beside the weights.
+        vqgan: one to write beside the weights, in any form.
 
     Raises:
         InputError: the destination exists.
@@ -53,7 +53,7 @@ def write_checkpoint(
     with new_directory(destination) as directory:
         save_tokenizer(directory)
         if vqgan is not None:
-            shutil.copytree(vqgan, directory / VQGAN)
+            write_vqgan(directory / VQGAN, *read_vqgan(vqgan))
         if form == "huggingface":
             huggingface.write_config(directory, checkpoint.config, dtype)
         else:

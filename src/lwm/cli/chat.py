@@ -1,12 +1,20 @@
-"""`lwm chat`: talk to a model, about a document if one is given."""
+"""`lwm chat`: talk to a model, about documents, pictures and videos if some are given."""
 
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
-from lwm.cli.flags import Load, LoadFlags, ModelName, Sampling, SamplingFlags, print_stream
+from lwm.cli.flags import (
+    Load,
+    LoadFlags,
+    ModelName,
+    Sampling,
+    SamplingFlags,
+    in_order,
+    print_stream,
+)
 from lwm.core.errors import CapacityError, InputError
 from lwm.core.progress import console, say
 
@@ -19,6 +27,10 @@ def chat(
     /,
     prompt: str | None = None,
     document: Annotated[tuple[Path, ...], tyro.conf.UseAppendAction] = (),
+    image: Annotated[tuple[Path, ...], tyro.conf.UseAppendAction] = (),
+    video: Annotated[tuple[Path, ...], tyro.conf.UseAppendAction] = (),
+    max_frames: int | None = None,
+    fps: float | None = None,
     system: str | None = None,
     template: str = "auto",
     load: Load = LoadFlags(),
@@ -29,6 +41,10 @@ def chat(
     Args:
         prompt: A question to answer once.
         document: A txt, md, html or pdf file to talk about; may be given several times.
+        image: A picture to talk about; may be given several times, also among videos.
+        video: A video to talk about; may be given several times, also among pictures.
+        max_frames: Frames taken of each video, evenly; 8 unless this or --fps is given.
+        fps: Frames taken of each second of a video.
         system: What the model is told before the conversation.
         template: How turns are written: auto (the model's own), original, or chatml.
     """
@@ -39,7 +55,14 @@ def chat(
     context = "\n\n".join(read_document(path) for path in document)
     loaded = load.load(model)
     loaded.tokenizer  # noqa: B018  refuses a model without one before anybody types
-    conversation = Conversation(loaded, context, system, template, sampling)
+    shown = [
+        {kind: path, "type": kind}
+        | ({"max_frames": max_frames, "fps": fps} if kind == "video" else {})
+        for kind, path in in_order({"image": image, "video": video}, sys.argv)
+    ]
+    for part in shown:
+        loaded.codes(part)  # what cannot be seen is told before anybody types
+    conversation = Conversation(loaded, context, shown, system, template, sampling)
     if prompt is not None:
         conversation.ask(prompt)
         return
@@ -63,22 +86,37 @@ def chat(
 
 
 class Conversation:
-    """Turns so far; the document goes before the first question."""
+    """Turns so far; documents go before the first question, pictures and videos behind it, as the
+    original asks.
+
+    Args:
+        shown: pictures and videos, as parts of a message.
+    """
 
     def __init__(
-        self, model: "Model", context: str, system: str | None, template: str, how: SamplingFlags
+        self,
+        model: "Model",
+        context: str,
+        shown: list[dict[str, Any]],
+        system: str | None,
+        template: str,
+        how: SamplingFlags,
     ) -> None:
-        self._model, self._context, self._template, self._how = model, context, template, how
+        self._model, self._context, self._shown = model, context, shown
+        self._template, self._how = template, how
         self._opening = [] if system is None else [{"role": "system", "content": system}]
-        self._turns: list[dict[str, str]] = []
+        self._turns: list[dict[str, Any]] = []
 
     def reset(self) -> None:
         self._turns = []
 
     def ask(self, question: str) -> None:
         """Streams the answer to standard output; the turn counts only if it ends."""
-        with_context = self._context and not self._turns
-        content = f"{self._context}\n\n{question}" if with_context else question
+        content: Any = question
+        if self._context and not self._turns:
+            content = f"{self._context}\n\n{question}"
+        if self._shown and not self._turns:
+            content = [{"type": "text", "text": content}, *self._shown]
         turns = [*self._turns, {"role": "user", "content": content}]
         pieces = self._model.chat(
             [*self._opening, *turns], stream=True, template=self._template, **self._how.settings()

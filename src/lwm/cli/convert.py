@@ -40,12 +40,13 @@ def convert(
         vision_codes: With --add-vision: codes of the VQGAN; 8192 unless --vqgan says otherwise.
         vision_codes_per_frame: With --add-vision: codes of a picture; 256 unless --vqgan says
             otherwise.
-        vqgan: A VQGAN's directory to copy beside the weights.
+        vqgan: A VQGAN to put beside the weights: a directory, a run, or the original's pickle.
         seed: With --add-vision: of the random numbers.
     """
     refuse_existing(destination)
     from lwm.checkpoints.resolve import open_checkpoint
     from lwm.checkpoints.vision_table import require_codebook
+    from lwm.checkpoints.vqgan_files import read_vqgan
     from lwm.checkpoints.write import write_checkpoint
     from lwm.inference.load import open_tokenizer
 
@@ -58,7 +59,7 @@ def convert(
             "add it or leave them out"
         )
     if vqgan is not None:
-        require_codebook(vqgan, checkpoint.config, source)
+        require_codebook(read_vqgan(vqgan)[0], str(vqgan), checkpoint.config, source)
     found, missing = None, f"{source} brings no tokenizer"
     try:
         found = open_tokenizer(checkpoint, tokenizer)
@@ -86,11 +87,13 @@ def _with_vision(
     vqgan: Path | None,
     seed: int,
 ) -> "Checkpoint":
-    from lwm.checkpoints.vision_table import add_vision, codebook_of, vocabulary_for
+    from lwm.checkpoints.vision_table import add_vision, vocabulary_for
+    from lwm.checkpoints.vqgan_files import read_vqgan
+    from lwm.vision.vqgan import VQGANConfig
 
-    usual = (8192, 256) if vqgan is None else codebook_of(vqgan)
+    usual = VQGANConfig() if vqgan is None else read_vqgan(vqgan)[0]
     vision = vocabulary_for(
-        usual[0] if codes is None else codes,
-        usual[1] if codes_per_frame is None else codes_per_frame,
+        usual.codebook_size if codes is None else codes,
+        usual.codes_per_frame if codes_per_frame is None else codes_per_frame,
     )
     return add_vision(checkpoint, vision, seed=seed)

@@ -1,13 +1,15 @@
 """Flags that several verbs share."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 
 import tyro
 
 if TYPE_CHECKING:
     from lwm.inference.model import Model
+
+T = TypeVar("T")
 
 ModelName = Annotated[
     str,
@@ -28,6 +30,9 @@ class LoadFlags:
     """For the original's checkpoints: a size (7b) or a JSON file of settings."""
     tokenizer: str | None = None
     """A tokenizer.json, a tokenizer.model, or a directory that holds one."""
+    vqgan: str | None = None
+    """What turns pictures into the model's codes, where it brings none: a directory, a run, or the
+    original's pickle."""
     dtype: Literal["float32", "bfloat16"] | None = None
     """Type of weights and cache; float32 on a CPU and bfloat16 elsewhere unless given."""
     mesh: str | None = None
@@ -37,8 +42,9 @@ class LoadFlags:
         from lwm.inference.load import load
 
         return load(
-            model, config=self.config, tokenizer=self.tokenizer, dtype=self.dtype, mesh=self.mesh
-        )
+            model, config=self.config, tokenizer=self.tokenizer, vqgan=self.vqgan,
+            dtype=self.dtype, mesh=self.mesh,
+        )  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,6 +74,22 @@ class SamplingFlags:
 
 Load = Annotated[LoadFlags, tyro.conf.OmitArgPrefixes]
 Sampling = Annotated[SamplingFlags, tyro.conf.OmitArgPrefixes]
+
+
+def in_order(given: Mapping[str, Sequence[T]], arguments: Sequence[str]) -> list[tuple[str, T]]:
+    """Values of several repeatable flags in the order of the command line, with their flag.
+
+    Args:
+        given: by flag, the values in their order among themselves.
+        arguments: the command line as it was written.
+    """
+    rest = {flag: list(values) for flag, values in given.items()}
+    found = []
+    for argument in arguments:
+        flag = argument.partition("=")[0].removeprefix("--")
+        if argument.startswith("--") and rest.get(flag):
+            found.append((flag, rest[flag].pop(0)))
+    return found + [(flag, value) for flag, values in rest.items() for value in values]
 
 
 def print_stream(pieces: Iterable[str]) -> str:

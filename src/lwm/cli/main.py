@@ -13,7 +13,7 @@ from lwm.cli.chat import chat
 from lwm.cli.convert import convert
 from lwm.cli.data import inspect, inspect_help, questions
 from lwm.cli.demo import demo
-from lwm.cli.generate import generate_text
+from lwm.cli.generate import generate_image, generate_text, generate_video
 from lwm.cli.info import info
 from lwm.cli.train import train, train_help
 from lwm.core.errors import LwmError
@@ -41,6 +41,8 @@ def _let_the_main_thread_speak() -> None:
 def application() -> SubcommandApp:
     generate = SubcommandApp()
     generate.command(name="text")(generate_text)
+    generate.command(name="image")(generate_image)
+    generate.command(name="video")(generate_video)
     data = SubcommandApp()
     data.command(name="inspect", help="Show rows of a recipe's data.")(inspect_help)
     data.command(name="qa")(questions)

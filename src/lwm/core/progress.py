@@ -24,7 +24,7 @@ class Advance(Protocol):
 class Bar:
     """A bar on a terminal, with a note beside it; `silent` where nobody sees it."""
 
-    def __init__(self, display: Progress, description: str, total: int) -> None:
+    def __init__(self, display: Progress, description: str, total: int | None) -> None:
         self._display = display
         self._task = display.add_task(description, total=total, note="")
 
@@ -42,8 +42,8 @@ def say(text: str) -> None:
 
 
 @contextmanager
-def progress(description: str, total: int) -> Iterator[Bar]:
-    """A bar for work of a known size; it erases itself when done and stays silent off a
+def progress(description: str, total: int | None) -> Iterator[Bar]:
+    """A bar for work, of a known size or not; it erases itself when done and stays silent off a
     terminal."""
     bar = Progress(
         TextColumn("{task.description}"),

@@ -9,11 +9,13 @@ import jax
 from lwm.checkpoints.checkpoint import Checkpoint
 from lwm.checkpoints.place import load_weights
 from lwm.checkpoints.resolve import open_checkpoint
+from lwm.checkpoints.vision_table import require_codebook
 from lwm.core.errors import ConfigError
 from lwm.core.mesh import make_mesh
 from lwm.core.sharding import DECODE
 from lwm.core.vocabulary import Vocabulary
 from lwm.data.tokenizer import Tokenizer, read_tokenizer, tokenizer_of
+from lwm.inference.codec import Codec, load_vqgan
 from lwm.inference.model import Model
 from lwm.models.figures import BYTES
 from lwm.models.llama import require_mesh
@@ -34,6 +36,21 @@ def open_tokenizer(checkpoint: Checkpoint, tokenizer: str | None) -> Tokenizer |
     return tokenizer_of(own)
 
 
+def open_codec(checkpoint: Checkpoint, vqgan: Path | None) -> Codec | None:
+    """The VQGAN named by the user, or else the checkpoint's own, or None.
+
+    Raises:
+        ConfigError: its codes are not those of the model.
+        CheckpointError: it is missing or broken.
+    """
+    path = checkpoint.vqgan if vqgan is None else vqgan
+    if path is None:
+        return None
+    codec = load_vqgan(path)
+    require_codebook(codec.config, str(path), checkpoint.config, checkpoint.source)
+    return codec
+
+
 def default_dtype() -> str:
     """float32 on a CPU, where it is the fast type; bfloat16 elsewhere."""
     return "float32" if jax.default_backend() == "cpu" else "bfloat16"
@@ -44,6 +61,7 @@ def load(
     *,
     config: str | Path | None = None,
     tokenizer: str | Path | None = None,
+    vqgan: str | Path | None = None,
     dtype: str | None = None,
     mesh: str | None = None,
 ) -> Model:
@@ -56,6 +74,8 @@ def load(
         config: for the original's checkpoints, a size such as `7b` or a JSON file of settings.
         tokenizer: a `tokenizer.json`, a `tokenizer.model` or a directory, where the checkpoint
             brings none.
+        vqgan: what turns pictures into the model's codes, where the checkpoint brings none: a
+            directory, a run that trained one, or the original's pickle.
         dtype: `float32` or `bfloat16`; by default the first on CPU and the second elsewhere.
         mesh: sizes of the axes data, fsdp, tensor, sequence, such as `1,1,1,4`; by default one
             device.
@@ -76,11 +96,16 @@ def load(
     if tokenizer is not None:  # asked for, so a fault in it is told at once
         given = opener()
         opener = lambda: given  # noqa: E731
+    codec_opener = partial(open_codec, checkpoint, None if vqgan is None else Path(vqgan))
+    if vqgan is not None:
+        codec = codec_opener()
+        codec_opener = lambda: codec  # noqa: E731
     return Model(
         source=checkpoint.source,
         config=checkpoint.config,
         weights=load_weights(checkpoint, dtype=dtype, mesh=laid),
         open_tokenizer=opener,
+        open_codec=codec_opener,
         dtype=dtype,
         mesh=laid,
     )

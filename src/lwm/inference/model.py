@@ -11,7 +11,7 @@ from typing import Any, Literal, NamedTuple, overload
 
 import numpy as np
 from jax.sharding import Mesh
-from jaxtyping import UInt8
+from jaxtyping import Int, UInt8
 
 from lwm.core.errors import CapacityError, ConfigError, InputError
 from lwm.core.progress import progress
@@ -23,6 +23,7 @@ from lwm.inference.frames import IMAGE, VIDEO, FrameDone, vision_of
 from lwm.inference.request import Request
 from lwm.inference.sampling import Sampling
 from lwm.inference.scoring import Scorer
+from lwm.inference.seeing import Eyes
 from lwm.inference.text import until_stop
 from lwm.inference.vision_generation import (
     Codec,
@@ -31,7 +32,7 @@ from lwm.inference.vision_generation import (
     sampling_from,
     video_codes,
 )
-from lwm.inference.vision_prompts import See, chat_tokens, codes_of, has_vision, text_of
+from lwm.inference.vision_prompts import Part, See, chat_tokens, has_vision, text_of
 from lwm.models.llama import Llama, LlamaConfig
 from lwm.models.world import joined
 
@@ -57,19 +58,18 @@ class Model:
         config: LlamaConfig,
         weights: Llama,
         open_tokenizer: Callable[[], Tokenizer | None],
+        open_codec: Callable[[], Codec | None] = lambda: None,
         dtype: str,
         mesh: Mesh | None,
     ) -> None:
         self.source, self.config, self.dtype, self.mesh = source, config, dtype, mesh
         self.weights = weights
-        self._open_tokenizer = open_tokenizer
+        self._open_tokenizer, self._open_codec = open_tokenizer, open_codec
         self._tokenizer: Tokenizer | None = None
         self._scorer: Scorer | None = None
         self._engine: Engine | None = None
-        self.codec: Codec | None = None
-        """Turns pictures into codes and back; a model that sees needs one to draw."""
-        self.see: See = codes_of
-        """Turns parts of messages that are not text into codes."""
+        self._codec: Codec | None = None
+        self._see: See = Eyes(lambda: self.codec)
         self.figures = Figures()
 
     @property
@@ -89,6 +89,39 @@ class Model:
                 "with a tokenizer.json, a tokenizer.model or a directory that holds one"
             )
         return self._tokenizer
+
+    @property
+    def codec(self) -> Codec:
+        """Turns pictures into codes and back; opened on first use, or set to another.
+
+        Raises:
+            InputError: the model does not see.
+            ConfigError: it brings no VQGAN and none was given, or one of other codes.
+            CheckpointError: the VQGAN is broken.
+        """
+        vision_of(self.config)
+        if self._codec is None:
+            self._codec = self._open_codec()
+        if self._codec is None:
+            raise ConfigError(
+                f"{self.source} brings no VQGAN, which turns pictures into codes and back; add "
+                "--vqgan (in Python: vqgan=) with the one it was trained with"
+            )
+        return self._codec
+
+    @codec.setter
+    def codec(self, codec: Codec) -> None:
+        self._codec = codec
+
+    def codes(self, part: Part) -> Int[np.ndarray, "frames codes_per_frame"]:
+        """Codes of a picture or a video, a part of a message as `chat` takes them.
+
+        Raises:
+            InputError: the model does not see, or what is shown cannot be read.
+            ConfigError: it has no VQGAN.
+        """
+        vision_of(self.config)
+        return self._see(part)
 
     def logits(self, tokens: Any, *, vision_mask: Any = None) -> Logits:
         """Scores of the next token at every position of whole sequences.
@@ -187,7 +220,7 @@ class Model:
 
         Args:
             messages: OpenAI's shape; content is text, or a list of parts of which each is text or
-                something that `see` turns into codes.
+                a picture or a video (see `seeing.Eyes`).
             template: `auto` (the checkpoint's own, else the original's), `original` or `chatml`.
             settings: as for `generate`.
 
@@ -198,7 +231,7 @@ class Model:
         """
         chosen = choose(template, self.tokenizer)
         if self.config.vision is not None and has_vision(messages):
-            tokens = chat_tokens(chosen, messages, self.tokenizer, self.config, self.see)
+            tokens = chat_tokens(chosen, messages, self.tokenizer, self.config, self._see)
         else:
             plain = [{**m, "content": text_of(m, source=self.source)} for m in messages]
             text = render(chosen, plain, self.tokenizer)
@@ -213,14 +246,15 @@ class Model:
         self,
         prompt: str,
         *,
-        count: int = 1,
+        count: int | None = None,
         negative_prompt: str | None = None,
         frame_done: FrameDone | None = None,
         **settings: Any,
-    ) -> UInt8[np.ndarray, "count height width 3"]:
-        """Pictures of a prompt, drawn together.
+    ) -> UInt8[np.ndarray, "*count height width 3"]:
+        """A picture of a prompt, or `count` of them, drawn together.
 
         Args:
+            count: how many; unless given one, without an axis in front.
             negative_prompt: what guidance leads away from; anything unless given.
             frame_done: told of each picture's codes as it is done.
             settings: of `Sampling`, for others than the original's (`frames.IMAGE`).
@@ -229,29 +263,32 @@ class Model:
             InputError: the prompt is empty, or the model does not see.
             CapacityError: the context or the memory is too small.
         """
-        codec = self._require_codec()
+        codec = self.codec
         codes = image_codes(
-            self._engine_for, self.config, self.tokenizer, prompt, count=count,
+            self._engine_for, self.config, self.tokenizer, prompt, count=count or 1,
             negative_prompt=negative_prompt, sampling=sampling_from(IMAGE, settings),
             frame_done=frame_done,
         )  # fmt: skip
-        return pictures(codec, codes)[:, 0]
+        drawn = pictures(codec, codes)[:, 0]
+        return drawn[0] if count is None else drawn
 
     def video(
         self,
         prompt: str,
         *,
         frames: int = 8,
-        count: int = 1,
+        count: int | None = None,
         before: Any = None,
         negative_prompt: str | None = None,
         frame_done: FrameDone | None = None,
         **settings: Any,
-    ) -> UInt8[np.ndarray, "count frames height width 3"]:
-        """Videos of a prompt, drawn together; the first frame as an image, unless given.
+    ) -> UInt8[np.ndarray, "*count frames height width 3"]:
+        """A video of a prompt, or `count` of them, drawn together; the first frame as an image,
+        unless given.
 
         Args:
             frames: of the whole video, earlier ones included.
+            count: how many; unless given one, without an axis in front.
             before: codes of earlier frames to go on from, [1 or count, frames, codes_per_frame].
             negative_prompt, frame_done: as for `image`.
             settings: of `Sampling`, for others than the original's (`frames.VIDEO`), for the
@@ -261,22 +298,14 @@ class Model:
             InputError: the prompt is empty, or the model does not see.
             CapacityError: the context or the memory is too small.
         """
-        codec = self._require_codec()
+        codec = self.codec
         codes = video_codes(
-            self._engine_for, self.config, self.tokenizer, prompt, frames=frames, count=count,
+            self._engine_for, self.config, self.tokenizer, prompt, frames=frames, count=count or 1,
             before=before, negative_prompt=negative_prompt,
             sampling=sampling_from(VIDEO, settings), frame_done=frame_done,
         )  # fmt: skip
-        return pictures(codec, codes)
-
-    def _require_codec(self) -> Codec:
-        vision_of(self.config)
-        if self.codec is None:
-            raise ConfigError(
-                f"{self.source} has no VQGAN, which turns codes into pictures; give it one (in "
-                "Python: model.codec = ...)"
-            )
-        return self.codec
+        drawn = pictures(codec, codes)
+        return drawn[0] if count is None else drawn
 
     def restart(self, tokens: int) -> None:
         """Forgets what the cache holds and makes room for `tokens`.

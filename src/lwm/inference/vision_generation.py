@@ -33,7 +33,10 @@ from lwm.models.llama import LlamaConfig
 @runtime_checkable
 class Codec(Protocol):
     """What turns pictures into codes and back, such as a VQGAN: pixels [n, height, width, 3] in
-    [-1, 1], codes [n, rows, columns]."""
+    [-1, 1], codes [n, rows, columns]. `config.image_size` is the side of the pictures."""
+
+    @property
+    def config(self) -> Any: ...
 
     def encode(self, pixels: Any, /) -> Any: ...
 

@@ -15,9 +15,12 @@ from typing import Any
 import jax
 import numpy as np
 
+from lwm.checkpoints.checkpoint import VQGAN as VQGAN_DIRECTORY
 from lwm.checkpoints.checkpoint import Checkpoint
 from lwm.checkpoints.resolve import open_checkpoint
 from lwm.checkpoints.run import TOKENIZER
+from lwm.checkpoints.vision_table import require_codebook
+from lwm.checkpoints.vqgan_files import read_vqgan, write_vqgan
 from lwm.core import params
 from lwm.core.config import to_dict
 from lwm.core.distributed import join
@@ -40,6 +43,7 @@ from lwm.training.metrics import Metrics, require_tracking
 from lwm.training.optimizer import learning_rate
 from lwm.training.plan import Plan
 from lwm.training.readings import Tally, TextReading
+from lwm.vision.vqgan import VQGAN, VQGANConfig
 
 TOKENIZER_TEXTS = 20_000
 """Examples of the data that a tokenizer is trained on, at most."""
@@ -69,6 +73,7 @@ def _start(run: Run, opened: ExitStack) -> Path:
     begin = open_start(run)
     source, config, tokenizer = begin.source, begin.config, begin.tokenizer
     require_mesh(config, mesh, TRAINING)
+    vqgan = _open_vqgan(run, config, source)
     require_run(run.out)
     if run.init and run.out.resolve() in (
         Path(run.init).resolve(),
@@ -114,9 +119,9 @@ def _start(run: Run, opened: ExitStack) -> Path:
         checkpoints = opened.enter_context(closing(Checkpoints(run.out, run.checkpoint)))
         same = partial(_require_same, facts, run.out)
         restored = checkpoints.restore(plan.template(), batches.iterator, same)
-        _write_settings(run, config, tokenizer)
+        _write_settings(run, config, tokenizer, vqgan)
     else:
-        _write_settings(run, config, tokenizer)
+        _write_settings(run, config, tokenizer, vqgan)
         checkpoints = opened.enter_context(closing(Checkpoints(run.out, run.checkpoint)))
     frozen = plan.frozen(source)
     if restored is not None:
@@ -248,7 +253,24 @@ def _require_same(wanted: dict[str, Any], directory: Path, found: dict[str, Any]
                 )
 
 
-def _write_settings(run: Run, config: LlamaConfig, tokenizer: Tokenizer) -> None:
+def _open_vqgan(
+    run: Run, config: LlamaConfig, source: Checkpoint | None
+) -> tuple[VQGANConfig, VQGAN] | None:
+    """The VQGAN that goes with the run, if one is named or comes with the model to start from."""
+    named = Path(run.vqgan) if run.vqgan else source.vqgan if source else None
+    if named is None:
+        return None
+    found = read_vqgan(named)
+    require_codebook(found[0], str(named), config, "the model to train")
+    return found
+
+
+def _write_settings(
+    run: Run,
+    config: LlamaConfig,
+    tokenizer: Tokenizer,
+    vqgan: tuple[VQGANConfig, VQGAN] | None,
+) -> None:
     """The run's directory with its settings and tokenizer; moves aside what `fresh` refuses."""
     if jax.process_index() == 0:
         make_run(run.out, fresh=run.fresh)
@@ -257,6 +279,8 @@ def _write_settings(run: Run, config: LlamaConfig, tokenizer: Tokenizer) -> None
             partial_directory.mkdir(exist_ok=True)
             tokenizer.save(partial_directory)
             partial_directory.rename(run.out / TOKENIZER)
+        if vqgan is not None and not (run.out / VQGAN_DIRECTORY).is_dir():
+            write_vqgan(run.out / VQGAN_DIRECTORY, *vqgan)
         settings = {"run": to_dict(run), "model": to_dict(config)}
         write_settings(run.out, settings, fresh=False)
     if jax.process_count() > 1:

@@ -123,6 +123,8 @@ class Run:
     """Start anew where the directory holds a run already, which is moved aside."""
     tokenizer: str = ""
     """A tokenizer's file or directory; else that of --init, else one is trained on the data."""
+    vqgan: str = ""
+    """The VQGAN that the data's codes are of, kept with the run; else that of --init."""
     sequence_length: int = 1024
     """Tokens of a row."""
     batch_size: int = 8

@@ -17,7 +17,7 @@ from PIL import Image
 
 from lwm.core.errors import InputError
 from lwm.vision.framing import check_size, cut_centre, resize_strips, resized_shape
-from lwm.vision.outputs import new_file
+from lwm.vision.outputs import extension_of, new_file
 from lwm.vision.pictures import MOST_BYTES, decode, open_picture
 from lwm.vision.sources import Source, complaints, open_source, picture_format
 
@@ -76,6 +76,13 @@ def read_image(source: Source, size: int | None) -> UInt8[np.ndarray, "height wi
         if picture.turn is not None:
             small = small.transpose(picture.turn)
         return cut_centre(small, size)
+
+
+def require_image_name(path: str | os.PathLike[str]) -> None:
+    """Raises:
+    InputError: `write_image` would refuse this name.
+    """
+    extension_of(path, _WRITERS, "an image")
 
 
 def write_image(path: str | os.PathLike[str], pixels: UInt8[np.ndarray, "height width 3"]) -> None:

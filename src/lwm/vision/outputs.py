@@ -12,6 +12,23 @@ from lwm.core.errors import InputError
 _Choice = TypeVar("_Choice")
 
 
+def extension_of(path: str | os.PathLike[str], choices: Mapping[str, object], what: str) -> str:
+    """The extension of a file to be written, in small letters.
+
+    Raises:
+        InputError: it is not among the choices, or the path is a directory.
+    """
+    path = Path(path)
+    extension = path.suffix.lower()
+    if extension not in choices:
+        raise InputError(
+            f"{path} has the extension '{path.suffix}'; {what} is written as {', '.join(choices)}"
+        )
+    if path.is_dir():
+        raise InputError(f"{path} is a directory; name a file to write {what} to")
+    return extension
+
+
 @contextmanager
 def new_file(
     path: str | os.PathLike[str], choices: Mapping[str, _Choice], what: str
@@ -23,14 +40,7 @@ def new_file(
     Raises:
         InputError: the extension is not among the choices, or the place cannot be written.
     """
-    path = Path(path)
-    extension = path.suffix.lower()
-    if extension not in choices:
-        raise InputError(
-            f"{path} has the extension '{path.suffix}'; {what} is written as {', '.join(choices)}"
-        )
-    if path.is_dir():
-        raise InputError(f"{path} is a directory; name a file to write {what} to")
+    path, extension = Path(path), extension_of(path, choices, what)
     partial = path.absolute().with_name(f".{path.stem}.{os.getpid()}.partial{extension}")
     try:
         with partial.open("xb"):

@@ -25,7 +25,7 @@ from lwm.vision.animated_webp import animation_frames, animation_times
 from lwm.vision.choice import check_choice, choose_frames
 from lwm.vision.framing import check_size, frame
 from lwm.vision.images import is_image
-from lwm.vision.outputs import new_file
+from lwm.vision.outputs import extension_of, new_file
 from lwm.vision.sources import Source, check_whole, open_source, picture_format
 from lwm.vision.streams import frames_at, open_stream, walk
 
@@ -90,6 +90,14 @@ def iterate_frames(
         yield from frames
 
 
+def require_video_name(path: str | os.PathLike[str], fps: float) -> None:
+    """Raises:
+    InputError: `write_video` would refuse this name or this rate.
+    """
+    extension = extension_of(path, _WRITERS, "a video")
+    _require_rate(fps, _WRITERS[extension][2], extension)
+
+
 def write_video(
     path: str | os.PathLike[str],
     frames: Iterable[UInt8[np.ndarray, "height width 3"]],
@@ -106,10 +114,7 @@ def write_video(
             format does not take, a rate out of range, or a place that cannot be written.
     """
     with new_file(path, _WRITERS, "a video") as (partial, (write, step, fastest)):
-        if not (math.isfinite(fps) and 0.01 <= fps <= fastest):
-            raise InputError(
-                f"fps is {fps}; {partial.suffix} takes from 0.01 to {fastest} frames a second"
-            )
+        _require_rate(fps, fastest, partial.suffix)
         rest = iter(frames)
         first = next(rest, None)
         if first is None:
@@ -123,6 +128,11 @@ def write_video(
                 f"whose sides are multiples of {step} up to 16384; crop or pad them"
             )
         write(partial, _alike(itertools.chain([first], rest), first.shape), fps)
+
+
+def _require_rate(fps: float, fastest: float, extension: str) -> None:
+    if not (math.isfinite(fps) and 0.01 <= fps <= fastest):
+        raise InputError(f"fps is {fps}; {extension} takes from 0.01 to {fastest} frames a second")
 
 
 def _alike(frames: Iterable[np.ndarray], shape: tuple[int, ...]) -> Iterator[np.ndarray]:
