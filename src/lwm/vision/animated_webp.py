@@ -3,17 +3,16 @@ Knows nothing of other videos."""
 
 import struct
 from collections.abc import Iterator, Sequence
-from typing import BinaryIO
 
 from PIL import Image
 
 from lwm.core.errors import InputError
 from lwm.vision.choice import Timeline
 from lwm.vision.pictures import MOST_BYTES, decode_cost, opaque, open_picture
-from lwm.vision.sources import complaints
+from lwm.vision.sources import File, complaints
 
 
-def animation_times(file: BinaryIO) -> Timeline | None:
+def animation_times(file: File) -> Timeline | None:
     """When each picture of a WebP file appears; None for a still one."""
     times: list[float] = []
     clock = 0
@@ -33,7 +32,7 @@ def animation_times(file: BinaryIO) -> Timeline | None:
     return Timeline(times=times, end=clock / 1000) if times else None
 
 
-def animation_frames(file: BinaryIO, indices: Sequence[int], name: str) -> Iterator[Image.Image]:
+def animation_frames(file: File, indices: Sequence[int], name: str) -> Iterator[Image.Image]:
     """The pictures of these ascending indices. Each is built upon the one before, so all up to the
     last are decoded, one at a time.
 

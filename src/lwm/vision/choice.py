@@ -9,6 +9,8 @@ import numpy as np
 
 from lwm.core.errors import InputError
 
+_MOST = 1 << 24  # frames taken at a rate; a broken file may claim to last for ages
+
 
 @dataclass(frozen=True, kw_only=True)
 class Timeline:
@@ -40,13 +42,22 @@ def choose_frames(
     At `fps`, one frame for every moment k / fps after the first frame and before the end: the one
     that is on the screen then, so one may come several times. Without, every frame once. Of what
     that gives, no more than `max_frames` in even steps, as the original draws them.
+
+    Raises:
+        InputError: the rate gives more frames than anyone could want.
     """
     taken: Sequence[int] = range(len(timeline.times))
     if fps is not None:
         start = timeline.times[0]
-        # Times are sums of rounded ticks: a moment a hair before a frame means that frame.
-        hair = 1e-6
+        # Containers round times to a millisecond at worst: a moment a hair before a frame means
+        # that frame, or the video's own rate would skip frames and show others twice.
+        hair = 1e-3
         count = max(1, math.ceil((timeline.end - start - hair) * fps))
+        if count > _MOST:
+            raise InputError(
+                f"the video says it lasts {timeline.end - start:.0f} seconds, which at {fps} "
+                f"frames a second are {count} frames; up to {_MOST} are taken, so lower fps"
+            )
         if max_frames is None or count <= max_frames:
             moments: Sequence[int] = range(count)
         else:

@@ -9,9 +9,10 @@ import io
 import struct
 import zlib
 from collections.abc import Iterator
-from typing import BinaryIO
 
 from PIL import Image, JpegImagePlugin, PngImagePlugin
+
+from lwm.vision.sources import File
 
 _SIGNATURE = b"\x89PNG\r\n\x1a\n"
 _INFLATE = 1 << 20  # bytes taken out of the compressed stream at a time
@@ -21,7 +22,7 @@ _INFLATE = 1 << 20  # bytes taken out of the compressed stream at a time
 _KINDS = {(8, 2): (3, 2), (8, 4): (2, 4), (8, 6): (4, 6), (16, 0): (2, 4)}
 
 
-def has_strips(image: Image.Image, file: BinaryIO) -> bool:
+def has_strips(image: Image.Image, file: File) -> bool:
     """Whether `strips` can read the opened picture. What it cannot are interlaced ones, which
     have no strips, colour of 16 bits and 16-bit grey with a transparent level; those that take
     one byte a pixel do not need it."""
@@ -31,7 +32,7 @@ def has_strips(image: Image.Image, file: BinaryIO) -> bool:
     return kind in _KINDS and not (kind == (16, 0) and "transparency" in image.info)
 
 
-def strips(image: Image.Image, file: BinaryIO, pixels: int) -> Iterator[Image.Image]:
+def strips(image: Image.Image, file: File, pixels: int) -> Iterator[Image.Image]:
     """The rows of the opened PNG from top to bottom, about `pixels` at a time.
 
     Raises:
@@ -89,13 +90,13 @@ def coefficient_bytes(image: JpegImagePlugin.JpegImageFile) -> int:
     return coded if several else 0
 
 
-def _kind(file: BinaryIO) -> tuple[int, int]:
+def _kind(file: File) -> tuple[int, int]:
     file.seek(24)
     depth, colour = file.read(2)
     return depth, colour
 
 
-def _png(width: int, height: int, colour: int, rows: bytes) -> BinaryIO:
+def _png(width: int, height: int, colour: int, rows: bytes) -> io.BytesIO:
     """A PNG of filtered rows, stored without compression."""
     header = struct.pack(">IIBBBBB", width, height, 8, colour, 0, 0, 0)
     file = io.BytesIO()
@@ -110,7 +111,7 @@ def _png(width: int, height: int, colour: int, rows: bytes) -> BinaryIO:
 class _Inflated:
     """The decompressed data of a PNG, never more of it than asked for."""
 
-    def __init__(self, file: BinaryIO) -> None:
+    def __init__(self, file: File) -> None:
         self._chunks = _data_chunks(file)
         self._inflate = zlib.decompressobj()
         self._waiting = b""
@@ -129,7 +130,7 @@ class _Inflated:
         return b"".join(parts)
 
 
-def _data_chunks(file: BinaryIO) -> Iterator[bytes]:
+def _data_chunks(file: File) -> Iterator[bytes]:
     place = len(_SIGNATURE)
     while True:
         file.seek(place)

@@ -2,8 +2,8 @@
 out as strips of opaque RGB rows. Knows nothing of resizing or arrays of videos.
 
 The bounds: at most 2^29 pixels (a picture of 20,000 x 20,000 is within), and at most 512 MiB for
-what a decoder holds of the picture at once. A larger one is read in pieces where its format
-allows it (`large_pictures`) and refused where it does not.
+what a decoder holds of the picture at once; turning it upright takes a second bitmap. A larger one
+is read in pieces where its format allows it (`large_pictures`) and refused where it does not.
 """
 
 import threading
@@ -11,7 +11,6 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import BinaryIO
 
 import numpy as np
 from PIL import (
@@ -25,7 +24,7 @@ from PIL import (
 
 from lwm.core.errors import InputError
 from lwm.vision import large_pictures
-from lwm.vision.sources import picture_format
+from lwm.vision.sources import File, picture_format
 
 MOST_PIXELS = 1 << 29
 MOST_BYTES = 1 << 29
@@ -68,7 +67,7 @@ class Picture:
     turn: Image.Transpose | None  # still to be done
 
 
-def open_picture(file: BinaryIO, name: str) -> Image.Image:
+def open_picture(file: File, name: str) -> Image.Image:
     """The header read, no pixel decoded.
 
     Raises:
@@ -87,7 +86,7 @@ def open_picture(file: BinaryIO, name: str) -> Image.Image:
     return image
 
 
-def decode(file: BinaryIO, name: str, size: int | None) -> Picture:
+def decode(file: File, name: str, size: int | None) -> Picture:
     """The first picture of a file; `size` is the short side that is wanted in the end, None for
     all there is.
 

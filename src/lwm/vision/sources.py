@@ -8,17 +8,17 @@ import struct
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import BinaryIO
 
 from lwm.core.errors import InputError, LwmError
 
 Source = str | os.PathLike[str] | bytes
+File = io.BufferedReader | io.BytesIO
 
 _HEAD = 16  # bytes that tell every kind of picture apart
 
 
 @contextmanager
-def open_source(source: Source) -> Iterator[tuple[BinaryIO, str]]:
+def open_source(source: Source) -> Iterator[tuple[File, str]]:
     """The file and the name by which sentences call it.
 
     Raises:
@@ -27,7 +27,7 @@ def open_source(source: Source) -> Iterator[tuple[BinaryIO, str]]:
     """
     if isinstance(source, bytes):
         name = f"the given file of {len(source)} bytes"
-        file: BinaryIO = io.BytesIO(source)
+        file: File = io.BytesIO(source)
     else:
         path = Path(source)
         name = str(path)
@@ -48,7 +48,7 @@ def open_source(source: Source) -> Iterator[tuple[BinaryIO, str]]:
         yield file, name
 
 
-def picture_format(file: BinaryIO) -> str | None:
+def picture_format(file: File) -> str | None:
     """PNG, JPEG, GIF, WEBP or BMP by the first bytes, None for everything else; leaves the file
     at its start."""
     file.seek(0)
@@ -67,7 +67,7 @@ def picture_format(file: BinaryIO) -> str | None:
     return None
 
 
-def check_whole(file: BinaryIO, name: str) -> None:
+def check_whole(file: File, name: str) -> None:
     """Refuses what is shorter than its outermost structure says. Decoders would give the frames
     that are there and be silent about the rest.
 
@@ -94,7 +94,7 @@ def check_whole(file: BinaryIO, name: str) -> None:
         )
 
 
-def _matroska_size(file: BinaryIO) -> int:
+def _matroska_size(file: File) -> int:
     """Up to the end of the segment behind the header; 0 where that is open, as in a recording."""
     end = 0
     for identity in (b"\x1a\x45\xdf\xa3", b"\x18\x53\x80\x67"):
@@ -111,7 +111,7 @@ def _matroska_size(file: BinaryIO) -> int:
     return end
 
 
-def _boxes_size(file: BinaryIO, length: int) -> int:
+def _boxes_size(file: File, length: int) -> int:
     end = 0
     while end < length:
         file.seek(end)

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from fractions import Fraction
-from typing import BinaryIO
+from typing import Any
 
 import av
 import av.container
@@ -20,12 +20,13 @@ import av.video
 import numpy as np
 from av.sidedata.sidedata import Type as SideDataType
 from av.stream import Disposition
+from av.video.reformatter import VideoReformatter
 from PIL import Image
 
 from lwm.core.errors import InputError
 from lwm.vision.choice import Timeline
 from lwm.vision.pictures import opaque
-from lwm.vision.sources import complaints
+from lwm.vision.sources import File, complaints
 
 MOST_FRAME_PIXELS = 1 << 25  # 8K is within; decoders hold up to some twenty frames
 
@@ -71,7 +72,7 @@ class Frames:
 
 @contextmanager
 def open_stream(
-    file: BinaryIO, name: str
+    file: File, name: str
 ) -> Iterator[tuple[av.container.InputContainer, av.video.VideoStream]]:
     """The container and its video stream; cover pictures of songs do not count as one.
 
@@ -151,7 +152,9 @@ def walk(
     if not ticks:
         raise InputError(f"{name} has a video stream without frames; get a whole copy of it")
     known = sorted(tick for tick in ticks if tick is not None)
-    if len(known) < len(ticks) or base is None or known[0] == known[-1] != known[0]:
+    # AVI has no place for times, so where frames are coded out of order its demuxer guesses.
+    guessed = "avi" in container.format.name and stream.codec_context.has_b_frames
+    if len(known) < len(ticks) or base is None or guessed:
         times = [float(index / rate) for index in range(len(ticks))]
         timeline = Timeline(times=times, end=times[-1] + float(1 / rate))
         return Frames(count=len(ticks), ticks=None, keyframes=[], timeline=timeline)
@@ -207,6 +210,8 @@ class _Reader:
         self._container = container
         self._stream = stream
         self._name = name
+        # One for all frames: its tables cost more than a small frame does.
+        self._colours = VideoReformatter()
         self._decoded: Iterator[av.VideoFrame] = iter(())
         self._fresh = True  # nothing decoded since the packets were walked
         self.frame: av.VideoFrame | None = None
@@ -252,8 +257,8 @@ class _Reader:
         with complaints(self._name, "a video"):
             clear = any(component.is_alpha for component in self.frame.format.components)
             clear |= self.frame.format.name.startswith("pal")
-            pixels = self.frame.to_ndarray(format="rgba" if clear else "rgb24")
-            image = opaque(Image.fromarray(pixels))
+            picture = self._colours.reformat(self.frame, format="rgba" if clear else "rgb24")
+            image = opaque(Image.fromarray(picture.to_ndarray()))
             turn = _turn(self.frame)
         return image if turn is None else image.transpose(turn)
 
@@ -281,7 +286,8 @@ class _Reader:
 
 def _turn(frame: av.VideoFrame) -> Image.Transpose | None:
     """What makes a frame upright, by the matrix that the container gives it."""
-    matrices = [data for data in frame.side_data if data.type == SideDataType.DISPLAYMATRIX]
+    held: Any = frame.side_data  # PyAV's own types say it is something else
+    matrices = [data for data in held if data.type == SideDataType.DISPLAYMATRIX]
     if not matrices or matrices[0].buffer_size < 36:
         return None
     a, b, _, c, d = np.sign(np.frombuffer(bytes(matrices[0]), np.int32)[:5]).tolist()
