@@ -18,14 +18,14 @@ from matplotlib.figure import Figure
 import lwm
 from lwm.data.loader import Loader
 from lwm.inference.scoring import Scorer
-from lwm.recipes.catalogue import token_recipe
+from lwm.recipes.catalogue import recipe
 
 EDGES = (0, 64, 128, 256, 512, 1024, 2048, 4096, 6144, 8192, 12288, 16384)
 
 
 def held_out_rows(model: lwm.Model, name: str, length: int, rows: int) -> list[tuple]:
     """Running held-out text in rows, as (tokens, targets)."""
-    data = replace(token_recipe(name).data, shuffle=False)
+    data = replace(recipe(name).data, shuffle=False)
     loader = Loader(
         data, model.tokenizer, sequence_length=length, batch_size=1, split="evaluation"
     )

@@ -15,7 +15,7 @@ def folder(tmp_path):
     (tmp_path / "deep").mkdir()
     for name in ("cat.png", "dog.png", "deep/cow.jpg"):
         write_image(tmp_path / name, draw.integers(0, 256, (24, 30, 3), np.uint8))
-    write_video(tmp_path / "run.mp4", draw.integers(0, 256, (6, 32, 32, 3), np.uint8), fps=4)
+    write_video(tmp_path / "run.mp4", draw.integers(0, 256, (6, 32, 32, 3), np.uint8), fps=4.0)
     (tmp_path / "notes.txt").write_text("no picture")
     return tmp_path
 

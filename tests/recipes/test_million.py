@@ -7,7 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from lwm.recipes.catalogue import token_recipe
+from lwm.recipes.catalogue import recipe
 
 
 def test_a_million_tokens_at_7b_make_no_square_and_no_logits():
@@ -40,7 +40,7 @@ def test_the_stages_are_the_papers():
         "text-1m": (1 << 20, 5e7, 450, 25, "1,-1,16,4"),
     }
     for name, (length, theta, steps, warmup, mesh) in table.items():
-        run = token_recipe(name)
+        run = recipe(name)
         assert run.sequence_length == length
         assert run.model.rope_theta == theta
         assert run.batch_size * length == 4 << 20

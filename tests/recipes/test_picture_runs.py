@@ -1,4 +1,4 @@
-"""`lwm train vqgan` on tiny pictures: figures, a grid, going on bit for bit, a VQGAN to open."""
+"""`lwm train vqgan` on tiny pictures: figures, a grid, going on bit for bit."""
 
 import signal
 from dataclasses import replace
@@ -13,7 +13,7 @@ from lwm.core.errors import ConfigError, InputError, LwmError
 from lwm.data.pictures import PictureDataConfig
 from lwm.recipes import assemble_pictures
 from lwm.recipes.assemble_pictures import start_pictures
-from lwm.recipes.catalogue import recipe
+from lwm.recipes.catalogue import picture_recipe, recipe, summaries
 from lwm.recipes.picture_run import PictureRun
 from lwm.training.checkpointing import CheckpointConfig
 from lwm.training.loop import Interrupted, LoopConfig
@@ -25,8 +25,10 @@ from lwm.vision.vqgan import VQGANConfig
 @pytest.fixture
 def tiny(tmp_path) -> PictureRun:
     draw = np.random.default_rng(0)
+    folder = tmp_path / "pictures"
+    folder.mkdir()
     for name in ("a", "b", "held"):
-        write_image(tmp_path / f"{name}.png", draw.integers(0, 256, (16, 16, 3), np.uint8))
+        write_image(folder / f"{name}.png", draw.integers(0, 256, (16, 16, 3), np.uint8))
     return PictureRun(
         out=tmp_path / "run",
         model=VQGANConfig(
@@ -36,7 +38,7 @@ def tiny(tmp_path) -> PictureRun:
         batch_size=2,
         mesh="1,1,1,1",
         loop=LoopConfig(steps=6, evaluate_every=3),
-        data=PictureDataConfig(path=str(tmp_path), held_out=("held.png",), source_size=16),
+        data=PictureDataConfig(path=str(folder), held_out=("held.png",), source_size=16),
         checkpoint=CheckpointConfig(every=2),
     )  # fmt: skip
 
@@ -104,9 +106,8 @@ def test_what_cannot_be_is_refused_before_anything_is_written(tiny) -> None:
 
 
 def test_the_recipes_are_complete() -> None:
-    run = recipe("vqgan")
-    assert isinstance(run, PictureRun)
-    assert run.model.codes_per_frame == 256
-    original = recipe("vqgan-256")
-    assert isinstance(original, PictureRun)
-    assert original.model == VQGANConfig()
+    assert picture_recipe("vqgan").model.codes_per_frame == 256
+    assert picture_recipe("vqgan-256").model == VQGANConfig()
+    assert {"book", "vqgan"} <= set(summaries())
+    with pytest.raises(ConfigError, match="learns from pictures"):
+        recipe("vqgan")

@@ -12,7 +12,7 @@ from lwm.core.errors import ConfigError
 from lwm.models.llama import LlamaConfig
 from lwm.models.world import VisionVocabulary
 from lwm.recipes.assemble import start
-from lwm.recipes.catalogue import token_recipe
+from lwm.recipes.catalogue import recipe
 from lwm.recipes.inspection import inspect_rows
 from lwm.recipes.run import Run
 from lwm.training.metrics import read_metrics
@@ -33,7 +33,7 @@ def test_the_stages_are_the_papers():
         "vision-1m": (1 << 20, 50, 5, 8e-5, 8e-5, "1,-1,16,4"),
     }
     for name, (length, steps, warmup, highest, lowest, mesh) in table.items():
-        run = token_recipe(name)
+        run = recipe(name)
         assert (run.sequence_length, run.batch_size * length) == (length, 8 << 20)
         assert (run.loop.steps, run.optimizer.warmup_steps) == (steps, warmup)
         rates = run.optimizer.learning_rate, run.optimizer.final_learning_rate
@@ -69,9 +69,7 @@ def run(out: Path, *more: str) -> Run:
 
 
 def configured(name: str, *settings: str) -> Run:
-    found = configure(name, settings)
-    assert isinstance(found, Run)
-    return found
+    return configure(name, settings)
 
 
 def test_a_small_run_tells_text_and_vision_apart_and_opens_the_next(data, tmp_path):

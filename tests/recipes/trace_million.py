@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from lwm.core.mesh import make_mesh
-from lwm.recipes.catalogue import token_recipe
+from lwm.recipes.catalogue import recipe
 from lwm.training.batches import Layout
 from lwm.training.plan import Plan
 from lwm.training.step import Batch
@@ -28,7 +28,7 @@ def shapes_inside(jaxpr) -> set[tuple[int, ...]]:
 
 
 def main() -> None:
-    run = token_recipe("text-1m")
+    run = recipe("text-1m")
     mesh = make_mesh("1,4,16,8")
     config = run.model.resolve(run.sequence_length, None, "")
     plan = Plan(

@@ -1,5 +1,7 @@
 """A step of a tiny VQGAN: what it learns, and what leaves it as it was."""
 
+from typing import Literal
+
 import jax
 import numpy as np
 import pytest
@@ -17,7 +19,9 @@ CONFIG = VQGANConfig(
 )  # fmt: skip
 
 
-def plan(learning="average", mesh="1,1,1,1", structure=0.0) -> PicturePlan:
+def plan(
+    learning: Literal["average", "gradient"] = "average", mesh="1,1,1,1", structure=0.0
+) -> PicturePlan:
     return PicturePlan(
         config=CONFIG, mesh=make_mesh(mesh), steps=30, seed=0,
         optimizer=OptimizerConfig(learning_rate=1e-2, schedule="constant"),

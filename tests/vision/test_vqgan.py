@@ -56,7 +56,7 @@ def test_the_default_is_the_originals_size() -> None:
 
 def test_a_batch_gives_what_its_pictures_give_alone(tiny, monkeypatch) -> None:
     # Five of at most four a batch: a full one, and a rest that is padded.
-    monkeypatch.setattr(codecs, "BATCH_PIXELS", 4 * 64)
+    monkeypatch.setattr(codecs, "CPU_BATCH_PIXELS", 4 * 64)
     pixels = pictures(5)
     codes = tiny.encode(pixels)
     assert codes.shape == (5, 4, 4)

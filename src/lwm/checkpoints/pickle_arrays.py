@@ -221,7 +221,7 @@ def _look_through(data: bytes) -> None:
     for instruction, argument, _ in pickletools.genops(data):
         if instruction.name not in _INSTRUCTIONS:
             raise _Refused(f"it holds the instruction {instruction.name}")
-        if "PUT" in instruction.name and int(argument) > _MAX_MEMO:
+        if "PUT" in instruction.name and int(argument or 0) > _MAX_MEMO:
             raise _Refused("it numbers its values absurdly")
 
 

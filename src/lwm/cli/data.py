@@ -35,15 +35,9 @@ def inspect(arguments: Sequence[str]) -> None:
         )
     name, *settings = arguments
     shown, rest = tyro.cli(_Shown, args=settings, return_unknown_args=True, add_help=False)
-    from lwm.recipes.inspection import inspect_rows
-    from lwm.recipes.run import Run
-
     run = configure(name, rest, "data inspect")
-    if not isinstance(run, Run):
-        raise ConfigError(
-            f"the recipe {name!r} learns from pictures, which have no rows of tokens; look at the "
-            "files of --data.path"
-        )
+    from lwm.recipes.inspection import inspect_rows
+
     for line in inspect_rows(run, shown.rows):
         print(line)
 

@@ -24,7 +24,7 @@ def train(arguments: Sequence[str]) -> None:
     Args:
         arguments: what follows `lwm train`: a recipe's name and its settings, or --list.
     """
-    from lwm.recipes.catalogue import RECIPES, summaries
+    from lwm.recipes.catalogue import PICTURE_RECIPES, RECIPES, summaries
 
     if "--list" in arguments or not arguments or arguments[0] in ("-h", "--help"):
         table = Table("recipe", "what it is")
@@ -37,19 +37,17 @@ def train(arguments: Sequence[str]) -> None:
     if name.startswith("-"):
         raise ConfigError(
             f"the recipe must come first, but got {name!r}; write 'lwm train RECIPE {name} ...' "
-            f"with one of {', '.join(RECIPES)}"
+            f"with one of {', '.join([*RECIPES, *PICTURE_RECIPES])}"
         )
-    run = configure(name, settings)
-    from lwm.recipes.run import Run
-
-    if isinstance(run, Run):
-        from lwm.recipes.assemble import start
-
-        print(start(run))
-    else:
+    if name in PICTURE_RECIPES:
         from lwm.recipes.assemble_pictures import start_pictures
 
-        print(start_pictures(run))
+        print(start_pictures(_configure_pictures(name, settings)))
+        return
+    run = configure(name, settings)
+    from lwm.recipes.assemble import start
+
+    print(start(run))
 
 
 def train_help() -> None:
@@ -57,7 +55,7 @@ def train_help() -> None:
     train(["--help"])
 
 
-def configure(name: str, settings: Sequence[str], verb: str = "train") -> "Run | PictureRun":
+def configure(name: str, settings: Sequence[str], verb: str = "train") -> "Run":
     """The run of a recipe with its settings changed.
 
     A size that is named replaces the recipe's own model, but for what it sees, and a path the data
@@ -71,11 +69,9 @@ def configure(name: str, settings: Sequence[str], verb: str = "train") -> "Run |
     from lwm.recipes.catalogue import RECIPES, recipe
     from lwm.recipes.run import Run
 
-    default = recipe(name)
-    if isinstance(default, Run):
-        default = _with_room(default, settings)
+    default = _with_room(recipe(name), settings)
     return tyro.cli(
-        type(default),
+        Run,
         default=default,
         args=list(settings),
         prog=f"lwm {verb} {name}",
@@ -104,3 +100,16 @@ def _with_room(default: "Run", settings: Sequence[str]) -> "Run":
         mixture = default.data.mixture | new
         default = replace(default, data=replace(default.data, path="", mixture=mixture))
     return default
+
+
+def _configure_pictures(name: str, settings: Sequence[str]) -> "PictureRun":
+    from lwm.recipes.catalogue import PICTURE_RECIPES, picture_recipe
+    from lwm.recipes.picture_run import PictureRun
+
+    return tyro.cli(
+        PictureRun,
+        default=picture_recipe(name),
+        args=list(settings),
+        prog=f"lwm train {name}",
+        description=PICTURE_RECIPES[name].__doc__,
+    )

@@ -202,5 +202,5 @@ def whole(
         rest = batch_size - len(part)
         yield {
             "pixels": np.concatenate([part, np.zeros((rest, *part.shape[1:]), np.float32)]),
-            "weights": np.repeat(np.float32([1, 0]), [len(part), rest]),
+            "weights": np.repeat(np.array([1, 0], np.float32), [len(part), rest]),
         }

@@ -18,6 +18,8 @@ from lwm.vision.vqgan import VQGAN, VQGANConfig, decode, encode
 
 BATCH_PIXELS = 1 << 20
 """Pixels of a batch; 16 pictures of 256 x 256. Bounds activations, not what may be asked for."""
+CPU_BATCH_PIXELS = 1 << 15
+"""The same on a CPU, where activations that outgrow its cache cost more than batches gain."""
 
 
 class Codec:
@@ -100,7 +102,9 @@ class Codec:
     ) -> np.ndarray:
         out = np.empty((len(x), *shape), dtype)
         places = x.shape[1] * x.shape[2] * (self.config.downsampling // step) ** 2
-        most = 1 << max(0, (BATCH_PIXELS // places).bit_length() - 1)
+        cpu = jax.devices()[0].platform == "cpu"
+        bound = CPU_BATCH_PIXELS if cpu else BATCH_PIXELS
+        most = 1 << max(0, (bound // places).bit_length() - 1)
         for start in range(0, len(x), most):
             part = x[start : start + most]
             # Powers of two alone, so that few programs are compiled.

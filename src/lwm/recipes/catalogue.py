@@ -9,12 +9,10 @@ from lwm.recipes import pictures, small, text, vision
 from lwm.recipes.picture_run import PictureRun
 from lwm.recipes.run import Run, nearest
 
-RECIPES: dict[str, Callable[[], Run | PictureRun]] = {
+RECIPES: dict[str, Callable[[], Run]] = {
     "debug": small.debug,
     "book": small.book,
     "chat": small.chat,
-    "vqgan": pictures.vqgan,
-    "vqgan-256": pictures.vqgan_256,
     "text-32k": text.text_32k,
     "text-128k": text.text_128k,
     "text-256k": text.text_256k,
@@ -28,30 +26,38 @@ RECIPES: dict[str, Callable[[], Run | PictureRun]] = {
     "vision-1m": vision.vision_1m,
 }
 
+PICTURE_RECIPES: dict[str, Callable[[], PictureRun]] = {
+    "vqgan": pictures.vqgan,
+    "vqgan-256": pictures.vqgan_256,
+}
+"""Those that learn from pictures alone, and give a VQGAN."""
 
-def recipe(name: str) -> Run | PictureRun:
+
+def picture_recipe(name: str) -> PictureRun:
+    """The run of one of `PICTURE_RECIPES`."""
+    return replace(PICTURE_RECIPES[name](), out=Path("runs") / name)
+
+
+def recipe(name: str) -> Run:
     """The run that a name stands for.
 
     Raises:
-        ConfigError: no recipe has this name; names the nearest.
+        ConfigError: no recipe has this name, with the nearest, or it learns from pictures.
     """
+    if name in PICTURE_RECIPES:
+        raise ConfigError(
+            f"the recipe {name!r} learns from pictures, which have no rows of tokens; name one of "
+            f"{', '.join(RECIPES)}"
+        )
     if name not in RECIPES:
-        raise ConfigError(f"there is no recipe {name!r}; {nearest(name, list(RECIPES))}")
+        known = [*RECIPES, *PICTURE_RECIPES]
+        raise ConfigError(f"there is no recipe {name!r}; {nearest(name, known)}")
     return replace(RECIPES[name](), out=Path("runs") / name)
-
-
-def token_recipe(name: str) -> Run:
-    """The run of a recipe that trains on tokens, text or codes.
-
-    Raises:
-        ConfigError: no recipe has this name, or it trains on pictures.
-    """
-    found = recipe(name)
-    if not isinstance(found, Run):
-        raise ConfigError(f"the recipe {name!r} trains on pictures, not on rows of tokens")
-    return found
 
 
 def summaries() -> dict[str, str]:
     """One line about each recipe."""
-    return {name: (make.__doc__ or "").splitlines()[0] for name, make in RECIPES.items()}
+    return {
+        name: (make.__doc__ or "").splitlines()[0]
+        for name, make in (RECIPES | PICTURE_RECIPES).items()
+    }

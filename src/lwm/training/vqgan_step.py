@@ -139,7 +139,7 @@ class PicturePlan:
     def first_state(self, weights: VQGAN | None = None) -> PictureState:
         """The state before the first step, with random weights unless some are given."""
 
-        def begin(weights: VQGAN) -> PictureState:
+        def begin(weights: Any) -> PictureState:
             usage = unused(self.config.codebook_size, self.config.code_channels)
             if not random:  # entries that have learnt something count as living
                 counts = jnp.ones_like(usage.counts)
@@ -193,8 +193,9 @@ class PicturePlan:
         flat = told["latents"].reshape(-1, self.config.code_channels)
         norm = optax.tree.norm(gradient)
         finite = jnp.isfinite(loss) & jnp.isfinite(norm)
-        change, memory = optimizer.update(gradient, state.optimizer, state.weights)
-        weights: Any = optax.apply_updates(state.weights, change)
+        before: Any = state.weights
+        change, memory = optimizer.update(gradient, state.optimizer, before)
+        weights: Any = optax.apply_updates(before, change)
         usage, counts = counted(state.usage, flat, told["codes"].ravel(), self.codebook.decay)
         codebook = weights.codebook
         if self.codebook.learning == "average":
