@@ -130,7 +130,7 @@ def write_video(
         write(partial, _alike(itertools.chain([first], rest), first.shape), fps)
 
 
-def _require_rate(fps: float, fastest: float, extension: str) -> None:
+def _require_rate(fps: float, fastest: int, extension: str) -> None:
     if not (math.isfinite(fps) and 0.01 <= fps <= fastest):
         raise InputError(f"fps is {fps}; {extension} takes from 0.01 to {fastest} frames a second")
 
