@@ -2,6 +2,7 @@
 
 import json
 import sys
+import threading
 from io import StringIO
 from pathlib import Path
 
@@ -22,6 +23,8 @@ def run(
 ) -> Run:
     """Runs `lwm` in this process, with standard input if given."""
     monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", str(tmp_path / "unused"))
+    for module, hook in ((sys, "unraisablehook"), (threading, "excepthook")):
+        monkeypatch.setattr(module, hook, getattr(module, hook))  # put back after the test
 
     def command(*arguments: object, stdin: str = "") -> Ran:
         monkeypatch.setattr(sys, "argv", ["lwm", *map(str, arguments)])

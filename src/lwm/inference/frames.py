@@ -150,14 +150,15 @@ def require_context(wanted: FramesWanted, config: LlamaConfig) -> None:
         InputError: the model does not see.
     """
     vision = vision_of(config)
-    prompt, drawn = wanted.positions(vision)
-    limit = config.max_sequence_length
-    if prompt + drawn > limit:
-        most = max(0, (limit - prompt + 1) // vision.tokens_per_frame)
+    behind, drawn = wanted.positions(vision)
+    limit, size = config.max_sequence_length, vision.tokens_per_frame
+    if behind + drawn > limit:
+        earlier = 0 if wanted.before is None else wanted.before.shape[1]
+        prompt = behind - earlier * size
         raise CapacityError(
-            f"{wanted.frames} frames of {vision.tokens_per_frame} tokens behind a prompt of "
-            f"{prompt:,} make {prompt + drawn:,} and the model's context is {limit:,}; ask for at "
-            f"most {most} or take a model of longer context"
+            f"{earlier + wanted.frames} frames of {size} tokens behind a prompt of {prompt:,} make "
+            f"{behind + drawn:,} and the model's context is {limit:,}; ask for at most "
+            f"{max(0, (limit - prompt + 1) // size)} or take a model of longer context"
         )
 
 

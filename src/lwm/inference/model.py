@@ -6,7 +6,7 @@ could hold.
 
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing
 from typing import Any, Literal, NamedTuple, overload
 
 import numpy as np
@@ -378,7 +378,7 @@ class Model:
         figures.prefill_seconds = time.perf_counter() - started
         figures.reused = engine.scheduler.reused - reused
         started = time.perf_counter()
-        with _closing(events):
+        with closing(events):  # also when the reader of the answer stops early
             event = first
             while True:
                 if event.token is not None:
@@ -396,12 +396,3 @@ def _require_ids(ids: np.ndarray, count: int, what: str) -> None:
         raise InputError(
             f"{what} run from {ids.min()} to {ids.max()}; the vocabulary has ids 0 to {count - 1}"
         )
-
-
-@contextmanager
-def _closing(events: Any) -> Iterator[None]:
-    """Ends the request also when the reader of its answer stops early."""
-    try:
-        yield
-    finally:
-        events.close()

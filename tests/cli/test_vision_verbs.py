@@ -1,0 +1,116 @@
+"""Drawing and seeing from the command line, with a random model and a random VQGAN."""
+
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from commands import Run
+
+from lwm.checkpoints.vqgan_files import write_vqgan
+from lwm.core.params import initialize
+from lwm.vision.images import read_image, write_image
+from lwm.vision.videos import read_video, write_video
+from lwm.vision.vqgan import VQGANConfig, vqgan_params
+
+CODES, SIZE = 16, 8
+GENERATE = ("--top-k", 5, "--prompt", "a cat")
+
+
+def make_vqgan(directory: Path, codes: int = CODES) -> Path:
+    config = VQGANConfig(
+        image_size=SIZE, hidden_channels=4, channel_multipliers=(1, 1, 1), residual_blocks=1,
+        latent_channels=4, codebook_size=codes, code_channels=4, norm_groups=2,
+    )  # fmt: skip
+    weights = initialize(vqgan_params(config), jax.random.key(0), jnp.float32)
+    write_vqgan(directory, config, jax.device_get(weights))
+    return directory
+
+
+@pytest.fixture(scope="module")
+def vqgan(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_vqgan(tmp_path_factory.mktemp("codec") / "vqgan")
+
+
+@pytest.fixture
+def seeing(run: Run, tiny: Path, vqgan: Path, tmp_path: Path) -> Path:
+    """The tiny text model with a vision table and the VQGAN beside it."""
+    done = run("convert", tiny, tmp_path / "seeing", "--add-vision", "--vqgan", vqgan)
+    assert done.code == 0, done.err
+    return tmp_path / "seeing"
+
+
+def test_images_are_drawn_numbered_and_previewed(run: Run, seeing: Path, tmp_path: Path) -> None:
+    out, preview = tmp_path / "cat.png", tmp_path / "preview"
+    done = run(
+        "generate", "image", seeing, *GENERATE, "--out", out, "--count", 2, "--preview", preview
+    )
+    assert done.code == 0, done.err
+    paths = [tmp_path / "cat-1.png", tmp_path / "cat-2.png"]
+    assert done.out.split() == [str(path) for path in paths]
+    drawn = [read_image(path, None) for path in paths]
+    assert drawn[0].shape == (SIZE, SIZE, 3)
+    assert not np.array_equal(*drawn)
+    assert sorted(path.name for path in preview.iterdir()) == ["1-0001.png", "2-0001.png"]
+    np.testing.assert_array_equal(read_image(preview / "2-0001.png", None), drawn[1])
+
+
+def test_a_video_goes_on_from_a_picture_or_a_video(run: Run, seeing: Path, tmp_path: Path) -> None:
+    write_image(tmp_path / "first.png", np.full((SIZE, SIZE, 3), 90, np.uint8))
+    out = tmp_path / "cat.gif"
+    settings = (*GENERATE, "--out", out, "--fps", 5)
+    first = run(
+        "generate", "video", seeing, *settings, "--frames", 3, "--first-frame",
+        tmp_path / "first.png",
+    )  # fmt: skip
+    assert first.code == 0, first.err
+    before = read_video(out, SIZE)
+    assert len(before) == 3
+    gif = tmp_path / "before.gif"
+    write_video(gif, before, fps=5.0)
+    more = run("generate", "video", seeing, *settings, "--frames", 4, "--continue", gif)
+    assert more.code == 0, more.err
+    assert len(read_video(out, SIZE)) == 4
+
+
+def test_pictures_and_videos_are_talked_about_in_order(
+    run: Run, seeing: Path, tmp_path: Path
+) -> None:
+    write_image(tmp_path / "a.png", np.full((SIZE, SIZE, 3), 90, np.uint8))
+    write_video(tmp_path / "b.mp4", np.zeros((3, SIZE, SIZE, 3), np.uint8), fps=4.0)
+    how = ("--prompt", "what?", "--max-tokens", 3)
+    shown = ("--image", tmp_path / "a.png", "--video", tmp_path / "b.mp4")
+    asked = [run("chat", seeing, *how, *order) for order in (shown, shown[2:] + shown[:2], ())]
+    assert [done.code for done in asked] == [0, 0, 0], [done.err for done in asked]
+    counts = [done.err.split("prompt ")[1].split(" tokens")[0] for done in asked]
+    assert counts[0] == counts[1]
+    assert int(counts[0]) > int(counts[2]) + 4 * 5  # four frames of four codes and an end
+
+
+def test_what_cannot_be_drawn_or_seen_is_refused(
+    run: Run, seeing: Path, tiny: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "no.png").write_text("no picture", encoding="utf-8")
+    other = make_vqgan(tmp_path / "other", codes=32)
+    out = tmp_path / "out.png"
+    image = ("generate", "image", seeing, *GENERATE)
+    video = ("generate", "video", seeing, *GENERATE)
+    for words, command in (
+        ("text model", ("generate", "image", tiny, *GENERATE, "--out", out)),
+        ("text model", ("chat", tiny, "--prompt", "what?", "--image", tmp_path / "no.png")),
+        ("no.png", ("chat", seeing, "--prompt", "what?", "--image", tmp_path / "no.png")),
+        ("32 codes.*16", (*image, "--out", out, "--vqgan", other)),
+        ("'.mp4'", (*image, "--out", "out.mp4")),
+        ("'.png'", (*video, "--out", out)),
+        ("--count is 0", (*image, "--out", out, "--count", 0)),
+        ("100 frames.*at most", (*video, "--out", "out.mp4", "--frames", 100)),
+        ("give one of them", (*video, "--first-frame", "a.png", "--continue", "b.mp4")),
+        ("prompt is empty", ("generate", "image", seeing, "--prompt", " ")),
+    ):
+        done = run(*command)
+        assert done.code == 2, (words, done.out, done.err)
+        assert "Traceback" not in done.err
+        last = done.err.strip().splitlines()[-1]
+        assert all(part in last for part in words.split(".*")), (words, last)
+    assert not out.exists()
