@@ -61,9 +61,7 @@ def tokenize(
         raise ConfigError(f"--workers {workers} goes with --engine ray; add that or leave it out")
     sampling = Sampling(max_frames=max_frames, fps=fps, batch_size=batch_size)
     require_destination(out, tokenizer)
-    on_ray = (
-        encode_on_ray(vqgan, vqgan_config, sampling, workers) if engine == "ray" else None
-    )
+    on_ray = encode_on_ray(vqgan, vqgan_config, sampling, workers) if engine == "ray" else None
     words = None if tokenizer is None else read_tokenizer(tokenizer)
     found = captioned_files(paths, captions, uncaptioned)
     codec = load_vqgan(vqgan, config=vqgan_config)

@@ -93,10 +93,12 @@ def captioned_files(
         kept.append(CaptionedFile(path=file.path, source=file.source, captions=captions))
     if not kept:
         if faults:
-            raise InputError(f"none of {len(files)} files has a caption that can be read: {faults[0]}")
+            raise InputError(
+                f"none of {len(files)} files has a caption that can be read: {faults[0]}"
+            )
         raise InputError(
-            f"none of {len(files)} files has a caption, {bare[0]} for one; put a .txt beside each, "
-            "give a manifest with --captions, or keep them with --uncaptioned keep"
+            f"none of {len(files)} files has a caption, {bare[0]} for one; put a .txt beside "
+            "each, give a manifest with --captions, or keep them with --uncaptioned keep"
         )
     return Found(files=tuple(kept), uncaptioned=tuple(bare), faults=tuple(faults))
 
@@ -105,8 +107,10 @@ def find_pictures(paths: Sequence[Path]) -> Iterator[CaptionedFile]:
     """Images and videos, each once, without captions.
 
     Raises:
-        InputError: a path is missing, or a folder holds none.
+        InputError: there is no path, one is missing, or a folder holds none.
     """
+    if not paths:
+        raise InputError("there is nothing to look at; name a folder of images and videos")
     seen: set[Path] = set()
     for path in paths:
         if path.is_dir():
@@ -182,7 +186,9 @@ def read_manifest(manifest: Path, files: Sequence[CaptionedFile]) -> dict[Path, 
     if missing:
         line, name = missing[0]
         further = ", ".join(str(line) for line, _ in missing[1:6])
-        more = f" (nor are those of line {further}{', ...' * (len(missing) > 6)})" if further else ""
+        more = (
+            f" (nor are those of line {further}{', ...' * (len(missing) > 6)})" if further else ""
+        )
         raise InputError(
             f"{manifest}, line {line}: {name!r} is not among the images and videos that are "
             f"given{more}; correct the name or take the line out"
@@ -202,7 +208,11 @@ def _entries(manifest: Path) -> Iterator[tuple[int, str, str]]:
                 raise InputError(
                     f"{manifest}, line {line}: a file and a caption are needed, both of them text"
                 )
-            caption.encode()  # half a surrogate pair, which JSON allows, is no character
+            if any("\ud800" <= character <= "\udfff" for character in name + caption):
+                raise InputError(
+                    f"{manifest}, line {line}: half of a surrogate pair, which JSON allows, is no "
+                    "character; write the whole"
+                )
             yield line, name, caption
     except OSError as error:
         raise InputError(
@@ -224,7 +234,7 @@ def _csv_entries(manifest: Path) -> Iterator[tuple[int, object, object]]:
             for row in reader:
                 yield reader.line_num, row["file"], row["caption"]
         except csv.Error as error:
-            raise InputError(f"{manifest}, line {reader.line_num}: {error}") from error
+            raise InputError(f"{manifest}, line {reader.line_num + 1}: {error}") from error
 
 
 def _json_entries(manifest: Path) -> Iterator[tuple[int, object, object]]:

@@ -1,5 +1,5 @@
-"""What is said round pictures and videos, in training and when a model is asked: one place, so that
-a model is asked in the very words it was taught by.
+"""What is said round pictures and videos, in training and when a model is asked: one place, so
+that a model is asked in the very words it was taught by.
 
 A captioned picture makes one line of training data that teaches either way: the picture from the
 caption, or the caption from the picture. Knows texts and codes as numbers; knows no tokenizer, no
@@ -38,8 +38,8 @@ def description_request(kind: str) -> str:
 
 
 def question_texts(question: str) -> tuple[str, str]:
-    """What stands before and behind a picture that the user asks something about, as the original's
-    chat template writes a message of the picture and then the question."""
+    """What stands before and behind a picture that the user asks something about, as the
+    original's chat template writes a message of the picture and then the question."""
     return f"{SYSTEM} USER: ", f"\n{question} ASSISTANT:"
 
 

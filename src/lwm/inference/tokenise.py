@@ -277,7 +277,7 @@ class Journal:
             os.fsync(file.fileno())
 
     def outcomes(self) -> Iterator[Outcome]:
-        """What became of each file, in order; read anew each time, for it may not fit in memory."""
+        """What became of each file, in order; read anew each time, as it may exceed memory."""
         with self._file.open("rb") as file:
             next(file)
             for line in file:

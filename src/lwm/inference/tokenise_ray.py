@@ -88,7 +88,8 @@ def encode_on_ray(
         except ray.exceptions.RayError as error:
             reason = " ".join(str(error).split())[-300:]
             raise InputError(
-                f"a worker of Ray failed ({reason}); mend that and call again, what is done is kept"
+                f"a worker of Ray failed ({reason}); mend that and call again, what is done is "
+                "kept"
             ) from error
 
     return encode
