@@ -352,6 +352,7 @@ ENGINES = ["here", *(["ray"] if importlib.util.find_spec("ray") else [])]
 """Ray is an extra; where it is installed it is held to the same results."""
 
 
+@pytest.mark.filterwarnings("ignore")  # Ray warns of itself
 @pytest.mark.parametrize("engine", ENGINES)
 def test_engines_give_the_same(
     engine: str, files: Any, vqgan: Path, codec: Codec, whole: Path, tmp_path: Path

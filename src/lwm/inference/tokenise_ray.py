@@ -55,8 +55,9 @@ def encode_on_ray(
     def encode(groups: Sequence[Group]) -> Iterator[list[Outcome]]:
         if not groups:
             return
-        if not ray.is_initialized():
-            ray.init(log_to_driver=False)
+        started = not ray.is_initialized()
+        if started:
+            ray.init(log_to_driver=False, logging_level="warning")
         gpus = int(ray.cluster_resources().get("GPU", 0))
         machines = sum(node["Alive"] for node in ray.nodes())
         context = ray.data.DataContext.get_current()
@@ -91,5 +92,8 @@ def encode_on_ray(
                 f"a worker of Ray failed ({reason}); mend that and call again, what is done is "
                 "kept"
             ) from error
+        finally:
+            if started:
+                ray.shutdown()
 
     return encode
