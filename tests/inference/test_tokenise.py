@@ -25,7 +25,7 @@ from lwm.inference.tokenise import (
     Engine,
     Group,
     Outcome,
-    Sampling,
+    FrameSettings,
     Summary,
     encode_group,
     encode_here,
@@ -51,7 +51,7 @@ WORLD = LlamaConfig(
     vocab_size=300, hidden_size=32, intermediate_size=48, num_layers=1, num_heads=2,
     num_kv_heads=2, head_dim=16, max_sequence_length=1024, vision=VISION,
 )  # fmt: skip
-ALL = Sampling(fps=None, batch_size=4)
+ALL = FrameSettings(fps=None, batch_size=4)
 
 
 @pytest.fixture(scope="module")
@@ -112,7 +112,7 @@ def whole(files: Any, codec: Codec, tmp_path_factory: pytest.TempPathFactory) ->
     assert (summary.files, summary.frames, summary.examples) == (12, 22, 10)
     first, second = summary.faults
     assert "3x.mp4" in first
-    assert "4x.jpg cannot be read" in second or "4x.jpg" in second
+    assert "4x.jpg" in second
     return out
 
 
@@ -277,14 +277,14 @@ def test_what_is_kept_of_another_run_is_refused(files: Any, codec: Codec, tmp_pa
 
 
 def test_groups_follow_from_names_alone() -> None:
-    def sizes(sampling: Sampling, *names: str) -> list[int]:
+    def sizes(settings: FrameSettings, *names: str) -> list[int]:
         files = [CaptionedFile(path=Path(name), source=name) for name in names]
-        return [len(group) for group in groups_of(files, sampling)]
+        return [len(group) for group in groups_of(files, settings)]
 
-    batch = Sampling(batch_size=3)
+    batch = FrameSettings(batch_size=3)
     assert sizes(batch, *["a.png"] * 7) == [3, 3, 1]
     assert sizes(batch, "a.png", "b.mp4", "c.png", "d.png") == [2, 2]
-    assert sizes(Sampling(batch_size=4, max_frames=2), *["a.mp4"] * 5) == [2, 2, 1]
+    assert sizes(FrameSettings(batch_size=4, max_frames=2), *["a.mp4"] * 5) == [2, 2, 1]
     assert sizes(batch) == []
 
 
@@ -300,7 +300,7 @@ def test_frames_of_several_files_share_batches(
 
     monkeypatch.setattr(codec, "encode", counted)
     paths = [file.path for file in files]
-    outcomes = encode_group(codec, paths, Sampling(fps=None, max_frames=5, batch_size=4))
+    outcomes = encode_group(codec, paths, FrameSettings(fps=None, max_frames=5, batch_size=4))
     assert set(batches[:-1]) == {4}
     assert [len(outcome.codes) for outcome in outcomes] == [1, 1, 1, 5, 1, 0, 1, 0, 1, 5, 1, 1]
 
@@ -329,9 +329,9 @@ def test_nothing_that_can_be_read_leaves_nothing(files: Any, codec: Codec, tmp_p
 
 def test_settings_out_of_range(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="batch_size is 0"):
-        Sampling(batch_size=0)
+        FrameSettings(batch_size=0)
     with pytest.raises(InputError, match="max_frames is 0"):
-        Sampling(max_frames=0)
+        FrameSettings(max_frames=0)
     with pytest.raises(InputError, match=r"must end in .jsonl, .jsonl.gz or .array_record"):
         require_destination(tmp_path / "a.json", None)
     with pytest.raises(InputError, match="gone does not exist"):

@@ -54,28 +54,29 @@ def tokenize(
     from lwm.data.captions import captioned_files
     from lwm.data.tokenizer import read_tokenizer
     from lwm.inference.codec import load_vqgan
-    from lwm.inference.tokenise import Sampling, encode_here, require_destination, tokenise
+    from lwm.inference.tokenise import FrameSettings, encode_here, require_destination, tokenise
     from lwm.inference.tokenise_ray import encode_on_ray
 
     if engine == "local" and workers is not None:
         raise ConfigError(f"--workers {workers} goes with --engine ray; add that or leave it out")
-    sampling = Sampling(max_frames=max_frames, fps=fps, batch_size=batch_size)
+    settings = FrameSettings(max_frames=max_frames, fps=fps, batch_size=batch_size)
     require_destination(out, tokenizer)
-    on_ray = encode_on_ray(vqgan, vqgan_config, sampling, workers) if engine == "ray" else None
+    on_ray = encode_on_ray(vqgan, vqgan_config, settings, workers) if engine == "ray" else None
     words = None if tokenizer is None else read_tokenizer(tokenizer)
     found = captioned_files(paths, captions, uncaptioned)
     codec = load_vqgan(vqgan, config=vqgan_config)
-    compute = on_ray or encode_here(codec, sampling)
-    summary = tokenise(found.files, codec, out, sampling, compute, words)
+    compute = on_ray or encode_here(codec, settings)
+    summary = tokenise(found.files, codec, out, settings, compute, words)
     faults = [*found.faults, *summary.faults]
+    total = len(found.files) + len(found.faults) + len(found.uncaptioned)
     for fault in faults:
         say(fault)
     if faults:
-        say(f"{len(faults)} files cannot be read and were left out; the reasons stand above")
+        say(f"{len(faults)} of {total} files cannot be read and were left out, as told above")
     if found.uncaptioned:
         say(
-            f"{len(found.uncaptioned)} files without a caption were left out, "
-            f"{found.uncaptioned[0]} for one; --uncaptioned keep keeps them"
+            f"{len(found.uncaptioned)} of {total} files have no caption and were left out, "
+            f"{found.uncaptioned[0]} for one; --uncaptioned keep keeps such files"
         )
     say(
         f"({summary.examples:,} captioned pictures, {summary.frames:,} frames of "

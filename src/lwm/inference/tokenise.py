@@ -45,7 +45,7 @@ _READERS = min(4, os.cpu_count() or 1)  # a large image takes half a GB while it
 
 
 @dataclass(frozen=True, kw_only=True)
-class Sampling:
+class FrameSettings:
     """How files become frames, and frames codes.
 
     Args:
@@ -90,7 +90,7 @@ class Summary(NamedTuple):
     faults: tuple[str, ...]
 
 
-def groups_of(files: Sequence[CaptionedFile], sampling: Sampling) -> list[Group]:
+def groups_of(files: Sequence[CaptionedFile], settings: FrameSettings) -> list[Group]:
     """Cuts files into groups of about a batch of frames, as far as can be told without opening
     them; a video that may have any number of frames fills one."""
     groups: list[Group] = []
@@ -98,14 +98,14 @@ def groups_of(files: Sequence[CaptionedFile], sampling: Sampling) -> list[Group]
     frames = 0
     for file in files:
         group.append(file)
-        frames += (sampling.max_frames or sampling.batch_size) if file.moving else 1
-        if frames >= sampling.batch_size:
+        frames += (settings.max_frames or settings.batch_size) if file.moving else 1
+        if frames >= settings.batch_size:
             groups.append(tuple(group))
             group, frames = [], 0
     return [*groups, tuple(group)] if group else groups
 
 
-def encode_group(codec: Codec, paths: Sequence[Path], sampling: Sampling) -> list[Outcome]:
+def encode_group(codec: Codec, paths: Sequence[Path], settings: FrameSettings) -> list[Outcome]:
     """Codes of some files, their frames batched together. A file that cannot be read to its end
     costs itself alone."""
     codes: list[list[list[int]]] = [[] for _ in paths]
@@ -115,7 +115,7 @@ def encode_group(codec: Codec, paths: Sequence[Path], sampling: Sampling) -> lis
     def encode() -> None:
         if pending:
             pixels = to_unit(np.stack([frame for _, frame in pending]))
-            found = codec.encode(pixels, batch=sampling.batch_size).reshape(len(pending), -1)
+            found = codec.encode(pixels, batch=settings.batch_size).reshape(len(pending), -1)
             for (number, _), row in zip(pending, found.tolist(), strict=True):
                 codes[number].append(row)
             pending.clear()
@@ -130,11 +130,11 @@ def encode_group(codec: Codec, paths: Sequence[Path], sampling: Sampling) -> lis
                     frames: Iterable[np.ndarray] = [still]
                 else:
                     frames = iterate_frames(
-                        path, size, max_frames=sampling.max_frames, fps=sampling.fps
+                        path, size, max_frames=settings.max_frames, fps=settings.fps
                     )
                 for frame in frames:
                     pending.append((number, frame))
-                    if len(pending) == sampling.batch_size:
+                    if len(pending) == settings.batch_size:
                         encode()
             except InputError as error:
                 faults[number] = str(error)
@@ -152,12 +152,12 @@ def _still(path: Path, size: int) -> UInt8[np.ndarray, "size size 3"] | None:
     return read_image(path, size)
 
 
-def encode_here(codec: Codec, sampling: Sampling) -> Engine:
+def encode_here(codec: Codec, settings: FrameSettings) -> Engine:
     """An engine that computes one group after another in this process."""
 
     def encode(groups: Sequence[Group]) -> Iterator[list[Outcome]]:
         for group in groups:
-            yield encode_group(codec, [file.path for file in group], sampling)
+            yield encode_group(codec, [file.path for file in group], settings)
 
     return encode
 
@@ -193,7 +193,7 @@ def tokenise(
     files: Sequence[CaptionedFile],
     codec: Codec,
     destination: Path,
-    sampling: Sampling,
+    settings: FrameSettings,
     engine: Engine,
     tokenizer: Tokenizer | None = None,
 ) -> Summary:
@@ -209,8 +209,8 @@ def tokenise(
         InputError: what was kept is of another run, no file can be read, or the destination cannot
             be written.
     """
-    groups = groups_of(files, sampling)
-    kept = Journal(journal_file(destination), _fingerprint(files, codec, sampling))
+    groups = groups_of(files, settings)
+    kept = Journal(journal_file(destination), _fingerprint(files, codec, settings))
     done = kept.open()
     with progress("tokenising", len(files)) as advance:
         advance(sum(len(group) for group in groups[:done]))
@@ -291,9 +291,9 @@ class Journal:
         return json.dumps({"run": self._fingerprint}).encode() + b"\n"
 
 
-def _fingerprint(files: Sequence[CaptionedFile], codec: Codec, sampling: Sampling) -> str:
+def _fingerprint(files: Sequence[CaptionedFile], codec: Codec, settings: FrameSettings) -> str:
     """Tells runs apart whose codes may differ: captions do not matter, contents of files do."""
-    found = hashlib.sha256(repr((codec.fingerprint, sampling)).encode())
+    found = hashlib.sha256(repr((codec.fingerprint, settings)).encode())
     for file in files:
         about = file.path.stat()
         found.update(repr((file.source, about.st_size, about.st_mtime_ns)).encode())

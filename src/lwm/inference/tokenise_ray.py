@@ -13,25 +13,25 @@ from typing import Any
 
 from lwm.core.errors import ConfigError, InputError
 from lwm.inference.codec import load_vqgan
-from lwm.inference.tokenise import Engine, Group, Outcome, Sampling, encode_group
+from lwm.inference.tokenise import Engine, Group, Outcome, FrameSettings, encode_group
 
 
 class _Worker:
     """Lives in a process of Ray."""
 
-    def __init__(self, vqgan: str, config: str | None, sampling: Sampling) -> None:
+    def __init__(self, vqgan: str, config: str | None, settings: FrameSettings) -> None:
         self._codec = load_vqgan(vqgan, config=config)
-        self._sampling = sampling
+        self._settings = settings
 
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
         paths = [Path(path) for path in json.loads(row["paths"])]
-        outcomes = encode_group(self._codec, paths, self._sampling)
+        outcomes = encode_group(self._codec, paths, self._settings)
         # As one text: Ray's tables have no lists of lists of lists.
         return {"group": row["group"], "outcomes": json.dumps(outcomes)}
 
 
 def encode_on_ray(
-    vqgan: Path, config: Path | None, sampling: Sampling, workers: int | None = None
+    vqgan: Path, config: Path | None, settings: FrameSettings, workers: int | None = None
 ) -> Engine:
     """An engine of Ray workers: those of the cluster that RAY_ADDRESS names, or of this machine.
 
@@ -72,7 +72,7 @@ def encode_on_ray(
             fn_constructor_args=(
                 str(vqgan.absolute()),
                 None if config is None else str(config.absolute()),
-                sampling,
+                settings,
             ),
             concurrency=min(workers or gpus or machines, len(rows)),
             num_gpus=1 if gpus else 0,
