@@ -23,9 +23,9 @@ from lwm.data.vision_texts import description_request
 from lwm.inference.codec import Codec, load_vqgan
 from lwm.inference.tokenise import (
     Engine,
+    FrameSettings,
     Group,
     Outcome,
-    FrameSettings,
     Summary,
     encode_group,
     encode_here,

@@ -13,7 +13,7 @@ from typing import Any
 
 from lwm.core.errors import ConfigError, InputError
 from lwm.inference.codec import load_vqgan
-from lwm.inference.tokenise import Engine, Group, Outcome, FrameSettings, encode_group
+from lwm.inference.tokenise import Engine, FrameSettings, Group, Outcome, encode_group
 
 
 class _Worker:
