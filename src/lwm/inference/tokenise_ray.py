@@ -74,7 +74,7 @@ def encode_on_ray(
                 None if config is None else str(config.absolute()),
                 settings,
             ),
-            concurrency=min(workers or gpus or machines, len(rows)),
+            compute=ray.data.ActorPoolStrategy(size=min(workers or gpus or machines, len(rows))),
             num_gpus=1 if gpus else 0,
             num_cpus=1,
         )
@@ -87,7 +87,7 @@ def encode_on_ray(
                     yield early.pop(following)
                     following += 1
         except ray.exceptions.RayError as error:
-            reason = " ".join(str(error).split())[-300:]
+            reason = str(error).strip().splitlines()[-1]  # above it stands the worker's trace
             raise InputError(
                 f"a worker of Ray failed ({reason}); mend that and call again, what is done is "
                 "kept"
