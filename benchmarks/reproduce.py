@@ -169,7 +169,7 @@ def main() -> None:
         "--data.mixture.draw.fields", "[drawing],vision",
         "--data.mixture.draw.weight", 3,
         "--data.mixture.tell.path", work / "[ci]*.jsonl",
-        "--data.mixture.tell.fields", "[opening+vision+closing],caption",
+        "--data.mixture.tell.fields", "[question+vision+closing],caption",
         "--data.drop-prompt", 0, "--optimizer.weight-decay", 0, "--data.loss-weights", "token",
         *settings,
     )  # fmt: skip

@@ -51,7 +51,7 @@ def test_images_are_drawn_numbered_and_previewed(run: Run, seeing: Path, tmp_pat
     assert done.out.split() == [str(path) for path in paths]
     drawn = [read_image(path, None) for path in paths]
     assert drawn[0].shape == (SIZE, SIZE, 3)
-    assert not np.array_equal(*drawn)
+    assert not np.array_equal(drawn[0], drawn[1])
     assert sorted(path.name for path in preview.iterdir()) == ["1-0001.png", "2-0001.png"]
     np.testing.assert_array_equal(read_image(preview / "2-0001.png", None), drawn[1])
 

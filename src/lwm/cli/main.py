@@ -15,6 +15,7 @@ from lwm.cli.data import inspect, inspect_help, questions
 from lwm.cli.demo import demo
 from lwm.cli.generate import generate_image, generate_text, generate_video
 from lwm.cli.info import info
+from lwm.cli.tokenize import tokenize
 from lwm.cli.train import train, train_help
 from lwm.core.errors import LwmError
 
@@ -51,6 +52,7 @@ def application() -> SubcommandApp:
     app.command(chat)
     app.command(generate, name="generate", help="Generate from a prompt.")
     app.command(name="train", help="Train by a recipe; --list shows them.")(train_help)
+    app.command(tokenize)
     app.command(data, name="data", help="Look at training data and make some.")
     app.command(convert)
     app.command(info)

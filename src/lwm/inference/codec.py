@@ -4,7 +4,8 @@ Places the weights once, cuts any number of pictures into batches of bounded siz
 once for each size of batch. Knows numpy arrays; knows nothing of files of pictures.
 """
 
-from functools import partial
+import hashlib
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -38,11 +39,23 @@ class Codec:
         self._encode = jax.jit(partial(encode, config=config))
         self._decode = jax.jit(partial(decode, config=config))
 
-    def encode(self, pixels: np.ndarray) -> Int[np.ndarray, "pictures rows columns"]:
+    @cached_property
+    def fingerprint(self) -> str:
+        """Tells two VQGANs apart by their sizes and weights."""
+        found = hashlib.sha256(repr(self.config).encode())
+        for leaf in jax.tree.leaves(self._weights):
+            found.update(np.ascontiguousarray(leaf).data)
+        return found.hexdigest()[:16]
+
+    def encode(
+        self, pixels: np.ndarray, *, batch: int | None = None
+    ) -> Int[np.ndarray, "pictures rows columns"]:
         """Codes of pictures, by which `downsampling` pixels of a side become one code.
 
         Args:
             pixels: [pictures, height, width, 3], RGB in [-1, 1].
+            batch: pictures computed at once, rounded down to a power of two; by `BATCH_PIXELS`
+                unless given.
 
         Raises:
             InputError: the array is no batch of pictures in [-1, 1], or its sides cannot be
@@ -69,7 +82,8 @@ class Codec:
                 "[-1, 1]: x / 127.5 - 1 for bytes"
             )
         side = [n // step for n in pixels.shape[1:3]]
-        return self._in_batches(self._encode, pixels.astype(np.float32), step, (*side,), np.int32)
+        pixels = pixels.astype(np.float32)
+        return self._in_batches(self._encode, pixels, step, (*side,), np.int32, batch)
 
     def decode(self, codes: np.ndarray) -> Float[np.ndarray, "pictures height width 3"]:
         """Pictures in [-1, 1] of codes.
@@ -98,13 +112,19 @@ class Codec:
         return self._in_batches(self._decode, codes.astype(np.int32), 1, (*side, 3), np.float32)
 
     def _in_batches(
-        self, work: Any, x: np.ndarray, step: int, shape: tuple[int, ...], dtype: Any
+        self,
+        work: Any,
+        x: np.ndarray,
+        step: int,
+        shape: tuple[int, ...],
+        dtype: Any,
+        batch: int | None = None,
     ) -> np.ndarray:
         out = np.empty((len(x), *shape), dtype)
         places = x.shape[1] * x.shape[2] * (self.config.downsampling // step) ** 2
         cpu = jax.devices()[0].platform == "cpu"
-        bound = CPU_BATCH_PIXELS if cpu else BATCH_PIXELS
-        most = 1 << max(0, (bound // places).bit_length() - 1)
+        bound = (CPU_BATCH_PIXELS if cpu else BATCH_PIXELS) // places
+        most = 1 << max(0, (batch or bound).bit_length() - 1)
         for start in range(0, len(x), most):
             part = x[start : start + most]
             # Powers of two alone, so that few programs are compiled.

@@ -6,7 +6,7 @@ Knows token ids; knows nothing of text, files or HTTP. A server drives `submit`,
 `cancel`; `stream` drives them for one request.
 """
 
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Generator, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -203,7 +203,9 @@ class Engine:
             self._run_chunk(plan.chunk)
         return self._run_decode(plan.feeds) if plan.feeds else []
 
-    def stream(self, request: Request, advance: Advance | None = None) -> Iterator[Token]:
+    def stream(
+        self, request: Request, advance: Advance | None = None
+    ) -> Generator[Token, None, None]:
         """The tokens of one request as they come. Closing the iterator ends the request.
 
         Args:

@@ -156,8 +156,8 @@ def require_context(wanted: FramesWanted, config: LlamaConfig) -> None:
         earlier = 0 if wanted.before is None else wanted.before.shape[1]
         prompt = behind - earlier * size
         raise CapacityError(
-            f"{earlier + wanted.frames} frames of {size} tokens behind a prompt of {prompt:,} make "
-            f"{behind + drawn:,} and the model's context is {limit:,}; ask for at most "
+            f"{earlier + wanted.frames} frames of {size} tokens behind a prompt of {prompt:,} "
+            f"make {behind + drawn:,} and the model's context is {limit:,}; ask for at most "
             f"{max(0, (limit - prompt + 1) // size)} or take a model of longer context"
         )
 

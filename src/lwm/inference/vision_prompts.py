@@ -17,11 +17,11 @@ from jaxtyping import Int
 from lwm.core.errors import InputError
 from lwm.data.templates import Message, render
 from lwm.data.tokenizer import Tokenizer
+from lwm.data.vision_texts import drawing_text
 from lwm.inference.frames import frame_tokens
 from lwm.models.llama import LlamaConfig
 
 OPEN, CLOSE = "<vision>", "</vision>"
-SYSTEM = "You are a helpful assistant."
 
 Part = Mapping[str, Any]
 """Part of a message's content: `{"type": "text", "text": ...}`, or one that shows something."""
@@ -45,7 +45,7 @@ def drawing_prompt(tokenizer: Tokenizer, caption: str, kind: str) -> list[int]:
     """
     if not caption.strip():
         raise InputError("the prompt is empty; say what is to be drawn")
-    return begin(tokenizer, f"{SYSTEM} USER: Generate {kind} of {caption} ASSISTANT:")
+    return begin(tokenizer, drawing_text(caption, kind))
 
 
 def has_vision(messages: Sequence[Message]) -> bool:
@@ -156,4 +156,8 @@ def _with_markers(message: Message, marker: str) -> Any:
 
 
 def _ids(tokenizer: Tokenizer, text: str) -> list[int]:
+    bos = tokenizer.bos
+    if bos and text.startswith(bos) and (first := tokenizer.backend.token_to_id(bos)) is not None:
+        # As in training: some tokenizers put a space before a text, but not behind a token of it.
+        return [first, *_ids(tokenizer, text.removeprefix(bos))]
     return tokenizer.encode(text, specials=False) if text else []

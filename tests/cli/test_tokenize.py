@@ -1,0 +1,169 @@
+"""`lwm tokenize` as a user meets it: a folder to a file that trains, what is told of files that
+cannot be read, a run that was killed, refusals."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from commands import Run
+
+from lwm.checkpoints.vqgan_files import write_vqgan
+from lwm.core import params
+from lwm.vision.images import write_image
+from lwm.vision.videos import write_video
+from lwm.vision.vqgan import VQGANConfig, vqgan_params
+
+SIZES = VQGANConfig(
+    image_size=8, hidden_channels=4, channel_multipliers=(1, 2, 2), residual_blocks=2,
+    latent_channels=4, codebook_size=16, code_channels=3, norm_groups=2,
+)  # fmt: skip
+MODEL = [
+    "--model.vocab-size", 300, "--model.hidden-size", 32, "--model.intermediate-size", 48,
+    "--model.num-layers", 1, "--model.num-heads", 2, "--model.num-kv-heads", 2,
+    "--model.vision.codes", 16, "--model.vision.size", 18, "--model.vision.codes-per-frame", 4,
+    "--sequence-length", 160, "--batch-size", 2,
+]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def vqgan(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    directory = tmp_path_factory.mktemp("vqgan") / "tiny"
+    weights = params.initialize(vqgan_params(SIZES), jax.random.key(1), np.float32)
+    write_vqgan(directory, SIZES, weights)
+    return directory
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    pixels = np.random.default_rng(0).integers(0, 256, (24, 16, 16, 3), np.uint8)
+    for number in range(8):
+        write_image(folder / f"{number}.png", pixels[number])
+    write_video(folder / "v.mp4", pixels, fps=8.0)
+    (folder / "broken.jpg").write_bytes(b"\xff\xd8\xff nothing")
+    for name in ("0", "1", "broken", "v"):
+        (folder / f"{name}.txt").write_text(f"the thing {name}", encoding="utf-8")
+    (folder.parent / "more.csv").write_text("file,caption\n2.png,two\n2.png,a two\n")
+    return folder
+
+
+def test_a_folder_becomes_a_file_that_trains(run: Run, folder: Path, vqgan: Path) -> None:
+    out = folder.parent / "out.jsonl"
+    ran = run(
+        "tokenize", folder, "--vqgan", vqgan, "--out", out, "--captions",
+        folder.parent / "more.csv", "--max-frames", 5, "--batch-size", 3,
+    )  # fmt: skip
+    assert ran.code == 0, ran.err
+    assert ran.out == f"{out}\n"
+    told = ran.err.splitlines()
+    assert "broken.jpg" in told[0]
+    assert told[1].startswith("1 of 10 files cannot be read and were left out")
+    assert told[2].startswith("5 of 10 files have no caption and were left out, 3.png for one")
+    assert told[3] == "(5 captioned pictures, 8 frames of 4 codes)"
+    lines = [json.loads(line) for line in out.read_text(encoding="utf-8").splitlines()]
+    assert [line["caption"] for line in lines] == [
+        "the thing 0", "the thing 1", "two", "a two", "the thing v",
+    ]  # fmt: skip
+    assert [len(line["vision"]) for line in lines] == [4, 4, 4, 4, 20]
+    trained = run(
+        "train", "vision-debug", "--data.path", out, "--out", folder.parent / "run", "--steps",
+        2, *MODEL,
+    )  # fmt: skip
+    assert trained.code == 0, trained.err
+    assert "broken" not in trained.err
+
+
+def test_an_image_alone_needs_no_caption_if_it_is_kept(
+    run: Run, folder: Path, vqgan: Path, tiny: Path
+) -> None:
+    out = folder.parent / "out.array_record"
+    ran = run(
+        "tokenize", folder / "5.png", "--vqgan", vqgan, "--out", out, "--uncaptioned", "keep",
+        "--tokenizer", tiny,
+    )  # fmt: skip
+    assert ran.code == 0, ran.err
+    assert out.is_file()
+
+
+def test_a_run_that_is_killed_goes_on(run: Run, folder: Path, vqgan: Path) -> None:
+    """By a signal that leaves no time for anything, twice."""
+    pixels = np.random.default_rng(1).integers(0, 256, (300, 8, 8, 3), np.uint8)
+    for number, image in enumerate(pixels):
+        write_image(folder / f"many{number}.png", image)
+    arguments = ["tokenize", folder, "--vqgan", vqgan, "--uncaptioned", "keep", "--batch-size", 1]
+    whole, cut = folder.parent / "whole.jsonl", folder.parent / "cut.jsonl"
+    kept = folder.parent / "cut.jsonl.partial"
+    assert run(*arguments, "--out", whole).code == 0
+    command = [sys.executable, "-m", "lwm", *map(str, arguments), "--out", str(cut)]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    with process:
+        until = time.monotonic() + 120
+        while time.monotonic() < until and process.poll() is None:
+            if kept.exists() and kept.read_bytes().count(b"\n") > 3:
+                break
+            time.sleep(0.002)
+        os.kill(process.pid, signal.SIGKILL)
+    assert not cut.exists()
+    done = kept.read_bytes().count(b"\n") - 1
+    assert 0 < done < 300
+    assert run(*arguments, "--out", cut).code == 0
+    assert cut.read_bytes() == whole.read_bytes()
+    assert not kept.exists()
+
+
+@pytest.mark.parametrize(
+    ("message", "arguments"),
+    [
+        ("gone does not exist; name a folder", ["gone", "VQGAN", "OUT"]),
+        ("bare holds no images or videos", ["bare", "VQGAN", "OUT"]),
+        ("nothing to look at", ["VQGAN", "OUT"]),
+        ("gone: there is no such file or directory", ["FOLDER", "--vqgan", "gone", "OUT"]),
+        ("there.jsonl exists", ["FOLDER", "VQGAN", "--out", "there.jsonl"]),
+        ("must end in", ["FOLDER", "VQGAN", "--out", "a.txt"]),
+        ("a.csv cannot be read", ["FOLDER", "VQGAN", "OUT", "--captions", "a.csv"]),
+        (r"b.csv, line 2: 'x.png' is not", ["FOLDER", "VQGAN", "OUT", "--captions", "b.csv"]),
+        ("fps is 0.0", ["FOLDER", "VQGAN", "OUT", "--fps", "0"]),
+        ("max_frames is 0", ["FOLDER", "VQGAN", "OUT", "--max-frames", "0"]),
+        ("batch_size is 0", ["FOLDER", "VQGAN", "OUT", "--batch-size", "0"]),
+        ("--workers 2 goes with", ["FOLDER", "VQGAN", "OUT", "--workers", "2"]),
+        ("none of 1 files has a caption", ["FOLDER/7.png", "VQGAN", "OUT"]),
+        ("none of 1 files can be read", ["FOLDER/broken.jpg", "VQGAN", "OUT"]),
+        ("give the tokenizer", ["FOLDER", "VQGAN", "--out", "a.array_record"]),
+    ],
+)
+def test_mistakes_are_told_in_a_sentence(
+    run: Run,
+    folder: Path,
+    vqgan: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    message: str,
+    arguments: list[str],
+) -> None:
+    place = folder.parent
+    monkeypatch.chdir(place)
+    (place / "bare").mkdir()
+    (place / "there.jsonl").touch()
+    (place / "b.csv").write_text("file,caption\nx.png,x\n", encoding="utf-8")
+    before = sorted(place.rglob("*"))
+    words: list[str] = []
+    for argument in arguments:
+        if argument == "VQGAN":
+            words += ["--vqgan", str(vqgan)]
+        elif argument == "OUT":
+            words += ["--out", "out.jsonl"]
+        else:
+            words.append(argument.replace("FOLDER", str(folder)))
+    ran = run("tokenize", *words)
+    assert (ran.code, ran.out) == (2, "")
+    assert re.fullmatch(r"lwm: [^\n]+\n", ran.err)
+    assert re.search(message, ran.err)
+    assert sorted(place.rglob("*")) == before
