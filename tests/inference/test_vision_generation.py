@@ -54,7 +54,7 @@ def test_pictures_are_what_the_codec_makes_of_the_codes(world: Model) -> None:
 def test_a_video_begins_with_a_picture_and_goes_on_under_its_own_prompt(world: Model) -> None:
     told: list[tuple[int, int]] = []
     codes = video_codes(
-        world._engine_for, CONFIG, tokenizer(), "an apple", frames=3, count=2,
+        world.engine_for, CONFIG, tokenizer(), "an apple", frames=3, count=2,
         sampling=replace(VIDEO, temperature=0), first_sampling=replace(IMAGE, temperature=0),
         frame_done=lambda video, frame, codes: told.append((video, frame)),
     )  # fmt: skip

@@ -31,6 +31,7 @@ def chat(
     video: Annotated[tuple[Path, ...], tyro.conf.UseAppendAction] = (),
     max_frames: int | None = None,
     fps: float | None = None,
+    session: Path | None = None,
     system: str | None = None,
     template: str = "auto",
     load: Load = LoadFlags(),
@@ -45,6 +46,8 @@ def chat(
         video: A video to talk about; may be given several times, also among pictures.
         max_frames: Frames taken of each video, evenly; 8 unless this or --fps is given.
         fps: Frames taken of each second of a video.
+        session: A file that keeps the conversation and what the model has read; one that is there
+            is gone on with.
         system: What the model is told before the conversation.
         template: How turns are written: auto (the model's own), original, or chatml.
     """
@@ -52,6 +55,11 @@ def chat(
 
     if prompt is not None and not prompt.strip():
         raise InputError("the prompt is empty; ask something after --prompt")
+    if session is not None and session.exists() and (document or image or video or system):
+        raise InputError(
+            f"the session {session} is there and has its context; ask without --document, "
+            "--image, --video and --system, or name another --session"
+        )
     context = "\n\n".join(read_document(path) for path in document)
     loaded = load.load(model)
     loaded.tokenizer  # noqa: B018  refuses a model without one before anybody types
@@ -63,9 +71,18 @@ def chat(
     for part in shown:
         loaded.codes(part)  # what cannot be seen is told before anybody types
     conversation = Conversation(loaded, context, shown, system, template, sampling)
+    if session is not None and session.exists():
+        conversation.resume(session)
     if prompt is not None:
         conversation.ask(prompt)
-        return
+    else:
+        _talk(conversation)
+    if session is not None:
+        conversation.keep(session)
+
+
+def _talk(conversation: "Conversation") -> None:
+    """Questions and answers until the user leaves."""
     say("Ask something. /reset starts anew, /exit or Ctrl-D leaves.")
     while (line := _read_line()) is not None:
         match line.strip():
@@ -109,6 +126,19 @@ class Conversation:
 
     def reset(self) -> None:
         self._turns = []
+
+    def resume(self, session: Path) -> None:
+        """Goes on with what a file kept."""
+        from lwm.inference.session import load_session
+
+        self._turns = [dict(message) for message in load_session(session, self._model)]
+        self._opening = []  # it is among the turns
+
+    def keep(self, session: Path) -> None:
+        from lwm.inference.session import save_session
+
+        save_session(session, self._model, [*self._opening, *self._turns])
+        say(f"({session} keeps this conversation)")
 
     def ask(self, question: str) -> None:
         """Streams the answer to standard output; the turn counts only if it ends."""

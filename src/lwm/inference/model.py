@@ -265,7 +265,7 @@ class Model:
         """
         codec = self.codec
         codes = image_codes(
-            self._engine_for, self.config, self.tokenizer, prompt, count=count or 1,
+            self.engine_for, self.config, self.tokenizer, prompt, count=count or 1,
             negative_prompt=negative_prompt, sampling=sampling_from(IMAGE, settings),
             frame_done=frame_done,
         )  # fmt: skip
@@ -300,7 +300,7 @@ class Model:
         """
         codec = self.codec
         codes = video_codes(
-            self._engine_for, self.config, self.tokenizer, prompt, frames=frames, count=count or 1,
+            self.engine_for, self.config, self.tokenizer, prompt, frames=frames, count=count or 1,
             before=before, negative_prompt=negative_prompt,
             sampling=sampling_from(VIDEO, settings), frame_done=frame_done,
         )  # fmt: skip
@@ -316,9 +316,9 @@ class Model:
         Raises:
             CapacityError: the cache does not fit into memory.
         """
-        self._engine_for(tokens, 1).scheduler.forget()
+        self.engine_for(tokens, 1).scheduler.forget()
 
-    def _engine_for(self, prompt: int, max_tokens: int, slots: int = 1) -> Engine:
+    def engine_for(self, prompt: int, max_tokens: int, slots: int = 1) -> Engine:
         """The engine, made on first use, with a cache that holds a prompt and its answer.
 
         One with too few slots, or far too many, makes way for another: empty slots cost time in
@@ -361,7 +361,7 @@ class Model:
             sampling=sampling,
             stop_tokens=(*self.tokenizer.eos, *(token for token in own if token is not None)),
         )
-        engine = self._engine_for(len(tokens), request.max_tokens)
+        engine = self.engine_for(len(tokens), request.max_tokens)
         answer = self._tokens(engine, request)
         text = self.tokenizer.decode_stream(answer, after=tokens if continues else ())
         pieces = until_stop(text, stops)

@@ -154,6 +154,19 @@ class Scheduler:
         active = self._active.get(request)
         return len(self._slots[active.slots[0]].cached) if active else 0
 
+    def longest(self) -> tuple[int, tuple[int, ...]]:
+        """The slot that holds most, and the tokens whose keys it holds."""
+        slot = max(range(len(self._slots)), key=lambda i: len(self._slots[i].cached))
+        return slot, tuple(self._slots[slot].cached)
+
+    def hold(self, tokens: Sequence[int]) -> int:
+        """Notes that a free slot will hold these tokens, which the caller writes; returns it."""
+        assert len(tokens) <= self.capacity
+        free = [i for i, slot in enumerate(self._slots) if slot.owner is None]
+        slot = min(free, key=lambda i: self._slots[i].released)
+        self._slots[slot].cached = list(tokens)
+        return slot
+
     def admit(self) -> list[int]:
         """Gives free slots to waiting requests, first come first served; returns those that
         joined."""
