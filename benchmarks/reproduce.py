@@ -144,7 +144,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("vqgan", type=Path)
     parser.add_argument("work", type=Path)
-    parser.add_argument("--steps", type=int, default=2500)
+    parser.add_argument("--steps", type=int, default=1500)
     parser.add_argument("--pictures", type=Path, help="a picture of results to write")
     arguments, settings = parser.parse_known_args()
     work = arguments.work

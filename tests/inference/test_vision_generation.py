@@ -76,6 +76,13 @@ def test_a_video_begins_with_a_picture_and_goes_on_under_its_own_prompt(world: M
     np.testing.assert_array_equal(rest, pictures(Shades(), codes))
 
 
+def test_settings_count_for_the_first_frame_too(world: Model) -> None:
+    how: dict[str, Any] = {"temperature": 0.0, "guidance": 2.0}
+    video = world.video("an apple", frames=2, **how)
+    np.testing.assert_array_equal(video[0], world.image("an apple", **how))
+    assert not np.array_equal(video[0], world.image("an apple", temperature=0.0))
+
+
 def test_a_video_of_one_frame_is_a_picture(world: Model) -> None:
     video = world.video("an apple", frames=1, seed=5)
     np.testing.assert_array_equal(video[0], world.image("an apple", seed=5))
@@ -99,7 +106,7 @@ def test_a_chat_about_a_picture_answers_in_text(world: Model) -> None:
 
 
 def test_a_video_too_long_is_refused_before_its_first_frame(world: Model) -> None:
-    with pytest.raises(CapacityError, match=r"59 frames of 5 tokens.*context is 256"):
+    with pytest.raises(CapacityError, match=r"60 frames of 5 tokens.*context is 256"):
         world.video("an apple", frames=60, frame_done=lambda *frame: pytest.fail("drawn"))
 
 
@@ -131,7 +138,7 @@ def test_a_model_that_cannot_draw_says_why(world: Model) -> None:
         blind.image("an apple")
     with pytest.raises(InputError, match="'codes' and tiny reads text alone"):
         blind.chat([{"role": "user", "content": [{"type": "codes", "codes": [[1]]}]}])
-    with pytest.raises(ConfigError, match="tiny-world has no VQGAN"):
+    with pytest.raises(ConfigError, match="tiny-world brings no VQGAN"):
         model().image("an apple")
     wanted = FramesWanted(prompt=[1], unconditional=[1], sampling=Sampling())
     with pytest.raises(InputError, match="text model"):

@@ -40,10 +40,12 @@ def generate_text(
 class DrawingFlags:
     """How codes of pictures are chosen."""
 
-    guidance: float
-    """How strongly the prompt guides; 1 takes it as it is, and half the time."""
-    top_k: int
-    """Choose among the k likeliest codes; 0 means all."""
+    guidance: float | None = None
+    """How strongly the prompt guides, 1 for not at all and in half the time; 5 for an image and
+    the first frame of a video, 1 behind it, unless given."""
+    top_k: int | None = None
+    """Choose among the k likeliest codes, 0 for all; 8192 for an image and the first frame of a
+    video, 1000 behind it, unless given."""
     temperature: float = 1.0
     """0 takes the likeliest code; higher is more varied."""
     top_p: float = 1.0
@@ -58,7 +60,10 @@ class DrawingFlags:
     """A directory for frames as they are drawn."""
 
     def settings(self) -> dict[str, Any]:
-        return {name: value for name, value in vars(self).items() if name != "preview"}
+        """What is not the model's usual."""
+        given = {name: value for name, value in vars(self).items() if value is not None}
+        given.pop("preview", None)
+        return given
 
     def require_count(self) -> None:
         if self.count < 1:
@@ -74,7 +79,7 @@ def generate_image(
     prompt: str,
     out: Path = Path("image.png"),
     load: Load = LoadFlags(),
-    drawing: Drawing = DrawingFlags(guidance=5.0, top_k=8192),
+    drawing: Drawing = DrawingFlags(),
 ) -> None:
     """Draw pictures of a prompt; prints where they are.
 
@@ -103,7 +108,7 @@ def generate_video(
     first_frame: Path | None = None,
     continued: Annotated[Path | None, tyro.conf.arg(name="continue")] = None,
     load: Load = LoadFlags(),
-    drawing: Drawing = DrawingFlags(guidance=1.0, top_k=1000),
+    drawing: Drawing = DrawingFlags(),
 ) -> None:
     """Draw videos of a prompt; prints where they are.
 

@@ -291,8 +291,8 @@ class Model:
             count: how many; unless given one, without an axis in front.
             before: codes of earlier frames to go on from, [1 or count, frames, codes_per_frame].
             negative_prompt, frame_done: as for `image`.
-            settings: of `Sampling`, for others than the original's (`frames.VIDEO`), for the
-                frames behind the first.
+            settings: of `Sampling`, for others than the original's (`frames.IMAGE` for a first
+                frame, `frames.VIDEO` behind it).
 
         Raises:
             InputError: the prompt is empty, or the model does not see.
@@ -302,7 +302,8 @@ class Model:
         codes = video_codes(
             self.engine_for, self.config, self.tokenizer, prompt, frames=frames, count=count or 1,
             before=before, negative_prompt=negative_prompt,
-            sampling=sampling_from(VIDEO, settings), frame_done=frame_done,
+            sampling=sampling_from(VIDEO, settings),
+            first_sampling=sampling_from(IMAGE, settings), frame_done=frame_done,
         )  # fmt: skip
         drawn = pictures(codec, codes)
         return drawn[0] if count is None else drawn

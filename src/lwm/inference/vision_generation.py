@@ -95,7 +95,7 @@ def video_codes(
     `Model.video`.
 
     Args:
-        first_sampling: how the first frame is drawn where none is given, but for its seed.
+        first_sampling: how the first frame is drawn where none is given.
         frame_done: told of the first frame too, which is frame 0; frames that were given are not
             told of.
     """
@@ -122,7 +122,7 @@ def video_codes(
     if before is None:
         before = image_codes(
             engine_for, config, tokenizer, prompt, count=count, negative_prompt=negative_prompt,
-            sampling=replace(first_sampling, seed=sampling.seed), frame_done=frame_done,
+            sampling=first_sampling, frame_done=frame_done,
         )  # fmt: skip
     if frames == earlier:
         return before
