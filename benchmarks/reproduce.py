@@ -16,18 +16,19 @@ import json
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from lwm.data.vision_texts import description_request
 from PIL import Image
 
 import lwm
 from lwm.checkpoints.vqgan_files import read_vqgan, write_vqgan
 from lwm.data.pictures import split
+from lwm.data.vision_texts import description_request
 from lwm.recipes.pictures import vqgan as vqgan_recipe
 from lwm.vision.images import is_image, read_image, write_image
 from lwm.vision.videos import is_video, read_video, write_video
@@ -72,14 +73,23 @@ def clips(files: list[Path]) -> Iterator[tuple[str, np.ndarray]]:
                     yield f"second {second} of {file.stem}, {place}", cut(frames, at)
 
 
+def distinct(captioned: Iterable[tuple[str, np.ndarray]]) -> Iterator[tuple[str, np.ndarray]]:
+    """Without those that look like an earlier one: nobody could tell whose caption is meant."""
+    seen: list[np.ndarray] = []
+    for caption, pixels in captioned:
+        if all(np.abs(pixels.astype(float) - other).mean() > 4 for other in seen):
+            seen.append(pixels)
+            yield caption, pixels
+
+
 def make_files(work: Path) -> None:
     learnt, kept = split(vqgan_recipe().data)
     files = learnt + kept
     pictures = [file for file in files if is_image(file)]
     videos = [file for file in files if is_video(file) and "distorted" not in file.stem]
-    for _, (caption, pixels) in zip(range(COUNT), images(pictures), strict=False):
+    for caption, pixels in islice(distinct(images(pictures)), COUNT):
         save(work / "images" / f"{caption}.png", caption, pixels)
-    for _, (caption, pixels) in zip(range(COUNT), clips(videos), strict=False):
+    for caption, pixels in islice(distinct(clips(videos)), COUNT):
         save(work / "clips" / f"{caption}.mp4", caption, pixels)
         first = read_video(work / "clips" / f"{caption}.mp4", SIDE)[0]
         save(work / "firsts" / f"{caption}.png", caption, first)
