@@ -140,22 +140,32 @@ def test_a_text_model_is_told_that_it_cannot_see(tmp_path: Path) -> None:
 
 
 def test_tokenised_pictures_are_checked_and_placed(tmp_path: Path) -> None:
-    def example(code: int) -> Example:
-        return Example(
-            tokens=np.array([5, code, 17], np.int32),
-            weights=np.ones(3, np.float32),
-            vision=np.array([False, True, True]),
+    def written(name: str, *seen: int) -> Path:
+        tokens = np.array([5, *seen], np.int32)
+        example = Example(
+            tokens=tokens,
+            weights=np.ones(len(tokens), np.float32),
+            vision=np.arange(len(tokens)) > 0,
         )
+        write_array_record(tmp_path / name, [example])
+        return tmp_path / name
 
-    write_array_record(tmp_path / "a.array_record", [example(7)])
-    batch = next(loader(tmp_path / "a.array_record", packing="pad", **SEES))
-    assert batch["tokens"][0, :2].tolist() == [5, TEXT + 7]
-    assert batch["targets"][0, :2].tolist() == [TEXT + 7, TEXT + 17]
-    write_array_record(tmp_path / "b.array_record", [example(24)])
-    with pytest.raises(
-        InputError, match="vision id 24, outside the model's vision vocabulary of 24"
+    frames = [7, 8, 9, 15, 16, 3, 2, 1, 0, 17]  # codes below 16, four a frame
+    batch = next(loader(written("good.array_record", *frames), packing="pad", **SEES))
+    assert batch["tokens"][0, :10].tolist() == [5, *(TEXT + n for n in frames[:-1])]
+    assert batch["targets"][0, :10].tolist() == [TEXT + n for n in frames]
+    for name, seen, words in (
+        (
+            "outside",
+            [24, 8, 9, 15, 17],
+            "vision id 24, outside the model's vision vocabulary of 24",
+        ),
+        ("short", [7, 8, 17], r"line 1: it has 3 vision ids together.* no multiple of 5"),
+        ("unended", [7, 8, 9, 15, 16], "of another VQGAN"),
+        ("unused", [7, 8, 20, 15, 17], "frames of 4 codes below 16"),
     ):
-        loader(tmp_path / "b.array_record", **SEES)
+        with pytest.raises(InputError, match=words):
+            loader(written(f"{name}.array_record", *seen), **SEES)
 
 
 def original_weights(targets: np.ndarray, learnt: np.ndarray) -> np.ndarray:

@@ -83,5 +83,6 @@ def require_codebook(codec: VQGANConfig, vqgan: str, config: LlamaConfig, source
         raise ConfigError(
             f"the VQGAN {vqgan} has {codes} codes, {per_frame} a frame, and {source} "
             f"{config.vision.codes}, {config.vision.codes_per_frame} a frame; take the one that "
-            "belongs to the model"
+            "belongs to the model, or, where its --config leaves that open, say vision_codes and "
+            "vision_codes_per_frame in it"
         )

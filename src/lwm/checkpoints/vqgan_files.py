@@ -5,7 +5,6 @@ the model's own before a weight is used. Knows files and the model's tree; compu
 """
 
 import json
-import pickle
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -18,7 +17,7 @@ from lwm.checkpoints.run import StackedTensors, is_run, latest
 from lwm.checkpoints.safetensors_files import SafetensorsDirectory, write
 from lwm.core.config import from_dict, read_json, to_dict
 from lwm.core.errors import CheckpointError, ConfigError
-from lwm.core.files import new_directory, refuse_existing
+from lwm.core.files import new_directory
 from lwm.vision.vqgan import VQGAN, VQGANConfig, vqgan_params
 
 FORMAT, VERSION = "lwm-vqgan", 1
@@ -198,22 +197,3 @@ def write_vqgan(directory: Path, config: VQGANConfig, weights: VQGAN) -> None:
     with new_directory(directory) as partial:
         (partial / "config.json").write_text(json.dumps(data, indent=2) + "\n", encoding="utf-8")
         write(partial, ((name, np.asarray(x)) for name, x in named_leaves(weights).items()))
-
-
-def write_original(file: Path, weights: VQGAN) -> None:
-    """The original's pickle, for its own code to read.
-
-    Raises:
-        InputError: the destination exists.
-    """
-    refuse_existing(file)
-    tree: dict[str, Any] = {}
-    for name, leaf in named_leaves(weights).items():
-        *above, last = original_name(name).split("/")
-        inner = tree
-        for part in above:
-            inner = inner.setdefault(part, {})
-        inner[last] = np.asarray(leaf)
-    partial = file.with_name(f".{file.name}.partial")
-    partial.write_bytes(pickle.dumps(tree, protocol=4))
-    partial.rename(file)

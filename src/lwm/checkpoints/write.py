@@ -26,6 +26,7 @@ def write_checkpoint(
     dtype: str,
     save_tokenizer: Callable[[Path], None],
     vqgan: Path | None = None,
+    vqgan_config: Path | None = None,
     part_bytes: int = PART_BYTES,
 ) -> None:
     """Writes `destination`, whole or not at all.
@@ -33,7 +34,7 @@ def write_checkpoint(
     Args:
         dtype: of the numbers written, `float32` or `bfloat16`.
         save_tokenizer: writes the tokenizer's files into a directory.
-        vqgan: one to write beside the weights, in any form.
+        vqgan: one to write beside the weights, in any form; `vqgan_config` as for `read_vqgan`.
 
     Raises:
         InputError: the destination exists.
@@ -53,7 +54,7 @@ def write_checkpoint(
     with new_directory(destination) as directory:
         save_tokenizer(directory)
         if vqgan is not None:
-            write_vqgan(directory / VQGAN, *read_vqgan(vqgan))
+            write_vqgan(directory / VQGAN, *read_vqgan(vqgan, vqgan_config))
         if form == "huggingface":
             huggingface.write_config(directory, checkpoint.config, dtype)
         else:

@@ -60,6 +60,10 @@ def chat(
             f"the session {session} is there and has its context; ask without --document, "
             "--image, --video and --system, or name another --session"
         )
+    if session is not None and not session.absolute().parent.is_dir():
+        raise InputError(
+            f"the session {session} cannot be written: there is no directory {session.parent}"
+        )
     context = "\n\n".join(read_document(path) for path in document)
     loaded = load.load(model)
     loaded.tokenizer  # noqa: B018  refuses a model without one before anybody types
@@ -73,15 +77,17 @@ def chat(
     conversation = Conversation(loaded, context, shown, system, template, sampling)
     if session is not None and session.exists():
         conversation.resume(session)
-    if prompt is not None:
-        conversation.ask(prompt)
-    else:
-        _talk(conversation)
-    if session is not None:
-        conversation.keep(session)
+    try:
+        if prompt is not None:
+            conversation.ask(prompt)
+        else:
+            _talk(conversation, session)
+    finally:  # what was read took its time
+        if session is not None:
+            conversation.keep(session)
 
 
-def _talk(conversation: "Conversation") -> None:
+def _talk(conversation: "Conversation", session: Path | None) -> None:
     """Questions and answers until the user leaves."""
     say("Ask something. /reset starts anew, /exit or Ctrl-D leaves.")
     while (line := _read_line()) is not None:
@@ -90,6 +96,8 @@ def _talk(conversation: "Conversation") -> None:
                 continue
             case "/exit" | "/quit":
                 return
+            case "/reset" if session is not None:
+                say(f"{session} keeps this conversation; leave, and begin another --session.")
             case "/reset":
                 conversation.reset()
                 say("The conversation starts anew.")
@@ -137,6 +145,8 @@ class Conversation:
     def keep(self, session: Path) -> None:
         from lwm.inference.session import save_session
 
+        if not self._turns:  # nothing has been asked
+            return
         save_session(session, self._model, [*self._opening, *self._turns])
         say(f"({session} keeps this conversation)")
 

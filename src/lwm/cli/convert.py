@@ -25,6 +25,7 @@ def convert(
     vision_codes: int | None = None,
     vision_codes_per_frame: int | None = None,
     vqgan: Path | None = None,
+    vqgan_config: Path | None = None,
     seed: int = 0,
 ) -> None:
     """Convert a checkpoint, tensor by tensor.
@@ -41,6 +42,7 @@ def convert(
         vision_codes_per_frame: With --add-vision: codes of a picture; 256 unless --vqgan says
             otherwise.
         vqgan: A VQGAN to put beside the weights: a directory, a run, or the original's pickle.
+        vqgan_config: For the original's pickle of a VQGAN: a JSON file of its settings.
         seed: With --add-vision: of the random numbers.
     """
     refuse_existing(destination)
@@ -52,14 +54,16 @@ def convert(
 
     checkpoint = open_checkpoint(source, config=config)
     if add_vision:
-        checkpoint = _with_vision(checkpoint, vision_codes, vision_codes_per_frame, vqgan, seed)
+        checkpoint = _with_vision(
+            checkpoint, vision_codes, vision_codes_per_frame, vqgan, vqgan_config, seed
+        )
     elif vision_codes is not None or vision_codes_per_frame is not None:
         raise ConfigError(
             "--vision-codes and --vision-codes-per-frame describe the ids that --add-vision adds; "
             "add it or leave them out"
         )
     if vqgan is not None:
-        require_codebook(read_vqgan(vqgan)[0], str(vqgan), checkpoint.config, source)
+        require_codebook(read_vqgan(vqgan, vqgan_config)[0], str(vqgan), checkpoint.config, source)
     found, missing = None, f"{source} brings no tokenizer"
     try:
         found = open_tokenizer(checkpoint, tokenizer)
@@ -74,6 +78,7 @@ def convert(
         dtype=dtype or ("bfloat16" if checkpoint.stored == "bfloat16" else "float32"),
         save_tokenizer=(lambda directory: None) if found is None else found.save,
         vqgan=vqgan or checkpoint.vqgan,
+        vqgan_config=vqgan_config,
     )
     if found is None:
         say(f"{destination} has no tokenizer ({missing}); text will need --tokenizer")
@@ -85,13 +90,14 @@ def _with_vision(
     codes: int | None,
     codes_per_frame: int | None,
     vqgan: Path | None,
+    vqgan_config: Path | None,
     seed: int,
 ) -> "Checkpoint":
     from lwm.checkpoints.vision_table import add_vision, vocabulary_for
     from lwm.checkpoints.vqgan_files import read_vqgan
     from lwm.vision.vqgan import VQGANConfig
 
-    usual = VQGANConfig() if vqgan is None else read_vqgan(vqgan)[0]
+    usual = VQGANConfig() if vqgan is None else read_vqgan(vqgan, vqgan_config)[0]
     vision = vocabulary_for(
         usual.codebook_size if codes is None else codes,
         usual.codes_per_frame if codes_per_frame is None else codes_per_frame,

@@ -33,6 +33,8 @@ class LoadFlags:
     vqgan: str | None = None
     """What turns pictures into the model's codes, where it brings none: a directory, a run, or the
     original's pickle."""
+    vqgan_config: str | None = None
+    """For the original's pickle of a VQGAN: a JSON file of its settings."""
     dtype: Literal["float32", "bfloat16"] | None = None
     """Type of weights and cache; float32 on a CPU and bfloat16 elsewhere unless given."""
     mesh: str | None = None
@@ -43,6 +45,7 @@ class LoadFlags:
 
         return load(
             model, config=self.config, tokenizer=self.tokenizer, vqgan=self.vqgan,
+            vqgan_config=self.vqgan_config,
             dtype=self.dtype, mesh=self.mesh,
         )  # fmt: skip
 

@@ -53,7 +53,7 @@ class DrawingFlags:
     seed: int = 0
     """The same seed gives the same pictures."""
     negative_prompt: str | None = None
-    """What guidance leads away from; anything unless given."""
+    """What guidance leads away from, where it is not 1; anything unless given."""
     count: int = 1
     """How many to draw, all at once."""
     preview: Path | None = None
@@ -149,6 +149,9 @@ def _names(out: Path, count: int) -> list[Path]:
 
 def _preview(model: "Model", drawing: DrawingFlags) -> "FrameDone | None":
     """Writes each frame as soon as it is drawn."""
+    from lwm.inference.frames import vision_of
+
+    vision_of(model.config)
     directory = drawing.preview
     if directory is None:
         return None

@@ -101,9 +101,34 @@ def require_usable(
         raise Broken(
             f"it has the vision id {worst}, outside the model's vision vocabulary of {vision.size}"
         )
+    if vision:
+        _require_frames(example, vision)
     if not (example.weights > 0).any():
         raise Broken("no token of it carries loss")
     text = example.tokens[~example.vision]
     if text.size and (text.min() < 0 or (text_vocab is not None and text.max() >= text_vocab)):
         worst = int(text.min() if text.min() < 0 else text.max())
         raise Broken(f"it has the token {worst}, outside the model's vocabulary of {text_vocab}")
+
+
+def _require_frames(example: Example, vision: VisionVocabulary) -> None:
+    """Raises:
+    Broken: ids of vision that stand together are no whole frames, each behind its codes ended.
+    """
+    edges = np.flatnonzero(np.diff(example.vision, prepend=False, append=False))
+    for start, stop in edges.reshape(-1, 2):
+        ids, size = example.tokens[start:stop], vision.tokens_per_frame
+        if len(ids) % size:
+            raise Broken(
+                f"it has {len(ids)} vision ids together, which is no multiple of {size}: "
+                f"{vision.codes_per_frame} codes and an end for each frame"
+            )
+        frames = ids.reshape(-1, size)
+        ends = np.full(len(frames), vision.end_of_frame)
+        ends[-1] = vision.end_of_video
+        if (frames[:, :-1] >= vision.codes).any() or (frames[:, -1] != ends).any():
+            raise Broken(
+                f"its vision ids are not frames of {vision.codes_per_frame} codes below "
+                f"{vision.codes}, each followed by {vision.end_of_frame}, the last by "
+                f"{vision.end_of_video}; they are of another VQGAN than the model's"
+            )

@@ -36,7 +36,9 @@ def open_tokenizer(checkpoint: Checkpoint, tokenizer: str | None) -> Tokenizer |
     return tokenizer_of(own)
 
 
-def open_codec(checkpoint: Checkpoint, vqgan: Path | None) -> Codec | None:
+def open_codec(
+    checkpoint: Checkpoint, vqgan: Path | None, config: Path | None = None
+) -> Codec | None:
     """The VQGAN named by the user, or else the checkpoint's own, or None.
 
     Raises:
@@ -46,7 +48,7 @@ def open_codec(checkpoint: Checkpoint, vqgan: Path | None) -> Codec | None:
     path = checkpoint.vqgan if vqgan is None else vqgan
     if path is None:
         return None
-    codec = load_vqgan(path)
+    codec = load_vqgan(path, config=config)
     require_codebook(codec.config, str(path), checkpoint.config, checkpoint.source)
     return codec
 
@@ -62,6 +64,7 @@ def load(
     config: str | Path | None = None,
     tokenizer: str | Path | None = None,
     vqgan: str | Path | None = None,
+    vqgan_config: str | Path | None = None,
     dtype: str | None = None,
     mesh: str | None = None,
 ) -> Model:
@@ -76,6 +79,8 @@ def load(
             brings none.
         vqgan: what turns pictures into the model's codes, where the checkpoint brings none: a
             directory, a run that trained one, or the original's pickle.
+        vqgan_config: for the original's pickle, a JSON file of its settings, unless they are its
+            defaults.
         dtype: `float32` or `bfloat16`; by default the first on CPU and the second elsewhere.
         mesh: sizes of the axes data, fsdp, tensor, sequence, such as `1,1,1,4`; by default one
             device.
@@ -96,7 +101,12 @@ def load(
     if tokenizer is not None:  # asked for, so a fault in it is told at once
         given = opener()
         opener = lambda: given  # noqa: E731
-    codec_opener = partial(open_codec, checkpoint, None if vqgan is None else Path(vqgan))
+    codec_opener = partial(
+        open_codec,
+        checkpoint,
+        None if vqgan is None else Path(vqgan),
+        None if vqgan_config is None else Path(vqgan_config),
+    )
     if vqgan is not None:
         codec = codec_opener()
         codec_opener = lambda: codec  # noqa: E731

@@ -7,12 +7,13 @@ could hold.
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
-from typing import Any, Literal, NamedTuple, overload
+from typing import Any, Literal, overload
 
 import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Int, UInt8
 
+from lwm.checkpoints.vision_table import require_codebook
 from lwm.core.errors import CapacityError, ConfigError, InputError
 from lwm.core.progress import progress
 from lwm.data.templates import TURN_ENDS, Message, choose, render
@@ -22,7 +23,7 @@ from lwm.inference.figures import Figures
 from lwm.inference.frames import IMAGE, VIDEO, FrameDone, vision_of
 from lwm.inference.request import Request
 from lwm.inference.sampling import Sampling
-from lwm.inference.scoring import Scorer
+from lwm.inference.scoring import Logits, Scorer, require_ids
 from lwm.inference.seeing import Eyes
 from lwm.inference.text import until_stop
 from lwm.inference.vision_generation import (
@@ -35,13 +36,7 @@ from lwm.inference.vision_generation import (
 from lwm.inference.vision_prompts import Part, See, chat_tokens, has_vision, text_of
 from lwm.models.llama import Llama, LlamaConfig
 from lwm.models.world import joined
-
-
-class Logits(NamedTuple):
-    """Scores of the next token, numpy float32; `vision` is None where the model does not see."""
-
-    text: np.ndarray  # [batch, seq, vocab]
-    vision: np.ndarray | None = None  # [batch, seq, vision_vocab]
+from lwm.vision.vqgan import VQGANConfig
 
 
 class Model:
@@ -111,6 +106,8 @@ class Model:
 
     @codec.setter
     def codec(self, codec: Codec) -> None:
+        if isinstance(codec.config, VQGANConfig):
+            require_codebook(codec.config, "given", self.config, self.source)
         self._codec = codec
 
     def codes(self, part: Part) -> Int[np.ndarray, "frames codes_per_frame"]:
@@ -155,9 +152,9 @@ class Model:
                 f"vision_mask has shape {list(mask.shape)} and type {mask.dtype}; true or false "
                 f"for each of the tokens {list(ids.shape)} is needed"
             )
-        _require_ids(ids[~mask], self.config.vocab_size, "tokens")
+        require_ids(ids[~mask], self.config.vocab_size, "tokens")
         if vision is not None:
-            _require_ids(ids[mask], vision.size, "tokens of vision")
+            require_ids(ids[mask], vision.size, "tokens of vision")
         self._require_context(ids.shape[-1])
         if self._scorer is None:
             self._scorer = Scorer(self.weights, self.config, self.mesh)
@@ -221,7 +218,8 @@ class Model:
         Args:
             messages: OpenAI's shape; content is text, or a list of parts of which each is text or
                 a picture or a video (see `seeing.Eyes`).
-            template: `auto` (the checkpoint's own, else the original's), `original` or `chatml`.
+            template: `auto` (the original's where something is shown, or the checkpoint brings
+                none, else its own), `original` or `chatml`.
             settings: as for `generate`.
 
         Raises:
@@ -229,8 +227,11 @@ class Model:
             CapacityError: the conversation is longer than the context, or its cache does not fit
                 into memory.
         """
+        seeing = self.config.vision is not None and has_vision(messages)
+        if seeing and template == "auto":  # in these words `lwm tokenize` teaches to see
+            template = "original"
         chosen = choose(template, self.tokenizer)
-        if self.config.vision is not None and has_vision(messages):
+        if seeing:
             tokens = chat_tokens(chosen, messages, self.tokenizer, self.config, self._see)
         else:
             plain = [{**m, "content": text_of(m, source=self.source)} for m in messages]
@@ -265,7 +266,7 @@ class Model:
         """
         codec = self.codec
         codes = image_codes(
-            self.engine_for, self.config, self.tokenizer, prompt, count=count or 1,
+            self.engine_for, self.config, self.tokenizer, prompt, count=_number(count),
             negative_prompt=negative_prompt, sampling=sampling_from(IMAGE, settings),
             frame_done=frame_done,
         )  # fmt: skip
@@ -300,7 +301,8 @@ class Model:
         """
         codec = self.codec
         codes = video_codes(
-            self.engine_for, self.config, self.tokenizer, prompt, frames=frames, count=count or 1,
+            self.engine_for, self.config, self.tokenizer, prompt, frames=frames,
+            count=_number(count),
             before=before, negative_prompt=negative_prompt,
             sampling=sampling_from(VIDEO, settings),
             first_sampling=sampling_from(IMAGE, settings), frame_done=frame_done,
@@ -391,9 +393,5 @@ class Model:
                 event = next(events)
 
 
-def _require_ids(ids: np.ndarray, count: int, what: str) -> None:
-    """Refuses ids that a vocabulary of `count` does not have."""
-    if ids.size and (ids.min() < 0 or ids.max() >= count):
-        raise InputError(
-            f"{what} run from {ids.min()} to {ids.max()}; the vocabulary has ids 0 to {count - 1}"
-        )
+def _number(count: int | None) -> int:
+    return 1 if count is None else count

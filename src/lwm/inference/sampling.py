@@ -9,6 +9,7 @@ The order is guidance, then the range of ids that a slot may take, then Hugging 
 penalty, temperature, top-k, top-p, min-p.
 """
 
+import math
 from dataclasses import dataclass
 
 import jax
@@ -48,12 +49,12 @@ class Sampling:
 
     def __post_init__(self) -> None:
         checks = (
-            ("temperature", self.temperature >= 0, "0 or more"),
+            ("temperature", 0 <= self.temperature < math.inf, "0 or more"),
             ("top_k", 0 <= self.top_k < 2**31, "0 (all) or more, below 2147483648"),
             ("top_p", 0 < self.top_p <= 1, "above 0 and at most 1"),
             ("min_p", 0 <= self.min_p <= 1, "from 0 to 1"),
             ("repetition_penalty", self.repetition_penalty > 0, "above 0"),
-            ("guidance", self.guidance == self.guidance, "a number"),
+            ("guidance", math.isfinite(self.guidance), "a finite number"),
             ("seed", 0 <= self.seed < 2**32, "from 0 to 4294967295"),
         )
         for name, good, range_ in checks:

@@ -5,6 +5,7 @@ Sequences are padded to a few lengths so that little is compiled, laid out in zi
 """
 
 from functools import partial
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -15,9 +16,17 @@ from jaxtyping import Array, Float, Int
 from lwm.attention.api import AttentionConfig, attention
 from lwm.attention.mask import PADDING, side
 from lwm.attention.order import zigzag, zigzag_length
+from lwm.core.errors import InputError
 from lwm.core.mesh import SEQUENCE
 from lwm.core.sharding import TRAINING, shard_count
 from lwm.models.llama import Llama, LlamaConfig, hidden_states, text_logits
+
+
+class Logits(NamedTuple):
+    """Scores of the next token, numpy float32; `vision` is None where the model does not see."""
+
+    text: np.ndarray  # [batch, seq, vocab]
+    vision: np.ndarray | None = None  # [batch, seq, vision_vocab]
 
 
 def forward_logits(
@@ -74,3 +83,13 @@ class Scorer:
         )
         back = np.argsort(order)[:length]
         return np.asarray(logits)[:batch][:, back]
+
+
+def require_ids(ids: np.ndarray, count: int, what: str) -> None:
+    """Raises:
+    InputError: ids are not among those of a vocabulary of `count`.
+    """
+    if ids.size and (ids.min() < 0 or ids.max() >= count):
+        raise InputError(
+            f"{what} run from {ids.min()} to {ids.max()}; the vocabulary has ids 0 to {count - 1}"
+        )

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Iterator
 from itertools import islice
 from pathlib import Path
 from typing import Any
-from urllib.parse import unquote, urlsplit
+from urllib.parse import unquote, unquote_to_bytes, urlsplit
 
 import numpy as np
 from jaxtyping import Int, UInt8
@@ -112,7 +112,7 @@ def _source(value: Any, kind: str) -> Path | bytes | np.ndarray:
             return (
                 base64.b64decode(data, validate=True)
                 if head.endswith(";base64")
-                else unquote(data).encode("latin-1")
+                else unquote_to_bytes(data)
             )
         except (binascii.Error, ValueError) as error:
             raise InputError(f"the data: URL of a message is broken ({error})") from error

@@ -257,12 +257,26 @@ def _open_vqgan(
     run: Run, config: LlamaConfig, source: Checkpoint | None
 ) -> tuple[VQGANConfig, VQGAN] | None:
     """The VQGAN that goes with the run, if one is named or comes with the model to start from."""
+    kept = run.out / VQGAN_DIRECTORY
+    resumed = read_vqgan(kept) if kept.is_dir() and not run.fresh else None
     named = Path(run.vqgan) if run.vqgan else source.vqgan if source else None
     if named is None:
-        return None
+        return resumed
     found = read_vqgan(named)
     require_codebook(found[0], str(named), config, "the model to train")
+    if resumed is not None and not _same(found, resumed):
+        raise ConfigError(
+            f"{run.out} was begun with another VQGAN than {named}; start anew with --fresh, or in "
+            "another --out"
+        )
     return found
+
+
+def _same(one: tuple[VQGANConfig, VQGAN], other: tuple[VQGANConfig, VQGAN]) -> bool:
+    return one[0] == other[0] and all(
+        np.array_equal(a, b)
+        for a, b in zip(jax.tree.leaves(one[1]), jax.tree.leaves(other[1]), strict=True)
+    )
 
 
 def _write_settings(

@@ -26,6 +26,8 @@ def extension_of(path: str | os.PathLike[str], choices: Mapping[str, object], wh
         )
     if path.is_dir():
         raise InputError(f"{path} is a directory; name a file to write {what} to")
+    if not path.absolute().parent.is_dir():
+        raise InputError(f"{path} cannot be written: there is no directory {path.parent}; make it")
     return extension
 
 

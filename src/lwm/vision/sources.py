@@ -111,6 +111,12 @@ def _matroska_size(file: File) -> int:
     return end
 
 
+_BOXES = frozenset(
+    b"ftyp moov mdat free skip wide moof mfra uuid sidx styp meta udta pdin ssix emsg".split()
+)
+"""Kinds of boxes that stand at the top of an MP4 or MOV file (ISO/IEC 14496-12)."""
+
+
 def _boxes_size(file: File, length: int) -> int:
     end = 0
     while end < length:
@@ -121,6 +127,8 @@ def _boxes_size(file: File, length: int) -> int:
             size = struct.unpack(">Q", head[8:])[0]
         if size < 8:  # 0 means up to the end, what else there is is for the decoder to judge
             return 0
+        if end and head[4:8] not in _BOXES:  # a tag or the like behind a whole file
+            return end
         end += size
     return end
 
