@@ -1,0 +1,1 @@
+"""Evaluation: long-context retrieval, suites, perplexity, and their pictures and reports."""

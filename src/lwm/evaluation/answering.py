@@ -1,0 +1,86 @@
+"""A model's answers to cases, as many at once as a budget of tokens allows.
+
+Knows the engine and token ids of prompts; knows nothing of tasks and scores.
+"""
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+
+from lwm.core.errors import CapacityError
+from lwm.evaluation.case import Case
+from lwm.inference.model import Model
+from lwm.inference.request import Request
+from lwm.inference.sampling import Sampling
+
+GREEDY = Sampling(temperature=0.0)
+
+
+class ModelAnswerer:
+    """Greedy answers of a loaded model.
+
+    Args:
+        budget: tokens of the prompts that are asked together. One at a time where two do not fit:
+            then a prompt that begins as the one before is not read again from its beginning.
+    """
+
+    def __init__(self, model: Model, budget: int = 0) -> None:
+        self._model, self._budget = model, budget
+        self._anew = True
+
+    def restart(self) -> None:
+        self._anew = True
+
+    def answer(self, cases: Sequence[Case]) -> Iterator[str]:
+        stops = self._model.tokenizer.eos
+        for batch in self._batches(cases):
+            prompts = [case.prompt for case in batch]
+            lengths = [case.max_tokens for case in batch]
+            for tokens in self._generate(prompts, lengths, stops):
+                yield "".join(self._model.tokenizer.decode_stream(tokens))
+
+    def follow(self, cases: Sequence[Case]) -> Iterator[list[bool]]:
+        for batch in self._batches(cases):
+            hits: list[list[bool]] = [[] for _ in batch]
+            # Each token is asked for behind those before it; what the cache holds of the prompt is
+            # used again, so that a prompt is read once.
+            for place in range(max(len(case.target) for case in batch)):
+                asked = [i for i, case in enumerate(batch) if place < len(case.target)]
+                prompts = [[*batch[i].prompt, *batch[i].target[:place]] for i in asked]
+                found = self._generate(prompts, [1] * len(asked), ())
+                for i, tokens in zip(asked, found, strict=True):
+                    hits[i].append(tokens == [batch[i].target[place]])
+            yield from hits
+
+    def _batches(self, cases: Sequence[Case]) -> Iterator[Sequence[Case]]:
+        longest = max(len(case.prompt) + max(case.max_tokens, len(case.target)) for case in cases)
+        limit = self._model.config.max_sequence_length
+        if longest > limit:
+            raise CapacityError(
+                f"a prompt and its answer take {longest:,} tokens and the context of "
+                f"{self._model.source} is {limit:,}; shorten the lengths or raise the context "
+                "with --theta"
+            )
+        self._slots = int(np.clip(self._budget // longest, 1, len(cases)))
+        self._room = longest
+        for first in range(0, len(cases), self._slots):
+            yield cases[first : first + self._slots]
+
+    def _generate(
+        self, prompts: Sequence[Sequence[int]], lengths: Sequence[int], stops: Sequence[int]
+    ) -> list[list[int]]:
+        engine = self._model.engine_for(self._room, 1, self._slots)
+        if self._anew:
+            engine.scheduler.forget()
+            self._anew = False
+        numbers = [
+            engine.submit(
+                Request(prompt=prompt, max_tokens=length, sampling=GREEDY, stop_tokens=stops)
+            )
+            for prompt, length in zip(prompts, lengths, strict=True)
+        ]
+        answers: dict[int, list[int]] = {number: [] for number in numbers}
+        for event in engine.follow(numbers):
+            if event.token is not None:
+                answers[event.request].append(event.token)
+        return [answers[number] for number in numbers]
