@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 
 import tyro
 
+from lwm.core.distributed import DistributedConfig, join
+
 if TYPE_CHECKING:
     from lwm.inference.model import Model
 
@@ -51,6 +53,21 @@ class LoadFlags:
 
 
 @dataclass(frozen=True, kw_only=True)
+class SharedLoadFlags(LoadFlags):
+    """How a MODEL is loaded, by one process or by several together."""
+
+    distributed: DistributedConfig = DistributedConfig()
+
+    def join(self) -> None:
+        """Joins the other processes; the first thing that a verb does.
+
+        Raises:
+            ConfigError: the processes contradict each other, or one does not come.
+        """
+        join(self.distributed)
+
+
+@dataclass(frozen=True, kw_only=True)
 class SamplingFlags:
     """How tokens are chosen."""
 
@@ -76,6 +93,8 @@ class SamplingFlags:
 
 
 Load = Annotated[LoadFlags, tyro.conf.OmitArgPrefixes]
+SharedLoad = Annotated[SharedLoadFlags, tyro.conf.arg(name="")]
+"""For verbs that several processes run together: `--distributed.*` besides."""
 Sampling = Annotated[SamplingFlags, tyro.conf.OmitArgPrefixes]
 
 
