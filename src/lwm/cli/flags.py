@@ -1,12 +1,13 @@
 """Flags that several verbs share."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 
 import tyro
 
-from lwm.core.distributed import DistributedConfig, join
+from lwm.core.distributed import DistributedConfig, join, together
 
 if TYPE_CHECKING:
     from lwm.inference.model import Model
@@ -58,13 +59,17 @@ class SharedLoadFlags(LoadFlags):
 
     distributed: DistributedConfig = DistributedConfig()
 
-    def join(self) -> None:
-        """Joins the other processes; the first thing that a verb does.
+    @contextmanager
+    def joined(self) -> Iterator[None]:
+        """Joins the other processes, before anything else; what a verb does with them stands
+        inside, so that an error of one ends all.
 
         Raises:
             ConfigError: the processes contradict each other, or one does not come.
         """
         join(self.distributed)
+        with together():
+            yield
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,7 +99,7 @@ class SamplingFlags:
 
 Load = Annotated[LoadFlags, tyro.conf.OmitArgPrefixes]
 SharedLoad = Annotated[SharedLoadFlags, tyro.conf.arg(name="")]
-"""For verbs that several processes run together: `--distributed.*` besides."""
+"""For verbs that several processes run together: `--distributed.*` besides, and `joined`."""
 Sampling = Annotated[SamplingFlags, tyro.conf.OmitArgPrefixes]
 
 

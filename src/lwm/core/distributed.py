@@ -160,7 +160,9 @@ def together() -> Iterator[None]:
     with its sentence; otherwise the others would wait for it for ever. Every process must come
     here.
 
-    Blocks may be nested; between their ends nothing else may need the other processes.
+    Blocks may be nested, and an error outside the inner one still meets those who are in it. It
+    does not meet those who compute together meanwhile: what may fail in one process alone needs a
+    block of its own, without computation.
 
     Raises:
         LwmError: of the first process that met one.
