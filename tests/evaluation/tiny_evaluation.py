@@ -31,7 +31,7 @@ from lwm.models.llama import LlamaConfig, llama_params
 
 # Large weights, so that every order of sums agrees on which token is likeliest.
 CONFIG = LlamaConfig(
-    vocab_size=64, hidden_size=32, intermediate_size=48, num_layers=2, num_heads=4, num_kv_heads=2,
+    vocab_size=64, hidden_size=32, intermediate_size=48, num_layers=1, num_heads=4, num_kv_heads=2,
     head_dim=8, max_sequence_length=512, initializer_range=0.3,
 )  # fmt: skip
 WORDS = [f"w{i}" for i in range(CONFIG.vocab_size)]
@@ -99,9 +99,8 @@ def evaluate(model: lwm.Model, out: Path) -> dict[str, Any]:
             file.write('{"context_length": 70, "se')
     told: list[Any] = []
     written = run(Continue(), ModelAnswerer(model, 200), opened(), told=told.append)
-    followed = run(
-        Continue(), ModelAnswerer(model), Results(out / "followed", settings, KEYS), score="logits"
-    )
+    results = Results(out / "followed", settings, KEYS)
+    followed = run(Continue(), ModelAnswerer(model, 200), results, score="logits")
     return {
         "logits": logits.tolist(), "written": written, "followed": followed, "told": len(told),
     }  # fmt: skip
