@@ -1,11 +1,13 @@
 """Flags that several verbs share."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 
 import tyro
 
+from lwm.core.distributed import DistributedConfig, join, together
 from lwm.core.errors import CapacityError
 
 if TYPE_CHECKING:
@@ -71,6 +73,25 @@ class LoadFlags:
 
 
 @dataclass(frozen=True, kw_only=True)
+class SharedLoadFlags(LoadFlags):
+    """How a MODEL is loaded, by one process or by several together."""
+
+    distributed: DistributedConfig = DistributedConfig()
+
+    @contextmanager
+    def joined(self) -> Iterator[None]:
+        """Joins the other processes, before anything else; what a verb does with them stands
+        inside, so that an error of one ends all.
+
+        Raises:
+            ConfigError: the processes contradict each other, or one does not come.
+        """
+        join(self.distributed)
+        with together():
+            yield
+
+
+@dataclass(frozen=True, kw_only=True)
 class SamplingFlags:
     """How tokens are chosen."""
 
@@ -96,6 +117,8 @@ class SamplingFlags:
 
 
 Load = Annotated[LoadFlags, tyro.conf.OmitArgPrefixes]
+SharedLoad = Annotated[SharedLoadFlags, tyro.conf.arg(name="")]
+"""For verbs that several processes run together: `--distributed.*` besides, and `joined`."""
 Sampling = Annotated[SamplingFlags, tyro.conf.OmitArgPrefixes]
 
 

@@ -4,17 +4,21 @@ Source: `jax.distributed`, which does the work; under Slurm, GKE and on TPU pods
 by itself.
 """
 
+import json
 import os
 import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
-import jax
-import numpy as np
-
-from lwm.core.errors import ConfigError
+from lwm.core import errors
+from lwm.core.errors import ConfigError, LwmError
 from lwm.core.progress import say
+
+# jax and numpy are imported where they are used: the settings below stand on the command line,
+# whose --help must not wait for them.
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,7 +83,8 @@ def _cluster() -> str | None:
 
 
 def join(config: DistributedConfig) -> None:
-    """Joins the other processes; alone, does nothing. Must come before jax looks for devices.
+    """Joins the other processes; alone or joined already, does nothing. Must come before jax looks
+    for devices.
 
     Where the others do not come in time, the process ends with one sentence and exit code 2.
 
@@ -88,6 +93,10 @@ def join(config: DistributedConfig) -> None:
     """
     cluster = _cluster() if config.auto == "yes" else None
     if not config.coordinator and cluster is None:
+        return
+    import jax
+
+    if jax.distributed.is_initialized():
         return
     jax.config.update("jax_cpu_collectives_implementation", "gloo")
     given = {}
@@ -121,10 +130,102 @@ def join(config: DistributedConfig) -> None:
         watch.cancel()
 
 
+def first_process() -> bool:
+    """Whether this is process 0, which alone writes files and speaks for all; alone, it is."""
+    import jax
+
+    return jax.process_index() == 0
+
+
 def any_process(flag: bool) -> bool:
     """Whether the flag is set in any process; every process must ask at the same point."""
-    if jax.process_count() == 1:
-        return flag
+    return bool(_gather(flag).any())
+
+
+def _gather(own: Any) -> Any:
+    """The same array of every process, [processes, ...]."""
+    import numpy as np
     from jax.experimental import multihost_utils
 
-    return bool(multihost_utils.process_allgather(np.array(flag)).any())
+    return multihost_utils.process_allgather(np.asarray(own))
+
+
+_LONGEST = 4096
+"""Bytes of a sentence that goes to the other processes."""
+
+
+@contextmanager
+def together() -> Iterator[None]:
+    """A user's mistake, or a file's fault, that one process meets in this block ends all of them
+    with its sentence; otherwise the others would wait for it for ever. Every process must come
+    here.
+
+    Blocks may be nested, and an error outside the inner one still meets those who are in it. It
+    does not meet those who compute together meanwhile: what may fail in one process alone needs a
+    block of its own, without computation.
+
+    Raises:
+        LwmError: of the first process that met one.
+    """
+    import jax
+    import numpy as np
+
+    if jax.process_count() == 1:
+        yield
+        return
+    fault = None
+    try:
+        yield
+    except LwmError as error:
+        if error.agreed:  # of a block within, or of one around it in another process
+            raise
+        fault = error
+    except OSError as error:
+        fault = errors.InputError(
+            f"{error.strerror or error}: {error.filename or ''}".rstrip(": ")
+        )
+    told = b"" if fault is None else f"{type(fault).__name__} {fault}".encode()[:_LONGEST]
+    own = np.zeros(_LONGEST, np.uint8)
+    own[: len(told)] = np.frombuffer(told, np.uint8)
+    for number, row in enumerate(_gather(own)):
+        if row.any():
+            if number != jax.process_index() or fault is None:
+                kind, _, text = row.tobytes().rstrip(b"\0").decode(errors="ignore").partition(" ")
+                fault = getattr(errors, kind, LwmError)(text)
+            fault.agreed = True
+            raise fault
+
+
+def from_first(work: Callable[[], Any]) -> Any:
+    """What process 0 alone does, and in every process what comes of it, which must be JSON.
+
+    Raises:
+        LwmError: what it raised, in every process.
+    """
+    import jax
+
+    found = None
+    with together():
+        if first_process():
+            found = work()
+    if jax.process_count() == 1:
+        return found
+    import numpy as np
+    from jax.experimental import multihost_utils
+
+    own = np.frombuffer(json.dumps(found).encode(), np.uint8)
+    size = int(multihost_utils.broadcast_one_to_all(np.int32(len(own))))
+    data = own if first_process() else np.zeros(size, np.uint8)
+    return json.loads(multihost_utils.broadcast_one_to_all(data).tobytes())
+
+
+def on_host(x: Any) -> Any:
+    """The whole of an array in every process, as numpy. Where no process has all of it, each
+    device holds it whole for a moment."""
+    import numpy as np
+
+    if x.is_fully_addressable or x.is_fully_replicated:
+        return np.asarray(x)
+    from jax.experimental import multihost_utils
+
+    return multihost_utils.process_allgather(x, tiled=True)

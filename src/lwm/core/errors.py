@@ -9,6 +9,8 @@ class LwmError(Exception):
     """Base of every error meant for a user's eyes."""
 
     exit_code = 2
+    agreed = False
+    """Whether every process that works together raises it, see `distributed.together`."""
 
 
 class ConfigError(LwmError):

@@ -42,7 +42,7 @@ def require_memory(needed: int, mesh: Mesh | None, *, what: str, remedy: str) ->
     Raises:
         CapacityError: names what is needed and what there is.
     """
-    device = jax.devices()[0] if mesh is None else mesh.devices.flat[0]
+    device = jax.devices()[0] if mesh is None else mesh.local_devices[0]
     sharing = len(mesh.local_devices) if mesh is not None and device.platform == "cpu" else 1
     available = available_bytes(device)
     if available is not None and needed * sharing > available:

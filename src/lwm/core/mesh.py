@@ -114,3 +114,19 @@ def make_mesh(shape: MeshShape | str) -> Mesh:
         allow_split_physical_axes=shape.split_physical_axes,
     )
     return Mesh(grid, shape.axes, axis_types=(AxisType.Auto,) * len(AXES))
+
+
+def require_all_devices(mesh: Mesh | None) -> None:
+    """Refuses, where several processes work together, a mesh that leaves devices out: each process
+    must have some of it.
+
+    Raises:
+        ConfigError: names how many there are.
+    """
+    if jax.process_count() > 1 and (mesh is None or mesh.size < jax.device_count()):
+        count = jax.device_count()
+        given = "no mesh is given" if mesh is None else f"the mesh takes {mesh.size} devices"
+        raise ConfigError(
+            f"{given}, but {jax.process_count()} processes with {count} devices work together and "
+            f"each must have some of it; choose a --mesh that takes all, such as 1,1,1,{count}"
+        )

@@ -31,7 +31,8 @@ def parse_depths(text: str, spacing: Spacing = "linear") -> list[float]:
     """Per cent from 0 to 100, ascending, each once, to a tenth.
 
     Args:
-        spacing: of `min:max:count`; `sigmoid` lays them closer together towards both ends.
+        spacing: of `min:max:count`; `sigmoid` lays them closer together towards both ends, and
+            leaves 0 and 100 where they are.
 
     Raises:
         ConfigError: it is no range, or leaves 0 to 100.
@@ -58,9 +59,8 @@ def _values(text: str, what: str, example: str, spacing: Spacing = "linear") -> 
         raise ConfigError(
             f"{what} is {text!r}; write numbers as in {example}, which is min:max:count"
         ) from error
-    share = np.linspace(0, 1, int(count))
-    if spacing == "sigmoid":
-        # From -5 to 5, stretched so that both ends are reached.
-        curve = 1 / (1 + np.exp(-10 * (share - 0.5)))
-        share = (curve - curve[0]) / (curve[-1] - curve[0]) if count > 1 else share
-    return (low + (high - low) * share).tolist()
+    values = np.linspace(low, high, int(count))
+    if spacing == "sigmoid":  # the original's curve, which leaves the ends where they are
+        curve = 100 / (1 + np.exp(-0.1 * (values - 50)))
+        values = np.where((values == 0) | (values == 100), values, curve)
+    return values.tolist()

@@ -2,7 +2,8 @@
 
 Rows are the original's (`context_length, depth_percent, response, answer, correct, seed`) with
 further columns. A line that a crash cut in half is dropped and answered again; a directory whose
-settings are other ones is another run's, and is refused.
+settings are other ones is another run's, and is refused. Of several processes, the first alone
+reads and writes, and tells the others what was there.
 """
 
 import json
@@ -12,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from lwm.core.config import read_json
+from lwm.core.distributed import first_process, from_first, together
 from lwm.core.errors import InputError
 from lwm.evaluation.case import Key
 
@@ -24,34 +26,30 @@ Row = dict[str, Any]
 
 
 class Results:
-    """Rows of one run, on disk after each.
+    """Rows of one run, on disk after each. Of several processes, all must open it and append the
+    same rows.
 
     Args:
         directory: made with the first row if it is missing.
-        settings: what the rows depend on, as JSON; the same each time the run is gone on with.
+        settings: what the rows depend on, as JSON; the same each time the run is gone on with, and
+            in every process.
         keys: names of the columns that tell a row from the others.
 
     Raises:
-        InputError: the directory holds another run's rows, or rows that are broken.
+        InputError: the directory holds another run's rows, or rows that are broken; in every
+            process, whichever found it out.
     """
 
     def __init__(
         self, directory: Path, settings: Mapping[str, Any], keys: tuple[str, ...]
     ) -> None:
         self.directory, self._keys = directory, keys
-        self.settings = json.loads(json.dumps(dict(settings)))
-        path = directory / SETTINGS
-        if path.exists():
-            _require_same(path, read_json(path), self.settings)
-        elif (directory / ROWS).exists():
-            raise InputError(
-                f"{directory} holds {ROWS} without {SETTINGS}, so it cannot be told whether they "
-                "are of this run; name another --out"
-            )
-        elif directory.exists() and not directory.is_dir():
-            raise InputError(f"{directory} is a file; name a directory with --out")
         self.path = directory / ROWS
-        self.rows = _whole_rows(self.path) if self.path.exists() else []
+        self.settings = own = json.loads(json.dumps(dict(settings)))
+        of_first, self.rows = from_first(lambda: (own, _opened(directory, own)))
+        with together():
+            remedy = "start all of them with the same flags"
+            _require_same("process 0 makes another run:", of_first, own, remedy)
         self._held = {self._key(row) for row in self.rows}
 
     def _key(self, row: Mapping[str, Any]) -> tuple[Any, ...]:
@@ -68,6 +66,13 @@ class Results:
 
     def append(self, row: Row) -> None:
         """Writes a row; it is on disk when this returns."""
+        with together():  # a disk that is full ends all
+            if first_process():
+                self._write(row)
+        self.rows.append(row)
+        self._held.add(self._key(row))
+
+    def _write(self, row: Row) -> None:
         settings = self.directory / SETTINGS
         if not settings.exists():
             self.directory.mkdir(parents=True, exist_ok=True)
@@ -78,8 +83,6 @@ class Results:
             file.write(json.dumps(row, ensure_ascii=False) + "\n")
             file.flush()
             os.fsync(file.fileno())
-        self.rows.append(row)
-        self._held.add(self._key(row))
 
 
 def read_results(path: Path) -> tuple[dict[str, Any], list[Row]]:
@@ -99,12 +102,29 @@ def read_results(path: Path) -> tuple[dict[str, Any], list[Row]]:
     return (read_json(settings) if settings.exists() else {}), rows
 
 
-def _require_same(path: Path, found: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
+def _opened(directory: Path, wanted: Mapping[str, Any]) -> list[Row]:
+    """Rows of a run's directory, as far as there are some."""
+    path, rows = directory / SETTINGS, directory / ROWS
+    if path.exists():
+        remedy = "name another --out, or remove it"
+        _require_same(f"{directory} holds another run:", read_json(path), wanted, remedy)
+    elif rows.exists():
+        raise InputError(
+            f"{directory} holds {ROWS} without {SETTINGS}, so it cannot be told whether they are "
+            "of this run; name another --out"
+        )
+    elif directory.exists() and not directory.is_dir():
+        raise InputError(f"{directory} is a file; name a directory with --out")
+    return _whole_rows(rows) if rows.exists() else []
+
+
+def _require_same(
+    whose: str, found: Mapping[str, Any], wanted: Mapping[str, Any], remedy: str
+) -> None:
     for name in sorted(found.keys() | wanted.keys()):
         if found.get(name) != wanted.get(name):
             raise InputError(
-                f"{path.parent} holds another run: its {name} is {found.get(name)!r} and not "
-                f"{wanted.get(name)!r}; name another --out, or remove it"
+                f"{whose} its {name} is {found.get(name)!r} and not {wanted.get(name)!r}; {remedy}"
             )
 
 

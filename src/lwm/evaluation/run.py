@@ -1,11 +1,13 @@
 """Goes through a task: asks what has no row yet, judges, and appends rows as answers come.
 
-Knows tasks, an answerer and a run's results; knows no model and draws nothing.
+Knows tasks, an answerer and a run's results; knows no model and draws nothing. Of several
+processes, all go through the same task; the first alone writes.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Literal, Protocol, runtime_checkable
 
+from lwm.core.distributed import first_process, together
 from lwm.core.progress import progress
 from lwm.evaluation.case import Case, Task, Verdict
 from lwm.evaluation.results import Results, Row
@@ -43,7 +45,7 @@ def run(
 
     Args:
         score: judge what the model writes, or whether it would follow the ideal answer.
-        told: called with each new row.
+        told: called with each new row, in process 0.
     """
     units = task.units()
     todo = [unit for unit in units if any(key not in results for key in unit)]
@@ -52,7 +54,8 @@ def run(
         advance(sum(map(len, units)) - sum(map(len, todo)))
         for unit in todo:
             answerer.restart()
-            cases = [task.case(key) for key in unit]
+            with together():  # a file may be missing on one machine
+                cases = [task.case(key) for key in unit]
             found = asked(task, answerer, cases)
             for key, case, (response, verdict) in zip(unit, cases, found, strict=True):
                 advance()
@@ -63,7 +66,8 @@ def run(
                     "correct": verdict.correct, "score": verdict.score, **case.told,
                 }  # fmt: skip
                 results.append(row)
-                told(row)
+                if first_process():
+                    told(row)
     return results.rows
 
 

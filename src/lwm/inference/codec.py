@@ -37,7 +37,7 @@ class Codec:
 
     def __init__(self, config: VQGANConfig, weights: VQGAN) -> None:
         self.config = config
-        self._weights = jax.device_put(weights, jax.devices()[0])
+        self._weights = jax.device_put(weights, jax.local_devices()[0])
         self._encode = jax.jit(partial(encode, config=config))
         self._decode = jax.jit(partial(decode, config=config))
 

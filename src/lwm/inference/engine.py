@@ -1,5 +1,8 @@
 """The engine: requests in, tokens out, continuous batching over fixed slots.
 
+On a mesh over several processes, all of them run an engine of their own with the same requests in
+the same order; each sees all tokens.
+
 Compiles a prefill step for each chunk size, one decode step, and one for each width of drafts (see
 `drafting`), whatever the prompts' lengths and settings; requests join and leave between steps.
 Knows token ids; knows nothing of text, files or HTTP. A server drives `submit`, `step` and
@@ -98,11 +101,14 @@ class Engine:
         # drafts costs to compile does not grow with the model's depth.
         self._run = max(n for n in range(1, LONGEST_RUN + 1) if config.num_layers % n == 0)
         self._embed = jax.jit(partial(embed_tokens, mesh=mesh, rules=PREFILL))
-        self._turn = jax.jit(partial(rotation, head_dim=config.head_dim, theta=config.rope_theta))
+        # What every device needs, and what every process reads, is whole everywhere.
+        whole = None if mesh is None else NamedSharding(mesh, PartitionSpec())
+        turn = partial(rotation, head_dim=config.head_dim, theta=config.rope_theta)
+        self._turn = jax.jit(turn, out_shardings=whole)
         self._prefill = jax.jit(partial(prefill_layer, **static), donate_argnums=(1, 3))
         self._embed_next = jax.jit(partial(embed_tokens, mesh=mesh, rules=DECODE))
         self._decode = jax.jit(partial(decode_layers, **static), donate_argnums=(1, 3))
-        self._draw = jax.jit(partial(draw, **static), donate_argnums=2)
+        self._draw = jax.jit(partial(draw, **static), donate_argnums=2, out_shardings=whole)
         self._ends = replace(weights, layers=())
         self._mark_seen = jax.jit(mark_seen, donate_argnums=0)
 

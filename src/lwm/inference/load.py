@@ -1,4 +1,5 @@
-"""`lwm.load`: from a MODEL string to a model on this machine's devices."""
+"""`lwm.load`: from a MODEL string to a model on this machine's devices, or on those of several
+processes."""
 
 from dataclasses import replace
 from functools import partial
@@ -11,8 +12,9 @@ from lwm.checkpoints.place import load_weights
 from lwm.checkpoints.resolve import open_checkpoint
 from lwm.checkpoints.vision_table import require_codebook
 from lwm.core.config import override
+from lwm.core.distributed import together
 from lwm.core.errors import ConfigError
-from lwm.core.mesh import make_mesh
+from lwm.core.mesh import make_mesh, require_all_devices
 from lwm.core.sharding import DECODE
 from lwm.core.vocabulary import Vocabulary
 from lwm.data.tokenizer import Tokenizer, read_tokenizer, tokenizer_of
@@ -59,6 +61,7 @@ def default_dtype() -> str:
     return "float32" if jax.default_backend() == "cpu" else "bfloat16"
 
 
+@together()
 def load(
     model: str | Path,
     *,
@@ -71,7 +74,8 @@ def load(
     theta: float | None = None,
     context: int | None = None,
 ) -> Model:
-    """Loads a model onto this machine's devices.
+    """Loads a model onto this machine's devices. Of several processes (`jax.distributed`), all
+    must load it, and then ask the same of it: each gets every answer.
 
     Args:
         model: a directory (ours or Hugging Face Llama), a `.gguf` file, `params::FILE`,
@@ -86,7 +90,7 @@ def load(
             defaults.
         dtype: `float32` or `bfloat16`; by default the first on CPU and the second elsewhere.
         mesh: sizes of the axes data, fsdp, tensor, sequence, such as `1,1,1,4`; by default one
-            device.
+            device. Several processes need it, and all their devices must be in it.
         theta: base of the rotary positions, where another than the model's own is wanted.
         context: longest sequence in tokens, where another than the model's own is wanted; beyond
             what it was trained for it needs a larger theta, and usually training.
@@ -100,6 +104,7 @@ def load(
     if dtype not in BYTES:
         raise ConfigError(f"dtype is {dtype!r}; choose one of {', '.join(BYTES)}")
     laid = None if mesh is None else make_mesh(mesh)
+    require_all_devices(laid)
     checkpoint = open_checkpoint(str(model), config=None if config is None else str(config))
     own = override(checkpoint.config, rope_theta=theta, max_sequence_length=context)
     checkpoint = replace(checkpoint, config=own)

@@ -1,6 +1,6 @@
 """What `lwm.load` returns: a model with its tokenizer, ready to score, continue, converse, draw.
 
-Puts the rooms below together for one user in one process; it holds no logic of its own that they
+Puts the rooms below together for one user; it holds no logic of its own that they
 could hold.
 """
 

@@ -8,7 +8,6 @@ from functools import partial
 from typing import NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int
@@ -16,6 +15,7 @@ from jaxtyping import Array, Float, Int
 from lwm.attention.api import AttentionConfig, attention
 from lwm.attention.mask import PADDING, side
 from lwm.attention.order import zigzag, zigzag_length
+from lwm.core.distributed import on_host
 from lwm.core.errors import InputError
 from lwm.core.mesh import SEQUENCE
 from lwm.core.sharding import TRAINING, shard_count
@@ -78,11 +78,9 @@ class Scorer:
         segments = np.full(full.shape, PADDING, np.int32)
         segments[:batch, :length] = 0
         order = zigzag(padded, shards) if shards > 1 else np.arange(padded)
-        logits = self._forward(
-            self._weights, *(jnp.asarray(x[:, order]) for x in (full, positions, segments))
-        )
+        logits = self._forward(self._weights, *(x[:, order] for x in (full, positions, segments)))
         back = np.argsort(order)[:length]
-        return np.asarray(logits)[:batch][:, back]
+        return on_host(logits)[:batch][:, back]
 
 
 def require_ids(ids: np.ndarray, count: int, what: str) -> None:

@@ -13,6 +13,7 @@ from jax.sharding import Mesh
 from jaxtyping import Array
 
 from lwm.attention.cached import CACHE_AXES, CAPACITY_UNIT, LayerCache
+from lwm.core.distributed import together
 from lwm.core.memory import require_memory
 from lwm.core.mesh import SEQUENCE
 from lwm.core.sharding import DECODE, named_sharding, shard_count
@@ -41,13 +42,14 @@ def require_cache_memory(
     if mesh is not None:
         for axis in ("slots", "kv_heads", "cache_position"):
             parts *= shard_count(mesh, axis, DECODE)
-    require_memory(
-        cache_bytes(config, capacity, dtype, slots) // parts,
-        mesh,
-        what=f"a cache of {capacity:,} positions for {slots} request{'s' * (slots > 1)}",
-        remedy="shorten the prompt or --max-tokens, use --dtype bfloat16, or spread it over more "
-        "devices with --mesh",
-    )
+    with together():  # machines may have different amounts free
+        require_memory(
+            cache_bytes(config, capacity, dtype, slots) // parts,
+            mesh,
+            what=f"a cache of {capacity:,} positions for {slots} request{'s' * (slots > 1)}",
+            remedy="shorten the prompt or --max-tokens, use --dtype bfloat16, or spread it over "
+            "more devices with --mesh",
+        )
 
 
 def make_cache(

@@ -26,7 +26,7 @@ from lwm.core.config import to_dict
 from lwm.core.distributed import join
 from lwm.core.errors import ConfigError
 from lwm.core.hardware import peak_flops
-from lwm.core.mesh import make_mesh
+from lwm.core.mesh import make_mesh, require_all_devices
 from lwm.core.progress import say
 from lwm.core.sharding import TRAINING
 from lwm.data.loader import Loader, texts
@@ -84,11 +84,7 @@ def _start(run: Run, opened: ExitStack) -> Path:
             "another --out"
         )
     require_tracking(run.tracking)
-    if jax.process_count() > 1 and mesh.size < jax.device_count():
-        raise ConfigError(
-            f"the mesh {run.mesh!r} takes {mesh.size} of {jax.device_count()} devices, but every "
-            "process must have some; choose a --mesh that takes all"
-        )
+    require_all_devices(mesh)
     loader = partial(
         Loader, sequence_length=run.sequence_length, rows=layout.rows,
         batch_size=run.batch_size, vocab_size=config.vocab_size, vision=config.vision,

@@ -1,0 +1,118 @@
+"""Answers of a model to cases against its own logits of whole texts, which need no cache."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import pytest
+from tiny_evaluation import END, WORDS, words, write_model
+
+import lwm
+from lwm.core.errors import CapacityError
+from lwm.evaluation.answering import ModelAnswerer
+from lwm.evaluation.case import Case
+
+LENGTHS = (20, 90, 45, 33, 70)
+ANSWER = 6
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> lwm.Model:
+    return lwm.load(write_model(tmp_path_factory.mktemp("work") / "tiny"))
+
+
+def next_tokens(model: lwm.Model, tokens: Sequence[int]) -> list[int]:
+    """The likeliest token behind each."""
+    return model.logits([list(tokens)]).text[0].argmax(axis=-1).tolist()
+
+
+def greedy(model: lwm.Model, prompt: Sequence[int], count: int = ANSWER) -> list[int]:
+    """The likeliest continuation, by a whole forward pass a token."""
+    text = list(prompt)
+    for _ in range(count):
+        token = next_tokens(model, text)[-1]
+        if token == END:
+            break
+        text.append(token)
+    return text[len(prompt) :]
+
+
+def asked(prompt: Sequence[int], target: Sequence[int] = (0,), max_tokens: int = ANSWER) -> Case:
+    return Case(prompt=prompt, target=target, max_tokens=max_tokens, reference="")
+
+
+def text(tokens: Sequence[int]) -> str:
+    return " ".join(WORDS[token] for token in tokens)
+
+
+@pytest.fixture
+def slots(model: lwm.Model, monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """How many prompts ran together, each time."""
+    seen: list[int] = []
+    engine_for = model.engine_for
+
+    def watched(prompt: int, max_tokens: int, slots: int = 1) -> Any:
+        seen.append(slots)
+        return engine_for(prompt, max_tokens, slots)
+
+    monkeypatch.setattr(model, "engine_for", watched)
+    return seen
+
+
+@pytest.mark.parametrize(("budget", "together"), [(0, 1), (96, 1), (191, 1), (192, 2), (9999, 5)])
+def test_answers_are_the_likeliest_with_every_budget(
+    model: lwm.Model, slots: list[int], budget: int, together: int
+) -> None:
+    """The longest prompt and its answer take 96 tokens."""
+    prompts = [words(length, 1) for length in LENGTHS]
+    cases = [asked(prompt) for prompt in prompts]
+    found = list(ModelAnswerer(model, budget).answer(cases))
+    assert found == [text(greedy(model, prompt)) for prompt in prompts]
+    assert slots == [together] * -(-len(LENGTHS) // together)
+
+
+@pytest.mark.parametrize("budget", [0, 9999])
+def test_following_is_the_arg_max_of_the_logits(model: lwm.Model, budget: int) -> None:
+    cases, expected = [], []
+    for number, length in enumerate(LENGTHS):
+        prompt = words(length, 1)
+        target = greedy(model, prompt, number + 1)
+        if number % 2:  # off the path in the middle, and on from there
+            target = [*target[:1], (target[0] + 7) % END, *target[1:]]
+            target += greedy(model, [*prompt, *target], 1)
+        cases.append(asked(prompt, target))
+        following = next_tokens(model, [*prompt, *target])[length - 1 : -1]
+        expected.append([a == b for a, b in zip(following, target, strict=True)])
+    assert {hit for hits in expected for hit in hits} == {True, False}
+    assert list(ModelAnswerer(model, budget).follow(cases)) == expected
+
+
+def test_what_the_prompt_before_shares_is_not_read_again(model: lwm.Model) -> None:
+    beginning = words(40, 5)
+    prompts = [[*beginning, *words(30, seed)] for seed in (6, 7)]
+    answerer = ModelAnswerer(model)
+    scheduler = model.engine_for(100, 1).scheduler
+
+    def reused(prompt: Sequence[int]) -> int:
+        before = scheduler.reused
+        assert list(answerer.answer([asked(prompt)])) == [text(greedy(model, prompt))]
+        return scheduler.reused - before
+
+    assert reused(prompts[0]) == 0
+    assert reused(prompts[1]) == len(beginning)
+    answerer.restart()
+    assert reused(prompts[1]) == 0
+
+
+def test_following_reads_a_prompt_once(model: lwm.Model) -> None:
+    case = asked(words(60, 8), words(4, 8))
+    answerer = ModelAnswerer(model)
+    scheduler = model.engine_for(100, 1).scheduler
+    before = scheduler.reused
+    list(answerer.follow([case]))
+    # Behind the first token of the target, all but the token before is held.
+    assert scheduler.reused - before == 60 + 61 + 62
+
+
+def test_what_outgrows_the_context_is_refused(model: lwm.Model) -> None:
+    with pytest.raises(CapacityError, match=r"518 tokens.*context of .*512.*--theta"):
+        list(ModelAnswerer(model).answer([asked(words(512, 0))]))
