@@ -74,7 +74,9 @@ def points_of(rows: Iterable[Mapping[str, Any]]) -> list[Point]:
         depths, correct = row.get("depth_percent"), row.get("correct")
         value = value_of(row)
         if isinstance(depths, list) and isinstance(correct, list) and len(depths) == len(correct):
-            told = [(_depth(d), value_of({"correct": c})) for d, c in zip(depths, correct)]
+            told = [
+                (_depth(d), value_of({"correct": c})) for d, c in zip(depths, correct, strict=True)
+            ]
         else:
             told = [(None if isinstance(depths, list) else _depth(depths), value)]
         points += [Point(length=length, depth=d, value=v, task=task) for d, v in told]
@@ -218,8 +220,6 @@ def task_table(points: Sequence[Point]) -> Table:
     """Scores in per cent of each task at each length."""
     means, lengths = by_task(points), by_length(points)
     tasks = dict.fromkeys(point.task for point in points)
-    rows = [
-        [task, *(percent(means.get((task, length))) for length in lengths)] for task in tasks
-    ]
+    rows = [[task, *(percent(means.get((task, length))) for length in lengths)] for task in tasks]
     header = ["task", *map(length_label, lengths)]
     return Table(header, [*rows, ["mean", *map(percent, lengths.values())]])
