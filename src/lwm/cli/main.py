@@ -13,6 +13,7 @@ from lwm.cli.chat import chat
 from lwm.cli.convert import convert
 from lwm.cli.data import inspect, inspect_help, questions
 from lwm.cli.demo import demo
+from lwm.cli.eval_needle import multi_needle, needle
 from lwm.cli.generate import generate_image, generate_text, generate_video
 from lwm.cli.info import info
 from lwm.cli.tokenize import tokenize
@@ -47,6 +48,9 @@ def application() -> SubcommandApp:
     data = SubcommandApp()
     data.command(name="inspect", help="Show rows of a recipe's data.")(inspect_help)
     data.command(name="qa")(questions)
+    evaluate = SubcommandApp()
+    evaluate.command(needle)
+    evaluate.command(multi_needle)
     app = SubcommandApp()
     app.command(demo)
     app.command(chat)
@@ -54,6 +58,7 @@ def application() -> SubcommandApp:
     app.command(name="train", help="Train by a recipe; --list shows them.")(train_help)
     app.command(tokenize)
     app.command(data, name="data", help="Look at training data and make some.")
+    app.command(evaluate, name="eval", help="Measure a model; draw what was found.")
     app.command(convert)
     app.command(info)
     return app
