@@ -208,6 +208,25 @@ def task_bars(rows: Rows, title: str, threshold: float | None = None) -> Figure:
     return figure
 
 
+@_style
+def sheet(rows: Mapping[str, Sequence[np.ndarray]], captions: Sequence[str]) -> Figure:
+    """Frames side by side, uint8 [height, width, 3], a row for each name and a caption for each
+    column."""
+    figure = Figure(
+        figsize=(1.2 + 1.1 * len(captions), 0.5 + 1.15 * len(rows)), layout="constrained"
+    )
+    panels = figure.subplots(len(rows), len(captions), squeeze=False)
+    for row, (name, frames) in zip(panels, rows.items(), strict=True):
+        row[0].set_ylabel(fill(name, 14), rotation=0, ha="right", va="center")
+        for axes, pixels in zip(row, frames, strict=True):
+            axes.imshow(pixels, interpolation="nearest")
+            axes.set_xticks([], [])
+            axes.set_yticks([], [])
+    for axes, caption in zip(panels[0], captions, strict=True):
+        axes.set_title(caption, fontsize=10)
+    return figure
+
+
 def pictures_of(
     rows: Rows, title: str, keys: Sequence[Mapping[str, Any]] = (), threshold: float | None = None
 ) -> dict[str, Figure]:

@@ -54,11 +54,11 @@ def write_report(
     are there are replaced.
 
     Args:
-        settings: of the run; `name` or `task`, and `model`, make the title.
+        settings: of the run; `evaluation`, `model` and `theta` make the title.
         keys: of all rows that are to come, so that what is missing shows.
         notes: sentences that stand below the title.
         threshold: per cent that counts as mastering a length; pictures of suites show it.
-        pictures: by name, in place of those that rows with scores are shown by.
+        pictures: further ones by name, behind those that rows with scores are shown by.
         table: in place of the scores by length or task.
 
     Returns:
@@ -68,6 +68,7 @@ def write_report(
         InputError: rows have scores that are no numbers from 0 to 1, or no length.
     """
     title = title_of(settings)
+    drawn: dict[str, Figure] = {}
     scored = bool(rows) and all(map(is_scored, rows))
     figures = [("answered", f"{len(rows):,} of {len(keys):,}" if keys else f"{len(rows):,}")]
     if scored:
@@ -79,12 +80,11 @@ def write_report(
             ("score", f"{percent(overall(points))}%"), *figures,
             ("rounds", f"{rounds(rows)}"), (unit, span),
         ]  # fmt: skip
-        if pictures is None:
-            pictures = pictures_of(rows, headline(title, rows), keys, threshold)
+        drawn = pictures_of(rows, headline(title, rows), keys, threshold)
         if table is None:
             kind = kind_of(rows)
             table = task_table(points) if kind == "suite" else length_table(points, kind)
-    drawn = dict(pictures or {})
+    drawn |= pictures or {}
     for name, figure in drawn.items():
         save(figure, directory / name)
     page = _render(
@@ -107,8 +107,10 @@ def write_report(
 
 def title_of(settings: Mapping[str, Any], otherwise: str = "results") -> str:
     """What a run is called: its test and its model."""
-    named = (settings.get("name", settings.get("task")), settings.get("model"))
-    return " · ".join(_plain(part) for part in named if part) or otherwise
+    named = [_plain(settings[name]) for name in ("evaluation", "model") if settings.get(name)]
+    if settings.get("theta"):
+        named.append(f"theta {settings['theta']:g}")
+    return " · ".join(named) or otherwise
 
 
 def environment() -> dict[str, str]:
