@@ -76,7 +76,6 @@ def video_needle(
         "seed": flags.seed, "score": flags.score, "max_tokens": flags.max_tokens,
     }  # fmt: skip
     out = flags.out or Path("runs", "eval", f"video-needle-{Path(model).name}")
-    results = Results(out, settings, ("frames", "depth_percent", "seed"))
     # The task refuses what is too long, in frames.
     room = counts[-1] * vision.tokens_per_frame + _WORDS + flags.max_tokens
     loaded = load.load(model, theta=flags.theta, length=None if flags.theta is None else room)
@@ -93,6 +92,8 @@ def video_needle(
         seed=flags.seed,
         max_tokens=flags.max_tokens,
     )
+    # Last, so that what is refused leaves nothing behind.
+    results = Results(out, settings, ("frames", "depth_percent", "seed"))
     if results.rows:
         say(f"{out} has {len(results.rows)} rows; going on behind them")
 

@@ -9,7 +9,8 @@ gkamradt/LLMTest_NeedleInAHaystack.
 
 import io
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from textwrap import fill
 from typing import Any
@@ -118,7 +119,7 @@ def heat_map(rows: Rows, title: str, keys: Iterable[Mapping[str, Any]] = ()) -> 
     bar.set_label("score, %")
     bar.outline.set_visible(False)  # type: ignore[operator]
     _entitle(figure, axes, title)
-    return figure
+    return _laid_out(figure)
 
 
 @_style
@@ -156,7 +157,7 @@ def score_by_length(runs: Mapping[str, Rows], title: str) -> Figure:
     if len(runs) > 1:
         axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.2), ncols=1 + (len(runs) > 3))
     _entitle(figure, axes, title)
-    return figure
+    return _laid_out(figure)
 
 
 @_style
@@ -205,7 +206,7 @@ def task_bars(rows: Rows, title: str, threshold: float | None = None) -> Figure:
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(title=_unit(rows), loc="upper left", bbox_to_anchor=(1.0, 1.0))
     _entitle(figure, axes, title)
-    return figure
+    return _laid_out(figure)
 
 
 @_style
@@ -224,7 +225,7 @@ def sheet(rows: Mapping[str, Sequence[np.ndarray]], captions: Sequence[str]) -> 
             axes.set_yticks([], [])
     for axes, caption in zip(panels[0], captions, strict=True):
         axes.set_title(caption, fontsize=10)
-    return figure
+    return _laid_out(figure)
 
 
 def pictures_of(
@@ -246,8 +247,7 @@ def pictures_of(
 def svg(figure: Figure) -> str:
     """The figure as SVG, without a date."""
     file = io.StringIO()
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="Glyph .* missing")  # shown as a box
+    with _any_letters():
         figure.savefig(file, format="svg", metadata={"Date": None})
     return file.getvalue()
 
@@ -256,8 +256,7 @@ def svg(figure: Figure) -> str:
 def png(figure: Figure) -> bytes:
     """The figure as PNG, twice as fine as a screen."""
     file = io.BytesIO()
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="Glyph .* missing")
+    with _any_letters():
         figure.savefig(file, format="png", dpi=192)
     return file.getvalue()
 
@@ -277,6 +276,22 @@ def replace_file(path: Path, data: bytes) -> None:
     partial = path.with_name(f".{path.name}.partial")
     partial.write_bytes(data)
     partial.replace(path)
+
+
+@contextmanager
+def _any_letters() -> Iterator[None]:
+    """Those the font lacks are shown as boxes, without a word."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Glyph .* missing")
+        yield
+
+
+def _laid_out(figure: Figure) -> Figure:
+    """The figure with all in its place: else each drawing would move it by a hair."""
+    with _any_letters():
+        figure.draw_without_rendering()
+    figure.set_layout_engine("none")
+    return figure
 
 
 def _unit(rows: Rows) -> str:

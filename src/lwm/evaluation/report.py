@@ -167,6 +167,8 @@ def _render(*, pictures: Mapping[str, Figure], **told: Any) -> str:
 def _plain(value: Any) -> str:
     if isinstance(value, list) and value and all(isinstance(one, str) for one in value):
         return ", ".join(value)
+    if value is None:
+        return "none"
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
 
 

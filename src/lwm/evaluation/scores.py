@@ -52,13 +52,13 @@ def value_of(row: Mapping[str, Any]) -> float:
         InputError: it has neither, or they are no such numbers.
     """
     value = row.get("score", row.get("correct"))
-    value = _mean(value) if isinstance(value, list) and value else value
-    if not isinstance(value, int | float) or not 0 <= value <= 1:
+    values: list[Any] = value if isinstance(value, list) and value else [value]
+    if not all(isinstance(one, int | float) and 0 <= one <= 1 for one in values):
         raise InputError(
             f"a row of the results has the score {row.get('score')!r} and the verdict "
             f"{row.get('correct')!r}; a score from 0 to 1, or true or false, is needed"
         )
-    return float(value)
+    return _mean(map(float, values))
 
 
 def points_of(rows: Iterable[Mapping[str, Any]]) -> list[Point]:
