@@ -59,7 +59,13 @@ def video_needle(
     from lwm.evaluation.report import write_report
     from lwm.evaluation.results import Results
     from lwm.evaluation.run import run
-    from lwm.evaluation.video_needle import VideoNeedleTask, card_of, haystack_codes, paint
+    from lwm.evaluation.video_needle import (
+        VideoNeedleTask,
+        card_of,
+        haystack_codes,
+        paint,
+        require_room,
+    )
     from lwm.inference.frames import vision_of
     from lwm.inference.seeing import encode_frames
     from lwm.inference.vision_generation import pictures
@@ -76,11 +82,11 @@ def video_needle(
         "seed": flags.seed, "score": flags.score, "max_tokens": flags.max_tokens,
     }  # fmt: skip
     out = flags.out or Path("runs", "eval", f"video-needle-{Path(model).name}")
-    # The task refuses what is too long, in frames.
     room = counts[-1] * vision.tokens_per_frame + _WORDS + flags.max_tokens
     loaded = load.load(model, theta=flags.theta, length=None if flags.theta is None else room)
-    codec = loaded.codec
     seeds = range(flags.seed, flags.seed + flags.rounds)
+    require_room(loaded.tokenizer, loaded.config, counts[-1], seeds, flags.max_tokens)
+    codec = loaded.codec
     cards = [paint(card_of(seed), codec.config.image_size) for seed in seeds]
     task = VideoNeedleTask(
         tokenizer=loaded.tokenizer,

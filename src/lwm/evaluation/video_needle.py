@@ -203,6 +203,45 @@ def haystack_codes(
     return codes
 
 
+def _prompt(card: Card, codes: np.ndarray, tokenizer: Tokenizer, config: LlamaConfig) -> list[int]:
+    """In the words that models learn to see by."""
+    content = [{"type": "text", "text": card.question}, {"type": "codes", "codes": codes}]
+    message = {"role": "user", "content": content}
+    return chat_tokens(ORIGINAL, [message], tokenizer, config, codes_of)
+
+
+def _answer(card: Card, tokenizer: Tokenizer) -> list[int]:
+    """By itself, as training writes what is said about a picture."""
+    return tokenizer.encode(card.answer, specials=False)
+
+
+def require_room(
+    tokenizer: Tokenizer, config: LlamaConfig, frames: int, seeds: Iterable[int], max_tokens: int
+) -> None:
+    """Raises:
+    InputError: the model does not see.
+    CapacityError: so many frames with any of the seeds' questions are beyond its context.
+    """
+    vision, limit = vision_of(config), config.max_sequence_length
+    one = np.zeros((1, vision.codes_per_frame), np.int32)
+    words = (
+        max(
+            len(_prompt(card, one, tokenizer, config))
+            + max(max_tokens, len(_answer(card, tokenizer)))
+            for card in map(card_of, seeds)
+        )
+        - vision.tokens_per_frame
+    )
+    needed = words + frames * vision.tokens_per_frame
+    if needed > limit:
+        most = max(0, (limit - words) // vision.tokens_per_frame)
+        raise CapacityError(
+            f"{frames:,} frames with question and answer are {needed:,} tokens and the model's "
+            f"context is {limit:,}; show at most {most:,} --frames, or give a larger --theta to "
+            "go beyond it"
+        )
+
+
 @dataclass(frozen=True, kw_only=True)
 class VideoNeedleTask:
     """Cards in a video.
@@ -236,20 +275,8 @@ class VideoNeedleTask:
                 f"the video has {len(self.video):,} frames and the longest case needs "
                 f"{max(self.frames) - 1:,}; name a longer one"
             )
-        vision, limit = vision_of(self.config), self.config.max_sequence_length
         seeds = range(self.seed, self.seed + len(self.cards))
-        one = [self.case({"frames": 1, "depth_percent": 0.0, "seed": seed}) for seed in seeds]
-        # A frame's tokens are counted, the words' depend on the question.
-        words = max(len(c.prompt) + max(c.max_tokens, len(c.target)) for c in one)
-        words -= vision.tokens_per_frame
-        needed = words + max(self.frames) * vision.tokens_per_frame
-        if needed > limit:
-            most = max(0, (limit - words) // vision.tokens_per_frame)
-            raise CapacityError(
-                f"{max(self.frames):,} frames with question and answer are {needed:,} tokens and "
-                f"the model's context is {limit:,}; show at most {most:,} --frames, or give a "
-                "larger --theta to go beyond it"
-            )
+        require_room(self.tokenizer, self.config, max(self.frames), seeds, self.max_tokens)
 
     @property
     def name(self) -> str:
@@ -270,14 +297,10 @@ class VideoNeedleTask:
         place = round(float(key["depth_percent"]) / 100 * (frames - 1))
         card, rest = card_of(seed), self.video[: frames - 1]
         codes = np.insert(rest, place, self.cards[seed - self.seed], axis=0)
-        content = [{"type": "text", "text": card.question}, {"type": "codes", "codes": codes}]
-        prompt = chat_tokens(
-            ORIGINAL, [{"role": "user", "content": content}], self.tokenizer, self.config, codes_of
-        )
+        prompt = _prompt(card, codes, self.tokenizer, self.config)
         return Case(
             prompt=prompt,
-            # By itself, as training writes what is said about a picture.
-            target=self.tokenizer.encode(card.answer, specials=False),
+            target=_answer(card, self.tokenizer),
             max_tokens=self.max_tokens,
             reference=card.answer,
             told={
