@@ -36,7 +36,7 @@ def test_a_report_holds_all_and_needs_nothing_beside_it(tmp_path: Path) -> None:
         assert head == "data:image/svg+xml;base64"
         assert base64.b64decode(data) == (tmp_path / f"{name}.svg").read_bytes()
     assert page.h1 is not None
-    assert page.h1.text == "needle · <b>bold</b> · theta 500000"
+    assert page.h1.text == "needle · <b>bold</b> · theta 500,000"
     text = page.get_text(" ")
     for words in (evil, "One & only.", "7 of 13", "57.1%", "a & b", "What is it?", "[1024, 4096]"):
         assert words in text, words

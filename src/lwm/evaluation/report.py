@@ -109,7 +109,7 @@ def title_of(settings: Mapping[str, Any], otherwise: str = "results") -> str:
     """What a run is called: its test and its model."""
     named = [_plain(settings[name]) for name in ("evaluation", "model") if settings.get(name)]
     if settings.get("theta"):
-        named.append(f"theta {settings['theta']:g}")
+        named.append(f"theta {settings['theta']:,.10g}")
     return " · ".join(named) or otherwise
 
 
