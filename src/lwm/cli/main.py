@@ -12,7 +12,9 @@ from tyro.extras import SubcommandApp
 from lwm.cli.chat import chat
 from lwm.cli.convert import convert
 from lwm.cli.data import inspect, inspect_help, questions
+from lwm.cli.data_export import export
 from lwm.cli.demo import demo
+from lwm.cli.eval_perplexity import perplexity
 from lwm.cli.generate import generate_image, generate_text, generate_video
 from lwm.cli.info import info
 from lwm.cli.tokenize import tokenize
@@ -47,6 +49,9 @@ def application() -> SubcommandApp:
     data = SubcommandApp()
     data.command(name="inspect", help="Show rows of a recipe's data.")(inspect_help)
     data.command(name="qa")(questions)
+    data.command(export)
+    evaluate = SubcommandApp()
+    evaluate.command(perplexity)
     app = SubcommandApp()
     app.command(demo)
     app.command(chat)
@@ -54,6 +59,7 @@ def application() -> SubcommandApp:
     app.command(name="train", help="Train by a recipe; --list shows them.")(train_help)
     app.command(tokenize)
     app.command(data, name="data", help="Look at training data and make some.")
+    app.command(evaluate, name="eval", help="Measure a model.")
     app.command(convert)
     app.command(info)
     return app
