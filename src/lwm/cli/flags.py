@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 
 import tyro
 
+from lwm.core.errors import CapacityError
+
 if TYPE_CHECKING:
     from lwm.inference.model import Model
 
@@ -40,13 +42,31 @@ class LoadFlags:
     mesh: str | None = None
     """Devices along data,fsdp,tensor,sequence, as in 1,1,1,4; one device unless given."""
 
-    def load(self, model: str) -> "Model":
+    def load(
+        self, model: str, *, theta: float | None = None, length: int | None = None
+    ) -> "Model":
+        """Loads a model.
+
+        Args:
+            theta: another base of the rotary positions; with it `length` may go beyond the
+                model's context.
+        """
+        from lwm.checkpoints.resolve import open_checkpoint
         from lwm.inference.load import load
 
+        context = None
+        if length is not None:
+            own = open_checkpoint(model, config=self.config).config.max_sequence_length
+            if length > own and theta is None:
+                raise CapacityError(
+                    f"the longest length is {length:,} and the context of {model} is {own:,}; "
+                    "shorten --lengths, or give a larger --theta to go beyond it"
+                )
+            context = max(own, length)
         return load(
             model, config=self.config, tokenizer=self.tokenizer, vqgan=self.vqgan,
             vqgan_config=self.vqgan_config,
-            dtype=self.dtype, mesh=self.mesh,
+            dtype=self.dtype, mesh=self.mesh, theta=theta, context=context,
         )  # fmt: skip
 
 

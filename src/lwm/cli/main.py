@@ -14,6 +14,7 @@ from lwm.cli.convert import convert
 from lwm.cli.data import inspect, inspect_help, questions
 from lwm.cli.data_export import export
 from lwm.cli.demo import demo
+from lwm.cli.eval_needle import multi_needle, needle
 from lwm.cli.eval_perplexity import perplexity
 from lwm.cli.generate import generate_image, generate_text, generate_video
 from lwm.cli.info import info
@@ -51,6 +52,8 @@ def application() -> SubcommandApp:
     data.command(name="qa")(questions)
     data.command(export)
     evaluate = SubcommandApp()
+    evaluate.command(needle)
+    evaluate.command(multi_needle)
     evaluate.command(perplexity)
     app = SubcommandApp()
     app.command(demo)
@@ -59,7 +62,7 @@ def application() -> SubcommandApp:
     app.command(name="train", help="Train by a recipe; --list shows them.")(train_help)
     app.command(tokenize)
     app.command(data, name="data", help="Look at training data and make some.")
-    app.command(evaluate, name="eval", help="Measure a model.")
+    app.command(evaluate, name="eval", help="Measure a model; draw what was found.")
     app.command(convert)
     app.command(info)
     return app

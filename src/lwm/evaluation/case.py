@@ -19,6 +19,8 @@ class Case:
     Args:
         prompt: token ids of all that the model reads.
         target: token ids of the ideal answer, which a model that is scored by logits must follow.
+        asked: the parts of the target that it must follow, one for each thing asked; all of it
+            unless given.
         max_tokens: longest answer.
         reference: what the row shows as `answer`.
         told: further columns of the row, such as where a needle lies.
@@ -28,6 +30,7 @@ class Case:
     target: Sequence[int]
     max_tokens: int
     reference: Any
+    asked: Sequence[range] = ()
     told: Mapping[str, Any] = field(default_factory=dict)
 
 

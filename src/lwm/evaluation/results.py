@@ -27,7 +27,7 @@ class Results:
     """Rows of one run, on disk after each.
 
     Args:
-        directory: made if it is missing.
+        directory: made with the first row if it is missing.
         settings: what the rows depend on, as JSON; the same each time the run is gone on with.
         keys: names of the columns that tell a row from the others.
 
@@ -39,20 +39,17 @@ class Results:
         self, directory: Path, settings: Mapping[str, Any], keys: tuple[str, ...]
     ) -> None:
         self.directory, self._keys = directory, keys
+        self.settings = json.loads(json.dumps(dict(settings)))
         path = directory / SETTINGS
-        wanted = json.loads(json.dumps(dict(settings)))
         if path.exists():
-            _require_same(path, read_json(path), wanted)
+            _require_same(path, read_json(path), self.settings)
         elif (directory / ROWS).exists():
             raise InputError(
                 f"{directory} holds {ROWS} without {SETTINGS}, so it cannot be told whether they "
                 "are of this run; name another --out"
             )
-        directory.mkdir(parents=True, exist_ok=True)
-        if not path.exists():
-            partial = path.with_suffix(".partial")
-            partial.write_text(json.dumps(wanted, indent=2) + "\n", encoding="utf-8")
-            partial.rename(path)
+        elif directory.exists() and not directory.is_dir():
+            raise InputError(f"{directory} is a file; name a directory with --out")
         self.path = directory / ROWS
         self.rows = _whole_rows(self.path) if self.path.exists() else []
         self._held = {self._key(row) for row in self.rows}
@@ -71,6 +68,12 @@ class Results:
 
     def append(self, row: Row) -> None:
         """Writes a row; it is on disk when this returns."""
+        settings = self.directory / SETTINGS
+        if not settings.exists():
+            self.directory.mkdir(parents=True, exist_ok=True)
+            partial = settings.with_suffix(".partial")
+            partial.write_text(json.dumps(self.settings, indent=2) + "\n", encoding="utf-8")
+            partial.rename(settings)
         with self.path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(row, ensure_ascii=False) + "\n")
             file.flush()

@@ -76,6 +76,9 @@ def _written(
 def _followed(
     task: Task, answerer: Answerer, cases: Sequence[Case]
 ) -> Iterator[tuple[str, Verdict]]:
-    for hits in answerer.follow(cases):
-        every = all(hits)
-        yield f"{sum(hits)} of {len(hits)} tokens", Verdict(correct=every, score=float(every))
+    for case, hits in zip(cases, answerer.follow(cases), strict=True):
+        parts = case.asked or [range(len(hits))]
+        right = [all(hits[i] for i in part) for part in parts]
+        count, of = sum(hits[i] for part in parts for i in part), sum(map(len, parts))
+        correct = right if case.asked else right[0]
+        yield f"{count} of {of} tokens", Verdict(correct=correct, score=sum(right) / len(right))

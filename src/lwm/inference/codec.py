@@ -5,6 +5,8 @@ once for each size of batch. Knows numpy arrays; knows nothing of files of pictu
 """
 
 import hashlib
+import os
+from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
@@ -125,13 +127,20 @@ class Codec:
         cpu = jax.devices()[0].platform == "cpu"
         bound = (CPU_BATCH_PIXELS if cpu else BATCH_PIXELS) // places
         most = 1 << max(0, (batch or bound).bit_length() - 1)
-        for start in range(0, len(x), most):
+        workers = (os.cpu_count() or 1) if cpu else 1
+        most = min(most, 1 << max(0, -(-len(x) // workers) - 1).bit_length())
+
+        def compute(start: int) -> None:
             part = x[start : start + most]
             # Powers of two alone, so that few programs are compiled.
             rows = 1 << (len(part) - 1).bit_length()
             padded = np.concatenate([part, np.zeros((rows - len(part), *x.shape[1:]), x.dtype)])
             found = np.asarray(work(self._weights, padded))
             out[start : start + len(part)] = found[: len(part)]
+
+        # A batch on each core of a CPU goes faster than one after another on all of them.
+        with ThreadPoolExecutor(workers) as pool:
+            list(pool.map(compute, range(0, len(x), most)))
         return out
 
 

@@ -10,6 +10,7 @@ from lwm.checkpoints.checkpoint import Checkpoint
 from lwm.checkpoints.place import load_weights
 from lwm.checkpoints.resolve import open_checkpoint
 from lwm.checkpoints.vision_table import require_codebook
+from lwm.core.config import override
 from lwm.core.errors import ConfigError
 from lwm.core.mesh import make_mesh
 from lwm.core.sharding import DECODE
@@ -67,6 +68,8 @@ def load(
     vqgan_config: str | Path | None = None,
     dtype: str | None = None,
     mesh: str | None = None,
+    theta: float | None = None,
+    context: int | None = None,
 ) -> Model:
     """Loads a model onto this machine's devices.
 
@@ -84,6 +87,9 @@ def load(
         dtype: `float32` or `bfloat16`; by default the first on CPU and the second elsewhere.
         mesh: sizes of the axes data, fsdp, tensor, sequence, such as `1,1,1,4`; by default one
             device.
+        theta: base of the rotary positions, where another than the model's own is wanted.
+        context: longest sequence in tokens, where another than the model's own is wanted; beyond
+            what it was trained for it needs a larger theta, and usually training.
 
     Raises:
         CheckpointError: the model cannot be found or read.
@@ -95,6 +101,8 @@ def load(
         raise ConfigError(f"dtype is {dtype!r}; choose one of {', '.join(BYTES)}")
     laid = None if mesh is None else make_mesh(mesh)
     checkpoint = open_checkpoint(str(model), config=None if config is None else str(config))
+    own = override(checkpoint.config, rope_theta=theta, max_sequence_length=context)
+    checkpoint = replace(checkpoint, config=own)
     if laid is not None:
         require_mesh(checkpoint.config, laid, DECODE)
     opener = partial(open_tokenizer, checkpoint, None if tokenizer is None else str(tokenizer))

@@ -1,0 +1,123 @@
+"""`lwm eval needle` and `lwm eval multi-needle`: what a model finds in a long text."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import tyro
+
+from lwm.cli.flags import Load, LoadFlags, ModelName
+from lwm.core.progress import say
+
+
+@dataclass(frozen=True, kw_only=True)
+class NeedleFlags:
+    """Where needles are hidden and how finding them is judged."""
+
+    haystack: str = "book"
+    """Text they are hidden in: book (the King James Bible), a txt, md, html or pdf file, JSON
+    lines or Parquet with a field text."""
+    lengths: str = "1024:8192:4"
+    """Context lengths in tokens: 1024,8192 or min:max:count."""
+    depths: str = "0:100:5"
+    """Per cent of the text before a needle: 0,50,100 or min:max:count."""
+    depth_spacing: Literal["linear", "sigmoid"] = "linear"
+    """Whether a range of depths is even or closer towards both ends."""
+    rounds: int = 1
+    """Questions for each length and depth; for each length where several needles are hidden."""
+    seed: int = 0
+    """Of the first round; the following count on."""
+    score: Literal["generation", "logits"] = "generation"
+    """Judge what the model writes, or whether each digit is the likeliest behind those before."""
+    template: str = "auto"
+    """How turns are written: auto (the model's own), original, chatml, or none."""
+    max_tokens: int = 64
+    """Longest answer."""
+    batch_tokens: int = 0
+    """Tokens of the prompts that are asked together; by default one prompt at a time, so that
+    what a prompt shares with the one before is read once."""
+    theta: float | None = None
+    """Another base of the rotary positions; the context is then as long as the longest length."""
+    out: Path | None = None
+    """Directory for results, picture and report; runs/eval/NAME-MODEL unless given. A run that was
+    interrupted goes on."""
+
+
+Needle = Annotated[NeedleFlags, tyro.conf.OmitArgPrefixes]
+
+
+def needle(model: ModelName, /, flags: Needle = NeedleFlags(), load: Load = LoadFlags()) -> None:
+    """Find a number hidden in a long text, by length and depth."""
+    _evaluate(model, flags, load, needles=None, retrieved=1)
+
+
+def multi_needle(
+    model: ModelName,
+    /,
+    needles: int = 4,
+    retrieve: int = 2,
+    flags: Needle = NeedleFlags(),
+    load: Load = LoadFlags(),
+) -> None:
+    """Find some of several numbers hidden in a long text, by length.
+
+    Args:
+        needles: Numbers hidden.
+        retrieve: Numbers asked for.
+    """
+    _evaluate(model, flags, load, needles=needles, retrieved=retrieve)
+
+
+def _evaluate(
+    name: str, flags: NeedleFlags, load: LoadFlags, *, needles: int | None, retrieved: int
+) -> None:
+    from lwm.evaluation.answering import ModelAnswerer
+    from lwm.evaluation.haystack import read_haystack
+    from lwm.evaluation.needle import NeedleTask
+    from lwm.evaluation.ranges import parse_depths, parse_lengths
+    from lwm.evaluation.results import Results
+    from lwm.evaluation.run import run
+
+    lengths = parse_lengths(flags.lengths)
+    depths = parse_depths(flags.depths, flags.depth_spacing)
+    kind = "needle" if needles is None else "multi-needle"
+    settings: dict[str, Any] = {
+        "evaluation": kind, "model": name, "theta": flags.theta, "dtype": load.dtype,
+        "haystack": flags.haystack, "lengths": lengths, "depths": depths, "rounds": flags.rounds,
+        "seed": flags.seed, "score": flags.score, "template": flags.template,
+        "max_tokens": flags.max_tokens,
+    }  # fmt: skip
+    if needles is not None:
+        settings |= {"needles": needles, "retrieved": retrieved}
+    out = flags.out or Path("runs", "eval", f"{kind}-{Path(name).name}")
+    columns = ("context_length", *(("depth_percent",) if needles is None else ()), "seed")
+    results = Results(out, settings, columns)
+    model = load.load(name, theta=flags.theta, length=lengths[-1])
+    task = NeedleTask(
+        tokenizer=model.tokenizer,
+        haystack=read_haystack(flags.haystack, model.tokenizer, lengths[-1] * (flags.rounds + 1)),
+        lengths=lengths,
+        depths=depths,
+        rounds=flags.rounds,
+        seed=flags.seed,
+        needles=needles,
+        retrieved=retrieved,
+        template=flags.template,
+        max_tokens=flags.max_tokens,
+        by_logits=flags.score == "logits",
+    )
+    if results.rows:
+        say(f"{out} has {len(results.rows)} rows; going on behind them")
+
+    def tell(row: dict[str, Any]) -> None:
+        response = " ".join(str(row["response"]).split())
+        say(f"{row['context_length']:,} tokens, depth {row['depth_percent']}: "
+            f"{row['score']:.0%}  {response[:60]}")  # fmt: skip
+
+    rows = run(
+        task, ModelAnswerer(model, flags.batch_tokens), results, score=flags.score, told=tell
+    )
+    print(
+        f"{task.name} {name}: {sum(row['score'] for row in rows) / len(rows):.1%} of {len(rows)}"
+    )
+    print(results.directory)

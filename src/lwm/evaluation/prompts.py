@@ -1,0 +1,53 @@
+"""A long context between the words that ask about it, as token ids.
+
+The context comes as ids already, so that its length is exact; the words before and behind it are
+written by a chat template and encoded by themselves.
+"""
+
+from itertools import count
+
+from lwm.core.errors import InputError
+from lwm.data.templates import choose, render
+from lwm.data.tokenizer import Tokenizer
+
+
+def wrap(
+    tokenizer: Tokenizer, template: str, before: str, after: str, answer_prefix: str = ""
+) -> tuple[list[int], list[int]]:
+    """Ids that stand before a context, and ids that stand behind it.
+
+    Args:
+        template: `auto`, `original`, `chatml`, or `none` for the words alone.
+        before, after: the user's words round the context.
+        answer_prefix: words the answer begins with.
+
+    Raises:
+        ConfigError: there is no such template.
+        InputError: the template does not write what the user says.
+    """
+    if template == "none":
+        bos = tokenizer.bos or ""
+        head, tail = bos + before, after
+    else:
+        said = before + after + answer_prefix
+        marker = next(text for n in count() if (text := f"\ue000{n}\ue001") not in said)
+        message = {"role": "user", "content": before + marker + after}
+        text = render(choose(template, tokenizer), [message], tokenizer)
+        if text.count(marker) != 1:
+            raise InputError(
+                "the chat template does not write what the user says; choose another with "
+                "--template"
+            )
+        head, tail = text.split(marker)
+    if answer_prefix and not tail[-1:].isspace() and not answer_prefix[0].isspace():
+        tail += " "
+    return ids(tokenizer, head), ids(tokenizer, tail + answer_prefix)
+
+
+def ids(tokenizer: Tokenizer, text: str) -> list[int]:
+    """Ids of a text that may begin with the token that begins texts, and gets none else."""
+    bos = tokenizer.bos
+    if bos and text.startswith(bos) and (first := tokenizer.backend.token_to_id(bos)) is not None:
+        # Some tokenizers put a space before a text, but not behind a token of it.
+        return [first, *ids(tokenizer, text.removeprefix(bos))]
+    return tokenizer.encode(text, specials=False) if text else []
