@@ -33,8 +33,8 @@ def perplexity(
             model's context are read with these alone.
         rows: Pieces of the text at each length.
         batch_tokens: Tokens that are read at once, at least one row.
-        out: Directory for results.jsonl, perplexity.png and perplexity.svg; eval/perplexity unless
-            given.
+        out: Directory for results.jsonl, perplexity.png and perplexity.svg;
+            runs/eval/perplexity-MODEL unless given.
     """
     from lwm.evaluation.perplexity import (
         KEYS,
@@ -53,7 +53,7 @@ def perplexity(
     config = PerplexityConfig(
         lengths=parse_lengths(lengths), thetas=theta, rows=rows, batch_tokens=batch_tokens
     )
-    directory = Path("eval/perplexity") if out is None else out
+    directory = out or Path("runs", "eval", f"perplexity-{Path(model).name}")
     loaded = load.load(model)
     require_lengths(loaded, config)
     text = read_rows(data, loaded.tokenizer, max(config.lengths), rows)
@@ -66,5 +66,5 @@ def perplexity(
     own = loaded.config.rope_theta
     print("\n".join(table(found, own)))
     title = f"{Path(loaded.source).name}: {rows} rows of {Path(data).name}"
-    for path in draw(found, own, title, directory):
-        say(f"({path})")
+    draw(found, own, title, directory)
+    print(directory)

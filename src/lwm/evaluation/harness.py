@@ -5,9 +5,9 @@ lm-eval behind 0.4.13 look through, so that there `lm_eval --model lwm --model_a
 pretrained=MODEL` finds it. 0.4.13 itself looks nowhere; `python -m lwm.evaluation.harness` takes
 the same arguments, registers the model and hands over.
 
-Knows a loaded model and lm-eval's requests; knows no task. Follows lm-eval's own `hf` model in what
-is scored: how a context and its continuation are parted, what is cut off on the left, which token
-stands before a text without a context, where an answer ends.
+Knows a loaded model and lm-eval's requests; knows no task. Follows lm-eval's own `hf` model in
+what is scored: how a context and its continuation are parted, what is cut off on the left, which
+token stands before a text without a context, where an answer ends.
 """
 
 import sys
@@ -59,7 +59,7 @@ class LwmHarness(TemplateLM):
         tokenizer, config, dtype: as `lwm.load` takes them.
         mesh: likewise, or a list of four sizes.
         theta: another RoPE theta than the model's own.
-        max_length: of the context; longer than the model's own only with a theta.
+        max_length: of the context, in tokens; longer than the model's own only with a theta.
         batch_size: rows that are computed together, or `auto` for as many as make up a few
             thousand tokens.
         max_batch_size: most of them with `auto`.
@@ -90,8 +90,13 @@ class LwmHarness(TemplateLM):
         self._rows = _batch_size(batch_size)
         self._most_rows = max_batch_size or sys.maxsize
         laid = mesh if mesh is None or isinstance(mesh, str) else ",".join(map(str, mesh))
-        self.model = load(pretrained, config=config, tokenizer=tokenizer, dtype=dtype, mesh=laid)
-        _change(self.model, theta, max_length)
+        self.model = load(
+            pretrained, config=config, tokenizer=tokenizer, dtype=dtype, mesh=laid,
+            theta=None if theta is None else float(theta),
+            context=None if theta is None else max_length,
+        )  # fmt: skip
+        if max_length is not None:
+            _shorten(self.model, max_length)
         self.tokenizer = self.model.tokenizer
         self._scorer = Scorer(self.model.weights, self.model.config, self.model.mesh)
 
@@ -235,7 +240,7 @@ class LwmHarness(TemplateLM):
             place=place,
             prompt=self.tok_encode(context)[-room:],
             max_tokens=max_tokens,
-            sampling=Sampling(temperature=temperature, **(chosen if sampled else {})),
+            sampling=Sampling(temperature=temperature, **chosen),
             stops=tuple(stop for stop in stops if stop),
         )
 
@@ -246,9 +251,11 @@ class LwmHarness(TemplateLM):
         numbers = {
             engine.submit(
                 Request(
-                    prompt=one.prompt, max_tokens=one.max_tokens, sampling=one.sampling,
+                    prompt=one.prompt,
+                    max_tokens=one.max_tokens,
+                    sampling=one.sampling,
                     stop_tokens=self.tokenizer.eos,
-                )  # fmt: skip
+                )
             ): one
             for one in batch
         }
@@ -291,20 +298,15 @@ def _batch_size(given: int | str) -> int:
     return int(text)
 
 
-def _change(model: Model, theta: float | None, max_length: int | None) -> None:
-    """Another theta and context, before anything is compiled."""
+def _shorten(model: Model, max_length: int) -> None:
+    """A shorter context, before anything is compiled."""
     own = model.config.max_sequence_length
-    if max_length is not None and max_length > own and theta is None:
+    if max_length > own:
         raise CapacityError(
             f"max_length is {max_length:,} and the context of {model.source} is {own:,}; shorten "
             "it, or raise the context with theta"
         )
-    changes: dict[str, Any] = {}
-    if theta is not None:
-        changes["rope_theta"] = float(theta)
-    if max_length is not None:
-        changes["max_sequence_length"] = max_length
-    model.config = replace(model.config, **changes)
+    model.config = replace(model.config, max_sequence_length=max_length)
 
 
 def register() -> None:

@@ -231,7 +231,9 @@ def table(found: Sequence[Curve], own: float) -> list[str]:
     Args:
         own: the model's theta, marked by a star.
     """
-    edges = sorted({edge for curve in found for edge in curve.edges})
+    columns = [
+        dict(zip(itertools.pairwise(curve.edges), curve.values, strict=True)) for curve in found
+    ]
     heads = [f"{_name(curve.theta, own)} {curve.length:,}" for curve in found]
     width = max(map(len, heads)) + 2
     lines = [f"{'positions':>17}" + "".join(f"{head:>{width}}" for head in heads)]
@@ -240,13 +242,8 @@ def table(found: Sequence[Curve], own: float) -> list[str]:
         shown = ("" if cell is None else f"{cell:.4g}" for cell in cells)
         return f"{name:>17}" + "".join(f"{text:>{width}}" for text in shown)
 
-    for low, high in itertools.pairwise(edges):
-        cells = [
-            dict(zip(itertools.pairwise(curve.edges), curve.values, strict=True)).get((low, high))
-            for curve in found
-        ]
-        if any(cell is not None for cell in cells):
-            lines.append(line(f"{low:,}-{high:,}", cells))
+    for low, high in sorted({bucket for column in columns for bucket in column}):
+        lines.append(line(f"{low:,}-{high:,}", (column.get((low, high)) for column in columns)))
     lines.append(line("all", [curve.whole for curve in found]))
     shortest = min(curve.length for curve in found)
     lines.append(line(f"last {shortest:,}", [curve.last for curve in found]))

@@ -1,0 +1,217 @@
+"""The same checkpoint through our adapter and through lm-eval's own `hf` model: log-likelihoods,
+rolling ones, answers; and whole tasks over local data by lm-eval's command."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import lm_eval
+import numpy as np
+import pytest
+from lm_eval.api.instance import Instance
+from lm_eval.models.huggingface import HFLM
+from lm_eval.tasks import TaskManager
+from random_llama import CONTEXT, save_random_llama
+
+from lwm.core.errors import CapacityError, ConfigError
+from lwm.evaluation import harness
+from lwm.evaluation.harness import LwmHarness
+
+WORDS = tuple(
+    "the question and the answer once upon a time there was a man in the land".split()  # noqa: SIM905
+)
+TOLERANCE = 1e-3
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    directory = tmp_path_factory.mktemp("checkpoint")
+    save_random_llama(directory)
+    return directory
+
+
+@pytest.fixture(scope="module")
+def ours(checkpoint: Path) -> LwmHarness:
+    return LwmHarness(pretrained=str(checkpoint), batch_size="auto")
+
+
+@pytest.fixture(scope="module")
+def peer(checkpoint: Path) -> Any:
+    return HFLM(pretrained=str(checkpoint), device="cpu", dtype="float32", batch_size=4)
+
+
+def text(length: int, seed: int) -> str:
+    return " ".join(np.random.default_rng(seed).choice(WORDS, length))
+
+
+def asked(kind: Any, *arguments: tuple[Any, ...]) -> list[Instance]:
+    return [Instance(kind, {}, args, index) for index, args in enumerate(arguments)]
+
+
+def test_log_likelihoods_are_those_of_hf(ours: LwmHarness, peer: Any) -> None:
+    pairs = [
+        ("the question and the", " answer"),
+        ("the question and the ", "answer"),  # the space belongs to what follows
+        ("", "once upon a time"),
+        ("<s>the question", " and"),  # begun already
+        (text(10, 0), " " + text(3, 1)),
+        (text(300, 2), " " + text(5, 3)),  # cut on the left
+        *((text(20, 4), f" {word}") for word in WORDS[:6]),
+    ]
+    found = ours.loglikelihood(asked("loglikelihood", *pairs))
+    expected = peer.loglikelihood(asked("loglikelihood", *pairs), disable_tqdm=True)
+    np.testing.assert_allclose(
+        [total for total, _ in found], [total for total, _ in expected], atol=TOLERANCE
+    )
+    assert [greedy for _, greedy in found] == [greedy for _, greedy in expected]
+    best = ours._generate([ours._asked(0, "the question", {"max_gen_toks": 1})])
+    (_, tokens), *_ = best
+    (_, greedy), *_ = ours._loglikelihood_tokens([(None, ours.tok_encode("the question"), tokens)])
+    assert greedy
+
+
+def test_rolling_log_likelihoods_are_those_of_hf(ours: LwmHarness, peer: Any) -> None:
+    texts = [(text(length, length),) for length in (1, 40, 400)]
+    found = ours.loglikelihood_rolling(asked("loglikelihood_rolling", *texts))
+    expected = peer.loglikelihood_rolling(
+        asked("loglikelihood_rolling", *texts), disable_tqdm=True
+    )
+    np.testing.assert_allclose(found, expected, atol=TOLERANCE)
+
+
+def test_answers_are_those_of_hf(ours: LwmHarness, peer: Any) -> None:
+    plain = ours.generate_until(asked("generate_until", (text(9, 0), {"max_gen_toks": 20})))[0]
+    assert len(plain) > 6
+    requests = [
+        (text(9, 0), {"until": [plain[4:6]], "max_gen_toks": 20}),
+        (text(300, 1), {"until": ["\n\n"], "max_gen_toks": 12, "do_sample": False}),
+        (text(4, 2), {"until": "zzz", "max_gen_toks": 12, "temperature": 0.0}),
+    ]
+    found = ours.generate_until(asked("generate_until", *requests))
+    assert found == peer.generate_until(asked("generate_until", *requests), disable_tqdm=True)
+    assert found[0] == plain[: plain.index(plain[4:6])]
+
+
+LAMBADA = """
+task: last_word
+dataset_path: json
+dataset_kwargs: {{data_files: {{test: {data}}}}}
+test_split: test
+output_type: loglikelihood
+doc_to_text: "{{{{text.split(' ')[:-1]|join(' ')}}}}"
+doc_to_target: "{{{{' '+text.split(' ')[-1]}}}}"
+metric_list:
+  - {{metric: perplexity, aggregation: perplexity, higher_is_better: false}}
+  - {{metric: acc, aggregation: mean, higher_is_better: true}}
+"""
+GENERATION = """
+task: continued
+dataset_path: json
+dataset_kwargs: {{data_files: {{test: {data}}}}}
+test_split: test
+output_type: generate_until
+doc_to_text: "{{{{text}}}}"
+doc_to_target: "{{{{target}}}}"
+generation_kwargs: {{until: ["\\n\\n"], max_gen_toks: 8, do_sample: false}}
+metric_list:
+  - {{metric: exact_match, aggregation: mean, higher_is_better: true}}
+"""
+
+
+def test_tasks_over_local_data_score_as_hf_does(
+    checkpoint: Path, ours: LwmHarness, peer: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "cache"))
+    texts = [text(8, seed) for seed in range(6)]
+    known = ours.generate_until(
+        asked("generate_until", *((line, {"max_gen_toks": 8}) for line in texts[:3]))
+    )
+    targets = [*known, "no", "no", "no"]  # half are met
+    data = tmp_path / "data.jsonl"
+    lines = [{"text": t, "target": target} for t, target in zip(texts, targets, strict=True)]
+    data.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
+    tasks = tmp_path / "tasks"
+    tasks.mkdir()
+    (tasks / "last_word.yaml").write_text(LAMBADA.format(data=data), encoding="utf-8")
+    (tasks / "continued.yaml").write_text(GENERATION.format(data=data), encoding="utf-8")
+    manager = TaskManager(include_path=str(tasks), include_defaults=False)
+
+    def scores(model: Any, **settings: Any) -> dict[str, dict[str, float]]:
+        found = lm_eval.simple_evaluate(
+            model=model, tasks=["last_word", "continued"], task_manager=manager,
+            bootstrap_iters=0, **settings,
+        )  # fmt: skip
+        assert found is not None
+        return found["results"]
+
+    harness.register()
+    found, expected = scores("lwm", model_args={"pretrained": str(checkpoint)}), scores(peer)
+    for task, metrics in {
+        "last_word": ("perplexity,none", "acc,none"), "continued": ("exact_match,none",),
+    }.items():  # fmt: skip
+        for metric in metrics:
+            np.testing.assert_allclose(
+                found[task][metric], expected[task][metric], rtol=TOLERANCE, err_msg=metric
+            )
+    assert found["continued"]["exact_match,none"] == 0.5
+
+
+def test_settings_change_what_is_loaded(checkpoint: Path, ours: LwmHarness) -> None:
+    pair = asked("loglikelihood", (text(30, 0), " answer"))
+    plain = ours.loglikelihood(pair)[0][0]
+
+    def with_settings(**settings: Any) -> float:
+        return LwmHarness(pretrained=str(checkpoint), **settings).loglikelihood(pair)[0][0]
+
+    np.testing.assert_allclose(with_settings(mesh=[1, 1, 2, 2]), plain, atol=TOLERANCE)
+    assert abs(with_settings(theta=20) - plain) > TOLERANCE
+    assert abs(with_settings(max_length=8) - plain) > TOLERANCE
+    assert 0 < abs(with_settings(dtype="bfloat16") - plain) < 0.5
+    longer = LwmHarness(pretrained=str(checkpoint), theta=20, max_length=2 * CONTEXT)
+    assert longer.max_length == 2 * CONTEXT
+    messages = [{"role": "user", "content": "why?"}]
+    assert ours.apply_chat_template(messages) == (
+        "<s>You are a helpful assistant. USER: why? ASSISTANT:"
+    )
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"batch_size": 0}, "batch_size is 0"),
+        ({"batch_size": "many"}, "batch_size is 'many'"),
+        ({"device": "cuda:0"}, "device is 'cuda:0'"),
+        ({"max_length": CONTEXT + 1}, f"max_length is {CONTEXT + 1}.*{CONTEXT}.*theta"),
+    ],
+)
+def test_settings_that_are_refused(
+    checkpoint: Path, settings: dict[str, Any], message: str
+) -> None:
+    with pytest.raises((ConfigError, CapacityError), match=message):
+        LwmHarness(pretrained=str(checkpoint), **settings)
+
+
+def test_requests_that_are_refused(ours: LwmHarness) -> None:
+    for settings, message in (
+        ({"max_gen_toks": CONTEXT}, f"asks for {CONTEXT} tokens and the context .* is {CONTEXT}"),
+        ({"num_beams": 4, "max_gen_toks": 4}, "'num_beams'"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            ours.generate_until(asked("generate_until", ("once", settings)))
+    with pytest.raises(CapacityError, match="a continuation has"):
+        ours.loglikelihood(asked("loglikelihood", ("once", " " + text(400, 0))))
+
+
+def test_the_command_registers_the_model(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sys.argv", ["lm_eval"])
+    arguments = ["run", "--model", "lwm", "--model_args", "pretrained=nowhere", "--tasks", "x"]
+    monkeypatch.setattr(
+        "lm_eval.__main__.cli_evaluate", lambda: LwmHarness(pretrained="no-such-model")
+    )
+    with pytest.raises(SystemExit) as stopped:
+        harness.main(arguments)
+    assert stopped.value.code == 2
+    assert "there is no model 'no-such-model'" in capsys.readouterr().err
+    assert lm_eval.api.registry.get_model("lwm") is LwmHarness
