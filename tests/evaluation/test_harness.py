@@ -64,10 +64,9 @@ def test_log_likelihoods_are_those_of_hf(ours: LwmHarness, peer: Any) -> None:
         [total for total, _ in found], [total for total, _ in expected], atol=TOLERANCE
     )
     assert [greedy for _, greedy in found] == [greedy for _, greedy in expected]
-    best = ours._generate([ours._asked(0, "the question", {"max_gen_toks": 1})])
-    (_, tokens), *_ = best
-    (_, greedy), *_ = ours._loglikelihood_tokens([(None, ours.tok_encode("the question"), tokens)])
-    assert greedy
+    best = int(ours.model.logits([ours.tok_encode("the question")]).text[0, -1].argmax())
+    scored = ours._loglikelihood_tokens([(None, ours.tok_encode("the question"), [best])] * 8)
+    assert [greedy for _, greedy in scored] == [True] * 8
 
 
 def test_rolling_log_likelihoods_are_those_of_hf(ours: LwmHarness, peer: Any) -> None:
@@ -156,23 +155,36 @@ def test_tasks_over_local_data_score_as_hf_does(
     assert found["continued"]["exact_match,none"] == 0.5
 
 
-def test_settings_change_what_is_loaded(checkpoint: Path, ours: LwmHarness) -> None:
+def test_settings_change_what_is_loaded(checkpoint: Path, ours: LwmHarness, peer: Any) -> None:
     pair = asked("loglikelihood", (text(30, 0), " answer"))
-    plain = ours.loglikelihood(pair)[0][0]
-
-    def with_settings(**settings: Any) -> float:
-        return LwmHarness(pretrained=str(checkpoint), **settings).loglikelihood(pair)[0][0]
-
-    np.testing.assert_allclose(with_settings(mesh=[1, 1, 2, 2]), plain, atol=TOLERANCE)
-    assert abs(with_settings(theta=20) - plain) > TOLERANCE
-    assert abs(with_settings(max_length=8) - plain) > TOLERANCE
-    assert 0 < abs(with_settings(dtype="bfloat16") - plain) < 0.5
-    longer = LwmHarness(pretrained=str(checkpoint), theta=20, max_length=2 * CONTEXT)
-    assert longer.max_length == 2 * CONTEXT
+    sharded = LwmHarness(pretrained=str(checkpoint), mesh=[1, 1, 2, 2])
+    np.testing.assert_allclose(
+        sharded.loglikelihood(pair)[0][0],
+        peer.loglikelihood(pair, disable_tqdm=True)[0][0],
+        atol=TOLERANCE,
+    )
+    assert ours.max_length == CONTEXT
+    assert LwmHarness(pretrained=str(checkpoint), max_length=8).max_length == 8
+    other = LwmHarness(
+        pretrained=str(checkpoint), theta=20, max_length=2 * CONTEXT, dtype="bfloat16"
+    )
+    assert other.max_length == 2 * CONTEXT
+    assert (other.model.config.rope_theta, other.model.dtype) == (20.0, "bfloat16")
     messages = [{"role": "user", "content": "why?"}]
     assert ours.apply_chat_template(messages) == (
         "<s>You are a helpful assistant. USER: why? ASSISTANT:"
     )
+
+
+@pytest.mark.parametrize(("size", "most"), [(1, 1), (4, 4), (3, 4), ("auto", 64)])
+def test_batches_are_of_few_shapes(ours: LwmHarness, size: int | str, most: int) -> None:
+    lengths = dict(enumerate(np.random.default_rng(0).integers(2, 129, 200).tolist()))
+    settings = LwmHarness.__new__(LwmHarness)
+    settings._rows, settings._most_rows = harness._batch_size(size), 64
+    batches = list(settings._batches(lengths))
+    assert sorted(number for batch, _ in batches for number in batch) == sorted(lengths)
+    assert all(len(batch) <= rows <= most for batch, rows in batches)
+    assert len({rows for _, rows in batches}) <= 4
 
 
 @pytest.mark.parametrize(

@@ -36,6 +36,7 @@ def perplexity(
         out: Directory for results.jsonl, perplexity.png and perplexity.svg;
             runs/eval/perplexity-MODEL unless given.
     """
+    from lwm.checkpoints.resolve import open_checkpoint
     from lwm.evaluation.perplexity import (
         KEYS,
         Curve,
@@ -54,8 +55,9 @@ def perplexity(
         lengths=parse_lengths(lengths), thetas=theta, rows=rows, batch_tokens=batch_tokens
     )
     directory = out or Path("runs", "eval", f"perplexity-{Path(model).name}")
+    own = open_checkpoint(model, config=load.config).config
+    require_lengths(config, own.max_sequence_length, model)
     loaded = load.load(model)
-    require_lengths(loaded, config)
     text = read_rows(data, loaded.tokenizer, max(config.lengths), rows)
     results = Results(directory, settings_of(loaded, data, text, config), KEYS)
 
@@ -63,8 +65,7 @@ def perplexity(
         say(f"theta {curve.theta:g}, {curve.length:,} tokens: perplexity {curve.whole:.4g}")
 
     found = measure(loaded, text, config, results, tell)
-    own = loaded.config.rope_theta
-    print("\n".join(table(found, own)))
+    print("\n".join(table(found, own.rope_theta)))
     title = f"{Path(loaded.source).name}: {rows} rows of {Path(data).name}"
-    draw(found, own, title, directory)
+    draw(found, own.rope_theta, title, directory)
     print(directory)

@@ -162,15 +162,17 @@ class LwmHarness(TemplateLM):
             rows.append([*context, *continuation][-(self.max_length + 1) :])
         answers: list[tuple[float, bool]] = [(0.0, True)] * len(rows)
         with progress("scoring", len(rows)) as advance:
-            for batch in self._batches({i: len(row) for i, row in enumerate(rows)}):
-                lengths = [len(rows[i]) for i in batch]
-                tokens = np.zeros((len(batch), max(2, *lengths)), np.int32)
-                for line, i in zip(tokens, batch, strict=True):
-                    line[: len(rows[i])] = rows[i]
-                found, likeliest = self._scorer.log_likelihoods(tokens, lengths)
-                for line, i, length in zip(range(len(batch)), batch, lengths, strict=True):
+            for batch, count in self._batches({i: len(row) for i, row in enumerate(rows)}):
+                lengths = np.full(count, 1)
+                lengths[: len(batch)] = [len(rows[i]) for i in batch]
+                tokens = np.zeros((count, max(2, lengths.max())), np.int32)
+                for line, i in enumerate(batch):
+                    tokens[line, : len(rows[i])] = rows[i]
+                found, likeliest = self._scorer.log_likelihoods(tokens, lengths.tolist())
+                for line, i in enumerate(batch):
                     key, _, continuation = requests[i]
-                    part = slice(length - 1 - len(continuation), length - 1)
+                    last = len(rows[i]) - 1
+                    part = slice(last - len(continuation), last)
                     total = float(found[line, part].sum(dtype=np.float64))
                     answers[i] = total, bool(likeliest[line, part].all())
                     if key is not None:
@@ -207,8 +209,8 @@ class LwmHarness(TemplateLM):
         answers = [""] * len(asked)
         sizes = {one.place: len(one.prompt) + one.max_tokens for one in asked}
         with progress("answering", len(asked)) as advance:
-            for batch in self._batches(sizes):
-                for one, tokens in self._generate([asked[i] for i in batch]):
+            for batch, slots in self._batches(sizes):
+                for one, tokens in self._generate([asked[i] for i in batch], slots):
                     text = postprocess_generated_text(
                         self.tokenizer.decode(tokens), list(one.stops), None
                     )
@@ -244,10 +246,12 @@ class LwmHarness(TemplateLM):
             stops=tuple(stop for stop in stops if stop),
         )
 
-    def _generate(self, batch: Sequence[_Answer]) -> Iterator[tuple[_Answer, list[int]]]:
+    def _generate(
+        self, batch: Sequence[_Answer], slots: int
+    ) -> Iterator[tuple[_Answer, list[int]]]:
         """Token ids of answers, up to a stop string or a little beyond."""
-        prompt, most = (max(map(size, batch)) for size in (_prompt_size, _answer_size))
-        engine = self.model.engine_for(prompt, most, len(batch))
+        longest = max(len(one.prompt) + one.max_tokens for one in batch)
+        engine = self.model.engine_for(longest - 1, 1, slots)
         numbers = {
             engine.submit(
                 Request(
@@ -271,21 +275,15 @@ class LwmHarness(TemplateLM):
                 engine.cancel(event.request)
         return ((one, answers[number]) for number, one in numbers.items())
 
-    def _batches(self, sizes: Mapping[int, int]) -> Iterator[list[int]]:
-        """Numbers of rows to compute together, the longest first."""
+    def _batches(self, sizes: Mapping[int, int]) -> Iterator[tuple[list[int], int]]:
+        """Numbers of rows to compute together, the longest first, and how many rows to compute:
+        few different counts, so that little is compiled."""
         order = sorted(sizes, key=lambda number: -sizes[number])
         while order:
             rows = self._rows or min(BATCH_TOKENS // max(1, sizes[order[0]]), self._most_rows)
-            yield order[: max(1, rows)]
-            order = order[max(1, rows) :]
-
-
-def _prompt_size(answer: _Answer) -> int:
-    return len(answer.prompt)
-
-
-def _answer_size(answer: _Answer) -> int:
-    return answer.max_tokens
+            rows = 1 << (max(1, min(rows, len(order))) - 1).bit_length()
+            yield order[:rows], rows
+            order = order[rows:]
 
 
 def _batch_size(given: int | str) -> int:

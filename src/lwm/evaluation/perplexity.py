@@ -82,15 +82,15 @@ def edges_of(length: int, shortest: int) -> list[int]:
     return sorted({0, *inner, length - shortest, length})
 
 
-def require_lengths(model: Model, config: PerplexityConfig) -> None:
+def require_lengths(config: PerplexityConfig, context: int, source: str) -> None:
     """Raises:
     CapacityError: a length is beyond the model's context and no theta is given.
     """
-    longest, limit = max(config.lengths), model.config.max_sequence_length
-    if longest > limit and not config.thetas:
+    longest = max(config.lengths)
+    if longest > context and not config.thetas:
         raise CapacityError(
-            f"the length {longest:,} is beyond the context of {model.source}, which is {limit:,}; "
-            "shorten the lengths or raise the context with --theta"
+            f"the length {longest:,} is beyond the context of {source}, which is {context:,}; "
+            "shorten the lengths, or go beyond it with --theta"
         )
 
 
@@ -133,7 +133,7 @@ def measure(
     Raises:
         CapacityError: as `require_lengths`.
     """
-    require_lengths(model, config)
+    require_lengths(config, model.config.max_sequence_length, model.source)
     plan, shortest = _plan(model, config), min(config.lengths)
     opening = _opening(model.tokenizer)
     counted = sum(length * config.rows for _, length in plan)
@@ -231,6 +231,7 @@ def table(found: Sequence[Curve], own: float) -> list[str]:
     Args:
         own: the model's theta, marked by a star.
     """
+    found = sorted(found, key=lambda curve: (curve.theta != own, curve.theta, curve.length))
     columns = [
         dict(zip(itertools.pairwise(curve.edges), curve.values, strict=True)) for curve in found
     ]
@@ -332,7 +333,7 @@ def _append(
 
 
 def _perplexity(nll: float, tokens: float) -> float:
-    return float(np.exp(min(nll / tokens, 700.0)))
+    return float(np.exp(min(nll / tokens, 100.0)))
 
 
 def _name(theta: float, own: float) -> str:
