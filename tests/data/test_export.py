@@ -113,9 +113,10 @@ def test_what_is_refused_before_anything_is_read(tmp_path: Path) -> None:
         export_texts(str(source), source)
     with pytest.raises(InputError, match=r"directory .*deep does not exist"):
         export_texts(str(source), tmp_path / "deep" / "out.jsonl")
-    for limit in ({"rows": 0}, {"characters": -1}):
-        with pytest.raises(ConfigError, match="must be at least 1"):
-            export_texts(str(source), tmp_path / "out.jsonl", **limit)
+    with pytest.raises(ConfigError, match="rows is 0"):
+        export_texts(str(source), tmp_path / "out.jsonl", rows=0)
+    with pytest.raises(ConfigError, match="characters is -1"):
+        export_texts(str(source), tmp_path / "out.jsonl", characters=-1)
     with pytest.raises(InputError, match="cannot be loaded"):
         export_texts(f"hf:{tmp_path / 'nowhere'}", tmp_path / "out.jsonl")
     assert list(tmp_path.iterdir()) == [source]

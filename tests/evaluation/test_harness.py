@@ -9,6 +9,7 @@ import lm_eval
 import numpy as np
 import pytest
 from lm_eval.api.instance import Instance
+from lm_eval.api.registry import get_model
 from lm_eval.models.huggingface import HFLM
 from lm_eval.tasks import TaskManager
 from random_llama import CONTEXT, save_random_llama
@@ -37,7 +38,8 @@ def ours(checkpoint: Path) -> LwmHarness:
 
 @pytest.fixture(scope="module")
 def peer(checkpoint: Path) -> Any:
-    return HFLM(pretrained=str(checkpoint), device="cpu", dtype="float32", batch_size=4)
+    hf: Any = HFLM
+    return hf(pretrained=str(checkpoint), device="cpu", dtype="float32", batch_size=4)
 
 
 def text(length: int, seed: int) -> str:
@@ -135,12 +137,13 @@ def test_tasks_over_local_data_score_as_hf_does(
     (tasks / "continued.yaml").write_text(GENERATION.format(data=data), encoding="utf-8")
     manager = TaskManager(include_path=str(tasks), include_defaults=False)
 
+    evaluate: Any = lm_eval.simple_evaluate
+
     def scores(model: Any, **settings: Any) -> dict[str, dict[str, float]]:
-        found = lm_eval.simple_evaluate(
+        found = evaluate(
             model=model, tasks=["last_word", "continued"], task_manager=manager,
             bootstrap_iters=0, **settings,
         )  # fmt: skip
-        assert found is not None
         return found["results"]
 
     harness.register()
@@ -226,4 +229,4 @@ def test_the_command_registers_the_model(
         harness.main(arguments)
     assert stopped.value.code == 2
     assert "there is no model 'no-such-model'" in capsys.readouterr().err
-    assert lm_eval.api.registry.get_model("lwm") is LwmHarness
+    assert get_model("lwm") is LwmHarness
