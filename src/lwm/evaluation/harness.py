@@ -63,6 +63,8 @@ class LwmHarness(TemplateLM):
         batch_size: rows that are computed together, or `auto` for as many as make up a few
             thousand tokens.
         max_batch_size: most of them with `auto`.
+        device: read over. lm-eval's command gives everyone `cuda:0`, a device of torch's; ours
+            are jax's own, or those of the mesh.
 
     Raises:
         LwmError: as `lwm.load`, or a setting is out of range.
@@ -82,11 +84,6 @@ class LwmHarness(TemplateLM):
         device: str | None = None,
     ) -> None:
         super().__init__()
-        if device is not None:
-            raise ConfigError(
-                f"device is {device!r}; jax chooses devices: leave --device out, set "
-                "JAX_PLATFORMS, or give a mesh"
-            )
         self._rows = _batch_size(batch_size)
         self._most_rows = max_batch_size or sys.maxsize
         laid = mesh if mesh is None or isinstance(mesh, str) else ",".join(map(str, mesh))
