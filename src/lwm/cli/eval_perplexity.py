@@ -66,6 +66,8 @@ def perplexity(
 
     found = measure(loaded, text, config, results, tell)
     print("\n".join(table(found, own.rope_theta)))
-    title = f"{Path(loaded.source).name}: {rows} rows of {Path(data).name}"
+    title = (
+        f"{Path(loaded.source).name}: {rows} {'row' if rows == 1 else 'rows'} of {Path(data).name}"
+    )
     draw(found, own.rope_theta, title, directory)
     print(directory)

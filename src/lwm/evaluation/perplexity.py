@@ -255,7 +255,7 @@ def draw(found: Sequence[Curve], own: float, title: str, directory: Path) -> lis
     """`perplexity.png` and `perplexity.svg`: on the left perplexity by position, on the right over
     the last tokens of the rows, which all lengths share, by how much is read before them."""
     from matplotlib.figure import Figure
-    from matplotlib.ticker import NullFormatter, ScalarFormatter
+    from matplotlib.ticker import LogFormatter, ScalarFormatter
 
     lengths = sorted({curve.length for curve in found})
     thetas = sorted({curve.theta for curve in found}, key=lambda theta: (theta != own, theta))
@@ -284,7 +284,7 @@ def draw(found: Sequence[Curve], own: float, title: str, directory: Path) -> lis
         axes.set_yscale("log")
         axes.xaxis.set_major_formatter(ScalarFormatter())
         axes.yaxis.set_major_formatter(ScalarFormatter())
-        axes.yaxis.set_minor_formatter(NullFormatter() if several else ScalarFormatter())
+        axes.yaxis.set_minor_formatter(LogFormatter(minor_thresholds=(2, 0.5)))
         axes.set_ylabel("perplexity")
         axes.grid(alpha=0.3, which="both")
         axes.legend(fontsize=8)
