@@ -1,7 +1,8 @@
 """Perplexity by position of models whose context was extended, on text that none was trained on.
 
 Each model reads the same rows of the recipe's held-out text, longer than some were trained for;
-the table and the picture show perplexity by distance from the row's beginning.
+the table and the picture show perplexity by distance from the row's beginning. For one model on
+any text, at several lengths and thetas, there is `lwm eval perplexity`.
 
 usage: python benchmarks/context_extension.py MODEL... [--recipe book] [--length 16384] [--rows 6]
     [--out FILE.png]
@@ -23,28 +24,24 @@ from lwm.recipes.catalogue import recipe
 EDGES = (0, 64, 128, 256, 512, 1024, 2048, 4096, 6144, 8192, 12288, 16384)
 
 
-def held_out_rows(model: lwm.Model, name: str, length: int, rows: int) -> list[tuple]:
-    """Running held-out text in rows, as (tokens, targets)."""
+def held_out_rows(model: lwm.Model, name: str, length: int, rows: int) -> np.ndarray:
+    """Running held-out text, [rows, length + 1]: the last token is but a target."""
     data = replace(recipe(name).data, shuffle=False)
     loader = Loader(
         data, model.tokenizer, sequence_length=length, batch_size=1, split="evaluation"
     )
     with loader:
         batches = [next(loader) for _ in range(rows)]
-    return [(batch["tokens"], batch["targets"]) for batch in batches]
+    return np.concatenate(
+        [np.concatenate([b["tokens"], b["targets"][:, -1:]], axis=1) for b in batches]
+    )
 
 
-def nll_by_position(model: lwm.Model, rows: list[tuple], length: int) -> np.ndarray:
+def nll_by_position(model: lwm.Model, rows: np.ndarray, length: int) -> np.ndarray:
     """Negative log-likelihood of each target, [rows, length], far beyond the trained context if
     need be."""
     scorer = Scorer(model.weights, replace(model.config, max_sequence_length=length), None)
-    found = []
-    for tokens, targets in rows:
-        logits = scorer.logits(tokens)[0]
-        peak = logits.max(axis=-1, keepdims=True)
-        total = np.log(np.exp(logits - peak).sum(axis=-1)) + peak[:, 0]
-        found.append(total - np.take_along_axis(logits, targets[0][:, None], axis=-1)[:, 0])
-    return np.stack(found)
+    return np.concatenate([-scorer.log_likelihoods(row[None]).log_likelihood for row in rows])
 
 
 def main() -> None:

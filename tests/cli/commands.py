@@ -1,10 +1,7 @@
-"""What a command did, and the size of the model that the command-line tests give it."""
+"""What a command did."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
-
-CONTEXT = 128
-"""Tokens that the tiny model can hold."""
 
 
 @dataclass(frozen=True)

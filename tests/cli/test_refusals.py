@@ -11,7 +11,8 @@ import gguf
 import numpy as np
 import pytest
 import safetensors.numpy
-from commands import CONTEXT, Run
+from commands import Run
+from random_llama import CONTEXT
 
 PROMPT = ("--prompt", "the question", "--max-tokens", 3)
 

@@ -1,19 +1,27 @@
 """Logits of whole sequences on every mesh, against one device's dense forward pass; what a model
 refuses to score."""
 
+from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import hypothesis.strategies as st
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from hypothesis import given
-from tiny_model import CONFIG, full_logits, fused, prompt, weights
+from tiny_model import CONFIG, full_logits, fused, log_softmax, prompt, weights
 
 from lwm.core.errors import CapacityError, ConfigError, InputError
 from lwm.core.mesh import make_mesh
+from lwm.core.params import abstract
+from lwm.inference import scoring
 from lwm.inference.figures import Figures
 from lwm.inference.model import Model
-from lwm.inference.scoring import Scorer, padded_length
+from lwm.inference.scoring import Scorer, forward_scores, padded_length
+from lwm.models.llama import llama_params
+from lwm.models.world import VisionVocabulary
 
 ROWS = np.array([prompt(37, seed=n) for n in range(3)], np.int32)
 
@@ -24,6 +32,54 @@ def test_scores_are_those_of_a_dense_forward_pass(mesh: str | None) -> None:
     scorer = Scorer(fused() if mesh is None else weights(mesh), CONFIG, laid)
     expected = np.stack([full_logits(row) for row in ROWS])
     np.testing.assert_allclose(scorer.logits(ROWS), expected, atol=1e-4)
+
+
+@pytest.mark.parametrize("mesh", [None, "1,1,1,4", "1,2,2,1", "1,1,2,2"])
+def test_log_likelihoods_are_those_of_a_dense_forward_pass(
+    mesh: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In chunks of 5 positions, of which the last is not full; rows of several lengths."""
+    monkeypatch.setattr(scoring, "_CHUNK", 15)
+    laid = None if mesh is None else make_mesh(mesh)
+    scorer = Scorer(fused() if mesh is None else weights(mesh), CONFIG, laid)
+    lengths = [37, 2, 20]
+    rows = ROWS.copy()
+    logits = [full_logits(row[:length]) for row, length in zip(rows, lengths, strict=True)]
+    for row, scores in zip(rows, logits, strict=True):
+        row[1] = scores[0].argmax()  # some target is the likeliest
+    logits = [full_logits(row[:length]) for row, length in zip(rows, lengths, strict=True)]
+    likelihood, likeliest = scorer.log_likelihoods(rows, lengths)
+    assert likelihood.shape == likeliest.shape == (3, 36)
+    for row, length, scores, found, hits in zip(
+        rows, lengths, logits, likelihood, likeliest, strict=True
+    ):
+        targets = row[1:length]
+        expected = log_softmax(scores[:-1])[range(length - 1), targets]
+        np.testing.assert_allclose(found[: length - 1], expected, atol=1e-4)
+        np.testing.assert_array_equal(hits[: length - 1], scores[:-1].argmax(-1) == targets)
+        assert hits[0]
+
+
+def test_a_target_is_scored_among_its_own_kind() -> None:
+    eyes = replace(CONFIG, vocab_size=40, vision=VisionVocabulary(size=24, codes=20))
+    row = np.array([3, 7, 41, 60, 5], np.int32)  # two ids of vision
+    logits = full_logits(row)
+    expected = [
+        log_softmax(scores[kind])[target - kind.start]
+        for scores, target in zip(logits, row[1:], strict=False)
+        for kind in [slice(40, 64) if target >= 40 else slice(0, 40)]
+    ]
+    found = Scorer(fused(), eyes, None).log_likelihoods(row[None]).log_likelihood
+    np.testing.assert_allclose(found[0], expected, atol=1e-4)
+
+
+def test_scores_over_the_vocabulary_exist_a_chunk_at_a_time() -> None:
+    wide = replace(CONFIG, vocab_size=32000, tie_embeddings=True)
+    specs = abstract(llama_params(wide, stacked=False), jnp.float32)
+    row = jnp.zeros((1, 4096), jnp.int32)
+    score = jax.jit(partial(forward_scores, config=wide)).lower(specs, row, row, row, row)
+    memory: Any = score.compile().memory_analysis()
+    assert memory.temp_size_in_bytes < 4096 * 32000 * 4 / 2
 
 
 @given(st.integers(1, 1_000_000))

@@ -12,8 +12,10 @@ from tyro.extras import SubcommandApp
 from lwm.cli.chat import chat
 from lwm.cli.convert import convert
 from lwm.cli.data import inspect, inspect_help, questions
+from lwm.cli.data_export import export
 from lwm.cli.demo import demo
 from lwm.cli.eval_needle import multi_needle, needle
+from lwm.cli.eval_perplexity import perplexity
 from lwm.cli.generate import generate_image, generate_text, generate_video
 from lwm.cli.info import info
 from lwm.cli.tokenize import tokenize
@@ -48,9 +50,11 @@ def application() -> SubcommandApp:
     data = SubcommandApp()
     data.command(name="inspect", help="Show rows of a recipe's data.")(inspect_help)
     data.command(name="qa")(questions)
+    data.command(export)
     evaluate = SubcommandApp()
     evaluate.command(needle)
     evaluate.command(multi_needle)
+    evaluate.command(perplexity)
     app = SubcommandApp()
     app.command(demo)
     app.command(chat)

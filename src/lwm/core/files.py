@@ -1,9 +1,11 @@
 """Files that appear whole or not at all."""
 
+import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TextIO
 
 from lwm.core.errors import InputError
 
@@ -38,3 +40,33 @@ def new_directory(destination: Path) -> Iterator[Path]:
         partial.rename(destination)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
+
+
+@contextmanager
+def new_text_file(destination: Path) -> Iterator[TextIO]:
+    """A file to write UTF-8 text into, which takes its name when the block ends well and vanishes
+    when it does not.
+
+    Raises:
+        InputError: the destination exists, or its directory does not, or cannot be written.
+    """
+    refuse_existing(destination)
+    if not destination.parent.is_dir():
+        raise InputError(
+            f"the directory {destination.parent} does not exist; make it or name another"
+        )
+    partial = destination.with_name(f".{destination.name}.partial")
+    try:
+        file = partial.open("w", encoding="utf-8", newline="\n")
+    except OSError as error:
+        raise InputError(
+            f"{destination} cannot be written: {error.strerror}; choose another"
+        ) from error
+    try:
+        with file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        partial.rename(destination)
+    finally:
+        partial.unlink(missing_ok=True)

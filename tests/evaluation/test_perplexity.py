@@ -1,0 +1,84 @@
+"""Perplexity from rows of results: buckets that cover a row once, means by token, tables."""
+
+from itertools import pairwise
+from pathlib import Path
+
+import hypothesis.strategies as st
+import numpy as np
+import pytest
+from hypothesis import given
+
+from lwm.core.errors import ConfigError, InputError
+from lwm.evaluation.perplexity import PerplexityConfig, curves, draw, edges_of, table
+
+
+@given(st.integers(1, 2_000_000), st.data())
+def test_buckets_cover_a_row_once_and_part_where_the_shortest_begins(
+    length: int, data: st.DataObject
+) -> None:
+    shortest = data.draw(st.integers(1, length))
+    edges = edges_of(length, shortest)
+    assert (edges[0], edges[-1]) == (0, length)
+    assert edges == sorted(set(edges))
+    assert length - shortest in edges
+    assert len(edges) <= 2 * length.bit_length() + 3
+    assert all(high <= 2 * low for low, high in pairwise(edges) if low >= 64)
+
+
+def row(theta: float, length: int, low: int, high: int, nll: float, number: int = 0) -> dict:
+    return {
+        "theta": theta, "length": length, "row": number, "bucket_from": low, "bucket_to": high,
+        "nll": nll, "tokens": high - low,
+    }  # fmt: skip
+
+
+ROWS = [
+    row(1e4, 10, 0, 10, 2.0),
+    row(1e4, 10, 0, 10, 4.0, number=1),
+    row(1e4, 30, 0, 20, 1.0),
+    row(1e4, 30, 20, 30, 3.0),
+    row(1e6, 30, 0, 20, 0.5),
+    row(1e6, 30, 20, 30, 800.0),  # more than a float's exponential
+]
+
+
+def test_curves_weigh_by_tokens() -> None:
+    short, long, other = curves(ROWS, shortest=10)
+    assert (short.theta, short.length, short.edges) == (1e4, 10, [0, 10])
+    np.testing.assert_allclose([*short.values, short.whole, short.last], np.exp([3.0, 3.0, 3.0]))
+    np.testing.assert_allclose(long.values, np.exp([1.0, 3.0]))
+    np.testing.assert_allclose([long.whole, long.last], np.exp([5 / 3, 3.0]))
+    assert other.theta == 1e6
+    assert np.isfinite(other.values).all()
+    with pytest.raises(InputError, match="no row of perplexity"):
+        curves([{"theta": 1.0}], shortest=1)
+
+
+def test_a_table_and_a_picture_hold_every_curve(tmp_path: Path) -> None:
+    found = curves(ROWS, shortest=10)
+    lines = table(found, own=1e4)
+    assert lines[0].split("  ")[-1].strip() == "theta 1e+06 30"
+    assert "theta 1e+04* 10" in lines[0]
+    cells = {line.split()[0]: line.split()[1:] for line in lines[1:-1]}
+    assert cells["0-20"] == ["2.718", "1.649"]
+    assert cells["0-10"] == ["20.09"]
+    assert cells["20-30"][0] == "20.09"
+    assert lines[-1].split()[:4] == ["last", "10", "20.09", "20.09"]
+    png, svg = draw(found, 1e4, "a title", tmp_path)
+    assert png.read_bytes().startswith(b"\x89PNG")
+    assert "<svg" in svg.read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"rows": 0}, "rows is 0"),
+        ({"batch_tokens": 0}, "batch_tokens is 0"),
+        ({"thetas": (0.0,)}, "theta is 0"),
+        ({"thetas": (float("nan"),)}, "theta is nan"),
+        ({"thetas": tuple(map(float, range(1, 10)))}, "9 thetas"),
+    ],
+)
+def test_settings_out_of_range(settings: dict, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        PerplexityConfig(lengths=[8], **settings)
