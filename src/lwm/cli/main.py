@@ -14,6 +14,7 @@ from lwm.cli.convert import convert
 from lwm.cli.data import inspect, inspect_help, questions
 from lwm.cli.demo import demo
 from lwm.cli.eval_needle import multi_needle, needle
+from lwm.cli.eval_suite import suite
 from lwm.cli.generate import generate_image, generate_text, generate_video
 from lwm.cli.info import info
 from lwm.cli.tokenize import tokenize
@@ -51,6 +52,7 @@ def application() -> SubcommandApp:
     evaluate = SubcommandApp()
     evaluate.command(needle)
     evaluate.command(multi_needle)
+    evaluate.command(suite)
     app = SubcommandApp()
     app.command(demo)
     app.command(chat)
