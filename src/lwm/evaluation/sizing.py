@@ -8,6 +8,8 @@ import re
 from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
+from itertools import count as count_up
 from typing import Any
 
 from lwm.core.errors import InputError
@@ -16,6 +18,9 @@ from lwm.evaluation.case import Case
 from lwm.evaluation.prompts import wrap
 
 _ANCHOR = 8  # characters before an answer that decide how its first token is written
+_STEP = 64  # units of the first guess
+_APART = 8  # units between two guesses that tell how fast tokens grow
+_PATIENCE = 24  # guesses
 _SENTENCE_END = re.compile(r"[.!?][\"'”’)\]]*$")
 _RARE = 200  # words; a text with fewer sentences than one in so many has no sentences to speak of
 _INSTEAD = 20  # words that then count as one
@@ -69,8 +74,12 @@ def fitted(
     max_tokens = max(question.max_tokens, len(target))
     around = len(head) + len(tail) + max_tokens
 
+    @lru_cache(maxsize=2)  # the last guess but one is often the answer
+    def ids(units: int) -> list[int]:
+        return tokenizer.encode(question.context(units), specials=False)
+
     def count(units: int) -> int:
-        return around + len(tokenizer.encode(question.context(units), specials=False))
+        return around + len(ids(units))
 
     least = count(question.least)
     if least > length:
@@ -85,7 +94,7 @@ def fitted(
             f"the {question.source} gives {name} {longest:,} tokens and the context length asked "
             f"for is {length:,}; give a longer one or choose shorter --lengths"
         )
-    prompt = [*head, *tokenizer.encode(question.context(units), specials=False), *tail]
+    prompt = [*head, *ids(units), *tail]
     return Case(
         prompt=prompt,
         target=target,
@@ -98,32 +107,35 @@ def fitted(
 def fullest(count: Callable[[int], int], budget: int, least: int, most: int) -> int:
     """The number of units that fills a budget: it fits, and one more does not, or is `most`.
 
-    Counting costs a tokenisation of the whole, so the next number is guessed from the two before;
-    where guesses do not halve what is left, it is halved.
+    Counting costs a tokenisation of the whole, so each guess follows from the two before; guesses
+    that fall on the same side again and again go further each time, and many guesses are halved.
 
     Args:
         count: tokens with so many units; grows about evenly. With `least` it must fit.
     """
-    low, low_count = least, count(least)
-    high, high_count = most + 1, None
-    slope, halve = None, False
-    while high - low > 1:
-        width = high - low
-        if high_count is not None and halve:
+    low, high = least, most + 1  # the answer is from low to below high
+    last, last_count = least, count(least)
+    slope, same, push = 0.0, 0, 1
+    for turn in count_up():
+        if high - low <= 1:
+            return low
+        if turn > _PATIENCE:
             guess = (low + high) // 2
-        elif slope is None:
-            guess = low + 64
+        elif not slope:
+            guess = low + _STEP
         else:
-            guess = low + int((budget - low_count) / max(slope, 1e-3))
+            guess = last + int((budget - last_count) / slope)
+            guess = max(guess, low + push) if same > 0 else min(guess, high - push)
         guess = min(max(guess, low + 1), high - 1)
         found = count(guess)
-        slope = max((found - low_count) / (guess - low), 0.0) or slope
+        if abs(guess - last) >= _APART and found != last_count:
+            slope = (found - last_count) / (guess - last)
+        last, last_count = guess, found
         if found <= budget:
-            low, low_count = guess, found
+            low, push, same = guess, push * 2 if same > 0 else 1, 1
         else:
-            high, high_count = guess, found
-        halve = not halve and high - low > width // 2
-    return low
+            high, push, same = guess, push * 2 if same < 0 else 1, -1
+    raise AssertionError
 
 
 def continuation(tokenizer: Tokenizer, tail: Sequence[int], answer: str) -> list[int]:
