@@ -1,0 +1,118 @@
+"""Guided drawing beside plain text decoding on the same model, and what a chat over a long video
+holds.
+
+Guided: a video of 8 frames with guidance, two rows in one batch; each code counts once. Plain: two
+rows of text behind prompts as long, as many tokens each, one a step; each token of each row
+counts. A guided code is two rows' work, so drawing at 0.5 of the plain rate loses nothing to
+guidance; the ratio shown is of rows a second. Memory: the peak of a process that answers a
+question about so many frames, and what each frame adds to it. The model answers beyond its trained
+length, which costs the same as an answer that makes sense.
+
+usage: python benchmarks/drawing.py runs/reproduce/run [--rounds 5] [--chat 64 128 256 512]
+"""
+
+import argparse
+import itertools
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+
+import lwm
+from lwm.inference.engine import Engine
+from lwm.inference.frames import VIDEO
+from lwm.inference.request import Request
+from lwm.inference.sampling import Sampling
+from lwm.inference.vision_generation import video_codes
+from lwm.inference.vision_prompts import drawing_prompt
+
+
+def drawing(model: lwm.Model, frames: int, guidance: float) -> tuple[int, float]:
+    """Codes and seconds of a guided video, its first frame included."""
+    how = replace(VIDEO, guidance=guidance)
+    start = time.perf_counter()
+    codes = video_codes(
+        model.engine_for, model.config, model.tokenizer, "the upper left of astronaut",
+        frames=frames, sampling=how, first_sampling=how,
+    )  # fmt: skip
+    return codes.size, time.perf_counter() - start
+
+
+def text(engine: Engine, prompt: list[int], tokens: int) -> tuple[int, float]:
+    """Tokens of two rows, and seconds."""
+    sampling = Sampling(temperature=1.0, top_k=1000)
+    requests = [
+        Request(prompt=prompt, max_tokens=tokens, sampling=replace(sampling, seed=seed))
+        for seed in range(2)
+    ]
+    engine.scheduler.forget()
+    start = time.perf_counter()
+    count = sum(1 for _ in engine.follow([engine.submit(request) for request in requests]))
+    return count, time.perf_counter() - start
+
+
+def chat(name: str, frames: int) -> None:
+    """Runs in the process that is measured."""
+    model = lwm.load(name, context=64 + frames * 80, theta=1e6)
+    size = model.codec.config.image_size
+    draw = np.random.default_rng(0)
+    video = draw.integers(0, 256, (frames, size, size, 3), dtype=np.uint8)
+    shown = {"type": "video", "video": video, "max_frames": frames}
+    content = [{"type": "text", "text": "What does it show?"}, shown]
+    start = time.perf_counter()
+    model.chat([{"role": "user", "content": content}], max_tokens=8)
+    seconds = time.perf_counter() - start
+    status = Path("/proc/self/status").read_text(encoding="utf-8")
+    print(int(status.split("VmHWM:")[1].split()[0]) / 1024, model.figures.prompt, seconds)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("model")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--frames", type=int, default=8)
+    parser.add_argument("--guidance", type=float, default=5.0)
+    parser.add_argument("--chat", type=int, nargs="*", default=[64, 128, 256, 512])
+    parser.add_argument("--one", type=int)
+    arguments = parser.parse_args()
+    if arguments.one:
+        chat(arguments.model, arguments.one)
+        return
+    model = lwm.load(arguments.model)
+    assert model.config.vision is not None
+    tokens = arguments.frames * model.config.vision.tokens_per_frame - 1
+    prompt = drawing_prompt(model.tokenizer, "the upper left of astronaut", "a video")
+    engine = Engine(
+        model.weights, model.config, slots=2, tokens=len(prompt) + tokens, drafts=False
+    )
+    drawing(model, arguments.frames, arguments.guidance)
+    text(engine, prompt, tokens)
+    rates: dict[str, list[float]] = {"guided drawing": [], "plain text, two rows": []}
+    for _ in range(arguments.rounds):  # in turn, so that other work falls on both
+        count, seconds = drawing(model, arguments.frames, arguments.guidance)
+        rates["guided drawing"].append(count / seconds)
+        count, seconds = text(engine, prompt, tokens)
+        rates["plain text, two rows"].append(count / seconds)
+    for name, values in rates.items():
+        print(f"{name}: {np.median(values):,.0f} tokens/s")
+    ratios = 2 * np.divide(rates["guided drawing"], rates["plain text, two rows"])
+    print(f"rows a second, guided to plain: {np.median(ratios):.2f} (rounds {ratios.min():.2f} to "
+          f"{ratios.max():.2f})")  # fmt: skip
+    peaks: dict[int, float] = {}
+    for frames in arguments.chat:
+        command = [sys.executable, __file__, arguments.model, "--one", str(frames)]
+        told = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+        peak, prompt_tokens, seconds = map(float, told.split())
+        peaks[frames] = peak
+        print(f"chat over {frames} frames, {prompt_tokens:,.0f} tokens: peak {peak:,.0f} MiB, "
+              f"{seconds:.1f} s")  # fmt: skip
+    for less, more in itertools.pairwise(peaks):
+        print(f"from {less} to {more} frames: {(peaks[more] - peaks[less]) / (more - less):.2f} "
+              "MiB a frame")  # fmt: skip
+
+
+if __name__ == "__main__":
+    main()
