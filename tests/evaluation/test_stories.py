@@ -2,6 +2,7 @@
 
 import random
 import re
+from itertools import pairwise
 
 import pytest
 
@@ -55,7 +56,7 @@ class Reader:
             return {self.trail[match[2]][-1] if match[1] else self.where[match[2]]}
         if match := re.fullmatch(r"Where was the (\w+) before the (\w+)\?", question):
             trail = self.trail[match[1]]
-            return {a for a, b in zip(trail, trail[1:], strict=False) if b == match[2]}
+            return {a for a, b in pairwise(trail) if b == match[2]}
         forms = {
             r"What did (?P<a>\w+) give to (?P<c>\w+)\?": 1,
             r"Who gave the (?P<b>\w+) to (?P<c>\w+)\?": 0,

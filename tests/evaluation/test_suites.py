@@ -6,6 +6,7 @@ import re
 from collections import Counter
 from collections.abc import Sequence
 from functools import cache
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -26,7 +27,8 @@ from lwm.evaluation.run import run
 from lwm.evaluation.sizing import Prose, fullest
 from lwm.evaluation.suites import KEYS, TASKS, Suite, chosen, subtasks, summarise
 
-WORDS = "the river ran past a quiet mill and nobody in town could say how old it was".split(" ")
+SAYING = "the river ran past a quiet mill and nobody in town could say how old it was"
+WORDS = SAYING.split()
 UNIT = {"niah_single_1": 90, "vt": 90, "passkey": 90, "number_string": 90, "kv_retrieval": 90,
         "niah_multikey_2": 90, "niah_multikey_3": 130, "cwe": 3 * 24, "fwe": 5 * 8,
         "qa_1": 260, "qa_2": 260}  # fmt: skip
@@ -54,7 +56,7 @@ def tokenizer(kind: str) -> Tokenizer:
     return Tokenizer(backend=backend)
 
 
-def squad(path: Path, paragraphs: int = 60) -> Path:
+def squad(path: Path, paragraphs: int = 150) -> Path:
     draw = random.Random(1)
     articles = [
         {
@@ -90,7 +92,7 @@ def hotpot(path: Path) -> Path:
                 [f"Lord {i}", [f"Lord {i} lives in castle {i}."]],
             ],
         }
-        for i in range(80)
+        for i in range(120)
     ]
     path.write_text(json.dumps(entries))
     return path
@@ -132,7 +134,7 @@ class Oracle:
         return [[True] * len(case.target) for case in cases]
 
 
-@pytest.mark.parametrize(("kind", "length"), [("bpe", 2500), ("bpe", 5000), ("bytes", 7000)])
+@pytest.mark.parametrize(("kind", "length"), [("bpe", 2500), ("bpe", 6000), ("bytes", 9000)])
 @pytest.mark.parametrize("name", TASKS)
 def test_every_example_fills_its_length_and_holds_its_answers(name, kind, length, files) -> None:
     made = suite(name, files, kind, [length], samples=2)
@@ -166,8 +168,10 @@ def test_chat_templates_count(template, files) -> None:
         assert "USER" in (said := tokenizer("bpe").decode(case.prompt)) or "|im_start|>" in said
 
 
-@given(st.integers(0, 400), st.integers(1, 500), st.lists(st.integers(1, 9), min_size=600))
-def test_fullest_is_full(least: int, budget: int, steps: list[int]) -> None:
+@settings(max_examples=60)
+@given(st.integers(0, 400), st.integers(1, 500), st.integers(0, 1000))
+def test_fullest_is_full(least: int, budget: int, seed: int) -> None:
+    steps = random.Random(seed).choices(range(1, 10), k=600)
     sums = [0]
     for step in steps:
         sums.append(sums[-1] + step)
@@ -188,15 +192,15 @@ def test_sentences_are_hidden_in_their_order(start: float, words: int, depths: l
     doubled = " ".join(prose.words * 2)
     assert " ".join(rest) in doubled
     assert len(rest) == words
-    for before, word in zip(hidden, hidden[1:], strict=False):
-        if word in marks and word != hidden[-1]:
+    for place, (before, word) in enumerate(pairwise(hidden), 1):
+        if word in marks and not set(marks).issuperset(hidden[place:]):  # not behind all text
             assert before.endswith(".") or before in marks
     if words:
         assert rest[0][0].isupper()  # from the beginning of a sentence
 
 
 def test_ruler_tasks_are_what_the_paper_says(files) -> None:
-    made = suite("ruler", files, lengths=[5000])
+    made = suite("ruler", files, lengths=[6000])
     cases = {unit[0]["task"]: made.case(unit[0]) for unit in made.units()}
     assert list(cases) == list(TASKS["ruler"])
     prompts = {task: tokenizer("bpe").decode(case.prompt) for task, case in cases.items()}
@@ -296,20 +300,20 @@ def test_infinitebench_scores() -> None:
 
 @pytest.mark.parametrize("name", TASKS)
 def test_an_oracle_scores_everything(name, files, tmp_path: Path) -> None:
-    made = suite(name, files, lengths=[2500, 4200], samples=2)
+    made = suite(name, files, lengths=[2500, 4000])
     oracle = Oracle(lambda case: " and ".join(case.reference))
     rows = run(made, oracle, Results(tmp_path, {}, KEYS))
-    assert len(rows) == 2 * 2 * len(TASKS[name])
+    assert len(rows) == 2 * len(TASKS[name])
     summary = summarise(rows)
     assert set(summary.averages.values()) == {100.0}
-    assert summary.effective == 4200
+    assert summary.effective == 4000
     assert run(made, Oracle(lambda case: 1 / 0), Results(tmp_path, {}, KEYS)) == rows
 
 
 def test_answers_at_random_score_what_chance_says(files, tmp_path: Path) -> None:
     draw = random.Random(5)
     places = ("bathroom", "bedroom", "garden", "hallway", "kitchen", "office")
-    samples = 150
+    samples = 40
     made = suite("babilong", {}, lengths=[1500], samples=samples, tasks="qa1,qa4")
     rows = run(made, Oracle(lambda case: draw.choice(places)), Results(tmp_path / "1", {}, KEYS))
     scores = summarise(rows).scores
@@ -344,11 +348,10 @@ def test_effective_length() -> None:
 
 
 def test_refusals(files, tmp_path: Path) -> None:
+    short = subtasks("ruler", ["niah_single_2"], tokenizer("bytes"), [text()[:2000]], {})
+    made = Suite(name="ruler", subtasks=short, tokenizer=tokenizer("bytes"), template="none",
+                 lengths=[5000], samples=1)  # fmt: skip
     with pytest.raises(InputError, match=r"niah_single_2 2,\d{3} tokens.* 5,000;"):
-        names, _ = chosen("ruler", "niah_single_2", ())
-        short = subtasks("ruler", names, tokenizer("bytes"), [text()[:2000]], {})
-        made = Suite(name="ruler", subtasks=short, tokenizer=tokenizer("bytes"), template="none",
-                     lengths=[5000], samples=1)  # fmt: skip
         made.require()
     with pytest.raises(InputError, match=r"cwe takes at least [\d,]+ tokens .* is 200;"):
         suite("ruler", {}, tasks="cwe", lengths=[200]).require()

@@ -6,7 +6,7 @@ it is tested with an oracle in a model's place.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 Key = Mapping[str, int | float | str]
 """What tells one row of a run from the others: `context_length`, `depth_percent`, `seed`, ..."""
@@ -47,6 +47,7 @@ class Verdict:
     score: float
 
 
+@runtime_checkable
 class Task(Protocol):
     """Cases in units: those of one unit are answered together, in this order, from an empty cache,
     so that what they share is read once and a run that was interrupted gives the same answers."""

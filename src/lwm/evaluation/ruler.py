@@ -42,9 +42,11 @@ def ruler(prose: Prose, tokenizer: Tokenizer) -> dict[str, Subtask]:
 
     Args:
         prose: in the essays' place.
-        tokenizer: sizes the solved example of `vt`.
+        tokenizer: sizes the solved example of `vt`, and tells how many words `cwe` needs.
     """
     words = plain_words(prose.words)
+    sample = Random(0).sample(words, 100)
+    entry = len(tokenizer.encode(_numbered(sample), specials=False)) / len(sample)
     essay, needle = partial(_niah, prose), partial(_niah, None)
     makes = {
         "niah_single_1": partial(needle, filler="noise"),
@@ -56,7 +58,7 @@ def ruler(prose: Prose, tokenizer: Tokenizer) -> dict[str, Subtask]:
         "niah_multivalue": partial(essay, num_values=4),
         "niah_multiquery": partial(essay, num_keys=4, num_queries=4),
         "vt": partial(_variables, tokenizer),
-        "cwe": partial(_common_words, words),
+        "cwe": partial(_common_words, words, entry),
         "fwe": _frequent_words,
     }
     return {name: Subtask(make=make, judge=string_match_all) for name, make in makes.items()}
@@ -217,13 +219,16 @@ _MOST_COMMON = "What are the 10 most common words in the above list?"
 _TOP = " Answer: The top 10 words that appear most often in the list are:"
 
 
-def _common_words(words: Sequence[str], random: Random, length: int) -> Question:
+def _common_words(words: Sequence[str], entry: float, random: Random, length: int) -> Question:
     """`cwe`: a numbered list in which ten words come often and the others seldom. A solved example
-    goes before."""
+    goes before.
+
+    Args:
+        entry: tokens that a word and its number take.
+    """
     often, seldom = (6, 1) if length < _SHORT else (30, 3)
-    # A list that would use up the words is of compounds alone, so that the ten do not stand out;
-    # each word takes three tokens, its number's among them, and as often as it comes.
-    drawn = different(random, words if length // (3 * seldom) < len(words) else ())
+    # A list that would use up the words is of compounds alone, so that the ten do not stand out.
+    drawn = different(random, words if length / (entry * seldom) < len(words) else ())
     example = (20, 3, 1) if length < _SHORT else (40, 10, 3)
     shown = list(islice(drawn, example[0]))
     common = list(islice(drawn, _COMMON))

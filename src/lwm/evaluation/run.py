@@ -4,7 +4,7 @@ Knows tasks, an answerer and a run's results; knows no model and draws nothing.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Literal, Protocol
+from typing import Literal, Protocol, runtime_checkable
 
 from lwm.core.progress import progress
 from lwm.evaluation.case import Case, Task, Verdict
@@ -13,6 +13,7 @@ from lwm.evaluation.results import Results, Row
 Score = Literal["generation", "logits"]
 
 
+@runtime_checkable
 class Answerer(Protocol):
     """A model, or an oracle in its place."""
 

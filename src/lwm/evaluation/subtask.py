@@ -3,12 +3,13 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from random import Random
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from lwm.evaluation.case import Verdict
 from lwm.evaluation.sizing import Question
 
 
+@runtime_checkable
 class Make(Protocol):
     """Makes an example."""
 
@@ -22,6 +23,7 @@ class Make(Protocol):
         ...
 
 
+@runtime_checkable
 class Judge(Protocol):
     """Judges a response."""
 
