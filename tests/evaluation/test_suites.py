@@ -201,7 +201,7 @@ def test_sentences_are_hidden_in_their_order(start: float, words: int, depths: l
 
 def test_ruler_tasks_are_what_the_paper_says(files) -> None:
     made = suite("ruler", files, lengths=[6000])
-    cases = {unit[0]["task"]: made.case(unit[0]) for unit in made.units()}
+    cases = {str(unit[0]["task"]): made.case(unit[0]) for unit in made.units()}
     assert list(cases) == list(TASKS["ruler"])
     prompts = {task: tokenizer("bpe").decode(case.prompt) for task, case in cases.items()}
     needles = {
