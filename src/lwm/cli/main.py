@@ -14,8 +14,11 @@ from lwm.cli.convert import convert
 from lwm.cli.data import inspect, inspect_help, questions
 from lwm.cli.data_export import export
 from lwm.cli.demo import demo
+from lwm.cli.eval_compare import compare
 from lwm.cli.eval_needle import multi_needle, needle
 from lwm.cli.eval_perplexity import perplexity
+from lwm.cli.eval_suite import suite
+from lwm.cli.eval_video_needle import video_needle
 from lwm.cli.generate import generate_image, generate_text, generate_video
 from lwm.cli.info import info
 from lwm.cli.tokenize import tokenize
@@ -55,6 +58,9 @@ def application() -> SubcommandApp:
     evaluate.command(needle)
     evaluate.command(multi_needle)
     evaluate.command(perplexity)
+    evaluate.command(suite)
+    evaluate.command(video_needle)
+    evaluate.command(compare)
     app = SubcommandApp()
     app.command(demo)
     app.command(chat)

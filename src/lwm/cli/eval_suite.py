@@ -1,0 +1,144 @@
+"""`lwm eval suite`: how a model does on RULER, BABILong or InfiniteBench, by task and length."""
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import tyro
+from rich.table import Table
+
+from lwm.cli.flags import Load, LoadFlags, ModelName
+from lwm.cli.info import print_table
+from lwm.core.progress import say
+
+if TYPE_CHECKING:
+    from lwm.evaluation.suites import Summary
+
+
+@dataclass(frozen=True, kw_only=True)
+class SuiteFlags:
+    """Which examples are asked and how answers are judged."""
+
+    lengths: str = "4096,8192"
+    """Lengths of prompt and answer together, in tokens: 1024,4096 or min:max:count."""
+    tasks: str | None = None
+    """Tasks with commas between, such as niah_single_1,vt; all of the suite unless given."""
+    samples: int = 10
+    """Examples of each task and length; RULER is published with 500."""
+    seed: int = 0
+    """Of the first example; the following count on."""
+    haystack: str = "book"
+    """Text that things are hidden in: book (the King James Bible), a txt, md, html or pdf file,
+    JSON lines or Parquet with a field text."""
+    squad: Path | None = None
+    """For RULER's qa_1: a file of questions in SQuAD's format."""
+    hotpot: Path | None = None
+    """For RULER's qa_2: a file of questions in HotpotQA's format or SQuAD's."""
+    template: str = "auto"
+    """How turns are written: auto (the model's own), original, chatml, or none."""
+    score: Literal["generation", "logits"] = "generation"
+    """Judge what the model writes, or whether each token of one ideal answer is the likeliest
+    behind those before; where several orders are right, that asks too much."""
+    threshold: float = 85.6
+    """Average over tasks from which a length counts as effective."""
+    batch_tokens: int = 0
+    """Tokens of the prompts that are asked together; one prompt at a time by default."""
+    theta: float | None = None
+    """Another base of the rotary positions; the context is then as long as the longest length."""
+    out: Path | None = None
+    """Directory for results; runs/eval/NAME-MODEL unless given. A run that was interrupted goes
+    on."""
+
+
+def suite(
+    name: Annotated[Literal["ruler", "babilong", "infinitebench"], tyro.conf.Positional],
+    model: ModelName,
+    /,
+    flags: Annotated[SuiteFlags, tyro.conf.OmitArgPrefixes] = SuiteFlags(),
+    load: Load = LoadFlags(),
+) -> None:
+    """Answer a suite of long-context tasks and tell scores by task and length.
+
+    Args:
+        name: RULER's 13 tasks, BABILong's first five, or InfiniteBench's three of retrieval.
+    """
+    from lwm.evaluation.answering import ModelAnswerer
+    from lwm.evaluation.haystack import texts
+    from lwm.evaluation.ranges import parse_lengths
+    from lwm.evaluation.results import Results
+    from lwm.evaluation.ruler_qa import read_questions
+    from lwm.evaluation.run import run
+    from lwm.evaluation.suites import KEYS, Suite, chosen, subtasks, summarise
+
+    lengths = parse_lengths(flags.lengths)
+    given = {"qa_1": flags.squad, "qa_2": flags.hotpot}
+    paths = {task: path for task, path in given.items() if path is not None}
+    tasks, left_out = chosen(name, flags.tasks, paths)
+    files = {task: read_questions(paths[task]) for task in tasks if task in paths}
+    settings: dict[str, Any] = {
+        "evaluation": f"suite {name}", "model": model, "theta": flags.theta, "dtype": load.dtype,
+        "haystack": flags.haystack, "lengths": lengths, "tasks": tasks, "left_out": left_out,
+        "files": {task: _digest(paths[task]) for task in files}, "samples": flags.samples,
+        "seed": flags.seed, "score": flags.score, "template": flags.template,
+    }  # fmt: skip
+    out = flags.out or Path("runs", "eval", f"{name}-{Path(model).name}")
+    for task, why in left_out.items():
+        say(f"{task} is left out: {why}")
+    loaded = load.load(model, theta=flags.theta, length=lengths[-1])
+    made = subtasks(name, tasks, loaded.tokenizer, texts(flags.haystack), files)
+    task = Suite(
+        name=name,
+        subtasks=made,
+        tokenizer=loaded.tokenizer,
+        template=flags.template,
+        lengths=lengths,
+        samples=flags.samples,
+        seed=flags.seed,
+    )
+    task.require()
+    # Behind all that may be refused: a directory keeps the settings it was begun with.
+    results = Results(out, settings, KEYS)
+    if results.rows:
+        say(f"{out} has {len(results.rows)} rows; going on behind them")
+
+    def tell(row: dict[str, Any]) -> None:
+        response = " ".join(str(row["response"]).split())
+        say(f"{row['task']}, {row['context_length']:,} tokens: {row['score']:.0%}  "
+            f"{response[:60]}")  # fmt: skip
+
+    answerer = ModelAnswerer(loaded, flags.batch_tokens)
+    rows = run(task, answerer, results, score=flags.score, told=tell)
+    summary = summarise(rows, flags.threshold)
+    print_table(summary_table(summary))
+    print(_effective(summary, lengths))
+    if left_out:
+        print(f"without {', '.join(f'{task} ({why})' for task, why in left_out.items())}")
+    print(results.directory)
+
+
+def summary_table(summary: "Summary") -> Table:
+    """A row a task and a column a length, averages below."""
+    table = Table("task", show_footer=True)
+    table.columns[0].footer = "average"
+    for length, average in summary.averages.items():
+        table.add_column(f"{length:,}", footer=f"{average:.1f}", justify="right")
+    for task, scores in summary.scores.items():
+        cells = [scores.get(length) for length in summary.averages]
+        table.add_row(task, *("" if cell is None else f"{cell:.1f}" for cell in cells))
+    return table
+
+
+def _effective(summary: "Summary", lengths: list[int]) -> str:
+    if summary.effective is None:
+        found = f"below {lengths[0]:,} tokens"
+    elif summary.effective == lengths[-1]:
+        found = f"at least {summary.effective:,} tokens"
+    else:
+        found = f"{summary.effective:,} tokens"
+    return f"effective length, by an average of {summary.threshold:g}: {found}"
+
+
+def _digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
