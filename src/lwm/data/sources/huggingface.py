@@ -69,7 +69,7 @@ def _load(name: str, *, streaming: bool) -> Any:
     dataset, _, rest = name.partition(":")
     configuration, _, split = rest.partition(":")
     split = split or "train"
-    given = {"streaming": True} if streaming else {}
+    given: dict[str, Any] = {"streaming": True} if streaming else {}
     try:
         if any((Path(dataset) / file).is_file() for file in _SAVED):
             rows = datasets.load_from_disk(dataset)
