@@ -3,7 +3,8 @@
 import json
 from pathlib import Path
 
-from commands import CONTEXT, Run
+from commands import Run
+from random_llama import CONTEXT
 
 ASKED = ("eval", "suite", "infinitebench")
 SMALL = ("--tasks", "passkey,number_string", "--samples", "2", "--theta", "20000")

@@ -6,8 +6,9 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
-from lwm.cli.flags import Load, LoadFlags, ModelName
-from lwm.core.progress import say
+from lwm.cli.eval_run import answered, told_score
+from lwm.cli.flags import ModelName, SharedLoad, SharedLoadFlags
+from lwm.core.distributed import first_process
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,9 +47,12 @@ class NeedleFlags:
 Needle = Annotated[NeedleFlags, tyro.conf.OmitArgPrefixes]
 
 
-def needle(model: ModelName, /, flags: Needle = NeedleFlags(), load: Load = LoadFlags()) -> None:
+def needle(
+    model: ModelName, /, flags: Needle = NeedleFlags(), load: SharedLoad = SharedLoadFlags()
+) -> None:
     """Find a number hidden in a long text, by length and depth."""
-    _evaluate(model, flags, load, needles=None, retrieved=1)
+    with load.joined():
+        _evaluate(model, flags, load, needles=None, retrieved=1)
 
 
 def multi_needle(
@@ -57,7 +61,7 @@ def multi_needle(
     needles: int = 4,
     retrieve: int = 2,
     flags: Needle = NeedleFlags(),
-    load: Load = LoadFlags(),
+    load: SharedLoad = SharedLoadFlags(),
 ) -> None:
     """Find some of several numbers hidden in a long text, by length.
 
@@ -65,18 +69,18 @@ def multi_needle(
         needles: Numbers hidden.
         retrieve: Numbers asked for.
     """
-    _evaluate(model, flags, load, needles=needles, retrieved=retrieve)
+    with load.joined():
+        _evaluate(model, flags, load, needles=needles, retrieved=retrieve)
 
 
 def _evaluate(
-    name: str, flags: NeedleFlags, load: LoadFlags, *, needles: int | None, retrieved: int
+    name: str, flags: NeedleFlags, load: SharedLoadFlags, *, needles: int | None, retrieved: int
 ) -> None:
-    from lwm.evaluation.answering import ModelAnswerer
     from lwm.evaluation.haystack import read_haystack
     from lwm.evaluation.needle import NeedleTask
     from lwm.evaluation.ranges import parse_depths, parse_lengths
+    from lwm.evaluation.report import write_report
     from lwm.evaluation.results import Results
-    from lwm.evaluation.run import run
 
     lengths = parse_lengths(flags.lengths)
     depths = parse_depths(flags.depths, flags.depth_spacing)
@@ -106,18 +110,12 @@ def _evaluate(
         max_tokens=flags.max_tokens,
         by_logits=flags.score == "logits",
     )
-    if results.rows:
-        say(f"{out} has {len(results.rows)} rows; going on behind them")
-
-    def tell(row: dict[str, Any]) -> None:
-        response = " ".join(str(row["response"]).split())
-        say(f"{row['context_length']:,} tokens, depth {row['depth_percent']}: "
-            f"{row['score']:.0%}  {response[:60]}")  # fmt: skip
-
-    rows = run(
-        task, ModelAnswerer(model, flags.batch_tokens), results, score=flags.score, told=tell
-    )
-    print(
-        f"{task.name} {name}: {sum(row['score'] for row in rows) / len(rows):.1%} of {len(rows)}"
-    )
-    print(results.directory)
+    rows = answered(
+        task, model, results, score=flags.score, batch_tokens=flags.batch_tokens,
+        place=lambda row: f"{row['context_length']:,} tokens, depth {row['depth_percent']}",
+    )  # fmt: skip
+    if first_process():
+        keys = [key for unit in task.units() for key in unit]
+        report = write_report(out, settings, rows, keys=keys)
+        print(told_score(task, name, rows))
+        print(report)

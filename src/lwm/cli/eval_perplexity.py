@@ -1,11 +1,16 @@
 """`lwm eval perplexity`: how well a model foresees a text, by position and context length."""
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import tyro
 
-from lwm.cli.flags import Load, LoadFlags, ModelName
+from lwm.cli.flags import ModelName, SharedLoad, SharedLoadFlags
+from lwm.core.distributed import first_process
 from lwm.core.progress import say
+
+if TYPE_CHECKING:
+    from lwm.evaluation.perplexity import Curve, PerplexityConfig
 
 
 def perplexity(
@@ -17,7 +22,7 @@ def perplexity(
     rows: int = 4,
     batch_tokens: int = 8192,
     out: Path | None = None,
-    load: Load = LoadFlags(),
+    load: SharedLoad = SharedLoadFlags(),
 ) -> None:
     """Perplexity of a text by position, at several context lengths and RoPE thetas.
 
@@ -33,41 +38,53 @@ def perplexity(
             model's context are read with these alone.
         rows: Pieces of the text at each length.
         batch_tokens: Tokens that are read at once, at least one row.
-        out: Directory for results.jsonl, perplexity.png and perplexity.svg;
-            runs/eval/perplexity-MODEL unless given.
+        out: Directory for results, picture and report; runs/eval/perplexity-MODEL unless given.
     """
-    from lwm.checkpoints.resolve import open_checkpoint
-    from lwm.evaluation.perplexity import (
-        KEYS,
-        Curve,
-        PerplexityConfig,
-        draw,
-        measure,
-        read_rows,
-        require_lengths,
-        settings_of,
-        table,
-    )
+    from lwm.evaluation.perplexity import PerplexityConfig
     from lwm.evaluation.ranges import parse_lengths
-    from lwm.evaluation.results import Results
 
     config = PerplexityConfig(
         lengths=parse_lengths(lengths), thetas=theta, rows=rows, batch_tokens=batch_tokens
     )
     directory = out or Path("runs", "eval", f"perplexity-{Path(model).name}")
+    with load.joined():
+        _measure(model, data, config, directory, load)
+
+
+def _measure(
+    model: str, data: str, config: "PerplexityConfig", directory: Path, load: SharedLoadFlags
+) -> None:
+    from lwm.checkpoints.resolve import open_checkpoint
+    from lwm.evaluation.perplexity import (
+        KEYS,
+        measure,
+        picture,
+        read_rows,
+        require_lengths,
+        settings_of,
+        table,
+    )
+    from lwm.evaluation.report import write_report
+    from lwm.evaluation.results import Results
+
     own = open_checkpoint(model, config=load.config).config
     require_lengths(config, own.max_sequence_length, model)
     loaded = load.load(model)
-    text = read_rows(data, loaded.tokenizer, max(config.lengths), rows)
-    results = Results(directory, settings_of(loaded, data, text, config), KEYS)
+    text = read_rows(data, loaded.tokenizer, max(config.lengths), config.rows)
+    settings = settings_of(loaded, data, text, config)
+    results = Results(directory, settings, KEYS)
 
-    def tell(curve: Curve) -> None:
-        say(f"theta {curve.theta:g}, {curve.length:,} tokens: perplexity {curve.whole:.4g}")
+    def tell(curve: "Curve") -> None:
+        if first_process():
+            say(f"theta {curve.theta:g}, {curve.length:,} tokens: perplexity {curve.whole:.4g}")
 
     found = measure(loaded, text, config, results, tell)
-    print("\n".join(table(found, own.rope_theta)))
-    title = (
-        f"{Path(loaded.source).name}: {rows} {'row' if rows == 1 else 'rows'} of {Path(data).name}"
-    )
-    draw(found, own.rope_theta, title, directory)
-    print(directory)
+    if first_process():
+        title = f"{Path(loaded.source).name}: {config.rows} rows of {Path(data).name}"
+        shown = table(found, own.rope_theta)
+        report = write_report(
+            directory, settings, results.rows, table=shown,
+            pictures={"perplexity": picture(found, own.rope_theta, title)},
+        )  # fmt: skip
+        print(shown)
+        print(report)

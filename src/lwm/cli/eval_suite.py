@@ -8,12 +8,16 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import tyro
 from rich.table import Table
 
-from lwm.cli.flags import Load, LoadFlags, ModelName
+from lwm.cli.eval_run import answered
+from lwm.cli.flags import ModelName, SharedLoad, SharedLoadFlags
 from lwm.cli.info import print_table
+from lwm.core.distributed import first_process
 from lwm.core.progress import say
 
 if TYPE_CHECKING:
     from lwm.evaluation.suites import Summary
+
+SuiteName = Literal["ruler", "babilong", "infinitebench"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,23 +56,27 @@ class SuiteFlags:
 
 
 def suite(
-    name: Annotated[Literal["ruler", "babilong", "infinitebench"], tyro.conf.Positional],
+    name: Annotated[SuiteName, tyro.conf.Positional],
     model: ModelName,
     /,
     flags: Annotated[SuiteFlags, tyro.conf.OmitArgPrefixes] = SuiteFlags(),
-    load: Load = LoadFlags(),
+    load: SharedLoad = SharedLoadFlags(),
 ) -> None:
     """Answer a suite of long-context tasks and tell scores by task and length.
 
     Args:
         name: RULER's 13 tasks, BABILong's first five, or InfiniteBench's three of retrieval.
     """
-    from lwm.evaluation.answering import ModelAnswerer
+    with load.joined():
+        _evaluate(name, model, flags, load)
+
+
+def _evaluate(name: SuiteName, model: str, flags: SuiteFlags, load: SharedLoadFlags) -> None:
     from lwm.evaluation.haystack import texts
     from lwm.evaluation.ranges import parse_lengths
+    from lwm.evaluation.report import write_report
     from lwm.evaluation.results import Results
     from lwm.evaluation.ruler_qa import read_questions
-    from lwm.evaluation.run import run
     from lwm.evaluation.suites import KEYS, Suite, chosen, subtasks, summarise
 
     lengths = parse_lengths(flags.lengths)
@@ -83,7 +91,7 @@ def suite(
         "seed": flags.seed, "score": flags.score, "template": flags.template,
     }  # fmt: skip
     out = flags.out or Path("runs", "eval", f"{name}-{Path(model).name}")
-    for task, why in left_out.items():
+    for task, why in left_out.items() if first_process() else ():
         say(f"{task} is left out: {why}")
     loaded = load.load(model, theta=flags.theta, length=lengths[-1])
     made = subtasks(name, tasks, loaded.tokenizer, texts(flags.haystack), files)
@@ -99,22 +107,22 @@ def suite(
     task.require()
     # Behind all that may be refused: a directory keeps the settings it was begun with.
     results = Results(out, settings, KEYS)
-    if results.rows:
-        say(f"{out} has {len(results.rows)} rows; going on behind them")
-
-    def tell(row: dict[str, Any]) -> None:
-        response = " ".join(str(row["response"]).split())
-        say(f"{row['task']}, {row['context_length']:,} tokens: {row['score']:.0%}  "
-            f"{response[:60]}")  # fmt: skip
-
-    answerer = ModelAnswerer(loaded, flags.batch_tokens)
-    rows = run(task, answerer, results, score=flags.score, told=tell)
+    rows = answered(
+        task, loaded, results, score=flags.score, batch_tokens=flags.batch_tokens,
+        place=lambda row: f"{row['task']}, {row['context_length']:,} tokens",
+    )  # fmt: skip
+    if not first_process():
+        return
     summary = summarise(rows, flags.threshold)
-    print_table(summary_table(summary))
-    print(_effective(summary, lengths))
+    notes = [_effective(summary, lengths)]
     if left_out:
-        print(f"without {', '.join(f'{task} ({why})' for task, why in left_out.items())}")
-    print(results.directory)
+        notes.append(f"without {', '.join(f'{task} ({why})' for task, why in left_out.items())}")
+    keys = [key for unit in task.units() for key in unit]
+    report = write_report(
+        out, settings, rows, keys=keys, notes=notes, threshold=flags.threshold
+    )  # fmt: skip
+    print_table(summary_table(summary))
+    print("\n".join([*notes, str(report)]))
 
 
 def summary_table(summary: "Summary") -> Table:

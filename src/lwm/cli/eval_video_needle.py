@@ -6,9 +6,10 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
-from lwm.cli.flags import Load, LoadFlags, ModelName
+from lwm.cli.eval_run import answered, told_score
+from lwm.cli.flags import ModelName, SharedLoad, SharedLoadFlags
+from lwm.core.distributed import first_process
 from lwm.core.errors import ConfigError
-from lwm.core.progress import say
 
 _WORDS = 512  # tokens that question and answer take at most
 
@@ -49,16 +50,19 @@ Flags = Annotated[VideoNeedleFlags, tyro.conf.OmitArgPrefixes]
 
 
 def video_needle(
-    model: ModelName, /, flags: Flags = VideoNeedleFlags(), load: Load = LoadFlags()
+    model: ModelName, /, flags: Flags = VideoNeedleFlags(), load: SharedLoad = SharedLoadFlags()
 ) -> None:
     """Find a picture that does not belong, hidden in a long video, by frames and depth."""
+    with load.joined():
+        _evaluate(model, flags, load)
+
+
+def _evaluate(model: str, flags: VideoNeedleFlags, load: SharedLoadFlags) -> None:
     from lwm.checkpoints.resolve import open_checkpoint
-    from lwm.evaluation.answering import ModelAnswerer
     from lwm.evaluation.plots import sheet
     from lwm.evaluation.ranges import parse_depths, parse_lengths
     from lwm.evaluation.report import write_report
     from lwm.evaluation.results import Results
-    from lwm.evaluation.run import run
     from lwm.evaluation.video_needle import (
         VideoNeedleTask,
         card_of,
@@ -100,16 +104,13 @@ def video_needle(
     )
     # Last, so that what is refused leaves nothing behind.
     results = Results(out, settings, ("frames", "depth_percent", "seed"))
-    if results.rows:
-        say(f"{out} has {len(results.rows)} rows; going on behind them")
-
-    def tell(row: dict[str, Any]) -> None:
-        response = " ".join(str(row["response"]).split())
-        say(f"{row['frames']:,} frames, depth {row['depth_percent']}: {row['score']:.0%}  "
-            f"{row['answer']}: {response[:60]}")  # fmt: skip
-
-    answerer = ModelAnswerer(loaded, flags.batch_tokens)
-    rows = run(task, answerer, results, score=flags.score, told=tell)
+    rows = answered(
+        task, loaded, results, score=flags.score, batch_tokens=flags.batch_tokens,
+        place=lambda row: f"{row['frames']:,} frames, depth {row['depth_percent']}, "
+        f"{row['answer']}",
+    )  # fmt: skip
+    if not first_process():
+        return
     shown = {
         "card": cards[:8],
         "as the model sees it": pictures(codec, task.cards[:8, None])[:, 0],
@@ -118,7 +119,5 @@ def video_needle(
         out, settings, rows, keys=[key for unit in task.units() for key in unit],
         pictures={"cards": sheet(shown, [card_of(seed).answer for seed in seeds][:8])},
     )  # fmt: skip
-    print(
-        f"{task.name} {model}: {sum(row['score'] for row in rows) / len(rows):.1%} of {len(rows)}"
-    )
+    print(told_score(task, model, rows))
     print(report)

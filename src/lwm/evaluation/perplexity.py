@@ -10,17 +10,19 @@ import hashlib
 import itertools
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from jaxtyping import Int
+from matplotlib.figure import Figure
+from matplotlib.ticker import LogFormatter, ScalarFormatter
 
 from lwm.core.errors import CapacityError, ConfigError, InputError
 from lwm.core.progress import progress
 from lwm.data.tokenizer import Tokenizer
 from lwm.evaluation.haystack import read_haystack
 from lwm.evaluation.results import Results
+from lwm.evaluation.scores import Table
 from lwm.inference.model import Model
 from lwm.inference.scoring import Scorer
 
@@ -225,8 +227,8 @@ def settings_of(
     }
 
 
-def table(found: Sequence[Curve], own: float) -> list[str]:
-    """Lines of a table of perplexities: a column for each theta and length.
+def table(found: Sequence[Curve], own: float) -> Table:
+    """Perplexities by position: a column for each theta and length.
 
     Args:
         own: the model's theta, marked by a star.
@@ -236,27 +238,23 @@ def table(found: Sequence[Curve], own: float) -> list[str]:
         dict(zip(itertools.pairwise(curve.edges), curve.values, strict=True)) for curve in found
     ]
     heads = [f"{_name(curve.theta, own)} {curve.length:,}" for curve in found]
-    width = max(map(len, heads)) + 2
-    lines = [f"{'positions':>17}" + "".join(f"{head:>{width}}" for head in heads)]
-
-    def line(name: str, cells: Iterable[float | None]) -> str:
-        shown = ("" if cell is None else f"{cell:.4g}" for cell in cells)
-        return f"{name:>17}" + "".join(f"{text:>{width}}" for text in shown)
-
-    for low, high in sorted({bucket for column in columns for bucket in column}):
-        lines.append(line(f"{low:,}-{high:,}", (column.get((low, high)) for column in columns)))
-    lines.append(line("all", [curve.whole for curve in found]))
     shortest = min(curve.length for curve in found)
+
+    def line(name: str, cells: Iterable[float | None]) -> list[str]:
+        return [name, *("" if cell is None else f"{cell:.4g}" for cell in cells)]
+
+    lines = [
+        line(f"{low:,}-{high:,}", (column.get((low, high)) for column in columns))
+        for low, high in sorted({bucket for column in columns for bucket in column})
+    ]
+    lines.append(line("all", [curve.whole for curve in found]))
     lines.append(line(f"last {shortest:,}", [curve.last for curve in found]))
-    return lines
+    return Table(["positions", *heads], lines)
 
 
-def draw(found: Sequence[Curve], own: float, title: str, directory: Path) -> list[Path]:
-    """`perplexity.png` and `perplexity.svg`: on the left perplexity by position, on the right over
-    the last tokens of the rows, which all lengths share, by how much is read before them."""
-    from matplotlib.figure import Figure
-    from matplotlib.ticker import LogFormatter, ScalarFormatter
-
+def picture(found: Sequence[Curve], own: float, title: str) -> Figure:
+    """On the left perplexity by position, on the right over the last tokens of the rows, which all
+    lengths share, by how much is read before them."""
     lengths = sorted({curve.length for curve in found})
     thetas = sorted({curve.theta for curve in found}, key=lambda theta: (theta != own, theta))
     several = len(lengths) > 1
@@ -289,10 +287,7 @@ def draw(found: Sequence[Curve], own: float, title: str, directory: Path) -> lis
         axes.grid(alpha=0.3, which="both")
         axes.legend(fontsize=8)
     figure.suptitle(title)
-    paths = [directory / f"perplexity.{kind}" for kind in ("png", "svg")]
-    for path in paths:
-        figure.savefig(path, dpi=120)
-    return paths
+    return figure
 
 
 def _plan(model: Model, config: PerplexityConfig) -> list[tuple[float, int]]:
