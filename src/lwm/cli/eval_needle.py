@@ -10,6 +10,9 @@ from lwm.cli.eval_run import answered, told_score
 from lwm.cli.flags import ModelName, SharedLoad, SharedLoadFlags
 from lwm.core.distributed import first_process
 
+_WORDS = 1024
+"""Tokens of question and template beyond the longest length, where the context can be chosen."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class NeedleFlags:
@@ -96,7 +99,8 @@ def _evaluate(
     out = flags.out or Path("runs", "eval", f"{kind}-{Path(name).name}")
     columns = ("context_length", *(("depth_percent",) if needles is None else ()), "seed")
     results = Results(out, settings, columns)
-    model = load.load(name, theta=flags.theta, length=lengths[-1])
+    room = 0 if flags.theta is None else _WORDS + flags.max_tokens
+    model = load.load(name, theta=flags.theta, length=lengths[-1] + room)
     task = NeedleTask(
         tokenizer=model.tokenizer,
         haystack=read_haystack(flags.haystack, model.tokenizer, lengths[-1] * (flags.rounds + 1)),
@@ -110,6 +114,7 @@ def _evaluate(
         max_tokens=flags.max_tokens,
         by_logits=flags.score == "logits",
     )
+    task.require_context(model.config.max_sequence_length)
     rows = answered(
         task, model, results, score=flags.score, batch_tokens=flags.batch_tokens,
         place=lambda row: f"{row['context_length']:,} tokens, depth {row['depth_percent']}",

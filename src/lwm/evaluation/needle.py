@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from lwm.core.errors import ConfigError, InputError
+from lwm.core.errors import CapacityError, ConfigError, InputError
 from lwm.data.templates import ORIGINAL, choose
 from lwm.data.tokenizer import Tokenizer
 from lwm.evaluation.case import Case, Key, Verdict
@@ -168,6 +168,18 @@ class NeedleTask:
             reference=found[0] if one else found,
             told={**told, "question": question, "context_tokens": len(context)},
         )
+
+    def require_context(self, limit: int) -> None:
+        """Raises:
+        CapacityError: the longest prompt and its answer go beyond a context of so many tokens.
+        """
+        case = self.case(self.units()[-1][-1])
+        whole = len(case.prompt) + max(self.max_tokens, len(case.target))
+        if whole > limit:
+            raise CapacityError(
+                f"a prompt of length {max(self.lengths):,} takes {whole:,} tokens with its words "
+                f"and its answer, and the context is {limit:,}; shorten --lengths or --max-tokens"
+            )
 
     def judge(self, case: Case, response: str) -> Verdict:
         if isinstance(case.reference, str):

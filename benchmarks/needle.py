@@ -1,0 +1,133 @@
+"""Needle cells a minute beside Hugging Face transformers' `generate`: SmolLM2-135M from the same
+GGUF file, the same token ids, greedy, answers as long at most, in the same minutes.
+
+Both sides run in processes of their own, in turn; each first answers one cell that does not count.
+The ratio is of medians. Both answer one prompt at a time; ours does not read again what a prompt
+shares with the one before it, which is how `lwm eval needle` asks. The share of cells where both
+write the same words is shown, since the same weights should give the same answers.
+
+usage: python benchmarks/needle.py [--rounds 3] [--lengths 1024,2048] [--depths 0:100:4]
+"""
+
+import argparse
+import json
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import lwm
+from lwm.checkpoints.known import find_known
+from lwm.evaluation.answering import ModelAnswerer
+from lwm.evaluation.case import Case
+from lwm.evaluation.haystack import read_haystack
+from lwm.evaluation.needle import NeedleTask
+from lwm.evaluation.ranges import parse_depths, parse_lengths
+
+MAX_TOKENS = 32
+
+
+def make_units(lengths: str, depths: str) -> list[list[list[int]]]:
+    """Prompts as `lwm eval needle` asks them, those of a length together; first one to warm up."""
+    from lwm.checkpoints.resolve import open_checkpoint
+    from lwm.inference.load import open_tokenizer
+
+    tokenizer = open_tokenizer(open_checkpoint("smollm2"), None)
+    assert tokenizer is not None
+    wanted = parse_lengths(lengths)
+    units = []
+    for seed in (1, 0):
+        task = NeedleTask(
+            tokenizer=tokenizer,
+            haystack=read_haystack("book", tokenizer, 2 * wanted[-1]),
+            lengths=wanted if seed == 0 else wanted[:1],
+            depths=parse_depths(depths) if seed == 0 else [50.0],
+            seed=seed,
+        )
+        units += [[list(task.case(key).prompt) for key in unit] for unit in task.units()]
+    return units
+
+
+def ours(units: Sequence[Sequence[Sequence[int]]]) -> tuple[float, list[str]]:
+    model = lwm.load("smollm2")
+    answerer = ModelAnswerer(model)
+
+    def ask(prompts: Sequence[Sequence[int]]) -> list[str]:
+        answerer.restart()
+        cases = [
+            Case(prompt=prompt, target=[0], max_tokens=MAX_TOKENS, reference="")
+            for prompt in prompts
+        ]
+        return list(answerer.answer(cases))
+
+    for unit in units:  # every length compiles its own cache
+        ask(unit[:1])
+    start = time.perf_counter()
+    answers = [answer for unit in units[1:] for answer in ask(unit)]
+    return time.perf_counter() - start, answers
+
+
+def transformers(units: Sequence[Sequence[Sequence[int]]]) -> tuple[float, list[str]]:
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    file = find_known("smollm2")
+    source = {"pretrained_model_name_or_path": str(file.parent), "gguf_file": file.name}
+    tokenizer = AutoTokenizer.from_pretrained(**source)
+    model: Any = AutoModelForCausalLM.from_pretrained(**source, dtype=torch.float32).eval()
+
+    def ask(prompt: Sequence[int]) -> str:
+        ids = torch.tensor([prompt])
+        with torch.inference_mode():
+            out = model.generate(
+                ids, attention_mask=torch.ones_like(ids), max_new_tokens=MAX_TOKENS,
+                do_sample=False, temperature=None, top_p=None, top_k=None,
+                pad_token_id=tokenizer.eos_token_id,
+            )  # fmt: skip
+        return tokenizer.decode(out[0, len(prompt) :], skip_special_tokens=True)
+
+    ask(units[0][0])
+    start = time.perf_counter()
+    answers = [ask(prompt) for unit in units[1:] for prompt in unit]
+    return time.perf_counter() - start, answers
+
+
+SIDES = {"lwm": ours, "transformers": transformers}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--side", choices=SIDES, help="run one side only, and print JSON")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--lengths", default="1024,2048")
+    parser.add_argument("--depths", default="0:100:4")
+    arguments = parser.parse_args()
+    units = make_units(arguments.lengths, arguments.depths)
+    cells = sum(map(len, units[1:]))
+    if arguments.side:
+        print(json.dumps(SIDES[arguments.side](units)))
+        return
+    rates: dict[str, list[float]] = {side: [] for side in SIDES}
+    said: dict[str, list[str]] = {}
+    for _ in range(arguments.rounds):
+        for side, seen in rates.items():
+            command = [sys.executable, str(Path(__file__)), "--side", side]
+            command += ["--lengths", arguments.lengths, "--depths", arguments.depths]
+            done = subprocess.run(command, capture_output=True, text=True, check=True)
+            seconds, said[side] = json.loads(done.stdout.splitlines()[-1])
+            seen.append(60 * cells / seconds)
+            print(f"{side}: {seen[-1]:.1f} cells a minute", file=sys.stderr)
+    pairs = [one / other for one, other in zip(*rates.values(), strict=True)]
+    mine, theirs = (statistics.median(seen) for seen in rates.values())
+    same = sum(one.strip() == other.strip() for one, other in zip(*said.values(), strict=True))
+    print(f"{cells} cells of {arguments.lengths} tokens, depths {arguments.depths}")
+    print(f"lwm {mine:.1f} cells a minute, transformers {theirs:.1f}: ratio {mine / theirs:.2f} "
+          f"(rounds {min(pairs):.2f} to {max(pairs):.2f})")  # fmt: skip
+    print(f"the same answer in {same} of {cells} cells")
+
+
+if __name__ == "__main__":
+    main()
