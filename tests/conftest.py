@@ -11,12 +11,11 @@ from pathlib import Path
 # Compiling is what the tests spend their time on; it takes a third as long when LLVM optimises
 # nothing, fused loops come from XLA's older and plainer code, and a program is one module. Set
 # before jax is imported, and for the processes that tests start.
-QUICK = (
-    "--xla_backend_optimization_level=0",
-    "--xla_cpu_use_fusion_emitters=false",
-    "--xla_cpu_parallel_codegen_split_count=1",
+os.environ["XLA_FLAGS"] = (
+    os.environ.get("XLA_FLAGS", "")
+    + " --xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false"
+    + " --xla_cpu_parallel_codegen_split_count=1"
 )
-os.environ["XLA_FLAGS"] = " ".join([os.environ.get("XLA_FLAGS", ""), *QUICK]).strip()
 
 import hypothesis
 import jax
