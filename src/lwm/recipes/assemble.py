@@ -4,8 +4,7 @@ Order: join the other processes, check all settings, open model, tokenizer and d
 resume, learn. Nothing is written before everything that can be refused has been checked.
 """
 
-import time
-from contextlib import ExitStack, closing, suppress
+from contextlib import ExitStack, closing
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import islice
@@ -34,15 +33,15 @@ from lwm.data.tokenizer import Tokenizer, read_tokenizer, tokenizer_of
 from lwm.data.tokenizer_train import train_tokenizer
 from lwm.models.figures import training_flops
 from lwm.models.llama import LlamaConfig, require_mesh
-from lwm.recipes.directory import make_run, require_run, write_settings
+from lwm.recipes.directory import make_run, require_run, require_same, write_settings
+from lwm.recipes.learn import learn
 from lwm.recipes.run import Run
 from lwm.training.batches import Layout
-from lwm.training.checkpointing import DIRECTORY, Checkpoints
-from lwm.training.loop import Work, train
-from lwm.training.metrics import Metrics, require_tracking
+from lwm.training.loop import Work
+from lwm.training.metrics import require_tracking
 from lwm.training.optimizer import learning_rate
 from lwm.training.plan import Plan
-from lwm.training.readings import Tally, TextReading
+from lwm.training.readings import TextReading
 from lwm.vision.vqgan import VQGAN, VQGANConfig
 
 TOKENIZER_TEXTS = 20_000
@@ -110,30 +109,6 @@ def _start(run: Run, opened: ExitStack) -> Path:
         "lora": to_dict(run.lora) if run.lora.rank else None,
         "init": source.place if source else "",
     }
-    restored = None
-    if (run.out / DIRECTORY).is_dir() and not run.fresh:
-        checkpoints = opened.enter_context(closing(Checkpoints(run.out, run.checkpoint)))
-        same = partial(_require_same, facts, run.out)
-        restored = checkpoints.restore(plan.template(), batches.iterator, same)
-        _write_settings(run, config, tokenizer, vqgan)
-    else:
-        _write_settings(run, config, tokenizer, vqgan)
-        checkpoints = opened.enter_context(closing(Checkpoints(run.out, run.checkpoint)))
-    frozen = plan.frozen(source)
-    if restored is not None:
-        first, state, found = restored
-        tally = Tally(**found["tally"])
-        say(f"going on from step {first:,} of {run.loop.steps:,} in {run.out}")
-    else:
-        first, state, tally = 0, plan.first_state(source, seed=run.seed), Tally()
-    if first >= run.loop.steps:
-        say(f"{run.out} is at step {first:,} already; raise --steps to go on")
-        return run.out
-    main = jax.process_index() == 0
-    metrics = None
-    if main:
-        metrics = Metrics(run.out, run.tracking, after=first, settings=to_dict(run))
-        opened.callback(_finish, metrics)
     rate = learning_rate(run.optimizer, run.loop.steps)
     work = Work(
         step=plan.step(),
@@ -147,27 +122,20 @@ def _start(run: Run, opened: ExitStack) -> Path:
             peak_flops=peak_flops(mesh.size),
         ),
     )
-    say(
-        f"training {params.count(plan.specs):,} of {params.count(plan.model_specs):,} parameters "
-        f"on {mesh.size} {jax.devices()[0].platform} device{'s' * (mesh.size > 1)}, "
-        f"{run.batch_size} x {run.sequence_length:,} tokens a step"
+    return learn(
+        run,
+        work,
+        opened,
+        template=plan.template(),
+        first_state=lambda: plan.first_state(source, seed=run.seed),
+        frozen=lambda: plan.frozen(source),
+        facts=facts,
+        same=partial(_require_same, facts, run.out),
+        write_settings=lambda: _write_settings(run, config, tokenizer, vqgan),
+        about=f"training {params.count(plan.specs):,} of {params.count(plan.model_specs):,} "
+        f"parameters on {mesh.size} {jax.devices()[0].platform} device{'s' * (mesh.size > 1)}, "
+        f"{run.batch_size} x {run.sequence_length:,} tokens a step",
     )
-    started = time.perf_counter()
-    train(
-        state, frozen, work, run.loop,
-        first=first, tally=tally, checkpoints=checkpoints,
-        due=run.checkpoint.due, metrics=metrics,
-        facts=facts, run=run.out,
-    )  # fmt: skip
-    seconds = time.perf_counter() - started
-    say(f"done: {run.loop.steps - first:,} steps in {seconds / 60:.1f} minutes; see {run.out}")
-    return run.out
-
-
-def _finish(metrics: Metrics) -> None:
-    metrics.close()
-    with suppress(OSError):  # on a full disk the picture is the least
-        metrics.draw()
 
 
 class HeldOut:
@@ -241,12 +209,7 @@ def _require_same(wanted: dict[str, Any], directory: Path, found: dict[str, Any]
         (found.get("lora") or {}, wanted["lora"] or {}),
         ({"init": found.get("init")} if found.get("lora") else {}, base),
     ):
-        for name in {**has, **asked}:
-            if has.get(name) != asked.get(name):
-                raise ConfigError(
-                    f"{directory} holds a run whose {name} is {has.get(name)}, not "
-                    f"{asked.get(name)}; start anew with --fresh, or in another --out"
-                )
+        require_same(directory, has, asked)
 
 
 def _open_vqgan(
@@ -292,7 +255,7 @@ def _write_settings(
         if vqgan is not None and not (run.out / VQGAN_DIRECTORY).is_dir():
             write_vqgan(run.out / VQGAN_DIRECTORY, *vqgan)
         settings = {"run": to_dict(run), "model": to_dict(config)}
-        write_settings(run.out, settings, fresh=False)
+        write_settings(run.out, settings)
     if jax.process_count() > 1:
         from jax.experimental import multihost_utils
 

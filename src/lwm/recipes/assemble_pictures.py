@@ -4,10 +4,9 @@ The order is that of `assemble`: check, open, compile, resume, learn.
 """
 
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import jax
 import numpy as np
@@ -17,16 +16,15 @@ from lwm.core import params
 from lwm.core.config import to_dict
 from lwm.core.errors import ConfigError
 from lwm.core.mesh import make_mesh
-from lwm.core.progress import say
 from lwm.core.sharding import TRAINING, shard_count
 from lwm.data.pictures import Crops, read_pictures, split, whole
-from lwm.recipes.directory import require_run, write_settings
+from lwm.recipes.directory import make_run, require_run, require_same, write_settings
+from lwm.recipes.learn import learn
 from lwm.recipes.picture_run import PictureRun
-from lwm.training.checkpointing import DIRECTORY, Checkpoints
-from lwm.training.loop import Work, train
-from lwm.training.metrics import Metrics, require_tracking
+from lwm.training.loop import Work
+from lwm.training.metrics import require_tracking
 from lwm.training.optimizer import learning_rate
-from lwm.training.readings import PictureReading, Tally
+from lwm.training.readings import PictureReading
 from lwm.training.vqgan_step import PicturePlan, PictureState
 from lwm.vision.images import to_pixels, write_image
 from lwm.vision.vqgan import VQGAN, decode, encode
@@ -67,26 +65,6 @@ def start_pictures(run: PictureRun) -> Path:
         reconstruction=run.reconstruction, steps=run.loop.steps, seed=run.seed,
     )  # fmt: skip
     facts = {"vqgan": to_dict(run.model)}
-    settings = {"run": to_dict(run), "vqgan": to_dict(run.model)}
-    restored = None
-    if (run.out / DIRECTORY).is_dir() and not run.fresh:
-        checkpoints = Checkpoints(run.out, run.checkpoint)
-        same = partial(_require_same, facts, run.out)
-        restored = checkpoints.restore(plan.template(), batches.iterator, same)
-        write_settings(run.out, settings, fresh=run.fresh)
-    else:
-        write_settings(run.out, settings, fresh=run.fresh)
-        checkpoints = Checkpoints(run.out, run.checkpoint)
-    if restored is not None:
-        first, state, found = restored
-        tally = Tally(**found["tally"])
-        say(f"going on from step {first:,} of {run.loop.steps:,} in {run.out}")
-    else:
-        first, state, tally = 0, plan.first_state(weights), Tally()
-    if first >= run.loop.steps:
-        say(f"{run.out} is at step {first:,} already; raise --steps to go on")
-        return run.out
-    metrics = Metrics(run.out, run.tracking, after=first, settings=to_dict(run))
     rate = learning_rate(run.optimizer, run.loop.steps)
     work = Work(
         step=plan.step(),
@@ -98,23 +76,27 @@ def start_pictures(run: PictureRun) -> Path:
         reading=PictureReading(pictures=run.batch_size),
         show=None if held is None else Grid(run, held),
     )
-    say(
-        f"training {params.count(plan.specs):,} parameters on {len(pictures):,} pictures of "
-        f"{len(learnt)} files; {0 if held is None else len(held):,} of {len(kept)} files are held "
-        f"out; a picture of {size} x {size} becomes {run.model.codes_per_frame} codes"
-    )
-    try:
-        train(
-            state, None, work, run.loop,
-            first=first, tally=tally, checkpoints=checkpoints, due=run.checkpoint.due,
-            metrics=metrics, facts=facts, run=run.out,
-        )  # fmt: skip
-    finally:
-        checkpoints.close()
-        metrics.close()
-        with suppress(OSError):  # on a full disk the picture is the least
-            metrics.draw()
-    return run.out
+
+    def write() -> None:
+        make_run(run.out, fresh=run.fresh)
+        write_settings(run.out, {"run": to_dict(run), **facts})
+
+    with ExitStack() as opened:
+        return learn(
+            run,
+            work,
+            opened,
+            template=plan.template(),
+            first_state=lambda: plan.first_state(weights),
+            frozen=lambda: None,
+            facts=facts,
+            same=lambda found: require_same(run.out, found.get("vqgan") or {}, facts["vqgan"]),
+            write_settings=write,
+            about=f"training {params.count(plan.specs):,} parameters on {len(pictures):,} "
+            f"pictures of {len(learnt)} files; {0 if held is None else len(held):,} of "
+            f"{len(kept)} files are held out; a picture of {size} x {size} becomes "
+            f"{run.model.codes_per_frame} codes",
+        )
 
 
 def _start(run: PictureRun) -> VQGAN | None:
@@ -133,17 +115,6 @@ def _start(run: PictureRun) -> VQGAN | None:
 
 def _joined(found: Iterator[tuple[Path, np.ndarray]]) -> np.ndarray:
     return np.concatenate([pictures for _, pictures in found])
-
-
-def _require_same(wanted: dict[str, Any], directory: Path, found: dict[str, Any]) -> None:
-    """Refuses to go on with another model than the one that the directory holds."""
-    has, asked = found.get("vqgan") or {}, wanted["vqgan"]
-    for name in {**has, **asked}:
-        if has.get(name) != asked.get(name):
-            raise ConfigError(
-                f"{directory} holds a run whose {name} is {has.get(name)}, not {asked.get(name)}; "
-                "start anew with --fresh, or in another --out"
-            )
 
 
 class Grid:

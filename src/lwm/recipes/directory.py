@@ -2,11 +2,12 @@
 
 import json
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from lwm.checkpoints.run import RUN_FILE, TOKENIZER
-from lwm.core.errors import InputError
+from lwm.core.errors import ConfigError, InputError
 from lwm.core.progress import say
 
 
@@ -22,6 +23,20 @@ def require_run(directory: Path) -> None:
         and not any((directory / name).exists() for name in (RUN_FILE, TOKENIZER))
     ):
         raise InputError(f"{directory} exists and is no training run; choose another --out")
+
+
+def require_same(directory: Path, has: Mapping[str, Any], asked: Mapping[str, Any]) -> None:
+    """Refuses to go on with other settings of the model than the directory's checkpoints have.
+
+    Raises:
+        ConfigError: names the first that differs.
+    """
+    for name in {**has, **asked}:
+        if has.get(name) != asked.get(name):
+            raise ConfigError(
+                f"{directory} holds a run whose {name} is {has.get(name)}, not {asked.get(name)}; "
+                "start anew with --fresh, or in another --out"
+            )
 
 
 def make_run(directory: Path, *, fresh: bool) -> None:
@@ -42,9 +57,8 @@ def make_run(directory: Path, *, fresh: bool) -> None:
         ) from error
 
 
-def write_settings(directory: Path, settings: dict[str, Any], *, fresh: bool) -> None:
-    """The directory with its `run.json`."""
-    make_run(directory, fresh=fresh)
+def write_settings(directory: Path, settings: dict[str, Any]) -> None:
+    """`run.json` of a directory that is there."""
     partial_file = directory / f".{RUN_FILE}.partial"
     partial_file.write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
     partial_file.rename(directory / RUN_FILE)
