@@ -1,8 +1,8 @@
 """Needle cells a minute beside Hugging Face transformers' `generate`: SmolLM2-135M from the same
 GGUF file, the same token ids, greedy, answers as long at most, in the same minutes.
 
-Both sides run in processes of their own, in turn; each first answers one cell that does not count.
-The ratio is of medians. Both answer one prompt at a time; ours does not read again what a prompt
+Both sides run in processes of their own, in turn; each first answers a cell of every length that
+does not count. The ratio is of medians. Both answer one prompt at a time; ours does not read again what a prompt
 shares with the one before it, which is how `lwm eval needle` asks. The share of cells where both
 write the same words is shown, since the same weights should give the same answers.
 
@@ -89,7 +89,8 @@ def transformers(units: Sequence[Sequence[Sequence[int]]]) -> tuple[float, list[
             )  # fmt: skip
         return tokenizer.decode(out[0, len(prompt) :], skip_special_tokens=True)
 
-    ask(units[0][0])
+    for unit in units:
+        ask(unit[0])
     start = time.perf_counter()
     answers = [ask(prompt) for unit in units[1:] for prompt in unit]
     return time.perf_counter() - start, answers

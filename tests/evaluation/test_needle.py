@@ -20,7 +20,7 @@ from lwm.evaluation.case import Case
 from lwm.evaluation.haystack import read_haystack, texts
 from lwm.evaluation.needle import CITIES, KEPT_FREE, NeedleTask
 from lwm.evaluation.ranges import parse_depths, parse_lengths
-from lwm.evaluation.results import Results
+from lwm.evaluation.results import Results, read_results
 from lwm.evaluation.run import run
 
 SAYING = "the river ran past a quiet mill and nobody in town could say how old it was"
@@ -223,8 +223,13 @@ def test_scores_by_logits_are_of_what_is_asked(
     task = task_of(file, tokenizer, needles=3, retrieved=2, lengths=[1000], by_logits=True)
     case = task.case(task.units()[0][0])
     first, second = case.asked
-    said = [tokenizer.decode([case.target[i] for i in part]).strip() for part in case.asked]
-    assert said == case.reference
+    numbers = [tokenizer.decode([case.target[i] for i in part]).strip() for part in case.asked]
+    assert numbers == case.reference
+    # As the tokenizer writes the whole answer in one go, but for what begins a text.
+    cities = re.findall(r"for (\w+), and (\w+)\?", case.told["question"])[0]
+    one, other = (f"The special magic {city} number is: " for city in cities)
+    whole = tokenizer.encode(f"{one}{numbers[0]}. {other}{numbers[1]}", specials=False)
+    assert whole[-len(case.target) :] == list(case.target)
     assert "".join(tokenizer.decode(case.prompt).split()).endswith("numberis:")
     wrong_word = [i in first or i in second for i in range(len(case.target))]
     (row,) = run(task, Oracle(lambda case: wrong_word), Results(tmp_path / "a", {}, ("seed",)),
@@ -283,6 +288,10 @@ def test_what_cannot_be_asked_is_refused(file: Path) -> None:
         task_of(file, tokenizer, lengths=[250])
     with pytest.raises(ConfigError, match="2 needles are hidden and 3 asked for"):
         task_of(file, tokenizer, needles=2, retrieved=3)
+    with pytest.raises(ConfigError, match="0 needles are hidden and 1 asked for"):
+        task_of(file, tokenizer, needles=0)
+    with pytest.raises(ConfigError, match="seed is -1"):
+        task_of(file, tokenizer, seed=-1)
     with pytest.raises(ConfigError, match="rounds is 0"):
         task_of(file, tokenizer, rounds=0)
 
@@ -301,6 +310,32 @@ def test_ranges() -> None:
     for wrong in ("-1", "0,100.5", "0:200:3"):
         with pytest.raises(ConfigError, match="from 0 to 100"):
             parse_depths(wrong)
+
+
+def test_text_without_full_stops_and_other_lengths_beside(file: Path, tmp_path: Path) -> None:
+    tokenizer = train_tokenizer([prose()], 400)
+    plain = tmp_path / "plain.txt"
+    plain.write_text(prose().replace(".", " ;"), encoding="utf-8")
+    window = read_haystack(str(plain), tokenizer, 4000).window(1000, [0, 1])
+    assert window.place(37.0) == 370
+    # What is asked of a length hangs on nothing else that is asked.
+    few = read_haystack(str(file), tokenizer, 4 * 800).window(700, [3, 700])
+    many = read_haystack(str(file), tokenizer, 4 * 5000).window(700, [3, 700])
+    np.testing.assert_array_equal(few.ids, many.ids)
+
+
+def test_files_of_the_originals_are_read(tmp_path: Path) -> None:
+    rows = [{"context_length": 1000, "depth_percent": 50, "response": "1", "answer": "1",
+             "correct": True, "seed": 0}]  # fmt: skip
+    path = tmp_path / "needle.json"
+    path.write_text(json.dumps(rows), encoding="utf-8")
+    assert read_results(path) == ({}, rows)
+    path.write_text("[1]", encoding="utf-8")
+    with pytest.raises(InputError, match="other things"):
+        read_results(path)
+    path.write_text('[{"a": 1}', encoding="utf-8")
+    with pytest.raises(InputError, match="no JSON"):
+        read_results(path)
 
 
 def test_texts_of_a_haystack(file: Path, tmp_path: Path) -> None:

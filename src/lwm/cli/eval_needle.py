@@ -79,31 +79,22 @@ def multi_needle(
 def _evaluate(
     name: str, flags: NeedleFlags, load: SharedLoadFlags, *, needles: int | None, retrieved: int
 ) -> None:
-    from lwm.evaluation.haystack import read_haystack
+    from lwm.evaluation.haystack import SPREAD, read_haystack
     from lwm.evaluation.needle import NeedleTask
     from lwm.evaluation.ranges import parse_depths, parse_lengths
     from lwm.evaluation.report import write_report
     from lwm.evaluation.results import Results
+    from lwm.inference.session import fingerprint
 
     lengths = parse_lengths(flags.lengths)
     depths = parse_depths(flags.depths, flags.depth_spacing)
     kind = "needle" if needles is None else "multi-needle"
-    settings: dict[str, Any] = {
-        "evaluation": kind, "model": name, "theta": flags.theta, "dtype": load.dtype,
-        "haystack": flags.haystack, "lengths": lengths, "depths": depths, "rounds": flags.rounds,
-        "seed": flags.seed, "score": flags.score, "template": flags.template,
-        "max_tokens": flags.max_tokens,
-    }  # fmt: skip
-    if needles is not None:
-        settings |= {"needles": needles, "retrieved": retrieved}
-    out = flags.out or Path("runs", "eval", f"{kind}-{Path(name).name}")
-    columns = ("context_length", *(("depth_percent",) if needles is None else ()), "seed")
-    results = Results(out, settings, columns)
     room = 0 if flags.theta is None else _WORDS + flags.max_tokens
     model = load.load(name, theta=flags.theta, length=lengths[-1] + room)
+    haystack = read_haystack(flags.haystack, model.tokenizer, SPREAD * lengths[-1])
     task = NeedleTask(
         tokenizer=model.tokenizer,
-        haystack=read_haystack(flags.haystack, model.tokenizer, lengths[-1] * (flags.rounds + 1)),
+        haystack=haystack,
         lengths=lengths,
         depths=depths,
         rounds=flags.rounds,
@@ -115,8 +106,21 @@ def _evaluate(
         by_logits=flags.score == "logits",
     )
     task.require_context(model.config.max_sequence_length)
+    settings: dict[str, Any] = {
+        "evaluation": kind, "model": name, "theta": flags.theta, "dtype": model.dtype,
+        "haystack": flags.haystack, "lengths": lengths, "depths": depths, "rounds": flags.rounds,
+        "seed": flags.seed, "score": flags.score, "template": flags.template,
+        "max_tokens": flags.max_tokens, "weights": fingerprint(model),
+        "text": haystack.fingerprint,
+    }  # fmt: skip
+    if needles is not None:
+        settings |= {"needles": needles, "retrieved": retrieved}
+    out = flags.out or Path("runs", "eval", f"{kind}-{Path(name).name}")
+    columns = ("context_length", *(("depth_percent",) if needles is None else ()), "seed")
+    results = Results(out, settings, columns)
     rows = answered(
         task, model, results, score=flags.score, batch_tokens=flags.batch_tokens,
+        template=flags.template,
         place=lambda row: f"{row['context_length']:,} tokens, depth {row['depth_percent']}",
     )  # fmt: skip
     if first_process():

@@ -1,6 +1,8 @@
 """What the verbs of `lwm eval` share: asking a model a task's questions, and telling each row."""
 
+import hashlib
 from collections.abc import Callable
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lwm.core.distributed import first_process
@@ -20,6 +22,7 @@ def answered(
     *,
     score: "Score",
     batch_tokens: int,
+    template: str = "auto",
     place: Callable[["Row"], str],
 ) -> "list[Row]":
     """All rows of a run, each told as it comes.
@@ -37,7 +40,16 @@ def answered(
         response = " ".join(str(row["response"]).split())
         say(f"{place(row)}: {row['score']:.0%}  {response[:60]}")
 
-    return run(task, ModelAnswerer(model, batch_tokens), results, score=score, told=tell)
+    answerer = ModelAnswerer(model, batch_tokens, template)
+    return run(task, answerer, results, score=score, told=tell)
+
+
+def digest(path: Path) -> str | None:
+    """Tells a file's contents from others; None where a name is that of no file."""
+    if not path.is_file():
+        return None
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()[:16]
 
 
 def told_score(task: "Task", model: str, rows: "list[Row]") -> str:

@@ -1,6 +1,5 @@
 """`lwm eval suite`: how a model does on RULER, BABILong or InfiniteBench, by task and length."""
 
-import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -8,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import tyro
 from rich.table import Table
 
-from lwm.cli.eval_run import answered
+from lwm.cli.eval_run import answered, digest
 from lwm.cli.flags import ModelName, SharedLoad, SharedLoadFlags
 from lwm.cli.info import print_table
 from lwm.core.distributed import first_process
@@ -78,18 +77,13 @@ def _evaluate(name: SuiteName, model: str, flags: SuiteFlags, load: SharedLoadFl
     from lwm.evaluation.results import Results
     from lwm.evaluation.ruler_qa import read_questions
     from lwm.evaluation.suites import KEYS, Suite, chosen, subtasks, summarise
+    from lwm.inference.session import fingerprint
 
     lengths = parse_lengths(flags.lengths)
     given = {"qa_1": flags.squad, "qa_2": flags.hotpot}
     paths = {task: path for task, path in given.items() if path is not None}
     tasks, left_out = chosen(name, flags.tasks, paths)
     files = {task: read_questions(paths[task]) for task in tasks if task in paths}
-    settings: dict[str, Any] = {
-        "evaluation": f"suite {name}", "model": model, "theta": flags.theta, "dtype": load.dtype,
-        "haystack": flags.haystack, "lengths": lengths, "tasks": tasks, "left_out": left_out,
-        "files": {task: _digest(paths[task]) for task in files}, "samples": flags.samples,
-        "seed": flags.seed, "score": flags.score, "template": flags.template,
-    }  # fmt: skip
     out = flags.out or Path("runs", "eval", f"{name}-{Path(model).name}")
     for task, why in left_out.items() if first_process() else ():
         say(f"{task} is left out: {why}")
@@ -105,10 +99,19 @@ def _evaluate(name: SuiteName, model: str, flags: SuiteFlags, load: SharedLoadFl
         seed=flags.seed,
     )
     task.require()
+    settings: dict[str, Any] = {
+        "evaluation": f"suite {name}", "model": model, "theta": flags.theta, "dtype": loaded.dtype,
+        "haystack": flags.haystack, "lengths": lengths, "tasks": tasks, "left_out": left_out,
+        "files": {task: digest(paths[task]) for task in files}, "samples": flags.samples,
+        "seed": flags.seed, "score": flags.score, "template": flags.template,
+        "tokenizer": load.tokenizer, "weights": fingerprint(loaded),
+        "text": digest(Path(flags.haystack)),
+    }  # fmt: skip
     # Behind all that may be refused: a directory keeps the settings it was begun with.
     results = Results(out, settings, KEYS)
     rows = answered(
         task, loaded, results, score=flags.score, batch_tokens=flags.batch_tokens,
+        template=flags.template,
         place=lambda row: f"{row['task']}, {row['context_length']:,} tokens",
     )  # fmt: skip
     if not first_process():
@@ -145,8 +148,3 @@ def _effective(summary: "Summary", lengths: list[int]) -> str:
     else:
         found = f"{summary.effective:,} tokens"
     return f"effective length, by an average of {summary.threshold:g}: {found}"
-
-
-def _digest(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
-from lwm.cli.eval_run import answered, told_score
+from lwm.cli.eval_run import answered, digest, told_score
 from lwm.cli.flags import ModelName, SharedLoad, SharedLoadFlags
 from lwm.core.distributed import first_process
 from lwm.core.errors import ConfigError
@@ -72,19 +72,18 @@ def _evaluate(model: str, flags: VideoNeedleFlags, load: SharedLoadFlags) -> Non
     )
     from lwm.inference.frames import vision_of
     from lwm.inference.seeing import encode_frames
+    from lwm.inference.session import fingerprint
     from lwm.inference.vision_generation import pictures
 
     counts = parse_lengths(flags.frames, "frames")
     depths = parse_depths(flags.depths, flags.depth_spacing)
     if flags.rounds < 1:
         raise ConfigError(f"rounds is {flags.rounds}; it must be at least 1")
+    if flags.seed < 0:
+        raise ConfigError(f"seed is {flags.seed}; it must be 0 or more")
+    if counts[0] < 2:
+        raise ConfigError(f"frames has {counts[0]}; 2 are the least, a card and something else")
     vision = vision_of(open_checkpoint(model, config=load.config).config)
-    settings: dict[str, Any] = {
-        "evaluation": "video-needle", "model": model, "theta": flags.theta, "dtype": load.dtype,
-        "vqgan": load.vqgan, "video": None if flags.video is None else str(flags.video),
-        "fps": flags.fps, "frames": counts, "depths": depths, "rounds": flags.rounds,
-        "seed": flags.seed, "score": flags.score, "max_tokens": flags.max_tokens,
-    }  # fmt: skip
     out = flags.out or Path("runs", "eval", f"video-needle-{Path(model).name}")
     room = counts[-1] * vision.tokens_per_frame + _WORDS + flags.max_tokens
     loaded = load.load(model, theta=flags.theta, length=None if flags.theta is None else room)
@@ -102,6 +101,14 @@ def _evaluate(model: str, flags: VideoNeedleFlags, load: SharedLoadFlags) -> Non
         seed=flags.seed,
         max_tokens=flags.max_tokens,
     )
+    settings: dict[str, Any] = {
+        "evaluation": "video-needle", "model": model, "theta": flags.theta, "dtype": loaded.dtype,
+        "vqgan": load.vqgan, "video": None if flags.video is None else str(flags.video),
+        "fps": flags.fps, "frames": counts, "depths": depths, "rounds": flags.rounds,
+        "seed": flags.seed, "score": flags.score, "max_tokens": flags.max_tokens,
+        "weights": fingerprint(loaded),
+        "pictures": None if flags.video is None else digest(flags.video),
+    }  # fmt: skip
     # Last, so that what is refused leaves nothing behind.
     results = Results(out, settings, ("frames", "depth_percent", "seed"))
     rows = answered(

@@ -8,7 +8,9 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 
 from lwm.core.errors import CapacityError
+from lwm.data.templates import TURN_ENDS
 from lwm.evaluation.case import Case
+from lwm.inference.engine import Engine, roomy
 from lwm.inference.model import Model
 from lwm.inference.request import Request
 from lwm.inference.sampling import Sampling
@@ -22,22 +24,28 @@ class ModelAnswerer:
     Args:
         budget: tokens of the prompts that are asked together. One at a time where two do not fit:
             then a prompt that begins as the one before is not read again from its beginning.
+        template: of the prompts; what ends a turn of it ends an answer.
     """
 
-    def __init__(self, model: Model, budget: int = 0) -> None:
-        self._model, self._budget = model, budget
-        self._anew = True
+    def __init__(self, model: Model, budget: int = 0, template: str = "auto") -> None:
+        self._model, self._budget, self._template = model, budget, template
+        self._engine: Engine | None = None
+        self._shape = (0, 0)
 
     def restart(self) -> None:
-        self._anew = True
+        if self._engine is not None:
+            self._engine.scheduler.forget()
 
     def answer(self, cases: Sequence[Case]) -> Iterator[str]:
-        stops = self._model.tokenizer.eos
+        tokenizer = self._model.tokenizer
+        end = TURN_ENDS.get(self._template)
+        own = None if end is None else tokenizer.backend.token_to_id(end)
+        stops = (*tokenizer.eos, *(() if own is None else (own,)))
         for batch in self._batches(cases):
             prompts = [case.prompt for case in batch]
             lengths = [case.max_tokens for case in batch]
             for tokens in self._generate(prompts, lengths, stops):
-                yield "".join(self._model.tokenizer.decode_stream(tokens))
+                yield "".join(tokenizer.decode_stream(tokens))
 
     def follow(self, cases: Sequence[Case]) -> Iterator[list[bool]]:
         for batch in self._batches(cases):
@@ -61,18 +69,25 @@ class ModelAnswerer:
                 f"{self._model.source} is {limit:,}; shorten the lengths or raise the context "
                 "with --theta"
             )
-        self._slots = int(np.clip(self._budget // longest, 1, len(cases)))
-        self._room = longest
-        for first in range(0, len(cases), self._slots):
-            yield cases[first : first + self._slots]
+        slots = int(np.clip(self._budget // longest, 1, len(cases)))
+        # Of these cases alone, whatever was asked before: how sums round hangs on the cache's
+        # shape, and a run that goes on must give the same answers.
+        shape = (slots, roomy(longest))
+        if self._engine is None or shape != self._shape:
+            self._engine = None  # its cache goes before another comes
+            self._engine = Engine(
+                self._model.weights, self._model.config, slots=slots, tokens=shape[1],
+                dtype=self._model.dtype, mesh=self._model.mesh,
+            )  # fmt: skip
+            self._shape = shape
+        for first in range(0, len(cases), slots):
+            yield cases[first : first + slots]
 
     def _generate(
         self, prompts: Sequence[Sequence[int]], lengths: Sequence[int], stops: Sequence[int]
     ) -> list[list[int]]:
-        engine = self._model.engine_for(self._room, 1, self._slots)
-        if self._anew:
-            engine.scheduler.forget()
-            self._anew = False
+        engine = self._engine
+        assert engine is not None
         numbers = [
             engine.submit(
                 Request(prompt=prompt, max_tokens=length, sampling=GREEDY, stop_tokens=stops)

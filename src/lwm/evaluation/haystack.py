@@ -4,6 +4,7 @@ where a sentence ends.
 Everything is counted in tokens of the model, so that a context is as long as was asked for.
 """
 
+import hashlib
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -26,6 +27,8 @@ _LINES = re.compile(
 )
 _PIECE = 1 << 16
 """Characters that are turned into tokens at once."""
+SPREAD = 4
+"""How much more text than a context takes there should be, for rounds to differ."""
 _CLOSING = "\"'”’»)]"
 
 
@@ -83,11 +86,17 @@ class Haystack:
         """Where sentences begin."""
         return np.concatenate([[0], np.flatnonzero(self.ends) + 1])
 
+    @property
+    def fingerprint(self) -> str:
+        """Tells texts apart, and what tokenizers make of them."""
+        return hashlib.sha256(self.ids.astype("<i8").tobytes()).hexdigest()[:16]
+
     def window(self, size: int, seed: Sequence[int]) -> "Haystack":
-        """`size` tokens from the beginning of a sentence, another one for each seed if there is
-        enough text.
+        """`size` tokens from the beginning of a sentence among the first `SPREAD` times as many,
+        another one for each seed if there is enough text. The same for a size and a seed whatever
+        else is asked.
         """
-        spare = len(self.ids) - size
+        spare = min(len(self.ids), SPREAD * size) - size
         assert spare >= 0
         starts = self.starts[: np.searchsorted(self.starts, spare, side="right")]
         start = int(np.random.default_rng(seed).choice(starts))
@@ -150,9 +159,11 @@ def _pieces(whole: Iterator[str]) -> Iterator[str]:
 
 
 def _full_stops(ids: np.ndarray, tokenizer: Tokenizer) -> np.ndarray:
-    """Which tokens end a sentence."""
+    """Which tokens end a sentence with a full stop; all of them where none does."""
     kinds, inverse = np.unique(ids, return_inverse=True)
     stops = [
         tokenizer.decode([int(kind)]).rstrip().rstrip(_CLOSING).endswith(".") for kind in kinds
     ]
-    return np.array(stops, bool)[inverse] if len(kinds) else np.zeros(0, bool)
+    ends = np.array(stops, bool)[inverse] if len(kinds) else np.zeros(0, bool)
+    # Text without full stops: any place will do, so that needles still lie where they should.
+    return ends if ends.any() else np.ones(len(ids), bool)

@@ -15,6 +15,7 @@ from lwm.data.tokenizer import Tokenizer
 from lwm.evaluation.case import Case, Key, Verdict
 from lwm.evaluation.haystack import Haystack
 from lwm.evaluation.prompts import ids, wrap
+from lwm.evaluation.sizing import continuation
 
 KEPT_FREE = 200
 """Tokens of a context length left to question and answer."""
@@ -53,8 +54,7 @@ def question_text(cities: Sequence[str], *, one_of_many: bool) -> str:
         return f"What is the special magic {cities[0]} number?"
     if len(cities) == 1:
         return f"What is the special magic number for {cities[0]}?"
-    comma = "," if len(cities) > 2 else ""
-    listed = f"{', '.join(cities[:-1])}{comma} and {cities[-1]}"
+    listed = f"{', '.join(cities[:-1])}, and {cities[-1]}"
     return f"What are the special magic numbers for {listed}?"
 
 
@@ -89,7 +89,9 @@ class NeedleTask:
             raise ConfigError(f"rounds is {self.rounds}; it must be at least 1")
         if self.max_tokens < 1:
             raise ConfigError(f"max_tokens is {self.max_tokens}; it must be at least 1")
-        count = self.needles or 1
+        if self.seed < 0:
+            raise ConfigError(f"seed is {self.seed}; it must be 0 or more")
+        count = self._count
         if not 1 <= self.retrieved <= count <= len(CITIES):
             raise ConfigError(
                 f"{count} needles are hidden and {self.retrieved} asked for; hide from 1 to "
@@ -113,6 +115,10 @@ class NeedleTask:
         return "needle" if self.needles is None else "multi-needle"
 
     @property
+    def _count(self) -> int:
+        return 1 if self.needles is None else self.needles
+
+    @property
     def _original(self) -> bool:
         return self.template != "none" and choose(self.template, self.tokenizer) == ORIGINAL
 
@@ -120,9 +126,8 @@ class NeedleTask:
         seeds = range(self.seed, self.seed + self.rounds)
         if self.needles is not None:
             return [
-                [{"context_length": length, "seed": seed}]
+                [{"context_length": length, "seed": seed} for seed in seeds]
                 for length in self.lengths
-                for seed in seeds
             ]
         return [
             [
@@ -135,7 +140,7 @@ class NeedleTask:
 
     def case(self, key: Key) -> Case:
         length, seed = int(key["context_length"]), int(key["seed"])
-        count = self.needles or 1
+        count = self._count
         single = [float(key["depth_percent"])] if self.needles is None else []
         draw = np.random.default_rng([seed, length, *(round(depth * 10) for depth in single)])
         depths = single or draw.choice(self.depths, count, replace=count > len(self.depths))
@@ -150,12 +155,11 @@ class NeedleTask:
         window = self.haystack.window(size, [seed, length])
         asked = sorted(draw.choice(count, self.retrieved, replace=False).tolist())
         question = question_text([cities[i] for i in asked], one_of_many=self.needles is not None)
-        prefix, target, parts = self._target(
-            [cities[i] for i in asked], [numbers[i] for i in asked]
-        )
-        if not self.by_logits:  # the original ends its own prompt with a space
-            prefix = " " if self._original else ""
+        said = [f"The special magic {cities[i]} number is:" for i in asked]
+        # The original ends its own prompt with a space.
+        prefix = said[0] if self.by_logits else " " if self._original else ""
         head, tail = wrap(self.tokenizer, self.template, "", f" {question} {MANNER}", prefix)
+        target, parts = self._target(tail, said, [numbers[i] for i in asked])
         context = window.planted(hidden)
         one = self.needles is None
         found = [numbers[i] for i in asked]
@@ -198,16 +202,19 @@ class NeedleTask:
         return found
 
     def _target(
-        self, cities: Sequence[str], numbers: Sequence[str]
-    ) -> tuple[str, list[int], list[range]]:
-        """How an answer begins, what then follows, and where in that the numbers are."""
-        said = [f"The special magic {city} number is:" for city in cities]
+        self, tail: Sequence[int], said: Sequence[str], numbers: Sequence[str]
+    ) -> tuple[list[int], list[range]]:
+        """What follows where the answer is begun, and where in it the numbers are.
+
+        Args:
+            said: what stands before each number.
+        """
         target: list[int] = []
         parts = []
         for i, number in enumerate(numbers):
             if i:
-                target += ids(self.tokenizer, f". {said[i]}")
-            own = ids(self.tokenizer, f" {number}")
+                target += continuation(self.tokenizer, [*tail, *target], f". {said[i]}", "")
+            own = continuation(self.tokenizer, [*tail, *target], number)
             parts.append(range(len(target), len(target) + len(own)))
             target += own
-        return said[0], target, parts
+        return target, parts

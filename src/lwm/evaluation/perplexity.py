@@ -144,20 +144,23 @@ def measure(
             scorer: Scorer | None = None
             for _, length in group:
                 edges = edges_of(length, shortest)
-                todo = [
-                    row for row in range(config.rows)
-                    if any(_key(theta, length, row, low) not in results for low in edges[:-1])
-                ]  # fmt: skip
-                advance(length * (config.rows - len(todo)))
                 size = max(1, config.batch_tokens // length)
-                for first in range(0, len(todo), size):
+                for first in range(0, config.rows, size):
+                    picked = list(range(first, min(first + size, config.rows)))
+                    # Read together again if one is missing: how sums round hangs on the batch.
+                    if all(
+                        _key(theta, length, row, low) in results
+                        for row in picked
+                        for low in edges[:-1]
+                    ):
+                        advance(length * len(picked))
+                        continue
                     if scorer is None:
                         longest = max(model.config.max_sequence_length, length)
                         changed = replace(
                             model.config, rope_theta=theta, max_sequence_length=longest
                         )
                         scorer = Scorer(model.weights, changed, model.mesh)
-                    picked = todo[first : first + size]
                     read = _end_with(text[picked], length, opening)
                     nll = -scorer.log_likelihoods(read).log_likelihood.astype(np.float64)
                     for row, values in zip(picked, nll, strict=True):

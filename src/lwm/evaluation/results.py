@@ -137,6 +137,8 @@ def _whole_rows(path: Path, *, mend: bool = True) -> list[Row]:
     if path.stat().st_size > MAX_BYTES:
         raise InputError(f"{path} is larger than {MAX_BYTES >> 20} MB; it holds no results")
     data = path.read_bytes()
+    if not mend and data.lstrip()[:1] == b"[":
+        return _array(path, data)
     whole = data[: data.rfind(b"\n") + 1]
     rows = []
     for number, line in enumerate(whole.splitlines(), 1):
@@ -153,4 +155,15 @@ def _whole_rows(path: Path, *, mend: bool = True) -> list[Row]:
     if mend and len(whole) < len(data):
         with path.open("r+b") as file:
             file.truncate(len(whole))
+    return rows
+
+
+def _array(path: Path, data: bytes) -> list[Row]:
+    """Rows of a file of the original's, one JSON array."""
+    try:
+        rows = json.loads(data)
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{path} is no JSON that can be read ({error}); repair it") from error
+    if not all(isinstance(row, dict) for row in rows):
+        raise InputError(f"{path} holds other things than rows of results; name another file")
     return rows

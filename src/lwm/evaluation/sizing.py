@@ -69,9 +69,7 @@ def fitted(
     Raises:
         InputError: the length is too small for the question, or the filler ends before it.
     """
-    head, tail = wrap(tokenizer, template, question.before, question.after, question.answer_prefix)
-    target = continuation(tokenizer, tail, question.ideal)
-    max_tokens = max(question.max_tokens, len(target))
+    head, tail, target, max_tokens = _parts(question, tokenizer, template)
     around = len(head) + len(tail) + max_tokens
 
     @lru_cache(maxsize=2)  # the last guess but one is often the answer
@@ -81,12 +79,7 @@ def fitted(
     def count(units: int) -> int:
         return around + len(ids(units))
 
-    least = count(question.least)
-    if least > length:
-        raise InputError(
-            f"{name} takes at least {least:,} tokens and the context length asked for is "
-            f"{length:,}; choose longer --lengths"
-        )
+    _require(count(question.least), length, name)
     most = length + question.least if question.most is None else question.most
     units = fullest(count, length, question.least, most)
     if units == question.most and (longest := count(units)) < length:
@@ -102,6 +95,34 @@ def fitted(
         reference=list(question.answers),
         told={"task": name, **question.told, "prompt_tokens": len(prompt)},
     )
+
+
+def require_least(
+    question: Question, tokenizer: Tokenizer, template: str, length: int, name: str
+) -> None:
+    """Raises:
+    InputError: the length is too small for the question without filler.
+    """
+    head, tail, _, max_tokens = _parts(question, tokenizer, template)
+    context = tokenizer.encode(question.context(question.least), specials=False)
+    _require(len(head) + len(context) + len(tail) + max_tokens, length, name)
+
+
+def _require(least: int, length: int, name: str) -> None:
+    if least > length:
+        raise InputError(
+            f"{name} takes at least {least:,} tokens and the context length asked for is "
+            f"{length:,}; choose longer --lengths"
+        )
+
+
+def _parts(
+    question: Question, tokenizer: Tokenizer, template: str
+) -> tuple[list[int], list[int], list[int], int]:
+    """Ids before and behind the context, the ideal answer's, and room for an answer."""
+    head, tail = wrap(tokenizer, template, question.before, question.after, question.answer_prefix)
+    target = continuation(tokenizer, tail, question.ideal)
+    return head, tail, target, max(question.max_tokens, len(target))
 
 
 def fullest(count: Callable[[int], int], budget: int, least: int, most: int) -> int:
@@ -138,12 +159,17 @@ def fullest(count: Callable[[int], int], budget: int, least: int, most: int) -> 
     raise AssertionError
 
 
-def continuation(tokenizer: Tokenizer, tail: Sequence[int], answer: str) -> list[int]:
-    """Tokens of an answer behind the end of a prompt, parted by a blank where that ends with
-    none."""
+def continuation(
+    tokenizer: Tokenizer, tail: Sequence[int], answer: str, between: str = " "
+) -> list[int]:
+    """Tokens of an answer behind the end of a prompt.
+
+    Args:
+        between: what parts them where the prompt ends with no blank.
+    """
     anchor = tokenizer.decode(tail)[-_ANCHOR:]
     if anchor and not anchor[-1].isspace():
-        answer = f" {answer}"
+        answer = between + answer
     base = tokenizer.encode(anchor, specials=False)
     whole = tokenizer.encode(anchor + answer, specials=False)
     if whole[: len(base)] == base:

@@ -13,7 +13,7 @@ from lwm.core.errors import ConfigError, InputError
 from lwm.data.tokenizer import Tokenizer
 from lwm.evaluation import babilong, infinitebench, ruler, ruler_qa
 from lwm.evaluation.case import Case, Key, Verdict
-from lwm.evaluation.sizing import Prose, fitted
+from lwm.evaluation.sizing import Prose, Question, fitted, require_least
 from lwm.evaluation.subtask import Subtask
 
 SuiteName = Literal["ruler", "babilong", "infinitebench"]
@@ -118,18 +118,23 @@ class Suite:
         ]
 
     def case(self, key: Key) -> Case:
+        return fitted(*self._asked(key))
+
+    def _asked(self, key: Key) -> tuple[Question, Tokenizer, str, int, str]:
+        """What sizes a question: itself, how it is written, how long, and its task."""
         task, length, seed = (key[name] for name in KEYS)
         assert isinstance(task, str)
         assert isinstance(length, int)
         question = self._subtasks[task].make(Random(f"{task} {length} {seed}"), length)
-        return fitted(question, self._tokenizer, self._template, length, task)
+        return question, self._tokenizer, self._template, length, task
 
     def judge(self, case: Case, response: str) -> Verdict:
         judge = self._subtasks[case.told["task"]].judge
         return judge(case.reference, case.told, response)
 
     def require(self) -> None:
-        """Builds each task's first example of the least and the greatest length.
+        """Builds each task's first example of the least and the greatest length, and all others
+        without their filler.
 
         Raises:
             InputError: one does not come out: a length is too small, or what it is filled from
@@ -138,6 +143,8 @@ class Suite:
         for unit in self.units():
             if unit[0]["context_length"] in (self._lengths[0], self._lengths[-1]):
                 self.case(unit[0])
+            for key in unit[1:]:
+                require_least(*self._asked(key))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -22,6 +22,7 @@ from safetensors.numpy import save_file
 
 from lwm.attention.cached import LayerCache
 from lwm.core.config import to_dict
+from lwm.core.distributed import on_host
 from lwm.core.errors import InputError
 from lwm.core.mesh import SEQUENCE
 from lwm.data.templates import Message
@@ -49,7 +50,7 @@ def save_session(path: Path, model: Model, messages: Sequence[Message]) -> None:
         arrays[f"values.{number}"] = _plain(values[:, places])
     told = [_with_codes(model, message) for message in messages]
     facts = {
-        "format": _FORMAT, "model": _fingerprint(model), "dtype": model.dtype,
+        "format": _FORMAT, "model": fingerprint(model), "dtype": model.dtype,
         "messages": json.dumps(told),
     }  # fmt: skip
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
@@ -74,7 +75,7 @@ def load_session(path: Path, model: Model) -> list[Message]:
             facts = file.metadata() or {}
             if facts.get("format") != _FORMAT:
                 raise InputError(f"{path} is no session of 'lwm chat'; name another file")
-            if (facts.get("model"), facts.get("dtype")) != (_fingerprint(model), model.dtype):
+            if (facts.get("model"), facts.get("dtype")) != (fingerprint(model), model.dtype):
                 raise InputError(
                     f"the session {path} is of another model than {model.source} as "
                     f"{model.dtype}; load the one it was made with, or name another file"
@@ -146,9 +147,9 @@ def _with_codes(model: Model, message: Message) -> Message:
     return {**message, "content": content}
 
 
-def _fingerprint(model: Model) -> str:
-    """Tells models apart by their settings and some of their weights."""
+def fingerprint(model: Model) -> str:
+    """Tells models apart by their settings and some of their weights, in every process alike."""
     found = hashlib.sha256(json.dumps(to_dict(model.config)).encode())
     for array in (model.weights.norm, model.weights.embedding[:16]):
-        found.update(np.asarray(array.astype(jnp.float32)).tobytes())
+        found.update(on_host(array.astype(jnp.float32)).tobytes())
     return found.hexdigest()
