@@ -130,7 +130,7 @@ class FieldsEncoder:
 
     @property
     def bos(self) -> int | None:
-        return self.tokenizer.backend.token_to_id(self.tokenizer.bos or "")
+        return self.tokenizer.bos_id
 
     @property
     def eos(self) -> int | None:

@@ -50,6 +50,20 @@ class Tokenizer:
         beginning-of-text token."""
         return self.backend.encode(text, add_special_tokens=specials).ids
 
+    @property
+    def bos_id(self) -> int | None:
+        """The token that begins a text."""
+        return None if self.bos is None else self.backend.token_to_id(self.bos)
+
+    def encode_part(self, text: str) -> list[int]:
+        """Token ids of a part of a prompt: nothing is put round it, and it may begin with the
+        token that begins texts, written out."""
+        first = self.bos_id
+        if self.bos and first is not None and text.startswith(self.bos):
+            # Some tokenizers put a space before a text, but not behind a token of it.
+            return [first, *self.encode_part(text.removeprefix(self.bos))]
+        return self.encode(text, specials=False) if text else []
+
     def decode(self, tokens: Sequence[int]) -> str:
         """Text without special tokens."""
         return self.backend.decode(list(tokens), skip_special_tokens=True)
@@ -92,7 +106,7 @@ class Tokenizer:
         if self.eos:
             config["eos_token"] = self.eos_text
             generation = {
-                "bos_token_id": self.backend.token_to_id(self.bos or ""),
+                "bos_token_id": self.bos_id,
                 "eos_token_id": list(self.eos),
             }
             (directory / "generation_config.json").write_text(

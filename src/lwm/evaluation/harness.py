@@ -109,8 +109,7 @@ class LwmHarness(TemplateLM):
     @property
     def prefix_token_id(self) -> int:
         """Stands before a text without a context."""
-        bos = self.tokenizer.bos
-        found = None if bos is None else self.tokenizer.backend.token_to_id(bos)
+        found = self.tokenizer.bos_id
         return self.eot_token_id if found is None else found
 
     @property

@@ -14,7 +14,7 @@ from lwm.data.templates import ORIGINAL, choose
 from lwm.data.tokenizer import Tokenizer
 from lwm.evaluation.case import Case, Key, Verdict
 from lwm.evaluation.haystack import Haystack
-from lwm.evaluation.prompts import ids, wrap
+from lwm.evaluation.prompts import wrap
 from lwm.evaluation.sizing import continuation
 
 KEPT_FREE = 200
@@ -147,7 +147,7 @@ class NeedleTask:
         cities = [str(city) for city in draw.choice(CITIES, count, replace=False)]
         numbers = self._numbers(draw, count)
         hidden = [
-            (float(depth), ids(self.tokenizer, needle_text(city, number)))
+            (float(depth), self.tokenizer.encode_part(needle_text(city, number)))
             for depth, city, number in zip(depths, cities, numbers, strict=True)
         ]
         size = length - KEPT_FREE - sum(len(needle) for _, needle in hidden)

@@ -305,8 +305,7 @@ def _plan(model: Model, config: PerplexityConfig) -> list[tuple[float, int]]:
 
 def _opening(tokenizer: Tokenizer) -> list[int]:
     """What the tokenizer puts before a text."""
-    bos = tokenizer.backend.token_to_id(tokenizer.bos) if tokenizer.bos else None
-    return [token for token in tokenizer.encode("") if token == bos][:1]
+    return [token for token in tokenizer.encode("") if token == tokenizer.bos_id][:1]
 
 
 def _end_with(text: np.ndarray, length: int, opening: Sequence[int]) -> np.ndarray:

@@ -41,13 +41,4 @@ def wrap(
         head, tail = text.split(marker)
     if answer_prefix and not tail[-1:].isspace() and not answer_prefix[0].isspace():
         tail += " "
-    return ids(tokenizer, head), ids(tokenizer, tail + answer_prefix)
-
-
-def ids(tokenizer: Tokenizer, text: str) -> list[int]:
-    """Ids of a text that may begin with the token that begins texts, and gets none else."""
-    bos = tokenizer.bos
-    if bos and text.startswith(bos) and (first := tokenizer.backend.token_to_id(bos)) is not None:
-        # Some tokenizers put a space before a text, but not behind a token of it.
-        return [first, *ids(tokenizer, text.removeprefix(bos))]
-    return tokenizer.encode(text, specials=False) if text else []
+    return tokenizer.encode_part(head), tokenizer.encode_part(tail + answer_prefix)

@@ -34,7 +34,7 @@ def begin(tokenizer: Tokenizer, text: str = "") -> list[int]:
     """A text from its very beginning, up to where frames begin."""
     if tokenizer.bos:
         text = tokenizer.bos + text
-    return [*_ids(tokenizer, text), *_ids(tokenizer, OPEN)]
+    return [*tokenizer.encode_part(text), *tokenizer.encode_part(OPEN)]
 
 
 def drawing_prompt(tokenizer: Tokenizer, caption: str, kind: str) -> list[int]:
@@ -100,11 +100,11 @@ def chat_tokens(
             f"the chat template writes {len(texts) - 1} of the conversation's {len(shown)} "
             "pictures; choose another with --template"
         )
-    ids = _ids(tokenizer, texts[0])
+    ids = tokenizer.encode_part(texts[0])
     for part, text in zip(shown, texts[1:], strict=True):
-        ids += _ids(tokenizer, OPEN)
+        ids += tokenizer.encode_part(OPEN)
         ids += frame_tokens(see(part), config)
-        ids += _ids(tokenizer, CLOSE) + _ids(tokenizer, text)
+        ids += tokenizer.encode_part(CLOSE) + tokenizer.encode_part(text)
     return ids
 
 
@@ -153,11 +153,3 @@ def _with_markers(message: Message, marker: str) -> Any:
         str(part.get("text", "")) if part.get("type") == "text" else marker
         for part in _parts(message)
     )
-
-
-def _ids(tokenizer: Tokenizer, text: str) -> list[int]:
-    bos = tokenizer.bos
-    if bos and text.startswith(bos) and (first := tokenizer.backend.token_to_id(bos)) is not None:
-        # As in training: some tokenizers put a space before a text, but not behind a token of it.
-        return [first, *_ids(tokenizer, text.removeprefix(bos))]
-    return tokenizer.encode(text, specials=False) if text else []
