@@ -1,7 +1,6 @@
 """Answers of a model to cases against its own logits of whole texts, which need no cache."""
 
 from collections.abc import Sequence
-from typing import Any
 
 import pytest
 from tiny_evaluation import END, WORDS, words, write_model
@@ -44,30 +43,18 @@ def text(tokens: Sequence[int]) -> str:
     return " ".join(WORDS[token] for token in tokens)
 
 
-@pytest.fixture
-def slots(model: lwm.Model, monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """How many prompts ran together, each time."""
-    seen: list[int] = []
-    engine_for = model.engine_for
-
-    def watched(prompt: int, max_tokens: int, slots: int = 1) -> Any:
-        seen.append(slots)
-        return engine_for(prompt, max_tokens, slots)
-
-    monkeypatch.setattr(model, "engine_for", watched)
-    return seen
-
-
 @pytest.mark.parametrize(("budget", "together"), [(0, 1), (96, 1), (191, 1), (192, 2), (9999, 5)])
 def test_answers_are_the_likeliest_with_every_budget(
-    model: lwm.Model, slots: list[int], budget: int, together: int
+    model: lwm.Model, budget: int, together: int
 ) -> None:
     """The longest prompt and its answer take 96 tokens."""
     prompts = [words(length, 1) for length in LENGTHS]
     cases = [asked(prompt) for prompt in prompts]
-    found = list(ModelAnswerer(model, budget).answer(cases))
+    answerer = ModelAnswerer(model, budget)
+    found = list(answerer.answer(cases))
     assert found == [text(greedy(model, prompt)) for prompt in prompts]
-    assert slots == [together] * -(-len(LENGTHS) // together)
+    assert answerer.engine is not None
+    assert answerer.engine.slots == together
 
 
 @pytest.mark.parametrize("budget", [0, 9999])
@@ -90,12 +77,12 @@ def test_what_the_prompt_before_shares_is_not_read_again(model: lwm.Model) -> No
     beginning = words(40, 5)
     prompts = [[*beginning, *words(30, seed)] for seed in (6, 7)]
     answerer = ModelAnswerer(model)
-    scheduler = model.engine_for(100, 1).scheduler
 
     def reused(prompt: Sequence[int]) -> int:
-        before = scheduler.reused
+        before = 0 if answerer.engine is None else answerer.engine.scheduler.reused
         assert list(answerer.answer([asked(prompt)])) == [text(greedy(model, prompt))]
-        return scheduler.reused - before
+        assert answerer.engine is not None
+        return answerer.engine.scheduler.reused - before
 
     assert reused(prompts[0]) == 0
     assert reused(prompts[1]) == len(beginning)
@@ -106,11 +93,10 @@ def test_what_the_prompt_before_shares_is_not_read_again(model: lwm.Model) -> No
 def test_following_reads_a_prompt_once(model: lwm.Model) -> None:
     case = asked(words(60, 8), words(4, 8))
     answerer = ModelAnswerer(model)
-    scheduler = model.engine_for(100, 1).scheduler
-    before = scheduler.reused
     list(answerer.follow([case]))
     # Behind the first token of the target, all but the token before is held.
-    assert scheduler.reused - before == 60 + 61 + 62
+    assert answerer.engine is not None
+    assert answerer.engine.scheduler.reused == 60 + 61 + 62
 
 
 def test_what_outgrows_the_context_is_refused(model: lwm.Model) -> None:

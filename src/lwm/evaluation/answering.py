@@ -25,16 +25,19 @@ class ModelAnswerer:
         budget: tokens of the prompts that are asked together. One at a time where two do not fit:
             then a prompt that begins as the one before is not read again from its beginning.
         template: of the prompts; what ends a turn of it ends an answer.
+
+    Attributes:
+        engine: that answered last.
     """
 
     def __init__(self, model: Model, budget: int = 0, template: str = "auto") -> None:
         self._model, self._budget, self._template = model, budget, template
-        self._engine: Engine | None = None
+        self.engine: Engine | None = None
         self._shape = (0, 0)
 
     def restart(self) -> None:
-        if self._engine is not None:
-            self._engine.scheduler.forget()
+        if self.engine is not None:
+            self.engine.scheduler.forget()
 
     def answer(self, cases: Sequence[Case]) -> Iterator[str]:
         tokenizer = self._model.tokenizer
@@ -73,9 +76,9 @@ class ModelAnswerer:
         # Of these cases alone, whatever was asked before: how sums round hangs on the cache's
         # shape, and a run that goes on must give the same answers.
         shape = (slots, roomy(longest))
-        if self._engine is None or shape != self._shape:
-            self._engine = None  # its cache goes before another comes
-            self._engine = Engine(
+        if self.engine is None or shape != self._shape:
+            self.engine = None  # its cache goes before another comes
+            self.engine = Engine(
                 self._model.weights, self._model.config, slots=slots, tokens=shape[1],
                 dtype=self._model.dtype, mesh=self._model.mesh,
             )  # fmt: skip
@@ -86,7 +89,7 @@ class ModelAnswerer:
     def _generate(
         self, prompts: Sequence[Sequence[int]], lengths: Sequence[int], stops: Sequence[int]
     ) -> list[list[int]]:
-        engine = self._engine
+        engine = self.engine
         assert engine is not None
         numbers = [
             engine.submit(
