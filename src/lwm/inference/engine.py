@@ -11,7 +11,6 @@ Knows token ids; knows nothing of text, files or HTTP. A server drives `submit`,
 
 from collections.abc import Generator, Sequence
 from dataclasses import replace
-from functools import partial
 from typing import Any
 
 import jax
@@ -21,18 +20,16 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array
 
 from lwm.attention.order import striped
-from lwm.attention.rope import rotation
 from lwm.core.errors import InputError
 from lwm.core.mesh import DATA, SEQUENCE
 from lwm.core.progress import Advance
-from lwm.core.sharding import DECODE, PREFILL
 from lwm.inference.drafting import Drafter
 from lwm.inference.request import Request, Token
 from lwm.inference.sampling import Sampled, Sampling, SlotSampling
 from lwm.inference.scheduler import Chunk, Feed, Scheduler
-from lwm.inference.steps import decode_layers, draw, mark_seen, prefill_layer
+from lwm.inference.steps import compiled
 from lwm.models.cache import Cache, cache_capacity, grow_cache, make_cache, require_cache_memory
-from lwm.models.llama import Llama, LlamaConfig, embed_tokens
+from lwm.models.llama import Llama, LlamaConfig
 
 CHUNKS = (32, 128, 512, 1024)
 """Positions on each device of the `sequence` axis that one prefill step takes."""
@@ -96,21 +93,11 @@ class Engine:
         self._drafters: dict[int, Drafter] = {}
         self._missed: dict[int, list[Token]] = {}
         self._seen = self._make_seen()
-        static = {"config": config, "mesh": mesh}
         # One compiled layer, or a run of a few, used for all: what a chunk size or a width of
         # drafts costs to compile does not grow with the model's depth.
         self._run = max(n for n in range(1, LONGEST_RUN + 1) if config.num_layers % n == 0)
-        self._embed = jax.jit(partial(embed_tokens, mesh=mesh, rules=PREFILL))
-        # What every device needs, and what every process reads, is whole everywhere.
-        whole = None if mesh is None else NamedSharding(mesh, PartitionSpec())
-        turn = partial(rotation, head_dim=config.head_dim, theta=config.rope_theta)
-        self._turn = jax.jit(turn, out_shardings=whole)
-        self._prefill = jax.jit(partial(prefill_layer, **static), donate_argnums=(1, 3))
-        self._embed_next = jax.jit(partial(embed_tokens, mesh=mesh, rules=DECODE))
-        self._decode = jax.jit(partial(decode_layers, **static), donate_argnums=(1, 3))
-        self._draw = jax.jit(partial(draw, **static), donate_argnums=2, out_shardings=whole)
+        self._steps = compiled(config, mesh)
         self._ends = replace(weights, layers=())
-        self._mark_seen = jax.jit(mark_seen, donate_argnums=0)
 
     @property
     def slots(self) -> int:
@@ -200,7 +187,7 @@ class Engine:
             for row, slot in enumerate(self.scheduler.slots_of(number)):
                 mask = np.zeros(self._config.table_size, bool)
                 mask[list(self.scheduler.text_of(number, row))] = True
-                self._seen = self._mark_seen(self._seen, slot, mask)
+                self._seen = self._steps.mark_seen(self._seen, slot, mask)
             request = self._requests[number]
             if self._widths and request.allowed is None:
                 self._drafters[number] = Drafter(request.prompt, request.max_tokens)
@@ -250,13 +237,13 @@ class Engine:
         tokens[: len(chunk.tokens)] = chunk.tokens
         order = striped(chunk.size, self._shards)
         positions = (chunk.first + np.arange(chunk.size, dtype=np.int32))[order]
-        x = self._embed(self._weights.embedding, tokens[order][None])
-        turn = self._turn(positions[None])
+        x = self._steps.embed(self._weights.embedding, tokens[order][None])
+        turn = self._steps.turn(positions[None])
         where = (np.int32(chunk.slot), np.int32(chunk.first))
         layers, cache = self._weights.layers, []
         assert isinstance(layers, tuple)
         for layer, held in zip(layers, self.cache, strict=True):
-            x, held = self._prefill(layer, x, turn, held, *where)
+            x, held = self._steps.prefill(layer, x, turn, held, *where)
             cache.append(held)
         self.cache = tuple(cache)
 
@@ -281,16 +268,16 @@ class Engine:
             number for number in self.scheduler.active if self.scheduler.slots_of(number)[0] in fed
         ]
         how = self._slot_sampling(ready)
-        x = self._embed_next(self._weights.embedding, tokens)
-        turn = self._turn(np.maximum(positions, 0))
+        x = self._steps.embed_next(self._weights.embedding, tokens)
+        turn = self._steps.turn(np.maximum(positions, 0))
         layers, cache = self._weights.layers, []
         assert isinstance(layers, tuple)
         for first in range(0, len(layers), self._run):
             run = slice(first, first + self._run)
-            x, held = self._decode(layers[run], x, turn, self.cache[run], positions)
+            x, held = self._steps.decode(layers[run], x, turn, self.cache[run], positions)
             cache += held
         self.cache = tuple(cache)
-        sampled, self._seen = self._draw(self._ends, x, self._seen, tokens, positions, how)
+        sampled, self._seen = self._steps.draw(self._ends, x, self._seen, tokens, positions, how)
         drawn: Any = jax.device_get(sampled)
         events = []
         for number in ready:

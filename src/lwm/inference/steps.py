@@ -7,7 +7,8 @@ affair.
 
 from collections.abc import Sequence
 from dataclasses import replace
-from functools import partial
+from functools import lru_cache, partial
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -15,7 +16,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array
 
 from lwm.attention.cached import LayerCache, decode_attention, prefill_attention
-from lwm.attention.rope import Rotation
+from lwm.attention.rope import Rotation, rotation
 from lwm.core.sharding import DECODE, PREFILL
 from lwm.inference.sampling import Sampled, SlotSampling, sample
 from lwm.models.cache import Cache
@@ -25,6 +26,7 @@ from lwm.models.llama import (
     Llama,
     LlamaConfig,
     apply_layer,
+    embed_tokens,
     rms_norm,
     text_logits,
 )
@@ -114,3 +116,34 @@ def draw(
 
 def mark_seen(seen: Array, slot: Array, row: Array) -> Array:
     return seen.at[slot].set(row)
+
+
+class Steps(NamedTuple):
+    """The steps compiled: each once for every shape of what it is given."""
+
+    embed: Any
+    turn: Any
+    prefill: Any
+    embed_next: Any
+    decode: Any
+    draw: Any
+    mark_seen: Any
+
+
+@lru_cache(maxsize=8)
+def compiled(config: LlamaConfig, mesh: Mesh | None) -> Steps:
+    """The same for all engines of a configuration and a mesh, so that another engine, with more
+    slots or a longer cache, compiles what is new to it and no more."""
+    static = {"config": config, "mesh": mesh}
+    # What every device needs, and what every process reads, is whole everywhere.
+    whole = None if mesh is None else NamedSharding(mesh, PartitionSpec())
+    turn = partial(rotation, head_dim=config.head_dim, theta=config.rope_theta)
+    return Steps(
+        embed=jax.jit(partial(embed_tokens, mesh=mesh, rules=PREFILL)),
+        turn=jax.jit(turn, out_shardings=whole),
+        prefill=jax.jit(partial(prefill_layer, **static), donate_argnums=(1, 3)),
+        embed_next=jax.jit(partial(embed_tokens, mesh=mesh, rules=DECODE)),
+        decode=jax.jit(partial(decode_layers, **static), donate_argnums=(1, 3)),
+        draw=jax.jit(partial(draw, **static), donate_argnums=2, out_shardings=whole),
+        mark_seen=jax.jit(mark_seen, donate_argnums=0),
+    )
