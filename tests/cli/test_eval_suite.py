@@ -16,7 +16,7 @@ def test_a_suite_is_told_by_task_and_length_and_goes_on(
     asked = (*ASKED, tiny, *SMALL, "--lengths", "400,500", "--out", tmp_path / "out")
     ran = run(*asked)
     assert ran.code == 0, ran.err
-    for shown in ("passkey", "number_string", "average", "400", "below 400 tokens"):
+    for shown in ("passkey", "number_string", "mean", "400", "below 400 tokens"):
         assert shown in ran.out
     file = tmp_path / "out" / "results.jsonl"
     rows = [json.loads(line) for line in file.read_text().splitlines()]

@@ -24,8 +24,9 @@ from lwm.evaluation.results import Results
 from lwm.evaluation.ruler import string_match_all, string_match_part
 from lwm.evaluation.ruler_qa import read_questions
 from lwm.evaluation.run import run
+from lwm.evaluation.scores import by_length, by_task, effective_length, points_of
 from lwm.evaluation.sizing import Prose, fullest
-from lwm.evaluation.suites import KEYS, TASKS, Suite, chosen, subtasks, summarise
+from lwm.evaluation.suites import KEYS, TASKS, Suite, chosen, subtasks
 
 SAYING = "the river ran past a quiet mill and nobody in town could say how old it was"
 WORDS = SAYING.split()
@@ -304,9 +305,9 @@ def test_an_oracle_scores_everything(name, files, tmp_path: Path) -> None:
     oracle = Oracle(lambda case: " and ".join(case.reference))
     rows = run(made, oracle, Results(tmp_path, {}, KEYS))
     assert len(rows) == 2 * len(TASKS[name])
-    summary = summarise(rows)
-    assert set(summary.averages.values()) == {100.0}
-    assert summary.effective == 4000
+    points = points_of(rows)
+    assert set(by_length(points).values()) == {1.0}
+    assert effective_length(points, 100.0) == 4000
     assert run(made, Oracle(lambda case: 1 / 0), Results(tmp_path, {}, KEYS)) == rows
 
 
@@ -316,9 +317,9 @@ def test_answers_at_random_score_what_chance_says(files, tmp_path: Path) -> None
     samples = 40
     made = suite("babilong", {}, lengths=[1500], samples=samples, tasks="qa1,qa4")
     rows = run(made, Oracle(lambda case: draw.choice(places)), Results(tmp_path / "1", {}, KEYS))
-    scores = summarise(rows).scores
+    scores = by_task(points_of(rows))
     for task in ("qa1", "qa4"):  # within three standard deviations
-        assert abs(scores[task][1500] - 100 / 6) < 3 * 100 * (5 / 36 / samples) ** 0.5
+        assert abs(scores[task, 1500] - 1 / 6) < 3 * (5 / 36 / samples) ** 0.5
 
     made = suite("ruler", {}, lengths=[1500], samples=samples, tasks="niah_multikey_2")
     shares = []
@@ -330,7 +331,7 @@ def test_answers_at_random_score_what_chance_says(files, tmp_path: Path) -> None
 
     rows = run(made, Oracle(guess), Results(tmp_path / "2", {}, KEYS))
     chance = sum(shares) / len(shares)
-    found = summarise(rows).scores["niah_multikey_2"][1500] / 100
+    found = by_task(points_of(rows))["niah_multikey_2", 1500]
     assert abs(found - chance) < 3 * (chance * (1 - chance) / samples) ** 0.5
 
 
@@ -340,11 +341,11 @@ def test_effective_length() -> None:
         for length, scores in {1000: (1.0, 0.9), 2000: (0.9, 0.812), 4000: (1.0, 0.5)}.items()
         for task, score in zip("ab", scores, strict=True)
     ]
-    summary = summarise(rows)
-    assert summary.averages == pytest.approx({1000: 95.0, 2000: 85.6, 4000: 75.0})
-    assert summary.effective == 2000
-    assert summarise(rows, 75.0).effective == 4000
-    assert summarise(rows, 96.0).effective is None
+    points = points_of(rows)
+    assert by_length(points) == pytest.approx({1000: 0.95, 2000: 0.856, 4000: 0.75})
+    assert effective_length(points, 85.6) == 2000
+    assert effective_length(points, 75.0) == 4000
+    assert effective_length(points, 96.0) is None
 
 
 def test_refusals(files, tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
-from lwm.cli.eval_run import answered, told_score
+from lwm.cli.eval_run import answered, report
 from lwm.cli.flags import ModelName, SharedLoad, SharedLoadFlags
 from lwm.core.distributed import first_process
 
@@ -82,8 +82,6 @@ def _evaluate(
     from lwm.evaluation.haystack import SPREAD, read_haystack
     from lwm.evaluation.needle import NeedleTask
     from lwm.evaluation.ranges import parse_depths, parse_lengths
-    from lwm.evaluation.report import write_report
-    from lwm.evaluation.results import Results
     from lwm.inference.session import fingerprint
 
     lengths = parse_lengths(flags.lengths)
@@ -116,15 +114,10 @@ def _evaluate(
     if needles is not None:
         settings |= {"needles": needles, "retrieved": retrieved}
     out = flags.out or Path("runs", "eval", f"{kind}-{Path(name).name}")
-    columns = ("context_length", *(("depth_percent",) if needles is None else ()), "seed")
-    results = Results(out, settings, columns)
     rows = answered(
-        task, model, results, score=flags.score, batch_tokens=flags.batch_tokens,
+        task, model, out, settings, score=flags.score, batch_tokens=flags.batch_tokens,
         template=flags.template,
         place=lambda row: f"{row['context_length']:,} tokens, depth {row['depth_percent']}",
     )  # fmt: skip
     if first_process():
-        keys = [key for unit in task.units() for key in unit]
-        report = write_report(out, settings, rows, keys=keys)
-        print(told_score(task, name, rows))
-        print(report)
+        report(task, out, settings, rows)

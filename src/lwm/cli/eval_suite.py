@@ -2,19 +2,14 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import Annotated, Any, Literal
 
 import tyro
-from rich.table import Table
 
-from lwm.cli.eval_run import answered, digest
+from lwm.cli.eval_run import answered, digest, report
 from lwm.cli.flags import ModelName, SharedLoad, SharedLoadFlags
-from lwm.cli.info import print_table
 from lwm.core.distributed import first_process
 from lwm.core.progress import say
-
-if TYPE_CHECKING:
-    from lwm.evaluation.suites import Summary
 
 SuiteName = Literal["ruler", "babilong", "infinitebench"]
 
@@ -73,10 +68,9 @@ def suite(
 def _evaluate(name: SuiteName, model: str, flags: SuiteFlags, load: SharedLoadFlags) -> None:
     from lwm.evaluation.haystack import texts
     from lwm.evaluation.ranges import parse_lengths
-    from lwm.evaluation.report import write_report
-    from lwm.evaluation.results import Results
     from lwm.evaluation.ruler_qa import read_questions
-    from lwm.evaluation.suites import KEYS, Suite, chosen, subtasks, summarise
+    from lwm.evaluation.scores import effective_length, points_of, task_table
+    from lwm.evaluation.suites import Suite, chosen, subtasks
     from lwm.inference.session import fingerprint
 
     lengths = parse_lengths(flags.lengths)
@@ -107,44 +101,21 @@ def _evaluate(name: SuiteName, model: str, flags: SuiteFlags, load: SharedLoadFl
         "tokenizer": load.tokenizer, "weights": fingerprint(loaded),
         "text": digest(Path(flags.haystack)),
     }  # fmt: skip
-    # Behind all that may be refused: a directory keeps the settings it was begun with.
-    results = Results(out, settings, KEYS)
     rows = answered(
-        task, loaded, results, score=flags.score, batch_tokens=flags.batch_tokens,
+        task, loaded, out, settings, score=flags.score, batch_tokens=flags.batch_tokens,
         template=flags.template,
         place=lambda row: f"{row['task']}, {row['context_length']:,} tokens",
     )  # fmt: skip
     if not first_process():
         return
-    summary = summarise(rows, flags.threshold)
-    notes = [_effective(summary, lengths)]
+    points = points_of(rows)
+    effective = effective_length(points, flags.threshold)
+    if effective is None:
+        found = f"below {lengths[0]:,} tokens"
+    else:
+        found = f"{'at least ' if effective == lengths[-1] else ''}{effective:,} tokens"
+    notes = [f"effective length, by an average of {flags.threshold:g}: {found}"]
     if left_out:
         notes.append(f"without {', '.join(f'{task} ({why})' for task, why in left_out.items())}")
-    keys = [key for unit in task.units() for key in unit]
-    report = write_report(
-        out, settings, rows, keys=keys, notes=notes, threshold=flags.threshold
-    )  # fmt: skip
-    print_table(summary_table(summary))
-    print("\n".join([*notes, str(report)]))
-
-
-def summary_table(summary: "Summary") -> Table:
-    """A row a task and a column a length, averages below."""
-    table = Table("task", show_footer=True)
-    table.columns[0].footer = "average"
-    for length, average in summary.averages.items():
-        table.add_column(f"{length:,}", footer=f"{average:.1f}", justify="right")
-    for task, scores in summary.scores.items():
-        cells = [scores.get(length) for length in summary.averages]
-        table.add_row(task, *("" if cell is None else f"{cell:.1f}" for cell in cells))
-    return table
-
-
-def _effective(summary: "Summary", lengths: list[int]) -> str:
-    if summary.effective is None:
-        found = f"below {lengths[0]:,} tokens"
-    elif summary.effective == lengths[-1]:
-        found = f"at least {summary.effective:,} tokens"
-    else:
-        found = f"{summary.effective:,} tokens"
-    return f"effective length, by an average of {summary.threshold:g}: {found}"
+    print("\n".join([str(task_table(points)), *notes]))
+    report(task, out, settings, rows, notes=notes, threshold=flags.threshold)

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
-from lwm.cli.eval_run import answered, digest, told_score
+from lwm.cli.eval_run import answered, digest, report
 from lwm.cli.flags import ModelName, SharedLoad, SharedLoadFlags
 from lwm.core.distributed import first_process
 from lwm.core.errors import ConfigError
@@ -61,8 +61,6 @@ def _evaluate(model: str, flags: VideoNeedleFlags, load: SharedLoadFlags) -> Non
     from lwm.checkpoints.resolve import open_checkpoint
     from lwm.evaluation.plots import sheet
     from lwm.evaluation.ranges import parse_depths, parse_lengths
-    from lwm.evaluation.report import write_report
-    from lwm.evaluation.results import Results
     from lwm.evaluation.video_needle import (
         VideoNeedleTask,
         card_of,
@@ -109,10 +107,8 @@ def _evaluate(model: str, flags: VideoNeedleFlags, load: SharedLoadFlags) -> Non
         "weights": fingerprint(loaded),
         "pictures": None if flags.video is None else digest(flags.video),
     }  # fmt: skip
-    # Last, so that what is refused leaves nothing behind.
-    results = Results(out, settings, ("frames", "depth_percent", "seed"))
     rows = answered(
-        task, loaded, results, score=flags.score, batch_tokens=flags.batch_tokens,
+        task, loaded, out, settings, score=flags.score, batch_tokens=flags.batch_tokens,
         place=lambda row: f"{row['frames']:,} frames, depth {row['depth_percent']}, "
         f"{row['answer']}",
     )  # fmt: skip
@@ -122,9 +118,5 @@ def _evaluate(model: str, flags: VideoNeedleFlags, load: SharedLoadFlags) -> Non
         "card": cards[:8],
         "as the model sees it": pictures(codec, task.cards[:8, None])[:, 0],
     }
-    report = write_report(
-        out, settings, rows, keys=[key for unit in task.units() for key in unit],
-        pictures={"cards": sheet(shown, [card_of(seed).answer for seed in seeds][:8])},
-    )  # fmt: skip
-    print(told_score(task, model, rows))
-    print(report)
+    cards_shown = sheet(shown, [card_of(seed).answer for seed in seeds][:8])
+    report(task, out, settings, rows, pictures={"cards": cards_shown})

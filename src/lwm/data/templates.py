@@ -8,6 +8,7 @@ import json
 from collections.abc import Mapping, Sequence
 from datetime import datetime
 from functools import lru_cache
+from itertools import count
 from typing import Any, NoReturn
 
 from jinja2 import Template
@@ -42,6 +43,12 @@ TURN_ENDS = {"chatml": "<|im_end|>"}
 """What ends the assistant's turn, for templates used with models that may not know them."""
 
 TEMPLATES = {"original": ORIGINAL, "chatml": CHATML}
+
+
+def unsaid(said: str) -> str:
+    """Something no one says, to stand for what is put in place of it once a template has written
+    the text."""
+    return next(text for n in count() if (text := f"\ue000{n}\ue001") not in said)
 
 
 def choose(name: str, tokenizer: Tokenizer) -> str:

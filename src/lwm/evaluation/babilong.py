@@ -45,6 +45,15 @@ class _Form:
     request: str
 
 
+_ITEMS_MOVE_ALONG = (
+    "I give you context with the facts about locations and actions of different "
+    "persons hidden in some random text and a question. You need to answer the question based "
+    "only on the information from the facts.\n"
+    "If a person got an item in the first location and travelled to the second location the "
+    "item is also in the second location. If a person dropped an item in the first location "
+    "and moved to the second location the item remains in the first location."
+)
+
 _FORMS = {
     "qa1": _Form(
         tell=where_is_a_person,
@@ -71,12 +80,7 @@ _FORMS = {
     "qa2": _Form(
         tell=where_is_an_object,
         labels=PLACES,
-        instruction="I give you context with the facts about locations and actions of different "
-        "persons hidden in some random text and a question. You need to answer the question based "
-        "only on the information from the facts.\n"
-        "If a person got an item in the first location and travelled to the second location the "
-        "item is also in the second location. If a person dropped an item in the first location "
-        "and moved to the second location the item remains in the first location.",
+        instruction=_ITEMS_MOVE_ALONG,
         examples=(
             (
                 "Charlie went to the kitchen. Charlie got a bottle. Charlie moved to the balcony. "
@@ -95,12 +99,7 @@ _FORMS = {
     "qa3": _Form(
         tell=where_was_an_object,
         labels=PLACES,
-        instruction="I give you context with the facts about locations and actions of different "
-        "persons hidden in some random text and a question. You need to answer the question based "
-        "only on the information from the facts.\n"
-        "If a person got an item in the first location and travelled to the second location the "
-        "item is also in the second location. If a person dropped an item in the first location "
-        "and moved to the second location the item remains in the first location.",
+        instruction=_ITEMS_MOVE_ALONG,
         examples=(
             (
                 "John journeyed to the bedroom. Mary grabbed the apple. Mary went back to the "

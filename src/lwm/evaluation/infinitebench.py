@@ -6,7 +6,6 @@ each task has one length; here any. Depths are drawn evenly, where the published
 """
 
 import re
-import uuid
 from collections.abc import Mapping, Sequence
 from functools import partial
 from random import Random
@@ -15,6 +14,7 @@ from typing import Any
 from lwm.evaluation.case import Verdict
 from lwm.evaluation.sizing import Question
 from lwm.evaluation.subtask import Subtask
+from lwm.evaluation.words import random_uuid
 
 NOISE = "The grass is green. The sky is blue. The sun is yellow. Here we go. There and back again."
 
@@ -88,13 +88,13 @@ def _hidden_digits(
 
 
 def _key_value(random: Random, length: int) -> Question:
-    key, value = _uuid(random), _uuid(random)
+    key, value = random_uuid(random), random_uuid(random)
     depth = random.random()
     others: list[str] = []
 
     def context(pairs: int) -> str:
         while len(others) < pairs:
-            others.append(f'"{_uuid(random)}": "{_uuid(random)}"')
+            others.append(f'"{random_uuid(random)}": "{random_uuid(random)}"')
         ahead = round(depth * pairs)
         told = [*others[:ahead], f'"{key}": "{value}"', *others[ahead:pairs]]
         return f"JSON data:\n{{{', '.join(told)}}}"
@@ -110,10 +110,6 @@ def _key_value(random: Random, length: int) -> Question:
         max_tokens=50,
         told={"question": query, "depth_percent": round(100 * depth, 1)},
     )
-
-
-def _uuid(random: Random) -> str:
-    return str(uuid.UUID(int=random.getrandbits(128), version=4))
 
 
 def _first_number(answers: Sequence[str], told: Mapping[str, Any], response: str) -> Verdict:

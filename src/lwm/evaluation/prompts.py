@@ -4,10 +4,8 @@ The context comes as ids already, so that its length is exact; the words before 
 written by a chat template and encoded by themselves.
 """
 
-from itertools import count
-
 from lwm.core.errors import InputError
-from lwm.data.templates import choose, render
+from lwm.data.templates import choose, render, unsaid
 from lwm.data.tokenizer import Tokenizer
 
 
@@ -29,8 +27,7 @@ def wrap(
         bos = tokenizer.bos or ""
         head, tail = bos + before, after
     else:
-        said = before + after + answer_prefix
-        marker = next(text for n in count() if (text := f"\ue000{n}\ue001") not in said)
+        marker = unsaid(before + after + answer_prefix)
         message = {"role": "user", "content": before + marker + after}
         text = render(choose(template, tokenizer), [message], tokenizer)
         if text.count(marker) != 1:

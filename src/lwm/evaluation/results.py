@@ -15,6 +15,7 @@ from typing import Any
 from lwm.core.config import read_json
 from lwm.core.distributed import first_process, from_first, together
 from lwm.core.errors import InputError
+from lwm.core.files import new_text_file
 from lwm.evaluation.case import Key
 
 ROWS = "results.jsonl"
@@ -76,9 +77,8 @@ class Results:
         settings = self.directory / SETTINGS
         if not settings.exists():
             self.directory.mkdir(parents=True, exist_ok=True)
-            partial = settings.with_suffix(".partial")
-            partial.write_text(json.dumps(self.settings, indent=2) + "\n", encoding="utf-8")
-            partial.rename(settings)
+            with new_text_file(settings) as file:
+                file.write(json.dumps(self.settings, indent=2) + "\n")
         with self.path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(row, ensure_ascii=False) + "\n")
             file.flush()

@@ -9,7 +9,6 @@ our own words; words of `cwe` are ours and the text's; keys of one example never
 import math
 import re
 import string
-import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from itertools import islice, pairwise
@@ -21,10 +20,7 @@ from lwm.evaluation.case import Verdict
 from lwm.evaluation.infinitebench import NOISE
 from lwm.evaluation.sizing import Prose, Question, fullest, scattered
 from lwm.evaluation.subtask import Subtask
-from lwm.evaluation.words import different, plain_words
-
-THRESHOLD = 85.6
-"""Llama-2-7b's average at 4,096 tokens: what a model must reach at a length to be effective."""
+from lwm.evaluation.words import different, plain_words, random_uuid
 
 TASKS = (
     "niah_single_1", "niah_single_2", "niah_single_3", "niah_multikey_1", "niah_multikey_2",
@@ -162,9 +158,7 @@ def _unlike(draw: Callable[[Random], str], random: Random) -> Iterator[str]:
 _DRAWS: Mapping[str, Callable[[Random], Iterator[str]]] = {
     "words": lambda random: different(random, ()),
     "numbers": partial(_unlike, lambda random: str(random.randint(10**6, 10**7 - 1))),
-    "uuids": partial(
-        _unlike, lambda random: str(uuid.UUID(int=random.getrandbits(128), version=4))
-    ),
+    "uuids": partial(_unlike, random_uuid),
 }
 
 

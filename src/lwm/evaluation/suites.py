@@ -1,13 +1,11 @@
-"""Suites of long-context tasks, each as one task with rows of (task, length, seed); their summary.
+"""Suites of long-context tasks, each as one task with rows of (task, length, seed).
 
 Knows tasks by name; knows no model and draws nothing.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from random import Random
-from statistics import fmean
-from typing import Any, Literal
+from typing import Literal
 
 from lwm.core.errors import ConfigError, InputError
 from lwm.data.tokenizer import Tokenizer
@@ -145,44 +143,3 @@ class Suite:
                 self.case(unit[0])
             for key in unit[1:]:
                 require_least(*self._asked(key))
-
-
-@dataclass(frozen=True, kw_only=True)
-class Summary:
-    """Scores of a run, from 0 to 100.
-
-    Args:
-        scores: by task and length, the mean of its examples.
-        averages: by length, the mean of its tasks.
-        threshold: average that counts as effective.
-        effective: the greatest length whose average reaches it; None where none does.
-    """
-
-    scores: Mapping[str, Mapping[int, float]]
-    averages: Mapping[int, float]
-    threshold: float
-    effective: int | None
-
-
-def summarise(rows: Iterable[Mapping[str, Any]], threshold: float = ruler.THRESHOLD) -> Summary:
-    """What rows of a suite come to; RULER's rule of the effective length (arXiv 2404.06654,
-    section 4)."""
-    cells: dict[str, dict[int, list[float]]] = {}
-    for row in rows:
-        of_task = cells.setdefault(row["task"], {})
-        of_task.setdefault(row["context_length"], []).append(100.0 * row["score"])
-    scores = {
-        task: {length: fmean(found) for length, found in sorted(of_task.items())}
-        for task, of_task in cells.items()
-    }
-    averages = {
-        length: fmean(of_task[length] for of_task in scores.values() if length in of_task)
-        for length in sorted({length for of_task in scores.values() for length in of_task})
-    }
-    reached = [length for length, average in averages.items() if average >= threshold]
-    return Summary(
-        scores=scores,
-        averages=averages,
-        threshold=threshold,
-        effective=max(reached, default=None),
-    )

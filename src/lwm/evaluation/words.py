@@ -1,6 +1,9 @@
-"""English words for keys and lists; further ones come from the text at hand, or are compounds."""
+"""What is drawn by chance for keys and lists: UUIDs and English words; further words come from the
+text at hand, or are compounds.
+"""
 
 import re
+import uuid
 from collections.abc import Iterator, Sequence
 from random import Random
 
@@ -65,6 +68,10 @@ _PLAIN = re.compile(r"[a-z]{3,12}")
 def compound(random: Random) -> str:
     """An adjective and a noun, joined as in `crooked-lantern`."""
     return f"{random.choice(ADJECTIVES)}-{random.choice(NOUNS)}"
+
+
+def random_uuid(random: Random) -> str:
+    return str(uuid.UUID(int=random.getrandbits(128), version=4))
 
 
 def plain_words(words: Sequence[str]) -> list[str]:

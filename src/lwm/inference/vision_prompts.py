@@ -8,14 +8,13 @@ Source: LargeWorldModel paper (arXiv 2402.08268), section 4; the forms are those
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from itertools import count
 from typing import Any
 
 import numpy as np
 from jaxtyping import Int
 
 from lwm.core.errors import InputError
-from lwm.data.templates import Message, render
+from lwm.data.templates import Message, render, unsaid
 from lwm.data.tokenizer import Tokenizer
 from lwm.data.vision_texts import drawing_text
 from lwm.inference.frames import frame_tokens
@@ -87,11 +86,10 @@ def chat_tokens(
         InputError: a message is malformed, or the codes are not of the model's kind.
     """
     parts = [part for message in messages for part in _parts(message)]
-    # Something no message says stands for each picture while the template writes the text.
     said = "".join(str(part.get("text", "")) for part in parts) + "".join(
         str(message.get("content")) for message in messages if isinstance(message, Mapping)
     )
-    marker = next(text for n in count() if (text := f"\ue000{n}\ue001") not in said)
+    marker = unsaid(said)
     plain = [{**message, "content": _with_markers(message, marker)} for message in messages]
     texts = render(template, plain, tokenizer).split(marker)
     shown = [part for part in parts if part.get("type") != "text"]

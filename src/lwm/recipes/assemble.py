@@ -22,7 +22,7 @@ from lwm.checkpoints.vision_table import require_codebook
 from lwm.checkpoints.vqgan_files import read_vqgan, write_vqgan
 from lwm.core import params
 from lwm.core.config import to_dict
-from lwm.core.distributed import join
+from lwm.core.distributed import first_process, join, together
 from lwm.core.errors import ConfigError
 from lwm.core.hardware import peak_flops
 from lwm.core.mesh import make_mesh, require_all_devices
@@ -245,18 +245,15 @@ def _write_settings(
     vqgan: tuple[VQGANConfig, VQGAN] | None,
 ) -> None:
     """The run's directory with its settings and tokenizer; moves aside what `fresh` refuses."""
-    if jax.process_index() == 0:
-        make_run(run.out, fresh=run.fresh)
-        if not (run.out / TOKENIZER).is_dir():
-            partial_directory = run.out / f".{TOKENIZER}.partial"
-            partial_directory.mkdir(exist_ok=True)
-            tokenizer.save(partial_directory)
-            partial_directory.rename(run.out / TOKENIZER)
-        if vqgan is not None and not (run.out / VQGAN_DIRECTORY).is_dir():
-            write_vqgan(run.out / VQGAN_DIRECTORY, *vqgan)
-        settings = {"run": to_dict(run), "model": to_dict(config)}
-        write_settings(run.out, settings)
-    if jax.process_count() > 1:
-        from jax.experimental import multihost_utils
-
-        multihost_utils.sync_global_devices("the run's directory is there")
+    with together():  # nobody looks before the directory is there
+        if first_process():
+            make_run(run.out, fresh=run.fresh)
+            if not (run.out / TOKENIZER).is_dir():
+                partial_directory = run.out / f".{TOKENIZER}.partial"
+                partial_directory.mkdir(exist_ok=True)
+                tokenizer.save(partial_directory)
+                partial_directory.rename(run.out / TOKENIZER)
+            if vqgan is not None and not (run.out / VQGAN_DIRECTORY).is_dir():
+                write_vqgan(run.out / VQGAN_DIRECTORY, *vqgan)
+            settings = {"run": to_dict(run), "model": to_dict(config)}
+            write_settings(run.out, settings)

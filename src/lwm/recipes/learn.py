@@ -9,9 +9,8 @@ from contextlib import ExitStack, closing, suppress
 from pathlib import Path
 from typing import Any
 
-import jax
-
 from lwm.core.config import to_dict
+from lwm.core.distributed import first_process
 from lwm.core.progress import say
 from lwm.recipes.picture_run import PictureRun
 from lwm.recipes.run import Run
@@ -65,7 +64,7 @@ def learn(
         say(f"{run.out} is at step {first:,} already; raise --steps to go on")
         return run.out
     metrics = None
-    if jax.process_index() == 0:
+    if first_process():
         metrics = Metrics(run.out, run.tracking, after=first, settings=to_dict(run))
         opened.callback(_finish, metrics)
     say(about)

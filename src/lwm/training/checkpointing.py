@@ -15,11 +15,10 @@ from typing import Any
 
 import absl.logging
 import grain
-import jax
 import orbax.checkpoint as ocp
 from orbax.checkpoint.checkpoint_managers import preservation_policy
 
-from lwm.core.distributed import any_process
+from lwm.core.distributed import any_process, first_process
 from lwm.core.errors import CheckpointError, ConfigError
 from lwm.core.progress import say
 
@@ -212,7 +211,7 @@ class Checkpoints:
 
     def _set_aside(self, step: int) -> None:
         """Renames a torn checkpoint, so that its step can be saved again and nothing is lost."""
-        if jax.process_index() == 0:
+        if first_process():
             aside = self._directory / f"torn-{step}"
             shutil.rmtree(aside, ignore_errors=True)
             (self._directory / str(step)).rename(aside)
