@@ -1,16 +1,19 @@
 """Comparisons of runs, ours and the original's."""
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import tyro
 from sample_rows import FOUR, needle, suite
 
 from lwm.cli.eval_compare import compare
 from lwm.core.errors import InputError
-from lwm.evaluation.compare import Comparison
+from lwm.evaluation.compare import compare as compare_runs
+from lwm.evaluation.compare import write
 
 
 def run_of(directory: Path, rows: list[dict[str, Any]], **settings: Any) -> Path:
@@ -53,7 +56,7 @@ def test_runs_side_by_side_with_what_all_were_asked(
 def test_suites_are_compared_task_by_task(tmp_path: Path) -> None:
     a = run_of(tmp_path / "a", [suite("x", 1024, 0.5), suite("y", 1024, 0.0)])
     b = run_of(tmp_path / "b", [suite("x", 1024, 1.0), suite("x", 2048, 1.0)])
-    assert Comparison([a, b]).table.rows == [
+    assert compare_runs([a, b]).table.rows == [
         ["x at 1K", "50.0", "100.0"],
         ["x at 2K", "", "100.0"],
         ["y at 1K", "0.0", ""],
@@ -64,13 +67,65 @@ def test_suites_are_compared_task_by_task(tmp_path: Path) -> None:
     ]
 
 
+def read(theta: float, length: int, parts: dict[tuple[int, int], float]) -> list[dict[str, Any]]:
+    """Rows of perplexity: mean of negative log-likelihoods by bucket."""
+    return [
+        {
+            "theta": theta, "length": length, "row": 0, "bucket_from": low, "bucket_to": high,
+            "nll": math.log(value), "tokens": high - low,
+        }
+        for (low, high), value in parts.items()
+    ]  # fmt: skip
+
+
+def test_perplexities_of_the_same_tokens(tmp_path: Path) -> None:
+    same = {"evaluation": "perplexity", "text": "abc", "shortest": 10}
+    short = read(1e4, 10, {(0, 10): 8.0})
+    base = run_of(
+        tmp_path / "a", short + read(1e4, 30, {(0, 20): 4.0, (20, 30): 16.0}), model="a", **same
+    )
+    extended = run_of(
+        tmp_path / "b", short + read(1e5, 30, {(0, 20): 5.0, (20, 30): 7.0}), model="b", **same
+    )
+    found = compare_runs([base, extended])
+    names = ["perplexity · a, theta 1e+04", "perplexity · b, theta 1e+04"]
+    names.append("perplexity · b, theta 1e+05")
+    assert list(found.table.header[1:]) == names
+    assert found.table.rows == [
+        ["0-10", "", "8", ""],
+        ["0-20", "4", "", "5"],
+        ["20-30", "16", "", "7"],
+        ["last 10 of 10", "8", "8", ""],
+        ["last 10 of 30", "16", "", "7"],
+    ]
+    by_position, by_length = found.figure("x").axes
+    assert [np.size(line.get_xdata()) for line in by_position.lines] == [2, 1, 2]
+    assert [np.asarray(line.get_xdata()).tolist() for line in by_length.lines] == [
+        [10, 30],
+        [10],
+        [30],
+    ]
+
+    other = run_of(tmp_path / "c", short, model="c", **(same | {"text": "abd"}))
+    bare = run_of(tmp_path / "d", short)
+    scores = run_of(tmp_path / "e", FOUR)
+    for paths, words in (
+        ([base, other], "c was not measured on the tokens of perplexity · a"),
+        ([base, bare], "d does not say what text"),
+        ([bare, base], "d does not say what text"),
+        ([base, scores], "e is of prompts .* perplexities"),
+    ):
+        with pytest.raises(InputError, match=words):
+            compare_runs(paths)
+
+
 def test_names_tell_runs_apart(tmp_path: Path) -> None:
     same = {"evaluation": "needle", "model": "smollm2"}
     a, b = (run_of(tmp_path / name, FOUR, **same) for name in "ab")
-    assert list(Comparison([a, b]).runs) == [
+    assert list(compare_runs([a, b]).runs) == [
         f"needle · smollm2 ({a})", f"needle · smollm2 ({b})"
     ]  # fmt: skip
-    assert len(Comparison([a, a]).runs) == 2
+    assert len(compare_runs([a, a]).runs) == 2
 
 
 def test_what_has_nothing_in_common_is_refused(tmp_path: Path) -> None:
@@ -78,7 +133,7 @@ def test_what_has_nothing_in_common_is_refused(tmp_path: Path) -> None:
     video = run_of(tmp_path / "video", [{"frames": 8, "depth_percent": 0, "score": 1.0}])
     x = run_of(tmp_path / "x", [suite("x", 1024, 1.0)])
     y = run_of(tmp_path / "y", [suite("y", 1024, 1.0)])
-    unscored = run_of(tmp_path / "unscored", [{"length": 64, "nll": 1.0}])
+    unscored = run_of(tmp_path / "unscored", [{"context_length": 64, "answer": "x"}])
     for paths, words in (
         ([], "no results"),
         ([tmp_path / "none"], "none holds no results"),
@@ -88,8 +143,8 @@ def test_what_has_nothing_in_common_is_refused(tmp_path: Path) -> None:
         ([text, unscored], "unscored has rows without a score"),
     ):
         with pytest.raises(InputError, match=words):
-            Comparison(paths)
+            compare_runs(paths)
     blocked = tmp_path / "file"
     blocked.write_text("", encoding="utf-8")
     with pytest.raises(InputError, match="--out"):
-        Comparison([text]).write(blocked / "out", "x")
+        write(compare_runs([text]), blocked / "out", "x")

@@ -8,7 +8,8 @@ import pytest
 from hypothesis import given
 
 from lwm.core.errors import ConfigError, InputError
-from lwm.evaluation.perplexity import PerplexityConfig, curves, edges_of, picture, table
+from lwm.evaluation.curves import by_theta, curves, picture, table
+from lwm.evaluation.perplexity import PerplexityConfig, edges_of
 
 
 @given(st.integers(1, 2_000_000), st.data())
@@ -55,14 +56,15 @@ def test_curves_weigh_by_tokens() -> None:
 
 def test_a_table_and_a_picture_hold_every_curve() -> None:
     found = curves(ROWS, shortest=10)
-    shown = table(found, own=1e4)
+    series = by_theta(found, own=1e4)
+    shown = table(series)
     assert shown.header[1:] == ["theta 1e+04* 10", "theta 1e+04* 30", "theta 1e+06 30"]
     cells = {name: list(rest) for name, *rest in shown.rows}
     assert cells["0-20"] == ["", "2.718", "1.649"]
     assert cells["0-10"] == ["20.09", "", ""]
     assert cells["20-30"][1] == "20.09"
     assert cells["last 10"][:2] == ["20.09", "20.09"]
-    by_position, by_length = picture(found, 1e4, "a title").axes
+    by_position, by_length = picture(series, "a title").axes
     assert list(np.asarray(by_position.lines[1].get_ydata())) == pytest.approx(np.exp([1.0, 3.0]))
     assert list(np.asarray(by_length.lines[0].get_xdata())) == [10, 30]
 

@@ -21,15 +21,15 @@ def compare(
     """Compare several results: scores at each length and over all, one column a run.
 
     Files of rows that the original wrote are compared, too. A suite's runs are compared with
-    suites, videos with videos.
+    suites, videos with videos, and perplexities where they are of the same tokens.
 
     Args:
         out: Directory to write compare.png, compare.svg and compare.html to; none unless given.
         title: Of the picture and the page.
     """
-    from lwm.evaluation.compare import Comparison
+    from lwm.evaluation import compare as comparison
 
-    found = Comparison(results)
+    found = comparison.compare(results)
     print(found.table)
     if out is not None:
-        say("wrote " + ", ".join(str(path) for path in found.write(out, title)))
+        say("wrote " + ", ".join(str(path) for path in comparison.write(found, out, title)))

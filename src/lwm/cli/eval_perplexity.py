@@ -10,7 +10,8 @@ from lwm.core.distributed import first_process
 from lwm.core.progress import say
 
 if TYPE_CHECKING:
-    from lwm.evaluation.perplexity import Curve, PerplexityConfig
+    from lwm.evaluation.curves import Curve
+    from lwm.evaluation.perplexity import PerplexityConfig
 
 
 def perplexity(
@@ -55,15 +56,8 @@ def _measure(
     model: str, data: str, config: "PerplexityConfig", directory: Path, load: SharedLoadFlags
 ) -> None:
     from lwm.checkpoints.resolve import open_checkpoint
-    from lwm.evaluation.perplexity import (
-        KEYS,
-        measure,
-        picture,
-        read_rows,
-        require_lengths,
-        settings_of,
-        table,
-    )
+    from lwm.evaluation.curves import by_theta, picture, table
+    from lwm.evaluation.perplexity import KEYS, measure, read_rows, require_lengths, settings_of
     from lwm.evaluation.report import write_report
     from lwm.evaluation.results import Results
 
@@ -81,10 +75,11 @@ def _measure(
     found = measure(loaded, text, config, results, tell)
     if first_process():
         title = f"{Path(loaded.source).name}: {config.rows} rows of {Path(data).name}"
-        shown = table(found, own.rope_theta)
+        series = by_theta(found, own.rope_theta)
+        shown = table(series)
         report = write_report(
             directory, settings, results.rows, table=shown,
-            pictures={"perplexity": picture(found, own.rope_theta, title)},
+            pictures={"perplexity": picture(series, title)},
         )  # fmt: skip
         print(shown)
         print(report)

@@ -5,11 +5,12 @@ Knows results files; knows no model and no task.
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, Protocol, runtime_checkable
 
 from matplotlib.figure import Figure
 
 from lwm.core.errors import InputError
+from lwm.evaluation.curves import of_runs, picture, table_side_by_side
 from lwm.evaluation.plots import Rows, save, score_by_length
 from lwm.evaluation.report import title_of, write_page
 from lwm.evaluation.results import read_results
@@ -27,50 +28,95 @@ from lwm.evaluation.scores import (
     points_of,
 )
 
-_KINDS: dict[Kind, str] = {
+_KINDS: dict[Kind | Literal["perplexity"], str] = {
     "length": "prompts of some tokens",
     "frames": "videos of some frames",
     "suite": "a suite's tasks",
+    "perplexity": "perplexities",
 }
 
 
-class Comparison:
+@runtime_checkable
+class Comparison(Protocol):
+    """Several runs as one table and one picture."""
+
+    runs: Mapping[str, Rows]
+
+    @property
+    def table(self) -> Table: ...
+
+    def figure(self, title: str) -> Figure: ...
+
+
+def compare(paths: Sequence[Path]) -> Comparison:
     """Runs of one kind, each under a name of its own.
 
     Args:
         paths: directories of runs, or files of rows; the original's, too.
 
     Raises:
-        InputError: a path holds no results, rows without scores, or those of another kind than
-            the first's; or suites share no task.
+        InputError: a path holds no results, or those of another kind than the first's; suites
+            share no task; perplexities are of other tokens.
+    """
+    if not paths:
+        raise InputError("no results are given; name directories of runs, or their files")
+    read = [read_results(path) for path in paths]
+    kind = _kind_of(paths[0], read[0][1])
+    for path, (_, rows) in zip(paths, read, strict=True):
+        if (other := _kind_of(path, rows)) != kind:
+            raise InputError(
+                f"{path} is of {_KINDS[other]} and {paths[0]} of {_KINDS[kind]}, which have "
+                "nothing in common; compare runs of one kind"
+            )
+    runs = dict(zip(_names(paths, read), read, strict=True))
+    if kind == "perplexity":
+        return Perplexities(runs)
+    return Scores({name: rows for name, (_, rows) in runs.items()}, kind)
+
+
+def _kind_of(path: Path, rows: Rows) -> Kind | Literal["perplexity"]:
+    if any("nll" in row for row in rows):
+        return "perplexity"
+    if not all(map(is_scored, rows)):
+        raise InputError(
+            f"{path} has rows without a score or a verdict, which cannot be compared; "
+            "name results of needles, suites, videos or perplexity"
+        )
+    return kind_of(rows)
+
+
+class Perplexities:
+    """Runs of `lwm eval perplexity` on the same tokens.
+
+    Args:
+        runs: settings and rows by name.
     """
 
-    def __init__(self, paths: Sequence[Path]) -> None:
-        if not paths:
-            raise InputError("no results are given; name directories of runs, or their files")
-        read = [read_results(path) for path in paths]
-        self.runs: dict[str, Rows] = dict(
-            zip(_names(paths, read), [r for _, r in read], strict=True)
-        )
-        for path, (_, rows) in zip(paths, read, strict=True):
-            if not all(map(is_scored, rows)):
-                raise InputError(
-                    f"{path} has rows without a score or a verdict, which cannot be compared; "
-                    "name results of needles, suites or videos"
-                )
-        kinds: list[Kind] = [kind_of(rows) for rows in self.runs.values()]
-        for path, kind in zip(paths, kinds, strict=True):
-            if kind != kinds[0]:
-                raise InputError(
-                    f"{path} is of {_KINDS[kind]} and {paths[0]} of {_KINDS[kinds[0]]}, which "
-                    "have nothing in common; compare runs of one kind"
-                )
-        self.kind = kinds[0]
+    def __init__(self, runs: Mapping[str, tuple[Mapping[str, Any], Rows]]) -> None:
+        self.runs: Mapping[str, Rows] = {name: rows for name, (_, rows) in runs.items()}
+        self._series = of_runs(runs)
+
+    @property
+    def table(self) -> Table:
+        """A column for each run and theta: by position in the longest context, and of the tokens
+        that contexts of all lengths end with."""
+        return table_side_by_side(self._series)
+
+    def figure(self, title: str) -> Figure:
+        return picture(self._series, title, longest_alone=True)
+
+
+class Scores:
+    """Runs with scores."""
+
+    def __init__(self, runs: Mapping[str, Rows], kind: Kind) -> None:
+        self.runs, self.kind = runs, kind
         self._points = {name: points_of(rows) for name, rows in self.runs.items()}
         shared = set.intersection(*({p.task for p in found} for found in self._points.values()))
         if not shared:
+            first, *others = self.runs
             raise InputError(
-                f"{paths[0]} and the other results share no task; compare runs of one suite"
+                f"{first} and {', '.join(others)} share no task; compare runs of one suite"
             )
 
     @property
@@ -116,26 +162,27 @@ class Comparison:
         """A line for each run: score by length, of suites the mean of their tasks."""
         return score_by_length(self.runs, title)
 
-    def write(self, directory: Path, title: str) -> list[Path]:
-        """Writes compare.png, compare.svg and compare.html; the directory is made if missing.
 
-        Raises:
-            InputError: the directory cannot be made.
-        """
-        try:
-            directory.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise InputError(
-                f"{directory} cannot be made: {error.strerror}; name another --out"
-            ) from error
-        figure = self.figure(title)
-        page = directory / "compare.html"
-        written = save(figure, directory / "compare")
-        write_page(
-            page, title=title, notes=[", ".join(self.runs)], pictures={"compare": figure},
-            table=self.table,
-        )  # fmt: skip
-        return [*written, page]
+def write(comparison: Comparison, directory: Path, title: str) -> list[Path]:
+    """Writes compare.png, compare.svg and compare.html; the directory is made if missing.
+
+    Raises:
+        InputError: the directory cannot be made.
+    """
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(
+            f"{directory} cannot be made: {error.strerror}; name another --out"
+        ) from error
+    figure = comparison.figure(title)
+    page = directory / "compare.html"
+    written = save(figure, directory / "compare")
+    write_page(
+        page, title=title, notes=[", ".join(comparison.runs)], pictures={"compare": figure},
+        table=comparison.table,
+    )  # fmt: skip
+    return [*written, page]
 
 
 def _names(paths: Sequence[Path], read: Sequence[tuple[Mapping[str, Any], Any]]) -> list[str]:

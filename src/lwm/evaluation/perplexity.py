@@ -8,21 +8,19 @@ command line.
 
 import hashlib
 import itertools
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 from jaxtyping import Int
-from matplotlib.figure import Figure
-from matplotlib.ticker import LogFormatter, ScalarFormatter
 
 from lwm.core.errors import CapacityError, ConfigError, InputError
 from lwm.core.progress import progress
 from lwm.data.tokenizer import Tokenizer
+from lwm.evaluation.curves import Curve, curves
 from lwm.evaluation.haystack import read_haystack
 from lwm.evaluation.results import Results
-from lwm.evaluation.scores import Table
 from lwm.inference.model import Model
 from lwm.inference.scoring import Scorer
 
@@ -59,21 +57,6 @@ class PerplexityConfig:
         wrong = [theta for theta in self.thetas if not 0 < theta < float("inf")]
         if wrong:
             raise ConfigError(f"theta is {wrong[0]:g}; it must be a positive number")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Curve:
-    """Perplexity of one theta at one length, a value for each bucket of positions."""
-
-    theta: float
-    length: int
-    edges: Sequence[int]
-    """Where buckets begin, and where the last ends."""
-    values: Sequence[float]
-    whole: float
-    """Over all positions."""
-    last: float
-    """Over the tokens that rows of all lengths end with."""
 
 
 def edges_of(length: int, shortest: int) -> list[int]:
@@ -174,45 +157,6 @@ def measure(
     return curves(results.rows, shortest)
 
 
-def curves(rows: Iterable[Mapping[str, Any]], shortest: int) -> list[Curve]:
-    """Perplexities of all rows of a run, by theta and length.
-
-    Args:
-        shortest: length of the run.
-
-    Raises:
-        InputError: a row is no row of perplexity.
-    """
-    sums: dict[tuple[float, int], dict[tuple[int, int], np.ndarray]] = {}
-    for row in rows:
-        try:
-            own = sums.setdefault((float(row["theta"]), int(row["length"])), {})
-            bucket = (int(row["bucket_from"]), int(row["bucket_to"]))
-            tokens = int(row["tokens"])
-            part = np.array([float(row["nll"]) * tokens, tokens])
-        except (KeyError, TypeError, ValueError) as error:
-            raise InputError(
-                f"{dict(row)!r} is no row of perplexity; name results that 'lwm eval perplexity' "
-                "wrote"
-            ) from error
-        own[bucket] = own.get(bucket, np.zeros(2)) + part
-    found = []
-    for (theta, length), own in sorted(sums.items()):
-        buckets = sorted(own)
-        ends = [own[bucket] for bucket in buckets if bucket[0] >= length - shortest]
-        found.append(
-            Curve(
-                theta=theta,
-                length=length,
-                edges=[buckets[0][0], *(high for _, high in buckets)],
-                values=[_perplexity(*own[bucket]) for bucket in buckets],
-                whole=_perplexity(*sum(own.values(), np.zeros(2))),
-                last=_perplexity(*sum(ends, np.zeros(2))),
-            )
-        )
-    return found
-
-
 def settings_of(
     model: Model, data: str, text: np.ndarray, config: PerplexityConfig
 ) -> dict[str, Any]:
@@ -228,69 +172,6 @@ def settings_of(
         "longest": max(config.lengths),
         "text": hashlib.sha256(text.astype("<i8").tobytes()).hexdigest()[:16],
     }
-
-
-def table(found: Sequence[Curve], own: float) -> Table:
-    """Perplexities by position: a column for each theta and length.
-
-    Args:
-        own: the model's theta, marked by a star.
-    """
-    found = sorted(found, key=lambda curve: (curve.theta != own, curve.theta, curve.length))
-    columns = [
-        dict(zip(itertools.pairwise(curve.edges), curve.values, strict=True)) for curve in found
-    ]
-    heads = [f"{_name(curve.theta, own)} {curve.length:,}" for curve in found]
-    shortest = min(curve.length for curve in found)
-
-    def line(name: str, cells: Iterable[float | None]) -> list[str]:
-        return [name, *("" if cell is None else f"{cell:.4g}" for cell in cells)]
-
-    lines = [
-        line(f"{low:,}-{high:,}", (column.get((low, high)) for column in columns))
-        for low, high in sorted({bucket for column in columns for bucket in column})
-    ]
-    lines.append(line("all", [curve.whole for curve in found]))
-    lines.append(line(f"last {shortest:,}", [curve.last for curve in found]))
-    return Table(["positions", *heads], lines)
-
-
-def picture(found: Sequence[Curve], own: float, title: str) -> Figure:
-    """On the left perplexity by position, on the right over the last tokens of the rows, which all
-    lengths share, by how much is read before them."""
-    lengths = sorted({curve.length for curve in found})
-    thetas = sorted({curve.theta for curve in found}, key=lambda theta: (theta != own, theta))
-    several = len(lengths) > 1
-    figure = Figure(figsize=(12 if several else 7, 4.5), layout="constrained")
-    panels = np.atleast_1d(figure.subplots(1, 2 if several else 1, sharey=False))
-    for number, theta in enumerate(thetas):
-        mine = [curve for curve in found if curve.theta == theta]
-        for curve in mine:
-            share = 1 if len(mine) == 1 else 0.35 + 0.65 * mine.index(curve) / (len(mine) - 1)
-            panels[0].plot(
-                curve.edges[1:], curve.values, "o-", markersize=3, color=f"C{number}", alpha=share,
-                label=f"{_name(theta, own)}, {curve.length:,} tokens",
-            )  # fmt: skip
-        if several:
-            panels[1].plot(
-                [curve.length for curve in mine], [curve.last for curve in mine], "o-",
-                color=f"C{number}", label=_name(theta, own),
-            )  # fmt: skip
-    panels[0].set_xlabel("position in the context, up to")
-    if several:
-        panels[1].set_xlabel("tokens of the context")
-        panels[1].set_title(f"the last {lengths[0]:,} tokens, the same text in all", fontsize=10)
-    for axes in panels:
-        axes.set_xscale("log", base=2)
-        axes.set_yscale("log")
-        axes.xaxis.set_major_formatter(ScalarFormatter())
-        axes.yaxis.set_major_formatter(ScalarFormatter())
-        axes.yaxis.set_minor_formatter(LogFormatter(minor_thresholds=(2, 0.5)))
-        axes.set_ylabel("perplexity")
-        axes.grid(alpha=0.3, which="both")
-        axes.legend(fontsize=8)
-    figure.suptitle(title)
-    return figure
 
 
 def _plan(model: Model, config: PerplexityConfig) -> list[tuple[float, int]]:
@@ -327,11 +208,3 @@ def _append(
         if key not in results:
             mean = float(nll[low:high].mean())
             results.append({**key, "bucket_to": high, "nll": mean, "tokens": high - low})
-
-
-def _perplexity(nll: float, tokens: float) -> float:
-    return float(np.exp(min(nll / tokens, 100.0)))
-
-
-def _name(theta: float, own: float) -> str:
-    return f"theta {theta:.4g}{'*' if theta == own else ''}"
