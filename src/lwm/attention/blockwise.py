@@ -221,8 +221,8 @@ def backward(
                     weights = weights.astype(value.dtype)
                     return (
                         product("kgqs,ksd->kgqd", change, key),
-                        product("kgqs,kgqd->ksd", change, query),
-                        product("kgqs,kgqd->ksd", weights, kept.gradient),
+                        product("kgqd,kgqs->kds", query, change),
+                        product("kgqd,kgqs->kds", kept.gradient, weights),
                     )
 
                 def step(mask: Array | None, *blocks: Any) -> Any:
@@ -235,10 +235,12 @@ def backward(
                 dq = jax.lax.dynamic_update_index_in_dim(dq, _at(dq, i) + add_q, i, 0)
                 return dq, dk + add_k, dv + add_v
 
-            zeros = jnp.zeros(keys.key.shape, jnp.float32)
+            # Gradients of keys and values are summed with their positions last: then the small side
+            # of each product is turned round on a CPU, and not the block of weights.
+            zeros = jnp.zeros(keys.key.swapaxes(-1, -2).shape, jnp.float32)
             wanted = needed(queries.ranges, key_ranges, causal=causal)
             query_gradient, dk, dv = _over_needed(wanted, meet, (query_gradient, zeros, zeros))
-            return query_gradient, (dk, dv)
+            return query_gradient, (dk.swapaxes(-1, -2), dv.swapaxes(-1, -2))
 
         return jax.lax.scan(key_block, query_gradient, (keys, ranges(keys.side)))
 
