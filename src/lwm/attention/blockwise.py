@@ -235,8 +235,8 @@ def backward(
                 dq = jax.lax.dynamic_update_index_in_dim(dq, _at(dq, i) + add_q, i, 0)
                 return dq, dk + add_k, dv + add_v
 
-            # Gradients of keys and values are summed with their positions last: then the small side
-            # of each product is turned round on a CPU, and not the block of weights.
+            # Gradients of keys and values are summed with their positions last: then the small
+            # side of each product is turned round on a CPU, and not the block of weights.
             zeros = jnp.zeros(keys.key.swapaxes(-1, -2).shape, jnp.float32)
             wanted = needed(queries.ranges, key_ranges, causal=causal)
             query_gradient, dk, dv = _over_needed(wanted, meet, (query_gradient, zeros, zeros))
