@@ -10,6 +10,7 @@ what is scored: how a context and its continuation are parted, what is cut off o
 token stands before a text without a context, where an answer ends.
 """
 
+import os
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -84,6 +85,8 @@ class LwmHarness(TemplateLM):
         device: str | None = None,
     ) -> None:
         super().__init__()
+        # lm-eval forks to estimate errors, which can lock up a process with JAX's threads in it.
+        os.environ.setdefault("DISABLE_MULTIPROC", "1")
         self._rows = _batch_size(batch_size)
         self._most_rows = max_batch_size or sys.maxsize
         laid = mesh if mesh is None or isinstance(mesh, str) else ",".join(map(str, mesh))
