@@ -6,6 +6,8 @@ from pathlib import Path
 import pytest
 from commands import Run
 
+from lwm.cli.train import configure
+
 
 @pytest.fixture(scope="module")
 def chats(tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -83,3 +85,8 @@ def test_rows_are_shown_with_what_carries_loss(run: Run, tiny: Path, chats: Path
     assert all("the number" in line for line in learnt)
     assert any("what is" in line for line in hidden)
     assert "40 examples" in shown.out
+
+
+def test_fields_that_are_named_take_the_place_of_messages():
+    assert configure("chat", ["--data.fields", "[q],a"]).data.messages == ""
+    assert configure("chat", []).data.messages == "messages"

@@ -1,7 +1,10 @@
 """Whole runs: resumed exactly, extended, adapted, opened as models, refused with a sentence."""
 
+import json
+import os
 import resource
 import shutil
+import signal
 import socket
 import time
 from dataclasses import replace
@@ -14,7 +17,9 @@ from tiny_run import STEPS, losses, run, settings, spawn, train, write_text
 import lwm
 from lwm.core.errors import CheckpointError, ConfigError, InputError
 from lwm.data.loader import Loader
+from lwm.data.tokenizer import read_tokenizer
 from lwm.recipes.assemble import start
+from lwm.recipes.directory import hold, make_run
 from lwm.training.loop import Diverged
 
 
@@ -185,6 +190,55 @@ def test_adapters_are_trained_saved_loaded_and_merged(whole, data, tmp_path):
     assert kept < full
 
 
+def test_adapters_outlive_the_checkpoint_they_began_on(whole, data, tmp_path):
+    """The run they were added to goes on and deletes it."""
+    base, out = tmp_path / "base", tmp_path / "adapters"
+    shutil.copytree(whole, base)
+    lora = ("--init", str(base), "--lora.rank", "2")
+    train(out, data, *lora, "--steps", "4")
+    tokens = np.arange(20)[None]
+    before = lwm.load(out).logits(tokens).text
+    (base / "checkpoints" / str(STEPS)).rename(base / "checkpoints" / str(STEPS + 1))
+    np.testing.assert_array_equal(lwm.load(out).logits(tokens).text, before)
+    assert len(train(out, data, *lora, "--steps", "6")) == 6
+
+
+def test_what_a_run_left_before_its_first_checkpoint_is_replaced(whole, data, tmp_path):
+    """Its tokenizer belongs to no weights; that of a run that goes on does, and no other."""
+    out, other = tmp_path / "run", tmp_path / "other.json"
+    out.mkdir()
+    shutil.copytree(whole / "tokenizer", out / "tokenizer")
+    shutil.copy(whole / "run.json", out)
+    told = json.loads((whole / "tokenizer" / "tokenizer.json").read_text(encoding="utf-8"))
+    told["model"]["merges"].pop()
+    other.write_text(json.dumps(told), encoding="utf-8")
+    named = ("--tokenizer", str(other))
+    train(out, data, *named, "--steps", "2")
+    assert read_tokenizer(out / "tokenizer").backend.to_str() == (
+        read_tokenizer(other).backend.to_str()
+    )
+    with pytest.raises(ConfigError, match="another tokenizer than"):
+        start(run(whole, data, *named))
+
+
+def test_a_directory_takes_one_training_at_a_time(whole, data, tmp_path):
+    out = tmp_path / "run"
+    shutil.copytree(whole, out)
+    with hold(out):
+        for more in ((), ("--fresh",)):
+            with pytest.raises(ConfigError, match="another process is training in"):
+                start(run(out, data, *more))
+    start(run(out, data))
+
+
+def test_fresh_works_from_within_the_directory(tmp_path, monkeypatch):
+    out = tmp_path / "run"
+    out.mkdir()
+    monkeypatch.chdir(out)
+    make_run(Path("."), fresh=True)
+    assert len(list(tmp_path.iterdir())) == 2
+
+
 def test_two_processes_learn_alike(whole, data, tmp_path):
     """Two processes of two devices each, every one reading its own rows."""
     with socket.socket() as free:
@@ -236,14 +290,24 @@ def test_killed_at_any_moment_it_goes_on_exactly(whole, data, tmp_path, seed):
 
 def test_a_signal_saves_and_leaves_with_a_sentence(whole, data, tmp_path):
     out = tmp_path / "run"
-    long = settings(out, data, "--steps", "100000", "--optimizer.schedule", "constant")
-    process = spawn(*long)
+    # The signal reaches the whole group, the worker that reads data too, as Ctrl-C does.
+    worker = ("--data.workers", "1", "--data.prefetch", "0")
+    endless = (
+        "--steps",
+        "100000",
+        "--optimizer.schedule",
+        "constant",
+        "--checkpoint.every",
+        "9999",
+    )
+    process = spawn(*settings(out, data, *endless, *worker))
     while len(losses(out)) < 3 and process.poll() is None:
         time.sleep(0.02)
-    process.terminate()
+    os.killpg(process.pid, signal.SIGINT)
     _, errors = process.communicate(timeout=60)
-    assert process.returncode == 128 + 15, errors
+    assert process.returncode == 128 + 2, errors
     assert "which is saved" in errors.splitlines()[-1]
+    assert "Traceback" not in errors
     steps = len(losses(out))
     saved = {path.name for path in (out / "checkpoints").iterdir()}
     assert str(steps) in saved
@@ -286,6 +350,18 @@ def test_a_full_disk_leaves_the_last_good_checkpoint(whole, data, tmp_path):
         (("--init", "nothing-here"), CheckpointError, "nothing-here"),
         (("--tokenizer", "nothing.json"), CheckpointError, "nothing.json"),
         (("--model.size", "9b"), ConfigError, "9b"),
+        (
+            (
+                "--mesh",
+                "1,1,1,4",
+                "--compute.attention.strategy",
+                "ulysses",
+                "--model.num-heads",
+                "2",
+            ),
+            ConfigError,
+            "2 heads",
+        ),
     ],
 )
 def test_what_cannot_run_is_refused_before_anything_is_written(data, tmp_path, more, error, words):

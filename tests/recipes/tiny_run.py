@@ -63,7 +63,7 @@ def command(*arguments: str) -> list[str]:
 
 
 def spawn(*arguments: str, **environment: str) -> "subprocess.Popen[str]":
-    """Trains in a process of its own, with a compile cache shared with the suite's."""
+    """Trains in a process group of its own, with a compile cache shared with the suite's."""
     inherited: dict[str, Any] = {
         **os.environ,
         "JAX_COMPILATION_CACHE_DIR": str(jax.config.values["jax_compilation_cache_dir"]),
@@ -73,5 +73,5 @@ def spawn(*arguments: str, **environment: str) -> "subprocess.Popen[str]":
     }
     return subprocess.Popen(
         command(*arguments), env=inherited, text=True, stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
+        stderr=subprocess.PIPE, start_new_session=True,
     )  # fmt: skip

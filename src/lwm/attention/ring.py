@@ -153,6 +153,20 @@ def all_gather_attention(
     )  # fmt: skip
 
 
+def require_heads(heads: int, devices: int) -> None:
+    """Refuses a sequence axis that does not divide the heads of a tensor shard, as `ulysses` must.
+
+    Raises:
+        ConfigError: names both numbers.
+    """
+    if heads % devices:
+        raise ConfigError(
+            f"ulysses divides heads over the sequence axis, but {heads} heads on each tensor "
+            f"shard cannot be divided by {devices} devices; choose the strategy 'ring' or another "
+            "mesh"
+        )
+
+
 def ulysses_attention(
     query: Float[Array, "batch queries heads dim"],
     key: Float[Array, "batch keys kv_heads dim"],
@@ -172,12 +186,7 @@ def ulysses_attention(
     """
     size = jax.lax.axis_size(axis)
     heads, kv_heads = query.shape[2], key.shape[2]
-    if heads % size:
-        raise ConfigError(
-            f"ulysses divides heads over the sequence axis, but {heads} heads on each tensor "
-            "shard "
-            f"cannot be divided by {size} devices; choose the strategy 'ring' or another mesh"
-        )
+    require_heads(heads, size)
     # Too few key heads are repeated until each device gets a whole one.
     repeats = size // math.gcd(kv_heads, size)
     key, value = (jnp.repeat(x, repeats, axis=2) for x in (key, value))

@@ -72,7 +72,7 @@ class Checkpoint:
 
     @property
     def place(self) -> str:
-        """A MODEL string that names this checkpoint from anywhere and for good."""
+        """A MODEL string that names this checkpoint from anywhere."""
         if self.path is not None:
             return str(self.path.resolve())
         return str(Path(self.source).resolve()) if Path(self.source).exists() else self.source

@@ -18,6 +18,9 @@ from lwm.models.llama import LlamaConfig
 from lwm.models.lora import LoraConfig
 
 RUN_FILE, TOKENIZER = "run.json", "tokenizer"
+BASE = "base"
+"""Where a run of adapters keeps the model they are added to, if that is a checkpoint of a run,
+which its own run would delete sooner or later."""
 _CHECKPOINTS = "checkpoints"
 _MARK = "_CHECKPOINT_METADATA"
 
@@ -65,14 +68,16 @@ def latest(run: Path) -> Path:
     Raises:
         CheckpointError: there is none.
     """
-    found = [
-        path
-        for path in (run / _CHECKPOINTS).glob("*")
-        if path.name.isdigit() and (path / _MARK).is_file()
-    ]
-    if not found:
+    if not (found := whole_checkpoints(run)):
         raise CheckpointError(f"the run {run} has no checkpoint yet; train a few steps first")
-    return max(found, key=lambda path: int(path.name))
+    return found[-1]
+
+
+def whole_checkpoints(run: Path) -> list[Path]:
+    """Checkpoints that were written to their end, by step."""
+    found = (run / _CHECKPOINTS).glob("*")
+    whole = [path for path in found if path.name.isdigit() and (path / _MARK).is_file()]
+    return sorted(whole, key=lambda path: int(path.name))
 
 
 class StackedTensors:
@@ -108,8 +113,11 @@ class StackedTensors:
             return np.asarray((array if layer is None else array[layer]).read().result())
         except ValueError as error:
             reason = " ".join(str(error).split())[:200]
+            step = self._base.parent
+            others = [str(path) for path in whole_checkpoints(step.parent.parent) if path != step]
             raise CheckpointError(
-                f"{self._base.parent} is broken at {name!r} ({reason}); take another checkpoint"
+                f"{step} is broken at {name!r} ({reason}); take another checkpoint"
+                + (f", such as {others[-1]}" if others else "")
             ) from error
 
 

@@ -93,7 +93,9 @@ def _with_room(default: "Run", settings: Sequence[str]) -> "Run":
     if "--data.path" in named:
         default = replace(default, data=replace(default.data, mixture={}))
     if "--data.fields" in named:
-        default = replace(default, data=replace(default.data, fields_from_example=""))
+        default = replace(default, data=replace(default.data, fields_from_example="", messages=""))
+    if "--data.fields-from-example" in named:
+        default = replace(default, data=replace(default.data, messages=""))
     flags = [flag.split(".") for flag in named]
     mixed = [parts[2] for parts in flags if parts[:2] == _MIXTURE and len(parts) > 3]
     if new := {part: DataSet() for part in mixed if part not in default.data.mixture}:

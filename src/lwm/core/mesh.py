@@ -51,9 +51,9 @@ class MeshShape:
         if fixed > device_count:
             raise ConfigError(
                 f"the mesh {self} asks for {fixed} devices but {device_count} "
-                f"{'is' if device_count == 1 else 'are'} present; ask for fewer, or simulate some "
-                "on "
-                f"a CPU with the environment variable JAX_NUM_CPU_DEVICES={fixed}"
+                f"{'is' if device_count == 1 else 'are'} present; ask for fewer, such as --mesh "
+                "1,1,1,1, or simulate some on a CPU with the environment variable "
+                f"JAX_NUM_CPU_DEVICES={fixed}"
             )
         if -1 in self.sizes and device_count % fixed:
             raise ConfigError(

@@ -5,6 +5,8 @@ workers nor prefetching, so a run may go on with other numbers of both. Knows st
 knows nothing of devices.
 """
 
+import atexit
+import signal
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -173,7 +175,9 @@ class Batches(grain.DatasetIterator[Row]):
                 options = grain.multiprocessing.MultiprocessingOptions(
                     num_workers=self._workers, per_worker_buffer_size=each
                 )
-                dataset = dataset.mp_prefetch(options)
+                dataset = dataset.mp_prefetch(options, worker_init_fn=_leave_signals)
+                # Workers that heed no signal must be ended before Python waits for them.
+                atexit.register(self._stop)
             elif ahead:
                 thread = grain.experimental.ThreadPrefetchIterDataset
                 dataset = thread(dataset, prefetch_buffer_size=ahead)
@@ -184,6 +188,14 @@ class Batches(grain.DatasetIterator[Row]):
         elements, self._elements = getattr(self, "_elements", None), None
         if elements is not None:
             elements.close()
+        atexit.unregister(self._stop)
+
+
+def _leave_signals(*_: int) -> None:
+    """Lets the training process alone answer Ctrl-C and SIGTERM, which often reach a whole group
+    of processes: it still needs its data for the step that it finishes."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
 
 
 def open_stream(

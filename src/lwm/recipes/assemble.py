@@ -4,6 +4,7 @@ Order: join the other processes, check all settings, open model, tokenizer and d
 resume, learn. Nothing is written before everything that can be refused has been checked.
 """
 
+import shutil
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, replace
 from functools import partial
@@ -14,18 +15,21 @@ from typing import Any
 import jax
 import numpy as np
 
+from lwm.attention.ring import require_heads
 from lwm.checkpoints.checkpoint import VQGAN as VQGAN_DIRECTORY
 from lwm.checkpoints.checkpoint import Checkpoint
 from lwm.checkpoints.resolve import open_checkpoint
-from lwm.checkpoints.run import TOKENIZER
+from lwm.checkpoints.run import BASE, TOKENIZER, whole_checkpoints
 from lwm.checkpoints.vision_table import require_codebook
 from lwm.checkpoints.vqgan_files import read_vqgan, write_vqgan
+from lwm.checkpoints.write import write_checkpoint
 from lwm.core import params
 from lwm.core.config import to_dict
 from lwm.core.distributed import first_process, join, together
 from lwm.core.errors import ConfigError
+from lwm.core.files import new_directory
 from lwm.core.hardware import peak_flops
-from lwm.core.mesh import make_mesh, require_all_devices
+from lwm.core.mesh import SEQUENCE, TENSOR, make_mesh, require_all_devices
 from lwm.core.progress import say
 from lwm.core.sharding import TRAINING
 from lwm.data.loader import Loader, texts
@@ -69,9 +73,12 @@ def _start(run: Run, opened: ExitStack) -> Path:
     """Does what `start` says; what it opens is closed by `opened`, however it ends."""
     mesh = make_mesh(run.mesh)
     layout = Layout(mesh, run.batch_size, run.accumulate, run.sequence_length)
-    begin = open_start(run)
+    begun, begin = _begun(run), open_start(run)
     source, config, tokenizer = begin.source, begin.config, begin.tokenizer
+    keeps_base = source is not None and source.format == "run" and run.lora.rank > 0
     require_mesh(config, mesh, TRAINING)
+    if run.compute.attention.strategy == "ulysses":
+        require_heads(config.num_heads // mesh.shape[TENSOR], mesh.shape[SEQUENCE])
     vqgan = _open_vqgan(run, config, source)
     require_run(run.out)
     if run.init and run.out.resolve() in (
@@ -107,7 +114,7 @@ def _start(run: Run, opened: ExitStack) -> Path:
     facts = {
         "model": to_dict(config),
         "lora": to_dict(run.lora) if run.lora.rank else None,
-        "init": source.place if source else "",
+        "init": str((run.out / BASE).resolve()) if keeps_base else source.place if source else "",
     }
     rate = learning_rate(run.optimizer, run.loop.steps)
     work = Work(
@@ -131,7 +138,9 @@ def _start(run: Run, opened: ExitStack) -> Path:
         frozen=lambda: plan.frozen(source),
         facts=facts,
         same=partial(_require_same, facts, run.out),
-        write_settings=lambda: _write_settings(run, config, tokenizer, vqgan),
+        write_settings=lambda: _write_settings(
+            run, config, tokenizer, vqgan, source if keeps_base else None, begun=begun
+        ),
         about=f"training {params.count(plan.specs):,} of {params.count(plan.model_specs):,} "
         f"parameters on {mesh.size} {jax.devices()[0].platform} device{'s' * (mesh.size > 1)}, "
         f"{run.batch_size} x {run.sequence_length:,} tokens a step",
@@ -172,7 +181,7 @@ def open_start(run: Run) -> Start:
         ConfigError, CheckpointError: it is missing, broken, or of another size.
         InputError: there is no data to train a tokenizer on.
     """
-    source = open_checkpoint(run.init) if run.init else None
+    source = _open_source(run)
     config = run.model.resolve(run.sequence_length, source.config if source else None, run.init)
     if run.lora.rank and source is None:
         raise ConfigError(
@@ -181,14 +190,36 @@ def open_start(run: Run) -> Start:
     return Start(source=source, config=config, tokenizer=_open_tokenizer(run, config, source))
 
 
+def _begun(run: Run) -> bool:
+    """Whether the run goes on from a checkpoint, so that what lies beside it must stay."""
+    return not run.fresh and bool(whole_checkpoints(run.out))
+
+
+def _open_source(run: Run) -> Checkpoint | None:
+    """The model to start from; of adapters that go on, the one they have been added to so far."""
+    if not run.init:
+        return None
+    if run.lora.rank and (run.out / BASE).is_dir() and _begun(run):
+        say(f"the adapters in {run.out} go on with the model they began on, in {run.out / BASE}")
+        return open_checkpoint(str(run.out / BASE))
+    return open_checkpoint(run.init)
+
+
 def _open_tokenizer(run: Run, config: LlamaConfig, source: Checkpoint | None) -> Tokenizer:
     """The run's tokenizer: its own if it is being resumed, the one named, that of the model to
     start from, or one trained on the data."""
     kept = run.out / TOKENIZER
-    if kept.is_dir() and not run.fresh and not run.tokenizer:
-        return read_tokenizer(kept)
+    resumed = read_tokenizer(kept) if kept.is_dir() and _begun(run) else None
     if run.tokenizer:
-        return read_tokenizer(Path(run.tokenizer))
+        named = read_tokenizer(Path(run.tokenizer))
+        if resumed is not None and named.backend.to_str() != resumed.backend.to_str():
+            raise ConfigError(
+                f"{run.out} was begun with another tokenizer than {run.tokenizer}; start anew "
+                "with --fresh, or in another --out"
+            )
+        return named
+    if resumed is not None:
+        return resumed
     if source is not None:
         found = tokenizer_of(source.vocabulary)
         if found is None:
@@ -217,7 +248,7 @@ def _open_vqgan(
 ) -> tuple[VQGANConfig, VQGAN] | None:
     """The VQGAN that goes with the run, if one is named or comes with the model to start from."""
     kept = run.out / VQGAN_DIRECTORY
-    resumed = read_vqgan(kept) if kept.is_dir() and not run.fresh else None
+    resumed = read_vqgan(kept) if kept.is_dir() and _begun(run) else None
     named = Path(run.vqgan) if run.vqgan else source.vqgan if source else None
     if named is None:
         return resumed
@@ -243,17 +274,27 @@ def _write_settings(
     config: LlamaConfig,
     tokenizer: Tokenizer,
     vqgan: tuple[VQGANConfig, VQGAN] | None,
+    base: Checkpoint | None,
+    *,
+    begun: bool,
 ) -> None:
-    """The run's directory with its settings and tokenizer; moves aside what `fresh` refuses."""
+    """The run's directory with its settings, its tokenizer, and the model that adapters are added
+    to; moves aside what `fresh` refuses."""
     with together():  # nobody looks before the directory is there
         if first_process():
             make_run(run.out, fresh=run.fresh)
+            if not begun:  # what a run that ended before its first checkpoint left is of no use
+                for name in (TOKENIZER, VQGAN_DIRECTORY, BASE):
+                    shutil.rmtree(run.out / name, ignore_errors=True)
             if not (run.out / TOKENIZER).is_dir():
-                partial_directory = run.out / f".{TOKENIZER}.partial"
-                partial_directory.mkdir(exist_ok=True)
-                tokenizer.save(partial_directory)
-                partial_directory.rename(run.out / TOKENIZER)
+                with new_directory(run.out / TOKENIZER) as directory:
+                    tokenizer.save(directory)
             if vqgan is not None and not (run.out / VQGAN_DIRECTORY).is_dir():
                 write_vqgan(run.out / VQGAN_DIRECTORY, *vqgan)
+            if base is not None and not (run.out / BASE).is_dir():
+                write_checkpoint(
+                    base, run.out / BASE, form="lwm", dtype="float32",
+                    save_tokenizer=tokenizer.save,
+                )  # fmt: skip
             settings = {"run": to_dict(run), "model": to_dict(config)}
             write_settings(run.out, settings)

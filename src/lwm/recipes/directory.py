@@ -1,8 +1,10 @@
 """A run's directory: whether it may be used, and the settings it begins with."""
 
+import fcntl
 import json
 import time
 from collections.abc import Mapping
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +25,28 @@ def require_run(directory: Path) -> None:
         and not any((directory / name).exists() for name in (RUN_FILE, TOKENIZER))
     ):
         raise InputError(f"{directory} exists and is no training run; choose another --out")
+
+
+def hold(directory: Path) -> ExitStack:
+    """Keeps other trainings out of a directory that is there until what it gives is closed, or the
+    process has ended in any way.
+
+    Raises:
+        ConfigError: another process trains in it.
+    """
+    held = ExitStack()
+    file = held.enter_context((directory / ".lock").open("w"))
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        held.close()
+        raise ConfigError(
+            f"another process is training in {directory}; wait for its end, or choose another "
+            "--out"
+        ) from error
+    except OSError:
+        pass  # a file system without locks
+    return held
 
 
 def require_same(directory: Path, has: Mapping[str, Any], asked: Mapping[str, Any]) -> None:
@@ -46,6 +70,7 @@ def make_run(directory: Path, *, fresh: bool) -> None:
         InputError: it cannot be made.
     """
     if fresh and directory.exists():
+        directory = directory.resolve()  # the name of '.' is empty
         aside = directory.with_name(f"{directory.name}.{time.strftime('%Y%m%d-%H%M%S')}")
         directory.rename(aside)
         say(f"the run that was in {directory} is now in {aside}")

@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from lwm.core.config import to_dict
-from lwm.core.distributed import first_process
+from lwm.core.distributed import first_process, together
 from lwm.core.progress import say
+from lwm.recipes.directory import hold
 from lwm.recipes.picture_run import PictureRun
 from lwm.recipes.run import Run
 from lwm.training.checkpointing import DIRECTORY, Checkpoints
@@ -45,7 +46,8 @@ def learn(
         write_settings: makes the run's directory, or moves aside what is there.
         about: what is trained on what, told when it begins.
     """
-    restored = None
+    restored, existed = None, run.out.is_dir()
+    _hold(run.out, opened)  # before anything in it is read, removed or moved aside
     if (run.out / DIRECTORY).is_dir() and not run.fresh:
         checkpoints = opened.enter_context(closing(Checkpoints(run.out, run.checkpoint)))
         restored = checkpoints.restore(template, work.batches.iterator, same)
@@ -53,6 +55,8 @@ def learn(
     else:
         write_settings()
         checkpoints = opened.enter_context(closing(Checkpoints(run.out, run.checkpoint)))
+    if run.fresh or not existed:
+        _hold(run.out, opened)
     kept = frozen()
     if restored is not None:
         first, state, found = restored
@@ -77,6 +81,12 @@ def learn(
     seconds = time.perf_counter() - started
     say(f"done: {run.loop.steps - first:,} steps in {seconds / 60:.1f} minutes; see {run.out}")
     return run.out
+
+
+def _hold(directory: Path, opened: ExitStack) -> None:
+    with together():
+        if first_process() and directory.is_dir():
+            opened.enter_context(hold(directory))
 
 
 def _finish(metrics: Metrics) -> None:

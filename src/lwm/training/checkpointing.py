@@ -61,6 +61,7 @@ class Checkpoints:
 
     def __init__(self, run: Path, config: CheckpointConfig) -> None:
         self._directory = (run / DIRECTORY).absolute()
+        self.keep_best = config.best > 0
         # What goes wrong is told here in our own words.
         absl.logging.set_verbosity(absl.logging.FATAL)
         logging.getLogger("asyncio").setLevel(logging.CRITICAL)

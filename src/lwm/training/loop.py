@@ -168,7 +168,7 @@ def train(
                 evaluation = recorder.evaluated(step, _evaluate(state, frozen, work, config))
                 if work.show is not None:
                     work.show(step, state)
-            best = evaluation is not None and tally.is_best(evaluation)
+            best = evaluation is not None and tally.is_best(evaluation) and checkpoints.keep_best
             if last or stopping or best or due(step):
                 recorder.flush()
                 save(step, evaluation)
