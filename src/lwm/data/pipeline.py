@@ -6,7 +6,10 @@ knows nothing of devices.
 """
 
 import atexit
+import multiprocessing
+import os
 import signal
+import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -175,7 +178,7 @@ class Batches(grain.DatasetIterator[Row]):
                 options = grain.multiprocessing.MultiprocessingOptions(
                     num_workers=self._workers, per_worker_buffer_size=each
                 )
-                dataset = dataset.mp_prefetch(options, worker_init_fn=_leave_signals)
+                dataset = dataset.mp_prefetch(options, worker_init_fn=_follow_parent)
                 # Workers that heed no signal must be ended before Python waits for them.
                 atexit.register(self._stop)
             elif ahead:
@@ -191,11 +194,21 @@ class Batches(grain.DatasetIterator[Row]):
         atexit.unregister(self._stop)
 
 
-def _leave_signals(*_: int) -> None:
-    """Lets the training process alone answer Ctrl-C and SIGTERM, which often reach a whole group
-    of processes: it still needs its data for the step that it finishes."""
+def _follow_parent(*_: int) -> None:
+    """Makes a worker live exactly as long as the process it reads for.
+
+    That one alone answers Ctrl-C and SIGTERM, which often reach a whole group of processes: it
+    still needs its data for the step that it finishes. Killed, it can end no one any more.
+    """
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    if (parent := multiprocessing.parent_process()) is not None:
+        parent.join()
+        os._exit(1)
 
 
 def open_stream(
