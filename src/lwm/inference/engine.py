@@ -29,7 +29,7 @@ from lwm.inference.sampling import Sampled, Sampling, SlotSampling
 from lwm.inference.scheduler import Chunk, Feed, Scheduler
 from lwm.inference.steps import compiled
 from lwm.models.cache import Cache, cache_capacity, grow_cache, make_cache, require_cache_memory
-from lwm.models.llama import Llama, LlamaConfig
+from lwm.models.llama import FEW_NARROW_ROWS, Llama, LlamaConfig, has_narrow, widened
 
 CHUNKS = (32, 128, 512, 1024)
 """Positions on each device of the `sequence` axis that one prefill step takes."""
@@ -75,9 +75,12 @@ class Engine:
         mesh: Mesh | None = None,
         drafts: bool = True,
     ) -> None:
-        self._weights, self._config, self._mesh, self._dtype = weights, config, mesh, dtype
+        self._config, self._mesh, self._dtype = config, mesh, dtype
         self._shards = shards = 1 if mesh is None else mesh.shape[SEQUENCE]
         self._count = self.rounded(slots)
+        if self._count > FEW_NARROW_ROWS:
+            weights = widened(weights)
+        self._weights = weights
         capacity = cache_capacity(tokens, mesh)
         self.cache = self._make_cache(capacity)
         self.scheduler = Scheduler(
@@ -87,8 +90,10 @@ class Engine:
             alignment=shards,
         )
         platform = jax.default_backend() if mesh is None else mesh.devices.flat[0].platform
-        rows = MOST_ROWS.get(platform, MOST_ROWS_ELSEWHERE) if drafts else 0
-        self._widths = [width for width in WIDTHS if width * self._count <= rows]
+        rows = MOST_ROWS.get(platform, MOST_ROWS_ELSEWHERE)
+        if has_narrow(weights):
+            rows = FEW_NARROW_ROWS
+        self._widths = [width for width in WIDTHS if drafts and width * self._count <= rows]
         self._requests: dict[int, Request] = {}
         self._drafters: dict[int, Drafter] = {}
         self._missed: dict[int, list[Token]] = {}
