@@ -40,6 +40,10 @@ LONGEST_RUN = 5
 WIDTHS = (4, 8)
 """Tokens that a decode step with drafts takes in each slot, the certain one included."""
 
+NARROW_WIDTHS = (2, 4)
+"""The same with weights kept as codes, which make a step of one token cheap: drafts must earn
+more."""
+
 MOST_ROWS = {"cpu": 16}
 """Tokens that such a step may take in all slots together. Up to there it costs little more than a
 step of one token, because both wait for weights."""
@@ -90,10 +94,10 @@ class Engine:
             alignment=shards,
         )
         platform = jax.default_backend() if mesh is None else mesh.devices.flat[0].platform
-        rows = MOST_ROWS.get(platform, MOST_ROWS_ELSEWHERE)
+        widths, rows = WIDTHS, MOST_ROWS.get(platform, MOST_ROWS_ELSEWHERE)
         if has_narrow(weights):
-            rows = FEW_NARROW_ROWS
-        self._widths = [width for width in WIDTHS if drafts and width * self._count <= rows]
+            widths, rows = NARROW_WIDTHS, FEW_NARROW_ROWS
+        self._widths = [width for width in widths if drafts and width * self._count <= rows]
         self._requests: dict[int, Request] = {}
         self._drafters: dict[int, Drafter] = {}
         self._missed: dict[int, list[Token]] = {}
