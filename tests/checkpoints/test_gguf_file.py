@@ -4,7 +4,7 @@ dequantised weights, and one clear sentence for every broken file."""
 import contextlib
 import struct
 import tracemalloc
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,10 @@ import lwm
 from lwm.checkpoints.resolve import open_checkpoint
 from lwm.core.errors import CheckpointError, LwmError
 from lwm.inference.load import open_tokenizer
+from lwm.inference.request import Request, Token
+from lwm.inference.sampling import Sampling
+from lwm.models.llama import FusedLayer
+from lwm.models.narrow import Narrow
 
 # Rows of 256 numbers: the blocks of the K types are that long.
 WIDTH, HEADS, KEY_HEADS, HEAD, VOCABULARY = 256, 8, 2, 32, 64
@@ -161,6 +165,48 @@ def test_logits_are_those_of_the_dequantised_weights(tmp_path: Path, kind: Quant
     expected = peer_logits(tensors)
     assert expected.std() > 0.1
     np.testing.assert_allclose(logits, expected, rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("kind", [Quantization.Q8_0, Quantization.Q4_0, Quantization.Q4_1])
+def test_codes_are_the_files_own_and_stay_codes(tmp_path: Path, kind: Quantization) -> None:
+    file = write_gguf(tmp_path / "model.gguf", quantised(kind))
+    checkpoint = open_checkpoint(str(file))
+    read, codes = checkpoint.reader(), checkpoint.code_reader()
+    for ours in ("embedding", "layers.0.key", "layers.0.down", "head"):
+        kernel = codes(ours)
+        assert kernel is not None
+        dense = read(ours)
+        np.testing.assert_array_equal(kernel.dense(), dense if ours == "embedding" else dense.T)
+    assert codes("norm") is None
+    model, wide = lwm.load(file), lwm.load(file, mesh="1,1,1,1")
+    kernels = [layer.mlp_in for layer in model.weights.layers]  # type: ignore[union-attr]
+    assert all(isinstance(kernel, Narrow) for kernel in [model.weights.head, *kernels])
+    assert not isinstance(wide.weights.embedding, Narrow)
+    np.testing.assert_allclose(model.logits(TOKENS).text, wide.logits(TOKENS).text, atol=1e-4)
+    said = [list(drawn(each)) for each in (model, wide)]
+    assert [token.token for token in said[0]] == [token.token for token in said[1]]
+    logprobs = [[token.logprob for token in tokens] for tokens in said]
+    np.testing.assert_allclose(*logprobs, atol=1e-4)
+
+
+def drawn(model: lwm.Model) -> Iterator[Token]:
+    request = Request(prompt=TOKENS[0].tolist(), max_tokens=8, sampling=Sampling(temperature=0.0))
+    return model.engine_for(24, 8).stream(request)
+
+
+def test_parts_of_a_kernel_that_differ_are_made_wide(tmp_path: Path) -> None:
+    tensors = quantised(Quantization.Q4_1)
+    other = quantised(Quantization.Q8_0)
+    tensors |= {name: other[name] for name in ("blk.0.attn_v", "blk.0.ffn_down")}
+    tensors["blk.0.ffn_up"] = quantised(Quantization.F16)["blk.0.ffn_up"]
+    model = lwm.load(write_gguf(tmp_path / "model.gguf", tensors))
+    layer = model.weights.layers[0]  # type: ignore[index]
+    assert isinstance(layer, FusedLayer)
+    assert [
+        isinstance(kernel, Narrow)
+        for kernel in (layer.attention_in, layer.mlp_in, layer.output, layer.down)
+    ] == [False, False, True, True]
+    np.testing.assert_allclose(model.logits(TOKENS).text, peer_logits(tensors), atol=1e-4)
 
 
 def test_a_model_without_output_is_tied(tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ from lwm.checkpoints.names import Table, inward, named_specs, rows
 from lwm.core.errors import CheckpointError
 from lwm.core.vocabulary import Vocabulary
 from lwm.models.llama import LlamaConfig
+from lwm.models.narrow import Codes
 
 VQGAN = "vqgan"
 """Where a model directory keeps the VQGAN whose codes the model reads and writes."""
@@ -53,6 +54,7 @@ class Checkpoint:
     Args:
         source: what the user called it, for messages.
         stored: how the file keeps its numbers, for people: `float32`, `Q4_1`.
+        codes: a foreign tensor as narrow codes, None where the file does not have it so.
         vocabulary: where its tokenizer's files are, or the raw material of one, or None.
         vqgan: the directory of the VQGAN that belongs to it, if it brings one.
         ignorable: foreign tensors that carry nothing the model needs.
@@ -65,6 +67,7 @@ class Checkpoint:
     config: LlamaConfig
     table: Table
     tensors: Tensors
+    codes: Callable[[str], Codes | None] = lambda name: None
     vocabulary: Path | Vocabulary | None = None
     vqgan: Path | None = None
     ignorable: Callable[[str], bool] = lambda name: False
@@ -108,6 +111,11 @@ class Checkpoint:
         """Reads one array in our layout by our name."""
         table = rows(self.table, self.config)
         return lambda ours: inward(table[ours], self.tensors.read, self.config.head_dim)
+
+    def code_reader(self) -> Callable[[str], Codes | None]:
+        """Reads one kernel, (out, in), by our name as the file's codes; None where it has none."""
+        table = rows(self.table, self.config)
+        return lambda ours: self.codes(table[ours][0].theirs) if len(table[ours]) == 1 else None
 
     def read(self) -> Iterator[tuple[str, np.ndarray]]:
         """Our names and arrays in our layout, in the order of the model's tree, one at a time."""

@@ -18,12 +18,15 @@ from lwm.checkpoints.names import GGUF
 from lwm.core.errors import CheckpointError
 from lwm.core.vocabulary import CONTROL, NORMAL, Piece, Vocabulary
 from lwm.models.llama import LlamaConfig
+from lwm.models.narrow import BLOCK, Codes
 
 SUPPORTED = {
     Quantization.F32, Quantization.F16, Quantization.BF16, Quantization.Q8_0, Quantization.Q4_0,
     Quantization.Q4_1, Quantization.Q4_K, Quantization.Q5_K, Quantization.Q6_K,
 }  # fmt: skip
 
+_HEADS = {Quantization.Q8_0: 1, Quantization.Q4_0: 1, Quantization.Q4_1: 2}
+"""float16 in front of a block's codes: a scale, and an offset or none."""
 
 _NUMBERS_AT_A_TIME = 1 << 20
 
@@ -86,6 +89,26 @@ class GgufTensors:
             rows = tensor.data[first : first + step]
             out[first : first + step] = gguf.dequantize(rows, tensor.tensor_type)
         return out
+
+    def codes(self, name: str) -> Codes | None:
+        """A matrix as the file has it, where that is codes of 8 bits or fewer for blocks of
+        `BLOCK`; None where it is something else."""
+        tensor = self._tensors[name]
+        head = _HEADS.get(tensor.tensor_type)
+        if head is None or len(tensor.shape) != 2:
+            return None
+        forget_pages(self._mapped)
+        into, out = (int(n) for n in tensor.shape)
+        blocks = tensor.data.reshape(out, into // BLOCK, -1)
+        factors = np.ascontiguousarray(blocks[..., : 2 * head]).view(np.float16)
+        packed = blocks[..., 2 * head :]
+        if packed.shape[-1] < BLOCK:  # two in a byte, those of the second half in the upper bits
+            packed = np.concatenate([packed & 15, packed >> 4], axis=-1)
+        codes = np.ascontiguousarray(packed).view(np.int8)
+        if tensor.tensor_type == Quantization.Q4_0:
+            codes -= 8
+        scales, *offsets = (np.float32(factors[..., i]) for i in range(head))
+        return Codes(codes.reshape(out, into), scales, offsets[0] if offsets else None)
 
 
 class _Metadata:
@@ -151,6 +174,7 @@ def open_gguf(file: Path) -> Checkpoint:
         config=_configuration(metadata, tensors, source),
         table=GGUF,
         tensors=stored,
+        codes=stored.codes,
         vocabulary=_vocabulary(metadata, source),
     )
 

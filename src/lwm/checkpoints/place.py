@@ -16,13 +16,14 @@ from lwm.core.progress import progress
 from lwm.core.sharding import DECODE, TRAINING, named_sharding
 from lwm.models.figures import weight_bytes
 from lwm.models.llama import FUSED, FusedLayer, Layer, Llama, llama_params
+from lwm.models.narrow import Codes, can_narrow, join, narrow
 
 _PART_OF = {part: whole for whole, parts in FUSED.items() for part in parts}
 
 
 def load_weights(checkpoint: Checkpoint, *, dtype: str, mesh: Mesh | None) -> Llama:
     """The model's weights as inference wants them: layers unrolled, fused where no axis cuts them,
-    in their shards.
+    in their shards. What a file has as narrow codes stays codes on a CPU without a mesh.
 
     Memory on the host peaks at one tensor, or one fused group, above what the host's own devices
     keep.
@@ -41,7 +42,10 @@ def load_weights(checkpoint: Checkpoint, *, dtype: str, mesh: Mesh | None) -> Ll
     fused = mesh is None or mesh.shape[TENSOR] == 1
     placed = {}
     with progress(f"loading {checkpoint.source}", len(specs)) as advance:
-        arrays = _cast(checkpoint.read(), dtype, order="K" if fused else "C")
+        stored = checkpoint.read()
+        if mesh is None and dtype == "float32" and jax.default_backend() == "cpu":
+            stored = _stored(checkpoint)
+        arrays = _cast(stored, dtype, order="K" if fused else "C")
         for name, axes, array, parts in (
             _fuse(arrays, checkpoint)
             if fused
@@ -56,7 +60,7 @@ def load_weights(checkpoint: Checkpoint, *, dtype: str, mesh: Mesh | None) -> Ll
                     lambda index, array=array: array[index],
                 )
             # Otherwise transfers would pile up copies of what was read faster than it was placed.
-            placed[name].block_until_ready()
+            jax.block_until_ready(placed[name])
             advance(parts)
     kind = FusedLayer if fused else Layer
     fields = kind.__dataclass_fields__
@@ -102,30 +106,50 @@ def load_stacked(checkpoint: Checkpoint, *, mesh: Mesh) -> Llama:
     return jax.tree.unflatten(tree, placed)
 
 
+def _stored(checkpoint: Checkpoint) -> Iterator[tuple[str, np.ndarray | Codes]]:
+    """What `Checkpoint.read` gives, but the codes of kernels that can stay narrow."""
+    read, codes = checkpoint.reader(), checkpoint.code_reader()
+    for name in named_specs(checkpoint.config):
+        kernel = codes(name)
+        yield name, read(name) if kernel is None or not can_narrow(kernel) else kernel
+
+
 def _cast(
-    arrays: Iterable[tuple[str, np.ndarray]], dtype: str, order: Literal["C", "K"]
-) -> Iterator[tuple[str, np.ndarray]]:
+    arrays: Iterable[tuple[str, np.ndarray | Codes]], dtype: str, order: Literal["C", "K"]
+) -> Iterator[tuple[str, Any]]:
     """With order K, a kernel that a file holds as (out, in) is not copied only to be turned."""
     for name, array in arrays:
-        yield name, np.asarray(array, dtype=cast(dtype), order=order)
+        if isinstance(array, Codes):
+            yield name, array
+        else:
+            yield name, np.asarray(array, dtype=cast(dtype), order=order)
+
+
+def _joined(parts: list[np.ndarray | Codes]) -> Any:
+    """A fused kernel, (out, in): narrow where all its parts are so in one way."""
+    codes = [part for part in parts if isinstance(part, Codes)]
+    if len(codes) == len(parts) and len({part.offsets is None for part in codes}) == 1:
+        return narrow(join(codes))
+    return np.concatenate([x.dense() if isinstance(x, Codes) else x.T for x in parts])
 
 
 def _fuse(
-    arrays: Iterable[tuple[str, np.ndarray]], checkpoint: Checkpoint
-) -> Iterator[tuple[str, tuple[str, ...], np.ndarray, int]]:
+    arrays: Iterable[tuple[str, Any]], checkpoint: Checkpoint
+) -> Iterator[tuple[str, tuple[str, ...], Any, int]]:
     """Joins the parts of each fused kernel, which come one after another, and turns the kernels of
     layers to (out, in); passes everything else on."""
     specs = named_specs(checkpoint.config)
-    held: list[np.ndarray] = []
+    held: list[np.ndarray | Codes] = []
     for name, array in arrays:
         prefix, _, field = name.rpartition(".")
         axes, whole = specs[name].axes, _PART_OF.get(field)
         if whole is not None:
             held.append(array)
             if field == FUSED[whole][-1]:
-                kernel = np.concatenate([part.T for part in held])
-                yield f"{prefix}.{whole}", axes[::-1], kernel, len(held)
+                yield f"{prefix}.{whole}", axes[::-1], _joined(held), len(held)
                 held = []
+        elif isinstance(array, Codes):
+            yield name, axes[::-1], narrow(array), 1
         elif prefix and array.ndim == 2:
             yield name, axes[::-1], np.ascontiguousarray(array.T), 1
         else:

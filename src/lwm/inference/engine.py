@@ -29,7 +29,7 @@ from lwm.inference.sampling import Sampled, Sampling, SlotSampling
 from lwm.inference.scheduler import Chunk, Feed, Scheduler
 from lwm.inference.steps import compiled
 from lwm.models.cache import Cache, cache_capacity, grow_cache, make_cache, require_cache_memory
-from lwm.models.llama import Llama, LlamaConfig
+from lwm.models.llama import FEW_NARROW_ROWS, Llama, LlamaConfig, has_narrow, widened
 
 CHUNKS = (32, 128, 512, 1024)
 """Positions on each device of the `sequence` axis that one prefill step takes."""
@@ -39,6 +39,10 @@ LONGEST_RUN = 5
 
 WIDTHS = (4, 8)
 """Tokens that a decode step with drafts takes in each slot, the certain one included."""
+
+NARROW_WIDTHS = (2, 4)
+"""The same with weights kept as codes, which make a step of one token cheap: drafts must earn
+more."""
 
 MOST_ROWS = {"cpu": 16}
 """Tokens that such a step may take in all slots together. Up to there it costs little more than a
@@ -75,9 +79,12 @@ class Engine:
         mesh: Mesh | None = None,
         drafts: bool = True,
     ) -> None:
-        self._weights, self._config, self._mesh, self._dtype = weights, config, mesh, dtype
+        self._config, self._mesh, self._dtype = config, mesh, dtype
         self._shards = shards = 1 if mesh is None else mesh.shape[SEQUENCE]
         self._count = self.rounded(slots)
+        if self._count > FEW_NARROW_ROWS:
+            weights = widened(weights)
+        self._weights = weights
         capacity = cache_capacity(tokens, mesh)
         self.cache = self._make_cache(capacity)
         self.scheduler = Scheduler(
@@ -87,8 +94,10 @@ class Engine:
             alignment=shards,
         )
         platform = jax.default_backend() if mesh is None else mesh.devices.flat[0].platform
-        rows = MOST_ROWS.get(platform, MOST_ROWS_ELSEWHERE) if drafts else 0
-        self._widths = [width for width in WIDTHS if width * self._count <= rows]
+        widths, rows = WIDTHS, MOST_ROWS.get(platform, MOST_ROWS_ELSEWHERE)
+        if has_narrow(weights):
+            widths, rows = NARROW_WIDTHS, FEW_NARROW_ROWS
+        self._widths = [width for width in widths if drafts and width * self._count <= rows]
         self._requests: dict[int, Request] = {}
         self._drafters: dict[int, Drafter] = {}
         self._missed: dict[int, list[Token]] = {}

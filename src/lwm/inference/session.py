@@ -28,6 +28,7 @@ from lwm.core.mesh import SEQUENCE
 from lwm.data.templates import Message
 from lwm.inference.model import Model
 from lwm.inference.vision_prompts import has_vision
+from lwm.models.narrow import Narrow
 
 _FORMAT = "lwm-session 1"
 _WORD = {"float32": np.float32, "bfloat16": np.uint16}  # safetensors' numpy has no bfloat16
@@ -150,6 +151,8 @@ def _with_codes(model: Model, message: Message) -> Message:
 def fingerprint(model: Model) -> str:
     """Tells models apart by their settings and some of their weights, in every process alike."""
     found = hashlib.sha256(json.dumps(to_dict(model.config)).encode())
-    for array in (model.weights.norm, model.weights.embedding[:16]):
+    table = model.weights.embedding
+    rows = table.rows(jnp.arange(16)) if isinstance(table, Narrow) else table[:16]
+    for array in (model.weights.norm, rows):
         found.update(on_host(array.astype(jnp.float32)).tobytes())
     return found.hexdigest()

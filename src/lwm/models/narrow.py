@@ -1,0 +1,131 @@
+"""Kernels kept as the narrow codes of a quantised file: whole numbers of 8 bits, with a scale, and
+an offset where the file has one, for every 32 inputs of an output.
+
+A decode step on a CPU waits for weights, and these are a quarter of the bytes. Products are those
+of the dequantised kernel but for the order of sums, since codes and scales are the file's own and
+all sums are float32. Knows arrays; knows no file and no model.
+"""
+
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Float32, Int, Int8
+
+BLOCK = 32
+"""Inputs that share a scale."""
+
+LANES = 8
+"""Outputs that lie side by side: as many float32 as a CPU's vector holds, so that codes are made
+wide and multiplied a vector at a time."""
+
+
+class Codes(NamedTuple):
+    """A kernel as a file has it: `codes * scales + offsets`."""
+
+    codes: Int8[np.ndarray, "out into"]
+    scales: Float32[np.ndarray, "out blocks"]
+    offsets: Float32[np.ndarray, "out blocks"] | None
+
+    def dense(self) -> Float32[np.ndarray, "out into"]:
+        """The numbers that the codes stand for."""
+        out, into = self.codes.shape
+        wide = self.codes.reshape(out, -1, BLOCK) * self.scales[..., None]
+        if self.offsets is not None:
+            wide += self.offsets[..., None]
+        return wide.reshape(out, into)
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True, kw_only=True)
+class Narrow:
+    """A kernel (out, in) as codes, in the order in which they are multiplied."""
+
+    codes: Int8[Array, "blocks groups block lanes"]
+    scales: Float[Array, "blocks groups lanes"]
+    offsets: Float[Array, "blocks groups lanes"] | None
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        blocks, groups, block, lanes = self.codes.shape
+        return groups * lanes, blocks * block
+
+    def wide(self) -> Float[Array, "out into"]:
+        """The kernel as float32."""
+        kernel = self.codes.astype(jnp.float32) * self.scales[:, :, None]
+        if self.offsets is not None:
+            kernel += self.offsets[:, :, None]
+        # (in, out) first: the order that comes nearest to the codes', and that products want.
+        return kernel.transpose(0, 2, 1, 3).reshape(self.shape[::-1]).T
+
+    def rows(self, index: Int[Array, "*places"]) -> Float[Array, "*places into"]:
+        """Some of the kernel's rows, as of a table of embeddings."""
+        group, lane = index // LANES, index % LANES
+        found = self.codes[:, group, :, lane].astype(jnp.float32)
+        # The axes that are looked up come first, then blocks and the places in each.
+        found *= self.scales[:, group, lane].transpose(*range(1, index.ndim + 1), 0)[..., None]
+        if self.offsets is not None:
+            offsets = self.offsets[:, group, lane]
+            found += offsets.transpose(*range(1, index.ndim + 1), 0)[..., None]
+        return found.reshape(*index.shape, -1)
+
+
+def can_narrow(codes: Codes) -> bool:
+    """Whether a kernel has as many outputs as the layout wants."""
+    return len(codes.codes) % LANES == 0
+
+
+def join(parts: list[Codes]) -> Codes:
+    """Kernels of the same inputs as one, outputs one behind the other."""
+    codes, scales, offsets = zip(*parts, strict=True)
+    return Codes(
+        np.concatenate(codes),
+        np.concatenate(scales),
+        None if offsets[0] is None else np.concatenate(offsets),
+    )
+
+
+def narrow(kernel: Codes) -> Narrow:
+    """Lays a kernel out; arrays stay numpy's."""
+    out, into = kernel.codes.shape
+    groups, blocks = out // LANES, into // BLOCK
+
+    def turned(x: np.ndarray) -> Any:
+        return np.ascontiguousarray(x.reshape(groups, LANES, blocks).transpose(2, 0, 1))
+
+    codes: Any = kernel.codes.reshape(groups, LANES, blocks, BLOCK).transpose(2, 0, 3, 1)
+    return Narrow(
+        codes=np.ascontiguousarray(codes),  # type: ignore[arg-type]
+        scales=turned(kernel.scales),
+        offsets=None if kernel.offsets is None else turned(kernel.offsets),
+    )
+
+
+def multiply_narrow(x: Float[Array, "rows into"], kernel: Narrow) -> Float[Array, "rows out"]:
+    """`x @ kernel.wide().T`, read from the codes, a row at a time."""
+    if len(x) == 1:
+        return _multiply_row(x[0], kernel)[None]
+
+    def one(row: Array) -> Array:
+        # Bound to the row, or the compiler would make the codes wide once before the loop.
+        return _multiply_row(*jax.lax.optimization_barrier((row, kernel)))
+
+    return jax.lax.map(one, x)
+
+
+def _multiply_row(x: Float[Array, " into"], kernel: Narrow) -> Float[Array, " out"]:
+    blocks = len(kernel.codes)
+    cut = x.reshape(blocks, BLOCK)
+    # Written out place by place, because XLA turns these sums into vectors of outputs; a reduction
+    # it would turn into vectors of blocks, gathered byte by byte.
+    parts = sum(
+        cut[:, place, None, None] * kernel.codes[:, :, place].astype(jnp.float32)
+        for place in range(BLOCK)
+    )
+    parts *= kernel.scales
+    if kernel.offsets is not None:
+        parts += cut.sum(axis=-1)[:, None, None] * kernel.offsets
+    # A product, because a sum would be fused with what is above.
+    return jnp.ones(blocks) @ parts.reshape(blocks, -1)

@@ -1,0 +1,94 @@
+"""Narrow kernels against the dense kernels that they stand for."""
+
+from dataclasses import replace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from lwm.core.sharding import DECODE
+from lwm.models.llama import (
+    FEW_NARROW_ROWS,
+    Llama,
+    embed_tokens,
+    has_narrow,
+    multiply,
+    text_logits,
+    widened,
+)
+from lwm.models.narrow import BLOCK, LANES, Codes, Narrow, can_narrow, join, narrow
+
+OUT, INTO = 5 * LANES, 3 * BLOCK
+
+
+def kernel(seed: int = 0, *, offsets: bool = True, out: int = OUT) -> Codes:
+    random = np.random.default_rng(seed)
+    blocks = (out, INTO // BLOCK)
+    return Codes(
+        random.integers(-128, 128, (out, INTO)).astype(np.int8),
+        random.normal(size=blocks).astype(np.float32),
+        random.normal(size=blocks).astype(np.float32) if offsets else None,
+    )
+
+
+def placed(codes: Codes) -> Narrow:
+    return jax.device_put(narrow(codes))
+
+
+@pytest.mark.parametrize("offsets", [True, False])
+def test_a_narrow_kernel_made_wide_is_the_dense_one(offsets: bool) -> None:
+    codes = kernel(offsets=offsets)
+    held = placed(codes)
+    assert held.shape == (OUT, INTO)
+    np.testing.assert_array_equal(held.wide(), codes.dense())
+    places = jnp.array([[0, OUT - 1, 7], [8, 9, 8]])
+    np.testing.assert_array_equal(held.rows(places), codes.dense()[np.asarray(places)])
+    np.testing.assert_array_equal(held.rows(jnp.arange(16)), codes.dense()[:16])
+
+
+@pytest.mark.parametrize("offsets", [True, False])
+@pytest.mark.parametrize(
+    "rows", [(1, 1), (1, 2), (2, 2), (1, FEW_NARROW_ROWS), (1, FEW_NARROW_ROWS + 1), (3, 9)]
+)
+def test_products_are_those_of_the_dense_kernel(rows: tuple[int, int], offsets: bool) -> None:
+    codes = kernel(offsets=offsets)
+    x = np.random.default_rng(1).normal(size=(*rows, INTO)).astype(np.float32)
+    expected = x.astype(np.float64) @ codes.dense().T.astype(np.float64)
+    out = jax.jit(multiply)(x, placed(codes))
+    np.testing.assert_allclose(out, expected, rtol=0, atol=1e-6 * np.abs(expected).max())
+
+
+def test_kernels_joined_give_the_outputs_of_each() -> None:
+    one, other = kernel(0), kernel(1, out=2 * LANES)
+    dense = np.concatenate([one.dense(), other.dense()])
+    np.testing.assert_array_equal(placed(join([one, other])).wide(), dense)
+
+
+def test_outputs_that_fill_no_vector_stay_wide() -> None:
+    assert can_narrow(kernel())
+    assert not can_narrow(kernel(out=OUT + 1))
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_narrow_tables_embed_and_score(tied: bool) -> None:
+    table, head = kernel(0, offsets=False), kernel(1)
+    weights = Llama(
+        embedding=placed(table),
+        layers=(),
+        norm=jnp.ones(INTO),
+        head=None if tied else placed(head),
+    )
+    tokens = jnp.array([[3, OUT - 1, 0]])
+    found = embed_tokens(weights.embedding, tokens, None, DECODE)
+    np.testing.assert_array_equal(found, table.dense()[np.asarray(tokens)])
+    dense = (table if tied else head).dense()
+    wide = replace(
+        weights, embedding=jnp.asarray(table.dense()), head=None if tied else jnp.asarray(dense.T)
+    )
+    assert has_narrow(weights)
+    assert not has_narrow(wide)
+    jax.tree.map(np.testing.assert_array_equal, widened(weights), wide)
+    expected = text_logits(wide, found)
+    atol = 1e-6 * float(jnp.abs(expected).max())
+    np.testing.assert_allclose(text_logits(weights, found), expected, rtol=0, atol=atol)
