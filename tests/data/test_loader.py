@@ -24,6 +24,7 @@ from small_data import (
 )
 
 from lwm.core.errors import ConfigError, InputError
+from lwm.data import draws
 from lwm.data import loader as loader_module
 from lwm.data.draws import Order
 from lwm.data.examples import Example
@@ -250,11 +251,37 @@ def test_many_passes_of_one_process_among_several_do_not_add_up(
     assert batches.broken == 3
 
 
-def test_data_that_is_all_broken_after_its_beginning_ends(tmp_path: Path, told: list[str]) -> None:
+def test_data_that_is_all_broken_after_its_beginning_ends(
+    tmp_path: Path, told: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(draws, "_FRUITLESS_DRAWS", 5)
     path = write_lines(tmp_path / "a.jsonl", [records()[0], *[b"{"] * 11])
-    batches = loader(path, rows=[1], packing="pad", shuffle=False, max_broken=1)
-    with pytest.raises(InputError, match=r"the last 240 examples read were all blank or broken"):
+    batches = loader(path, rows=[1], packing="pad", shuffle=False, max_broken=0.3)
+    with pytest.raises(InputError, match=r"the last 5 examples read were all blank or broken"):
         next(batches)
+
+
+def test_a_stream_gets_past_what_it_cannot_use(tmp_path: Path, told: list[str]) -> None:
+    """In order, each of four streams would read the same one of four examples for ever."""
+    for broken in ({"text": "a"}, b"{"), (b"", b""), (b"{", b"{"):
+        path = write_lines(tmp_path / "a.jsonl", [*records()[:2], *broken])
+        settings: dict[str, Any] = {"shuffle": False, "packing": "pad", "max_broken": 0.5}
+        for size, workers in ((4, 0), (4, 2), (2, 0), (16, 0)):
+            with loader(path, batch_size=size, workers=workers, **settings) as batches:
+                take(batches, 3)
+
+
+@given(count=st.integers(1, 30), streams=st.integers(1, 40))
+def test_in_order_each_pass_has_each_example_and_each_stream_meets_all(
+    count: int, streams: int
+) -> None:
+    order = Order(first=0, count=count, shuffle=False, seed=0, streams=streams)
+    assert [order[place] for place in range(count)] == list(range(count))
+    for turn in range(5):
+        passed = [order[place] for place in range(turn * count, (turn + 1) * count)]
+        assert sorted(passed) == list(range(count))
+    for stream in range(streams):
+        assert len({order[stream + streams * draw] for draw in range(count)}) == count
 
 
 @pytest.mark.parametrize(

@@ -54,15 +54,25 @@ def test_json_lines(tmp_path: Path) -> None:
     assert source.place(4) == (str(tmp_path / "a.jsonl"), 5)
 
 
-@given(st.lists(st.binary(max_size=20).map(lambda b: b.replace(b"\n", b"")), min_size=1))
-def test_lines_are_where_newlines_say(tmp_path_factory: Any, written: list[bytes]) -> None:
+BLANK_OR_NOT = st.one_of(st.binary(max_size=20), st.text(" \t\r\v\f", max_size=20).map(str.encode))
+
+
+@given(st.lists(BLANK_OR_NOT.map(lambda b: b.replace(b"\n", b"")), min_size=1), st.integers(1, 9))
+def test_lines_are_where_newlines_say(
+    tmp_path_factory: Any, written: list[bytes], chunk: int
+) -> None:
     path = tmp_path_factory.mktemp("lines") / "a.jsonl"
     path.write_bytes(b"\n".join(written))
-    if not path.stat().st_size:
-        return
-    found = json_lines.JsonLines(path)
-    expected = path.read_bytes().split(b"\n")
-    assert len(found) == len(expected) - (expected[-1] == b"")
+    expected = [n for n, line in enumerate(path.read_bytes().split(b"\n"), 1) if line.strip()]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(json_lines, "_CHUNK", chunk)
+        patch.setattr(json_lines, "_PART", chunk)
+        if not expected:
+            with pytest.raises(InputError, match=r"is empty|holds blank lines alone"):
+                json_lines.JsonLines(path)
+            return
+        found = json_lines.JsonLines(path)
+    assert [found.place(i)[1] for i in range(len(found))] == expected
 
 
 def test_lines_across_chunks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -72,8 +82,10 @@ def test_lines_across_chunks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
 
 def test_windows_line_ends_byte_order_marks_and_blank_lines(tmp_path: Path) -> None:
     path = tmp_path / "a.jsonl"
-    path.write_bytes(b'\xef\xbb\xbf{"text": "a"}\r\n\r\n   \n{"text": "b"}')
-    assert read(open_source(str(path))) == [{"text": "a"}, None, None, {"text": "b"}]
+    path.write_bytes(b'\xef\xbb\xbf{"text": "a"}\r\n\r\n   \n{"text": "b"}\n\n')
+    source = open_source(str(path))
+    assert read(source) == [{"text": "a"}, {"text": "b"}]
+    assert source.place(1)[1] == 4
 
 
 @pytest.mark.parametrize(

@@ -95,7 +95,11 @@ class Loader:
             encode = _encoder(own, tokenizer, vision)
             part, length = _open_split(own, split, encode, sum(lengths), vocab_size, vision)
             order = Order(
-                first=part.first, count=part.count, shuffle=config.shuffle, seed=config.seed
+                first=part.first,
+                count=part.count,
+                shuffle=config.shuffle,
+                seed=config.seed,
+                streams=batch_size,
             )
             sets.append((part, order))
             lengths.append(length)
