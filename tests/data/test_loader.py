@@ -241,6 +241,17 @@ def test_too_many_broken_lines_stop_the_run(tmp_path: Path, told: list[str]) -> 
     take(loader(path, max_broken=0.05), 100)
 
 
+def test_held_out_lines_are_judged_with_all_of_their_set(tmp_path: Path, told: list[str]) -> None:
+    settings: dict[str, Any] = {"held_out": 0.1, "split": "evaluation", "max_broken": 0.02}
+    path = write_lines(tmp_path / "a.jsonl", [*records()[:58], b"{", records()[58]])
+    held = loader(path, **settings)
+    take(held, 20)
+    assert (held.examples, held.broken) == (6, 1)
+    path = write_lines(tmp_path / "b.jsonl", [*records()[:57], b"{", b"{", records()[58]])
+    with pytest.raises(InputError, match="2 of 60 examples are broken"):
+        take(loader(path, **settings), 20)
+
+
 def test_many_passes_of_one_process_among_several_do_not_add_up(
     tmp_path: Path, told: list[str]
 ) -> None:

@@ -142,6 +142,8 @@ class Loader:
         self._names = list(config.sets())
         self._counts, self._weights = counts, [slots / sum(shares.slots) for slots in shares.slots]
         self._starts = list(accumulate(lengths))[:-1]
+        # A held-out split is too small to be judged by itself; all of its set is of one make.
+        self._judged_by = lengths[1:] if split == "evaluation" else None
         self._share = len(self._rows) / batch_size
         self._max_broken = config.max_broken
         self._broken: set[int] = set()
@@ -206,6 +208,7 @@ class Loader:
             # each pass, so as passes go by it meets examples of the others' shares too.
             count, broken = self._counts[number], self._broken_of[number]
             met = min(count, max(count * self._share, drawn * self._weights[number]))
+            met = self._judged_by[number] if self._judged_by else met
             if broken > self._max_broken * met:
                 name = self._names[number] and f" of the data set {self._names[number]!r}"
                 raise InputError(
