@@ -339,6 +339,34 @@ def test_chats_are_learnt_where_the_assistant_speaks(tmp_path: Path) -> None:
     assert list(texts(DataConfig(path=str(path), messages="chat"))) == ["Who?", "Ruth."] * 5
 
 
+@pytest.mark.parametrize(
+    ("content", "settings", "message"),
+    [
+        (
+            b'{"q": "a", "a": "b"}',
+            {},
+            r"line 1: it has no key 'text' \(its keys: a, q\); .*fields",
+        ),
+        (b'{"text": "a"}', {"messages": "chat"}, r"no key 'chat' \(its keys: text\).*messages$"),
+        (
+            b'[{"text": "a"},\n{"text": "b"},\n{"text": "c"}]',
+            {},
+            "line 1: it begins a JSON array, where an object on each",
+        ),
+        (b'[{"text": "a"}]', {}, "it begins a JSON array"),
+        (b"", {}, "is empty"),
+    ],
+)
+def test_a_tokenizer_is_not_trained_on_data_that_the_loader_refuses(
+    tmp_path: Path, content: bytes, settings: dict[str, Any], message: str
+) -> None:
+    """The sentence is the loader's, and comes before any text is asked for."""
+    path = tmp_path / "a.jsonl"
+    path.write_bytes(content)
+    with pytest.raises(InputError, match=message):
+        texts(DataConfig(path=str(path), **settings))
+
+
 def test_tokenised_examples_pass_as_they_are(tmp_path: Path, told: list[str]) -> None:
     path = tmp_path / "a.array_record"
     good = [Example.of_text([i, i + 1, i + 2], [0.0, 0.0, 1.0]) for i in range(200)]

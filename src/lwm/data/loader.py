@@ -22,6 +22,7 @@ from lwm.data.fields import FieldsEncoder, is_vision
 from lwm.data.packing import Row, pack_rows
 from lwm.data.sources.opening import open_source
 from lwm.data.tokenizer import Tokenizer
+from lwm.data.tokenizer_train import LEAST_VOCABULARY, train_tokenizer
 from lwm.models.world import VisionVocabulary
 
 if TYPE_CHECKING:  # Grain loads where a Loader is made: settings alone must load fast
@@ -106,7 +107,7 @@ class Loader:
         shares = Shares([weight for weight, _ in config.sets().values()], seed=config.seed)
         counts = [part.count for part, _ in sets]
         checksums = [
-            _require_sound(part, own.path)
+            _require_sound(part, own)
             for (part, _), (_, own) in zip(sets, config.sets().values(), strict=True)
         ]
         self.examples = sum(counts)
@@ -218,14 +219,29 @@ class Loader:
                 )
 
 
-def texts(config: DataConfig) -> Iterator[str]:
+def texts(config: DataConfig, vision: VisionVocabulary | None = None) -> Iterator[str]:
     """The texts of the training split, in the order of its first pass: what a tokenizer is trained
     on. Of several data sets in turn. Broken examples are passed over.
 
+    The data is opened and its beginning looked at before this returns.
+
+    Args:
+        vision: what the model sees; None for one that does not.
+
     Raises:
-        InputError: the data is missing or empty, or holds tokens instead of texts.
+        InputError: the data is missing or empty, lacks a field, or holds tokens instead of texts.
     """
-    waiting = [_texts_of(own) for _, own in config.sets().values()]
+    # Any tokenizer finds the faults that the one which is to be trained would find later.
+    plain = train_tokenizer(["a"], LEAST_VOCABULARY)
+    waiting = []
+    for _, own in config.sets().values():
+        split, _ = _open_split(own, "train", _encoder(own, plain, vision), 0, None, vision)
+        _require_texts(split, own)
+        waiting.append(_texts_of(split, own))
+    return _in_turn(waiting)
+
+
+def _in_turn(waiting: list[Iterator[str]]) -> Iterator[str]:
     while waiting:
         one = waiting.pop(0)
         if (text := next(one, None)) is not None:
@@ -233,22 +249,26 @@ def texts(config: DataConfig) -> Iterator[str]:
             waiting.append(one)
 
 
-def _texts_of(config: DataConfig) -> Iterator[str]:
+def _require_texts(split: "Split", config: DataConfig) -> None:
+    try:
+        first = split.source.read(split.first)
+    except Broken:
+        first = None
+    if isinstance(first, Example):
+        raise InputError(f"{config.path} holds tokens, not texts; give --tokenizer with theirs")
+    _require_sound(split, config)
+
+
+def _texts_of(split: "Split", config: DataConfig) -> Iterator[str]:
     from lwm.data.draws import Order
 
-    source = open_source(config.path, config.format)
-    first, count = _bounds(config, len(source), "train")
-    order = Order(first=first, count=count, shuffle=config.shuffle, seed=config.seed)
-    for place in range(count):
+    order = Order(first=split.first, count=split.count, shuffle=config.shuffle, seed=config.seed)
+    for place in range(split.count):
         try:
-            record = source.read(order[place])
+            record = split.source.read(order[place])
         except Broken:
             continue
-        if isinstance(record, Example):
-            raise InputError(
-                f"{config.path} holds tokens, not texts; give --tokenizer with theirs"
-            )
-        if record is not None:
+        if record is not None and not isinstance(record, Example):
             yield from _texts(record, config)
 
 
@@ -329,20 +349,19 @@ def _bounds(config: DataConfig, total: int, split: Part) -> tuple[int, int]:
     return (total - held, held) if split == "evaluation" else (0, total - held)
 
 
-def _require_sound(split: "Split", path: str) -> int:
+def _require_sound(split: "Split", config: DataConfig) -> int:
     """Refuses data of which not even the beginning can be used.
 
     Returns:
         A checksum of the first sound example's tokens.
     """
     faults: list[Report] = []
+    remedy = "--data.messages" if config.messages else "--data.fields"
     for index in range(split.first, split.first + split.count):
         try:
             example = split.example(index)
         except MissingKey as broken:
-            raise InputError(
-                f"{split.report(index, broken)}; name others in --data.fields"
-            ) from broken
+            raise InputError(f"{split.report(index, broken)}; name others in {remedy}") from broken
         except Broken as broken:
             faults.append(split.report(index, broken))
             if len(faults) == _PROBED:
@@ -353,9 +372,9 @@ def _require_sound(split: "Split", path: str) -> int:
     if faults:
         raise InputError(
             f"none of the first {len(faults)} examples can be used, the first of them "
-            f"{faults[0]}; repair the data, or name other keys in --data.fields"
+            f"{faults[0]}; repair the data, or name other keys in {remedy}"
         )
-    raise InputError(f"{path} holds blank lines alone; give at least one example")
+    raise InputError(f"{config.path} holds empty examples alone; give one that is not")
 
 
 def _divisor(rows: int, workers: int) -> int:

@@ -59,8 +59,11 @@ class JsonLines:
         line = self._bytes(start, end)
         if not start:
             line = line.removeprefix(_MARK)
+        line = line.strip()
+        if not start and line.startswith(b"["):
+            raise Broken("it begins a JSON array, where an object on each line is needed")
         try:
-            value = json.loads(line.strip().decode())
+            value = json.loads(line.decode())
         except UnicodeDecodeError as error:
             raise Broken("it is not UTF-8") from error
         except json.JSONDecodeError as error:
