@@ -21,6 +21,7 @@ from lwm.data.examples import Broken, Example, MissingKey, Report
 from lwm.data.fields import FieldsEncoder, is_vision
 from lwm.data.packing import Row, pack_rows
 from lwm.data.sources.opening import open_source
+from lwm.data.templates import text_content
 from lwm.data.tokenizer import Tokenizer
 from lwm.data.tokenizer_train import LEAST_VOCABULARY, train_tokenizer
 from lwm.models.world import VisionVocabulary
@@ -276,7 +277,7 @@ def _texts(record: Any, config: DataConfig) -> Iterator[str]:
     if config.messages:
         messages = record.get(config.messages)
         parts = messages if isinstance(messages, list) else []
-        values = [part.get("content") for part in parts if isinstance(part, dict)]
+        values = [text_content(part.get("content")) for part in parts if isinstance(part, dict)]
     elif config.fields_from_example:  # whatever text it has beside its grammar
         values = [value for key, value in record.items() if key != config.fields_from_example]
     else:
