@@ -4,6 +4,7 @@ process; what is broken is told by file and line."""
 import gzip
 import pickle
 import sys
+import zipfile
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -174,6 +175,18 @@ def test_remote_globs(tmp_path: Path) -> None:
     source = open_source("memory://shards/*.jsonl")
     assert read(source) == RECORDS
     assert source.place(10) == ("memory:///shards/b.jsonl", 1)
+
+
+@pytest.mark.parametrize("pattern", ["b.jsonl", "*.jsonl"])
+@pytest.mark.parametrize("before", ["", "simplecache::"])
+def test_files_in_an_archive(tmp_path: Path, pattern: str, before: str) -> None:
+    """An address that leads through another one."""
+    with zipfile.ZipFile(tmp_path / "x.zip", "w") as archive:
+        archive.write(write_lines(tmp_path / "a", RECORDS[:10]), "b.jsonl")
+        archive.write(write_lines(tmp_path / "a", RECORDS[10:]), "c.jsonl")
+    source = open_source(f"{before}zip://{pattern}::{tmp_path}/x.zip")
+    assert read(source) == (RECORDS[:10] if pattern == "b.jsonl" else RECORDS)
+    assert source.place(1) == (f"{before}zip://b.jsonl::{tmp_path}/x.zip", 2)
 
 
 def test_several_files_of_several_kinds(tmp_path: Path) -> None:
