@@ -210,6 +210,25 @@ def test_parquet(tmp_path: Path) -> None:
     assert read(open_source(str(tmp_path / "a"))) == rows
 
 
+def test_parquet_with_dictionaries(tmp_path: Path) -> None:
+    """Each group of rows has its own."""
+    rows = [{"text": f"t{i}", "topic": f"o{i // 9}"} for i in range(2100)]
+    numbers = pa.dictionary(pa.int32(), pa.string())
+    schema = pa.schema([("text", pa.string()), ("topic", numbers)])
+    with pq.ParquetWriter(tmp_path / "a", schema) as writer:
+        for part in (rows[:1050], rows[1050:]):
+            writer.write_table(pa.Table.from_pylist(part, schema))
+    assert read(open_source(str(tmp_path / "a"))) == rows
+
+
+def test_parquet_with_a_column_that_cannot_be_turned(tmp_path: Path) -> None:
+    rows = [{"topics": [f"o{i}"]} for i in range(300)]
+    numbers = pa.schema([("topics", pa.list_(pa.dictionary(pa.int32(), pa.string())))])
+    pq.write_table(pa.Table.from_pylist(rows, numbers), tmp_path / "a", row_group_size=70)
+    with pytest.raises(InputError, match="has a column that cannot be read"):
+        open_source(str(tmp_path / "a"))
+
+
 @pytest.mark.parametrize("format", ["auto", "parquet"])
 def test_broken_parquet(tmp_path: Path, format: str) -> None:
     path = tmp_path / "a.parquet"
