@@ -157,7 +157,9 @@ def test_state_is_small_for_long_books(tmp_path: Path) -> None:
         ({"seed": 1}, "with seed 0 and this run has 1"),
         ({"packing": "pad"}, "with packing concatenate and this run has pad"),
         ({"fields": "[text]+text"}, "brackets"),
-        ({"prepend_text": "a"}, "with first_example"),
+        ({"prepend_text": "a"}, "the data or its fields are other ones"),
+        ({"fields": "[text]"}, r"with fields text and this run has \[text\]"),
+        ({"loss_weights": "token"}, "with loss_weights example and this run has token"),
     ],
 )
 def test_a_state_of_other_data_is_refused(
@@ -166,6 +168,23 @@ def test_a_state_of_other_data_is_refused(
     state = loader(data).get_state()
     with pytest.raises((InputError, ConfigError), match=message):
         loader(data, **change).set_state(state)
+
+
+def test_what_is_learnt_of_the_data_is_part_of_a_state(tmp_path: Path) -> None:
+    """Though the tokens and the settings are the same."""
+    path, states = tmp_path / "a.jsonl", []
+    for fields in ("[q],a", "q,a"):
+        write_lines(path, [{"q": "a", "a": "b", "fields": fields}] * 20)
+        states.append(loader(path, fields_from_example="fields").get_state())
+    with pytest.raises(InputError, match="the data or its fields are other ones"):
+        loader(path, fields_from_example="fields").set_state(states[0])
+
+
+def test_a_state_from_before_these_settings_were_kept_is_taken(data: Path) -> None:
+    state = loader(data).get_state()
+    for name in ("loss_weights", "fields", "first_weights"):
+        del state["data"][name]
+    loader(data).set_state(state)
 
 
 def test_a_state_of_other_rows_or_another_version_is_refused(data: Path) -> None:

@@ -107,14 +107,19 @@ class Loader:
             lengths.append(length)
         shares = Shares([weight for weight, _ in config.sets().values()], seed=config.seed)
         counts = [part.count for part, _ in sets]
-        checksums = [
+        firsts = [
             _require_sound(part, own)
             for (part, _), (_, own) in zip(sets, config.sets().values(), strict=True)
         ]
+        checksums = [zlib.crc32(first.tokens.tobytes()) for first in firsts]
+        made_from = [_making(own) for _, own in config.sets().values()]
         self.examples = sum(counts)
         identity = {
             "examples": counts if config.mixture else self.examples,
+            "loss_weights": config.loss_weights,
+            "fields": made_from if config.mixture else made_from[0],
             "first_example": checksums if config.mixture else checksums[0],
+            "first_weights": [zlib.crc32(first.weights.tobytes()) for first in firsts],
             "batch_size": batch_size,
             "sequence_length": sequence_length,
             "packing": config.packing,
@@ -350,11 +355,19 @@ def _bounds(config: DataConfig, total: int, split: Part) -> tuple[int, int]:
     return (total - held, held) if split == "evaluation" else (0, total - held)
 
 
-def _require_sound(split: "Split", config: DataConfig) -> int:
+def _making(config: DataConfig) -> str:
+    """What examples are made from, as the settings say it."""
+    if config.messages:
+        return f"messages {config.messages}"
+    key = config.fields_from_example
+    return f"those of the key {key}" if key else config.fields
+
+
+def _require_sound(split: "Split", config: DataConfig) -> Example:
     """Refuses data of which not even the beginning can be used.
 
     Returns:
-        A checksum of the first sound example's tokens.
+        The first sound example.
     """
     faults: list[Report] = []
     remedy = "--data.messages" if config.messages else "--data.fields"
@@ -369,7 +382,7 @@ def _require_sound(split: "Split", config: DataConfig) -> int:
                 break
             continue
         if example is not None:
-            return zlib.crc32(example.tokens.tobytes())
+            return example
     if faults:
         raise InputError(
             f"none of the first {len(faults)} examples can be used, the first of them "
