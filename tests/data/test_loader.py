@@ -396,6 +396,8 @@ def test_tokenised_examples_pass_as_they_are(tmp_path: Path, told: list[str]) ->
     assert (
         batches.reports[0].reason == "it has the token 300, outside the model's vocabulary of 300"
     )
+    with pytest.raises(InputError, match=r"fields are 'q,a' and .* holds tokens"):
+        loader(path, fields="q,a")
     with pytest.raises(InputError, match="holds tokens, not texts"):
         list(texts(DataConfig(path=str(path))))
 

@@ -369,6 +369,7 @@ def _require_sound(split: "Split", config: DataConfig) -> Example:
     Returns:
         The first sound example.
     """
+    _require_no_fields(split, config)
     faults: list[Report] = []
     remedy = "--data.messages" if config.messages else "--data.fields"
     for index in range(split.first, split.first + split.count):
@@ -389,6 +390,22 @@ def _require_sound(split: "Split", config: DataConfig) -> Example:
             f"{faults[0]}; repair the data, or name other keys in {remedy}"
         )
     raise InputError(f"{config.path} holds empty examples alone; give one that is not")
+
+
+def _require_no_fields(split: "Split", config: DataConfig) -> None:
+    """Refuses fields where there are none. Those that a recipe may name are passed over."""
+    if config.fields == type(config).fields or config.messages or config.fields_from_example:
+        return
+    for index in (0, len(split.source) - 1):  # files of several kinds may stand together
+        try:
+            if not isinstance(split.source.read(index), Example):
+                return
+        except Broken:
+            return
+    raise InputError(
+        f"the fields are {config.fields!r} and {config.path} holds tokens, which have none; leave "
+        "out --data.fields, or give the texts"
+    )
 
 
 def _divisor(rows: int, workers: int) -> int:
