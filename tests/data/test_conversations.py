@@ -140,14 +140,28 @@ def test_a_continuation_is_its_text(text: str) -> None:
         (["text"], "where a list of messages"),
         ([{"role": "user"}], "is malformed"),
         ([{"role": "wizard", "content": "a"}], "is malformed"),
+        ([{"role": "tool", "content": "a " * 9999}], r"\.\.\. is malformed"),
+        ([{"role": "user", "content": [{"type": "image_url"}]}], "is malformed"),
         ([{"role": "user", "content": [{"type": "text"}]}], "is malformed"),
         ([{"role": "assistant", "content": "a"}], "nothing asks for it"),
         ([CHAT[1], {"role": "assistant", "content": "\ud800"}], "half of a surrogate pair"),
     ],
 )
 def test_broken_messages(messages: Any, message: str) -> None:
-    with pytest.raises(Broken, match=message):
+    with pytest.raises(Broken, match=message) as raised:
         encode(messages)
+    assert len(str(raised.value)) < 300
+
+
+def test_text_in_parts_is_text() -> None:
+    said = [{"type": "text", "text": "Who was"}, {"type": "text", "text": "Ruth?"}]
+    answer = {"role": "assistant", "content": [{"type": "text", "text": "A Moabite."}]}
+    parts = [{"role": "user", "content": said}, answer]
+    plain = [
+        {"role": "user", "content": "Who was\nRuth?"},
+        {"role": "assistant", "content": "A Moabite."},
+    ]
+    assert encode(parts) == encode(plain)
 
 
 def test_a_template_that_rewrites_earlier_turns_is_refused() -> None:

@@ -24,6 +24,7 @@ from small_data import (
 )
 
 from lwm.core.errors import ConfigError, InputError
+from lwm.data import draws
 from lwm.data import loader as loader_module
 from lwm.data.draws import Order
 from lwm.data.examples import Example
@@ -156,7 +157,9 @@ def test_state_is_small_for_long_books(tmp_path: Path) -> None:
         ({"seed": 1}, "with seed 0 and this run has 1"),
         ({"packing": "pad"}, "with packing concatenate and this run has pad"),
         ({"fields": "[text]+text"}, "brackets"),
-        ({"prepend_text": "a"}, "with first_example"),
+        ({"prepend_text": "a"}, "the data or its fields are other ones"),
+        ({"fields": "[text]"}, r"with fields text and this run has \[text\]"),
+        ({"loss_weights": "token"}, "with loss_weights example and this run has token"),
     ],
 )
 def test_a_state_of_other_data_is_refused(
@@ -165,6 +168,23 @@ def test_a_state_of_other_data_is_refused(
     state = loader(data).get_state()
     with pytest.raises((InputError, ConfigError), match=message):
         loader(data, **change).set_state(state)
+
+
+def test_what_is_learnt_of_the_data_is_part_of_a_state(tmp_path: Path) -> None:
+    """Though the tokens and the settings are the same."""
+    path, states = tmp_path / "a.jsonl", []
+    for fields in ("[q],a", "q,a"):
+        write_lines(path, [{"q": "a", "a": "b", "fields": fields}] * 20)
+        states.append(loader(path, fields_from_example="fields").get_state())
+    with pytest.raises(InputError, match="the data or its fields are other ones"):
+        loader(path, fields_from_example="fields").set_state(states[0])
+
+
+def test_a_state_from_before_these_settings_were_kept_is_taken(data: Path) -> None:
+    state = loader(data).get_state()
+    for name in ("loss_weights", "fields", "first_weights"):
+        del state["data"][name]
+    loader(data).set_state(state)
 
 
 def test_a_state_of_other_rows_or_another_version_is_refused(data: Path) -> None:
@@ -240,6 +260,17 @@ def test_too_many_broken_lines_stop_the_run(tmp_path: Path, told: list[str]) -> 
     take(loader(path, max_broken=0.05), 100)
 
 
+def test_held_out_lines_are_judged_with_all_of_their_set(tmp_path: Path, told: list[str]) -> None:
+    settings: dict[str, Any] = {"held_out": 0.1, "split": "evaluation", "max_broken": 0.02}
+    path = write_lines(tmp_path / "a.jsonl", [*records()[:58], b"{", records()[58]])
+    held = loader(path, **settings)
+    take(held, 20)
+    assert (held.examples, held.broken) == (6, 1)
+    path = write_lines(tmp_path / "b.jsonl", [*records()[:57], b"{", b"{", records()[58]])
+    with pytest.raises(InputError, match="2 of 60 examples are broken"):
+        take(loader(path, **settings), 20)
+
+
 def test_many_passes_of_one_process_among_several_do_not_add_up(
     tmp_path: Path, told: list[str]
 ) -> None:
@@ -250,11 +281,37 @@ def test_many_passes_of_one_process_among_several_do_not_add_up(
     assert batches.broken == 3
 
 
-def test_data_that_is_all_broken_after_its_beginning_ends(tmp_path: Path, told: list[str]) -> None:
+def test_data_that_is_all_broken_after_its_beginning_ends(
+    tmp_path: Path, told: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(draws, "_FRUITLESS_DRAWS", 5)
     path = write_lines(tmp_path / "a.jsonl", [records()[0], *[b"{"] * 11])
-    batches = loader(path, rows=[1], packing="pad", shuffle=False, max_broken=1)
-    with pytest.raises(InputError, match=r"the last 240 examples read were all blank or broken"):
+    batches = loader(path, rows=[1], packing="pad", shuffle=False, max_broken=0.3)
+    with pytest.raises(InputError, match=r"the last 5 examples read were all blank or broken"):
         next(batches)
+
+
+def test_a_stream_gets_past_what_it_cannot_use(tmp_path: Path, told: list[str]) -> None:
+    """In order, each of four streams would read the same one of four examples for ever."""
+    for broken in ({"text": "a"}, b"{"), (b"", b""), (b"{", b"{"):
+        path = write_lines(tmp_path / "a.jsonl", [*records()[:2], *broken])
+        settings: dict[str, Any] = {"shuffle": False, "packing": "pad", "max_broken": 0.5}
+        for size, workers in ((4, 0), (4, 2), (2, 0), (16, 0)):
+            with loader(path, batch_size=size, workers=workers, **settings) as batches:
+                take(batches, 3)
+
+
+@given(count=st.integers(1, 30), streams=st.integers(1, 40))
+def test_in_order_each_pass_has_each_example_and_each_stream_meets_all(
+    count: int, streams: int
+) -> None:
+    order = Order(first=0, count=count, shuffle=False, seed=0, streams=streams)
+    assert [order[place] for place in range(count)] == list(range(count))
+    for turn in range(5):
+        passed = [order[place] for place in range(turn * count, (turn + 1) * count)]
+        assert sorted(passed) == list(range(count))
+    for stream in range(streams):
+        assert len({order[stream + streams * draw] for draw in range(count)}) == count
 
 
 @pytest.mark.parametrize(
@@ -301,6 +358,34 @@ def test_chats_are_learnt_where_the_assistant_speaks(tmp_path: Path) -> None:
     assert list(texts(DataConfig(path=str(path), messages="chat"))) == ["Who?", "Ruth."] * 5
 
 
+@pytest.mark.parametrize(
+    ("content", "settings", "message"),
+    [
+        (
+            b'{"q": "a", "a": "b"}',
+            {},
+            r"line 1: it has no key 'text' \(its keys: a, q\); .*fields",
+        ),
+        (b'{"text": "a"}', {"messages": "chat"}, r"no key 'chat' \(its keys: text\).*messages$"),
+        (
+            b'[{"text": "a"},\n{"text": "b"},\n{"text": "c"}]',
+            {},
+            "line 1: it begins a JSON array, where an object on each",
+        ),
+        (b'[{"text": "a"}]', {}, "it begins a JSON array"),
+        (b"", {}, "is empty"),
+    ],
+)
+def test_a_tokenizer_is_not_trained_on_data_that_the_loader_refuses(
+    tmp_path: Path, content: bytes, settings: dict[str, Any], message: str
+) -> None:
+    """The sentence is the loader's, and comes before any text is asked for."""
+    path = tmp_path / "a.jsonl"
+    path.write_bytes(content)
+    with pytest.raises(InputError, match=message):
+        texts(DataConfig(path=str(path), **settings))
+
+
 def test_tokenised_examples_pass_as_they_are(tmp_path: Path, told: list[str]) -> None:
     path = tmp_path / "a.array_record"
     good = [Example.of_text([i, i + 1, i + 2], [0.0, 0.0, 1.0]) for i in range(200)]
@@ -311,6 +396,8 @@ def test_tokenised_examples_pass_as_they_are(tmp_path: Path, told: list[str]) ->
     assert (
         batches.reports[0].reason == "it has the token 300, outside the model's vocabulary of 300"
     )
+    with pytest.raises(InputError, match=r"fields are 'q,a' and .* holds tokens"):
+        loader(path, fields="q,a")
     with pytest.raises(InputError, match="holds tokens, not texts"):
         list(texts(DataConfig(path=str(path))))
 

@@ -4,6 +4,7 @@ process; what is broken is told by file and line."""
 import gzip
 import pickle
 import sys
+import zipfile
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -54,15 +55,25 @@ def test_json_lines(tmp_path: Path) -> None:
     assert source.place(4) == (str(tmp_path / "a.jsonl"), 5)
 
 
-@given(st.lists(st.binary(max_size=20).map(lambda b: b.replace(b"\n", b"")), min_size=1))
-def test_lines_are_where_newlines_say(tmp_path_factory: Any, written: list[bytes]) -> None:
+BLANK_OR_NOT = st.one_of(st.binary(max_size=20), st.text(" \t\r\v\f", max_size=20).map(str.encode))
+
+
+@given(st.lists(BLANK_OR_NOT.map(lambda b: b.replace(b"\n", b"")), min_size=1), st.integers(1, 9))
+def test_lines_are_where_newlines_say(
+    tmp_path_factory: Any, written: list[bytes], chunk: int
+) -> None:
     path = tmp_path_factory.mktemp("lines") / "a.jsonl"
     path.write_bytes(b"\n".join(written))
-    if not path.stat().st_size:
-        return
-    found = json_lines.JsonLines(path)
-    expected = path.read_bytes().split(b"\n")
-    assert len(found) == len(expected) - (expected[-1] == b"")
+    expected = [n for n, line in enumerate(path.read_bytes().split(b"\n"), 1) if line.strip()]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(json_lines, "_CHUNK", chunk)
+        patch.setattr(json_lines, "_PART", chunk)
+        if not expected:
+            with pytest.raises(InputError, match=r"is empty|holds blank lines alone"):
+                json_lines.JsonLines(path)
+            return
+        found = json_lines.JsonLines(path)
+    assert [found.place(i)[1] for i in range(len(found))] == expected
 
 
 def test_lines_across_chunks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -72,8 +83,10 @@ def test_lines_across_chunks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
 
 def test_windows_line_ends_byte_order_marks_and_blank_lines(tmp_path: Path) -> None:
     path = tmp_path / "a.jsonl"
-    path.write_bytes(b'\xef\xbb\xbf{"text": "a"}\r\n\r\n   \n{"text": "b"}')
-    assert read(open_source(str(path))) == [{"text": "a"}, None, None, {"text": "b"}]
+    path.write_bytes(b'\xef\xbb\xbf{"text": "a"}\r\n\r\n   \n{"text": "b"}\n\n')
+    source = open_source(str(path))
+    assert read(source) == [{"text": "a"}, {"text": "b"}]
+    assert source.place(1)[1] == 4
 
 
 @pytest.mark.parametrize(
@@ -164,6 +177,18 @@ def test_remote_globs(tmp_path: Path) -> None:
     assert source.place(10) == ("memory:///shards/b.jsonl", 1)
 
 
+@pytest.mark.parametrize("pattern", ["b.jsonl", "*.jsonl"])
+@pytest.mark.parametrize("before", ["", "simplecache::"])
+def test_files_in_an_archive(tmp_path: Path, pattern: str, before: str) -> None:
+    """An address that leads through another one."""
+    with zipfile.ZipFile(tmp_path / "x.zip", "w") as archive:
+        archive.write(write_lines(tmp_path / "a", RECORDS[:10]), "b.jsonl")
+        archive.write(write_lines(tmp_path / "a", RECORDS[10:]), "c.jsonl")
+    source = open_source(f"{before}zip://{pattern}::{tmp_path}/x.zip")
+    assert read(source) == (RECORDS[:10] if pattern == "b.jsonl" else RECORDS)
+    assert source.place(1) == (f"{before}zip://b.jsonl::{tmp_path}/x.zip", 2)
+
+
 def test_several_files_of_several_kinds(tmp_path: Path) -> None:
     write_lines(tmp_path / "2.jsonl", RECORDS[10:20])
     write_lines(tmp_path / "1.jsonl", RECORDS[:10])
@@ -183,6 +208,25 @@ def test_parquet(tmp_path: Path) -> None:
     ]
     pq.write_table(pa.Table.from_pylist(rows), tmp_path / "a", row_group_size=700)
     assert read(open_source(str(tmp_path / "a"))) == rows
+
+
+def test_parquet_with_dictionaries(tmp_path: Path) -> None:
+    """Each group of rows has its own."""
+    rows = [{"text": f"t{i}", "topic": f"o{i // 9}"} for i in range(2100)]
+    numbers = pa.dictionary(pa.int32(), pa.string())
+    schema = pa.schema([("text", pa.string()), ("topic", numbers)])
+    with pq.ParquetWriter(tmp_path / "a", schema) as writer:
+        for part in (rows[:1050], rows[1050:]):
+            writer.write_table(pa.Table.from_pylist(part, schema))
+    assert read(open_source(str(tmp_path / "a"))) == rows
+
+
+def test_parquet_with_a_column_that_cannot_be_turned(tmp_path: Path) -> None:
+    rows = [{"topics": [f"o{i}"]} for i in range(300)]
+    numbers = pa.schema([("topics", pa.list_(pa.dictionary(pa.int32(), pa.string())))])
+    pq.write_table(pa.Table.from_pylist(rows, numbers), tmp_path / "a", row_group_size=70)
+    with pytest.raises(InputError, match="has a column that cannot be read"):
+        open_source(str(tmp_path / "a"))
 
 
 @pytest.mark.parametrize("format", ["auto", "parquet"])

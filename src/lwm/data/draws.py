@@ -7,6 +7,7 @@ splits are mixed, each place of that endless order belongs to one of them, and e
 endless order of its own. Knows sources and encoders; knows nothing of rows.
 """
 
+import math
 import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -81,12 +82,18 @@ class Split:
 
 @dataclass(frozen=True, kw_only=True)
 class Order:
-    """The endless order of a split, the same for all streams."""
+    """The endless order of a split, the same for all streams.
+
+    Args:
+        first, count: the split.
+        streams: how many draw from the order in turn.
+    """
 
     first: int
     count: int
     shuffle: bool
     seed: int
+    streams: int = 1
 
     def __getitem__(self, place: int) -> int:
         """Index in the source of the example at a place of the endless order."""
@@ -95,6 +102,10 @@ class Order:
             # Each pass has a seed of its own, which must not be its neighbour's plus one.
             seed = random.Random(f"{self.seed} {turn}").getrandbits(32)
             at = index_shuffle(at, max_index=self.count - 1, seed=seed, rounds=_ROUNDS)
+        elif not self.shuffle and math.gcd(self.count, self.streams) > 1:
+            # Each stream meets some of the examples alone, over and over. Once it has met them all
+            # the order moves on by one, lest it meet the same broken ones for ever.
+            at = (at + place // math.lcm(self.count, self.streams)) % self.count
         return self.first + at
 
 

@@ -21,7 +21,9 @@ from lwm.data.examples import Broken, Example, MissingKey, Report
 from lwm.data.fields import FieldsEncoder, is_vision
 from lwm.data.packing import Row, pack_rows
 from lwm.data.sources.opening import open_source
+from lwm.data.templates import text_content
 from lwm.data.tokenizer import Tokenizer
+from lwm.data.tokenizer_train import LEAST_VOCABULARY, train_tokenizer
 from lwm.models.world import VisionVocabulary
 
 if TYPE_CHECKING:  # Grain loads where a Loader is made: settings alone must load fast
@@ -95,20 +97,29 @@ class Loader:
             encode = _encoder(own, tokenizer, vision)
             part, length = _open_split(own, split, encode, sum(lengths), vocab_size, vision)
             order = Order(
-                first=part.first, count=part.count, shuffle=config.shuffle, seed=config.seed
+                first=part.first,
+                count=part.count,
+                shuffle=config.shuffle,
+                seed=config.seed,
+                streams=batch_size,
             )
             sets.append((part, order))
             lengths.append(length)
         shares = Shares([weight for weight, _ in config.sets().values()], seed=config.seed)
         counts = [part.count for part, _ in sets]
-        checksums = [
-            _require_sound(part, own.path)
+        firsts = [
+            _require_sound(part, own)
             for (part, _), (_, own) in zip(sets, config.sets().values(), strict=True)
         ]
+        checksums = [zlib.crc32(first.tokens.tobytes()) for first in firsts]
+        made_from = [_making(own) for _, own in config.sets().values()]
         self.examples = sum(counts)
         identity = {
             "examples": counts if config.mixture else self.examples,
+            "loss_weights": config.loss_weights,
+            "fields": made_from if config.mixture else made_from[0],
             "first_example": checksums if config.mixture else checksums[0],
+            "first_weights": [zlib.crc32(first.weights.tobytes()) for first in firsts],
             "batch_size": batch_size,
             "sequence_length": sequence_length,
             "packing": config.packing,
@@ -138,6 +149,8 @@ class Loader:
         self._names = list(config.sets())
         self._counts, self._weights = counts, [slots / sum(shares.slots) for slots in shares.slots]
         self._starts = list(accumulate(lengths))[:-1]
+        # A held-out split is too small to be judged by itself; all of its set is of one make.
+        self._judged_by = lengths[1:] if split == "evaluation" else None
         self._share = len(self._rows) / batch_size
         self._max_broken = config.max_broken
         self._broken: set[int] = set()
@@ -202,6 +215,7 @@ class Loader:
             # each pass, so as passes go by it meets examples of the others' shares too.
             count, broken = self._counts[number], self._broken_of[number]
             met = min(count, max(count * self._share, drawn * self._weights[number]))
+            met = self._judged_by[number] if self._judged_by else met
             if broken > self._max_broken * met:
                 name = self._names[number] and f" of the data set {self._names[number]!r}"
                 raise InputError(
@@ -211,14 +225,29 @@ class Loader:
                 )
 
 
-def texts(config: DataConfig) -> Iterator[str]:
+def texts(config: DataConfig, vision: VisionVocabulary | None = None) -> Iterator[str]:
     """The texts of the training split, in the order of its first pass: what a tokenizer is trained
     on. Of several data sets in turn. Broken examples are passed over.
 
+    The data is opened and its beginning looked at before this returns.
+
+    Args:
+        vision: what the model sees; None for one that does not.
+
     Raises:
-        InputError: the data is missing or empty, or holds tokens instead of texts.
+        InputError: the data is missing or empty, lacks a field, or holds tokens instead of texts.
     """
-    waiting = [_texts_of(own) for _, own in config.sets().values()]
+    # Any tokenizer finds the faults that the one which is to be trained would find later.
+    plain = train_tokenizer(["a"], LEAST_VOCABULARY)
+    waiting = []
+    for _, own in config.sets().values():
+        split, _ = _open_split(own, "train", _encoder(own, plain, vision), 0, None, vision)
+        _require_texts(split, own)
+        waiting.append(_texts_of(split, own))
+    return _in_turn(waiting)
+
+
+def _in_turn(waiting: list[Iterator[str]]) -> Iterator[str]:
     while waiting:
         one = waiting.pop(0)
         if (text := next(one, None)) is not None:
@@ -226,22 +255,26 @@ def texts(config: DataConfig) -> Iterator[str]:
             waiting.append(one)
 
 
-def _texts_of(config: DataConfig) -> Iterator[str]:
+def _require_texts(split: "Split", config: DataConfig) -> None:
+    try:
+        first = split.source.read(split.first)
+    except Broken:
+        first = None
+    if isinstance(first, Example):
+        raise InputError(f"{config.path} holds tokens, not texts; give --tokenizer with theirs")
+    _require_sound(split, config)
+
+
+def _texts_of(split: "Split", config: DataConfig) -> Iterator[str]:
     from lwm.data.draws import Order
 
-    source = open_source(config.path, config.format)
-    first, count = _bounds(config, len(source), "train")
-    order = Order(first=first, count=count, shuffle=config.shuffle, seed=config.seed)
-    for place in range(count):
+    order = Order(first=split.first, count=split.count, shuffle=config.shuffle, seed=config.seed)
+    for place in range(split.count):
         try:
-            record = source.read(order[place])
+            record = split.source.read(order[place])
         except Broken:
             continue
-        if isinstance(record, Example):
-            raise InputError(
-                f"{config.path} holds tokens, not texts; give --tokenizer with theirs"
-            )
-        if record is not None:
+        if record is not None and not isinstance(record, Example):
             yield from _texts(record, config)
 
 
@@ -249,7 +282,7 @@ def _texts(record: Any, config: DataConfig) -> Iterator[str]:
     if config.messages:
         messages = record.get(config.messages)
         parts = messages if isinstance(messages, list) else []
-        values = [part.get("content") for part in parts if isinstance(part, dict)]
+        values = [text_content(part.get("content")) for part in parts if isinstance(part, dict)]
     elif config.fields_from_example:  # whatever text it has beside its grammar
         values = [value for key, value in record.items() if key != config.fields_from_example]
     else:
@@ -322,33 +355,57 @@ def _bounds(config: DataConfig, total: int, split: Part) -> tuple[int, int]:
     return (total - held, held) if split == "evaluation" else (0, total - held)
 
 
-def _require_sound(split: "Split", path: str) -> int:
+def _making(config: DataConfig) -> str:
+    """What examples are made from, as the settings say it."""
+    if config.messages:
+        return f"messages {config.messages}"
+    key = config.fields_from_example
+    return f"those of the key {key}" if key else config.fields
+
+
+def _require_sound(split: "Split", config: DataConfig) -> Example:
     """Refuses data of which not even the beginning can be used.
 
     Returns:
-        A checksum of the first sound example's tokens.
+        The first sound example.
     """
+    _require_no_fields(split, config)
     faults: list[Report] = []
+    remedy = "--data.messages" if config.messages else "--data.fields"
     for index in range(split.first, split.first + split.count):
         try:
             example = split.example(index)
         except MissingKey as broken:
-            raise InputError(
-                f"{split.report(index, broken)}; name others in --data.fields"
-            ) from broken
+            raise InputError(f"{split.report(index, broken)}; name others in {remedy}") from broken
         except Broken as broken:
             faults.append(split.report(index, broken))
             if len(faults) == _PROBED:
                 break
             continue
         if example is not None:
-            return zlib.crc32(example.tokens.tobytes())
+            return example
     if faults:
         raise InputError(
             f"none of the first {len(faults)} examples can be used, the first of them "
-            f"{faults[0]}; repair the data, or name other keys in --data.fields"
+            f"{faults[0]}; repair the data, or name other keys in {remedy}"
         )
-    raise InputError(f"{path} holds blank lines alone; give at least one example")
+    raise InputError(f"{config.path} holds empty examples alone; give one that is not")
+
+
+def _require_no_fields(split: "Split", config: DataConfig) -> None:
+    """Refuses fields where there are none. Those that a recipe may name are passed over."""
+    if config.fields == type(config).fields or config.messages or config.fields_from_example:
+        return
+    for index in (0, len(split.source) - 1):  # files of several kinds may stand together
+        try:
+            if not isinstance(split.source.read(index), Example):
+                return
+        except Broken:
+            return
+    raise InputError(
+        f"the fields are {config.fields!r} and {config.path} holds tokens, which have none; leave "
+        "out --data.fields, or give the texts"
+    )
 
 
 def _divisor(rows: int, workers: int) -> int:

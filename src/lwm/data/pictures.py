@@ -189,6 +189,11 @@ class Crops:
         pixels = np.ascontiguousarray(np.clip(pixels, -1, 1), np.float32)
         return {"pixels": pixels, "weights": np.ones((), np.float32)}
 
+    @property
+    def broken(self) -> int:
+        """None: files that cannot be read are refused before the first example."""
+        return 0
+
     def __next__(self) -> dict[str, np.ndarray]:
         return next(self.iterator)
 

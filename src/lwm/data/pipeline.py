@@ -26,6 +26,9 @@ from lwm.data.packing import Position, Row, Rows
 
 _VERSION = 1
 
+_CHECKSUMS = ("first_example", "first_weights")
+_NEW = ("loss_weights", "fields", "first_weights")  # a state may be older than these
+
 Elements = grain.DatasetIterator[dict[str, Any]]
 """Rows, each with its `Note` under the key `note`."""
 
@@ -144,7 +147,14 @@ class Batches(grain.DatasetIterator[Row]):
                 "needed; begin a fresh run"
             )
         for name, value in self._identity.items():
+            if name in _NEW and name not in state["data"]:
+                continue
             if (saved := state["data"].get(name)) != value:
+                if name in _CHECKSUMS:
+                    raise InputError(
+                        "the data or its fields are other ones than where the data position was "
+                        "saved; give the same data and settings, or begin a fresh run"
+                    )
                 raise InputError(
                     f"the data position was saved with {name} {saved} and this run has {value}; "
                     "give the same data and settings, or begin a fresh run"

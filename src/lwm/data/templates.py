@@ -18,7 +18,10 @@ from lwm.core.errors import ConfigError, InputError
 from lwm.data.tokenizer import Tokenizer
 
 Message = Mapping[str, Any]
-"""OpenAI's shape: `{"role": "system" | "user" | "assistant", "content": text}`."""
+"""OpenAI's shape: `{"role": "system" | "user" | "assistant", "content": text}`, where the content
+may be a list of parts `{"type": "text", "text": text}`."""
+
+_TOLD = 100  # characters of a malformed message
 
 ORIGINAL = (
     "{{ bos_token }}"
@@ -66,6 +69,19 @@ def choose(name: str, tokenizer: Tokenizer) -> str:
     return TEMPLATES[name]
 
 
+def text_content(content: Any) -> str | None:
+    """The text of a message's content, its parts on lines of their own; None where it is not text
+    alone."""
+    if not isinstance(content, list):
+        return content if isinstance(content, str) else None
+    texts = []
+    for part in content:
+        if not isinstance(part, Mapping) or part.get("type") != "text":
+            return None
+        texts.append(part.get("text"))
+    return "\n".join(texts) if all(isinstance(text, str) for text in texts) else None
+
+
 def render(
     template: str,
     messages: Sequence[Message],
@@ -83,18 +99,21 @@ def render(
     """
     if not messages:
         raise InputError("the conversation is empty; give at least one message")
+    plain = []
     for message in messages:
-        role, content = message.get("role"), message.get("content")
-        if role not in ("system", "user", "assistant") or not isinstance(content, str):
+        role, text = message.get("role"), text_content(message.get("content"))
+        if role not in ("system", "user", "assistant") or text is None:
+            told = repr(dict(message))
+            told = told if len(told) <= _TOLD else told[:_TOLD] + "..."
             raise InputError(
-                f"the message {dict(message)!r} is malformed; it needs a role (system, user or "
-                "assistant) and a "
-                "content that is text"
+                f"the message {told} is malformed; it needs a role (system, user or assistant) "
+                "and a content that is text or a list of text parts"
             )
+        plain.append({**message, "content": text})
 
     try:
         return _compiled(template).render(
-            messages=[dict(message) for message in messages],
+            messages=plain,
             add_generation_prompt=add_generation_prompt,
             bos_token=tokenizer.bos or "",
             eos_token=tokenizer.eos_text,

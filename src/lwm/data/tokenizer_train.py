@@ -13,7 +13,7 @@ from lwm.core.errors import ConfigError, InputError
 from lwm.data.tokenizer import Tokenizer
 
 BOS, EOS = "<s>", "</s>"
-_LEAST = 256 + 2  # every byte, and what begins and ends a text
+LEAST_VOCABULARY = 256 + 2  # every byte, and what begins and ends a text
 _PART = 1 << 16  # characters handed over at a time: the library holds words, not texts
 
 
@@ -27,10 +27,10 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int) -> Tokenizer:
         ConfigError: the vocabulary has no room for the bytes.
         InputError: there is no text.
     """
-    if vocab_size < _LEAST:
+    if vocab_size < LEAST_VOCABULARY:
         raise ConfigError(
             f"a vocabulary of {vocab_size} is too small for a tokenizer of bytes; choose at least "
-            f"{_LEAST}"
+            f"{LEAST_VOCABULARY}"
         )
     backend = tokenizers.Tokenizer(models.BPE())
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(  # type: ignore[assignment]

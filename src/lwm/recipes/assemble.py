@@ -228,8 +228,9 @@ def _open_tokenizer(run: Run, config: LlamaConfig, source: Checkpoint | None) ->
                 "tokenizer.model or a directory that holds one"
             )
         return found
+    learnt = islice(texts(run.data, config.vision), TOKENIZER_TEXTS)
     say(f"training a tokenizer of {config.vocab_size:,} tokens on the data")
-    return train_tokenizer(islice(texts(run.data), TOKENIZER_TEXTS), config.vocab_size)
+    return train_tokenizer(learnt, config.vocab_size)
 
 
 def _require_same(wanted: dict[str, Any], directory: Path, found: dict[str, Any]) -> None:

@@ -79,7 +79,10 @@ def learn(
         metrics=metrics, facts=facts, run=run.out,
     )  # fmt: skip
     seconds = time.perf_counter() - started
-    say(f"done: {run.loop.steps - first:,} steps in {seconds / 60:.1f} minutes; see {run.out}")
+    broken = work.batches.broken
+    passed = f", {broken:,} broken example{'s' * (broken > 1)} passed over" if broken else ""
+    steps = run.loop.steps - first
+    say(f"done: {steps:,} steps in {seconds / 60:.1f} minutes{passed}; see {run.out}")
     return run.out
 
 

@@ -76,6 +76,11 @@ class Batches(Protocol):
     @property
     def iterator(self) -> grain.DatasetIterator: ...
 
+    @property
+    def broken(self) -> int:
+        """Distinct examples passed over so far because they cannot be used."""
+        ...
+
     def __next__(self) -> dict[str, np.ndarray]: ...
 
 
@@ -241,6 +246,7 @@ class _Recorder:
             "skipped": tally.skipped,
             "seconds": seconds,
             "data_wait_seconds": waited,
+            "broken": self._work.batches.broken,
         }
         if self._metrics is not None:
             self._metrics.write(row)

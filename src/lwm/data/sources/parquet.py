@@ -76,12 +76,6 @@ def _to_arrow(path: Path, copy: BinaryIO, name: str) -> None:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    def batches(file: Any) -> Iterator[Any]:
-        try:
-            yield from file.iter_batches(batch_size=_BATCH)
-        except (OSError, pa.ArrowException) as error:
-            raise InputError(f"{name} is broken ({error}); get the file again") from error
-
     try:
         file = pq.ParquetFile(path)
     except (OSError, pa.ArrowException) as error:
@@ -89,6 +83,26 @@ def _to_arrow(path: Path, copy: BinaryIO, name: str) -> None:
             f"{name} is no Parquet file ({' '.join(str(error).split())}); get the file again, or "
             "set --data.format"
         ) from error
-    with file, pa.ipc.new_file(copy, file.schema_arrow) as writer:
-        for batch in batches(file):
-            writer.write_batch(batch)
+
+    def batches() -> Iterator[Any]:
+        try:
+            yield from file.iter_batches(batch_size=_BATCH)
+        except OSError as error:
+            raise InputError(f"{name} is broken ({error}); get the file again") from error
+
+    # Each group of rows may have a dictionary of its own, and an Arrow file one for all.
+    schema = pa.schema(
+        [
+            field.with_type(field.type.value_type) if pa.types.is_dictionary(field.type) else field
+            for field in file.schema_arrow
+        ]
+    )
+    try:
+        with file, pa.ipc.new_file(copy, schema) as writer:
+            for batch in batches():
+                writer.write_batch(batch.cast(schema))
+    except pa.ArrowException as error:
+        raise InputError(
+            f"{name} is broken, or has a column that cannot be read "
+            f"({' '.join(str(error).split())}); get the file again, or write it otherwise"
+        ) from error

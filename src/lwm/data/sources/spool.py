@@ -60,13 +60,20 @@ def urls(pattern: str) -> list[str]:
         InputError: none does, or the file system cannot be reached.
     """
     system, path = _file_system(pattern)
+    if not any(c in path for c in "*?["):
+        return [pattern]
     try:
-        found = sorted(system.glob(path)) if any(c in path for c in "*?[") else [path]
+        found = sorted(system.glob(path))
     except Exception as error:  # every file system fails in its own way
         raise InputError(f"{pattern} cannot be listed ({_sentence(error)}); check it") from error
     if not found:
         raise InputError(f"no data file matches {pattern}; check the address")
-    return [str(system.unstrip_protocol(name)) for name in found]
+    # In a chain, as zip://*.jsonl::s3://bucket/a.zip, the path is that of the first address.
+    links = pattern.split("::")
+    first = next(i for i, link in enumerate(links) if is_url(link))
+    protocol = links[first].partition("://")[0]
+    addresses = [name if is_url(name) else f"{protocol}://{name}" for name in map(str, found)]
+    return ["::".join([*links[:first], one, *links[first + 1 :]]) for one in addresses]
 
 
 def identity_of(path: Path) -> str:
@@ -129,6 +136,7 @@ def _remote(url: str) -> Path:
         "last_modified",
         "updated",
         "created",
+        "CRC",
     )
     known = [f"{sign} {info[sign]}" for sign in signs if info.get(sign) is not None]
 

@@ -1,0 +1,19 @@
+"""Broken examples are counted where a run leaves its figures."""
+
+from pathlib import Path
+
+import pytest
+from tiny_run import train, write_text
+
+from lwm.training.metrics import read_metrics
+
+
+def test_a_run_says_how_many_examples_were_broken(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = write_text(tmp_path / "text.jsonl")
+    data.write_text(data.read_text() + "{\n" * 14)
+    train(tmp_path / "run", data, "--data.max-broken", "0.5")
+    rows = read_metrics(tmp_path / "run" / "metrics.jsonl")
+    assert rows[-1]["broken"] > 1
+    assert f"{rows[-1]['broken']} broken examples passed over; see" in capsys.readouterr().err
