@@ -345,7 +345,8 @@ def _bounds(config: DataConfig, total: int, split: Part) -> tuple[int, int]:
     if split == "evaluation" and not held:
         raise InputError(
             f"held_out is {config.held_out:g} of {total} examples, which keeps none for "
-            "evaluation; raise --data.held-out, or give more examples"
+            "evaluation; raise --data.held-out, give more examples, or do without with "
+            "--data.held-out 0 --evaluate-every 0"
         )
     if split == "train" and held == total:
         raise InputError(
