@@ -186,7 +186,7 @@ def test_codes_are_the_files_own_and_stay_codes(tmp_path: Path, kind: Quantizati
     said = [list(drawn(each)) for each in (model, wide)]
     assert [token.token for token in said[0]] == [token.token for token in said[1]]
     logprobs = [[token.logprob for token in tokens] for tokens in said]
-    np.testing.assert_allclose(*logprobs, atol=1e-4)
+    np.testing.assert_allclose(logprobs[0], logprobs[1], atol=1e-4)
 
 
 def drawn(model: lwm.Model) -> Iterator[Token]:

@@ -107,7 +107,7 @@ class GgufTensors:
         codes = np.ascontiguousarray(packed).view(np.int8)
         if tensor.tensor_type == Quantization.Q4_0:
             codes -= 8
-        scales, *offsets = (np.float32(factors[..., i]) for i in range(head))
+        scales, *offsets = (factors[..., i].astype(np.float32) for i in range(head))
         return Codes(codes.reshape(out, into), scales, offsets[0] if offsets else None)
 
 
