@@ -82,7 +82,7 @@ def test_what_is_broken_or_empty_is_left_out_and_told(tmp_path: Path) -> None:
     done = export_texts(str(source), tmp_path / "out.jsonl")
     assert read(tmp_path / "out.jsonl") == ["one", "two"]
     assert str(done).startswith(
-        "2 rows, 6 characters; 2 without text left out; 2 broken left out, the first "
+        "2 rows, 6 characters; 1 without text left out; 2 broken left out, the first "
         f"{source}, line 4: it is not JSON"
     )
 
