@@ -8,7 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from lwm.data.loader import DataConfig, Loader
+from lwm.data.config import DataConfig
+from lwm.data.loader import Loader
 from lwm.data.packing import Row
 from lwm.data.tokenizer import Tokenizer
 from lwm.data.tokenizer_train import train_tokenizer

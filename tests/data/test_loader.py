@@ -26,11 +26,13 @@ from small_data import (
 from lwm.core.errors import ConfigError, InputError
 from lwm.data import draws
 from lwm.data import loader as loader_module
+from lwm.data.config import DataConfig
 from lwm.data.draws import Order
 from lwm.data.examples import Example
-from lwm.data.loader import DataConfig, Loader, texts
+from lwm.data.loader import Loader
 from lwm.data.packing import Packing
 from lwm.data.sources.array_record import write_array_record
+from lwm.data.texts import texts
 
 PACKINGS: list[Packing] = ["concatenate", "pack", "pad"]
 

@@ -17,7 +17,8 @@ from lwm.checkpoints.vqgan_files import write_vqgan
 from lwm.core import params
 from lwm.core.errors import ConfigError, InputError
 from lwm.data.captions import CaptionedFile, captioned_files
-from lwm.data.loader import DataConfig, Loader
+from lwm.data.config import DataConfig
+from lwm.data.loader import Loader
 from lwm.data.templates import ORIGINAL
 from lwm.data.vision_texts import description_request
 from lwm.inference.codec import Codec, load_vqgan

@@ -32,7 +32,8 @@ from lwm.core.hardware import peak_flops
 from lwm.core.mesh import SEQUENCE, TENSOR, make_mesh, require_all_devices
 from lwm.core.progress import say
 from lwm.core.sharding import TRAINING
-from lwm.data.loader import Loader, texts
+from lwm.data.loader import Loader
+from lwm.data.texts import texts
 from lwm.data.tokenizer import Tokenizer, read_tokenizer, tokenizer_of
 from lwm.data.tokenizer_train import train_tokenizer
 from lwm.models.figures import training_flops

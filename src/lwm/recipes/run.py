@@ -13,7 +13,7 @@ import tyro
 from lwm.core.config import override
 from lwm.core.distributed import DistributedConfig
 from lwm.core.errors import ConfigError
-from lwm.data.loader import DataConfig
+from lwm.data.config import DataConfig
 from lwm.models.llama import LlamaConfig
 from lwm.models.lora import LoraConfig
 from lwm.models.sizes import size

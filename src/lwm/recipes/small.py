@@ -1,6 +1,6 @@
 """Recipes for small machines, and for a user's own chats."""
 
-from lwm.data.loader import DataConfig
+from lwm.data.config import DataConfig
 from lwm.recipes.run import ModelSettings, Run
 from lwm.training.checkpointing import CheckpointConfig
 from lwm.training.loop import LoopConfig

@@ -4,7 +4,7 @@ Source: LargeWorldModel paper (arXiv 2402.08268), table 11: 4M tokens a batch, c
 rate 4e-5, TPU v4-512.
 """
 
-from lwm.data.loader import DataConfig
+from lwm.data.config import DataConfig
 from lwm.recipes.run import ModelSettings, Run
 from lwm.training.checkpointing import CheckpointConfig
 from lwm.training.loop import LoopConfig

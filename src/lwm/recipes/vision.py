@@ -5,7 +5,7 @@ a batch, theta 5e7, cosine, TPU v4-1024. The paper drops prompts for classifier-
 without saying how often; one in ten is usual (Ho & Salimans 2022, arXiv 2207.12598).
 """
 
-from lwm.data.loader import DataConfig, DataSet
+from lwm.data.config import DataConfig, DataSet
 from lwm.models.world import VisionVocabulary
 from lwm.recipes.run import ModelSettings, Run
 from lwm.training.checkpointing import CheckpointConfig
