@@ -197,7 +197,8 @@ def sums_of(
         mesh=mesh,
         rules=TRAINING,
     )
-    head = weights.embedding.T if weights.head is None else weights.head
+    embedding: Any = weights.embedding  # no codes: those are for inference alone
+    head: Any = embedding.T if weights.head is None else weights.head
     return cross_entropy(
         hidden,
         head,
