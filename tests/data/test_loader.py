@@ -406,7 +406,7 @@ def test_tokenised_examples_pass_as_they_are(tmp_path: Path, told: list[str]) ->
 
 def test_settings_alone_load_nothing_heavy() -> None:
     heavy = ["jax", "grain", "pyarrow", "fsspec"]
-    code = f"import sys, lwm.data.loader; print([m for m in {heavy} if m in sys.modules])"
+    code = f"import sys, lwm.data.config; print([m for m in {heavy} if m in sys.modules])"
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert run.stdout.strip() == "[]"
 
