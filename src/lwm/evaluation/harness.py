@@ -1,8 +1,8 @@
 """MODEL in EleutherAI's lm-eval: log-likelihoods, rolling ones, and generation.
 
-`pyproject.toml` names `LwmHarness` under the entry points `lm_eval.models`, which releases of
-lm-eval behind 0.4.13 look through, so that there `lm_eval --model lwm --model_args
-pretrained=MODEL` finds it. 0.4.13 itself looks nowhere; `python -m lwm.evaluation.harness` takes
+`pyproject.toml` names `LwmHarness` under the entry points `lm_eval.models`, so that `lm_eval
+--model lwm --model_args pretrained=MODEL` finds it where lm-eval looks through them. 0.4.13, the
+latest release there is, looks nowhere; `python -m lwm.evaluation.harness` takes
 the same arguments, registers the model and hands over.
 
 Knows a loaded model and lm-eval's requests; knows no task. Follows lm-eval's own `hf` model in

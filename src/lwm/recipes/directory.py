@@ -4,9 +4,8 @@ import fcntl
 import json
 import time
 from collections.abc import Mapping
-from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from lwm.checkpoints.run import RUN_FILE, TOKENIZER
 from lwm.core.errors import ConfigError, InputError
@@ -27,26 +26,31 @@ def require_run(directory: Path) -> None:
         raise InputError(f"{directory} exists and is no training run; choose another --out")
 
 
-def hold(directory: Path) -> ExitStack:
+def hold(directory: Path) -> TextIO:
     """Keeps other trainings out of a directory that is there until what it gives is closed, or the
     process has ended in any way.
 
     Raises:
         ConfigError: another process trains in it.
+        InputError: it cannot be written to.
     """
-    held = ExitStack()
-    file = held.enter_context((directory / ".lock").open("w"))
+    try:
+        file = (directory / ".lock").open("w")
+    except OSError as error:
+        raise InputError(
+            f"{directory} cannot be written to: {error.strerror}; choose another --out"
+        ) from error
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError as error:
-        held.close()
+        file.close()
         raise ConfigError(
             f"another process is training in {directory}; wait for its end, or choose another "
             "--out"
         ) from error
     except OSError:
         pass  # a file system without locks
-    return held
+    return file
 
 
 def require_same(directory: Path, has: Mapping[str, Any], asked: Mapping[str, Any]) -> None:
