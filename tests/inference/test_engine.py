@@ -1,6 +1,7 @@
 """The engine's tokens and log-probabilities against plain forward passes over the whole text."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import cache
 from typing import Any
 
@@ -13,6 +14,7 @@ from lwm.core.mesh import make_mesh
 from lwm.inference.engine import Engine
 from lwm.inference.request import Request, Token
 from lwm.inference.sampling import Sampling
+from lwm.models.llama import Llama
 
 GREEDY = Sampling(temperature=0)
 
@@ -279,6 +281,24 @@ def test_sharded_engines_give_the_same_tokens(mesh: str, monkeypatch: pytest.Mon
     longer = [*tokens, *ids(first), *prompt(9)]
     assert_greedy(longer, ids(run(mine, greedy(longer, 5))[0]))
     assert mine.scheduler.reused == (len(tokens) + 6) // shards * shards
+
+
+def test_a_deep_model_on_simulated_devices_does_not_run_out_of_threads() -> None:
+    """More launches in flight than XLA allows used to leave a collective without a thread, and
+    XLA ends the process then."""
+    depth = 67  # a prime, so that decode runs layers one by one too
+    config = replace(CONFIG, num_layers=depth)
+
+    def deep(model: Llama) -> Llama:
+        layers: Any = model.layers
+        return replace(model, layers=(layers * depth)[:depth])
+
+    alone = Engine(deep(fused()), config, tokens=256, drafts=False)
+    ring = Engine(
+        deep(weights("1,1,1,4")), config, tokens=256, drafts=False, mesh=make_mesh("1,1,1,4")
+    )
+    asked = greedy(prompt(200), 4)
+    assert ids(run(ring, asked)[0]) == ids(run(alone, asked)[0])
 
 
 @cache

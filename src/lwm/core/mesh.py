@@ -8,6 +8,7 @@ Source of the grammar: the original's `mesh_dim` flag (LargeWorldModel/LWM).
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import jax
 from jax.experimental import mesh_utils
@@ -114,6 +115,18 @@ def make_mesh(shape: MeshShape | str) -> Mesh:
         allow_split_physical_axes=shape.split_physical_axes,
     )
     return Mesh(grid, shape.axes, axis_types=(AxisType.Auto,) * len(AXES))
+
+
+def pace(mesh: Mesh | None, launched: Any) -> None:
+    """Waits for what was launched where the devices of a mesh are CPUs, as simulated ones are.
+
+    XLA's CPU client lets 32 programs of a device be in flight and holds up further launches on the
+    very threads that the programs need, of which it may have no more than devices: collectives
+    then wait for each other until XLA ends the process. Called after each program of a row of
+    them, which costs nothing there, since one program at a time fills the machine.
+    """
+    if mesh is not None and mesh.size > 1 and mesh.devices.flat[0].platform == "cpu":
+        jax.block_until_ready(launched)
 
 
 def require_all_devices(mesh: Mesh | None) -> None:

@@ -21,7 +21,7 @@ from jaxtyping import Array
 
 from lwm.attention.order import striped
 from lwm.core.errors import InputError
-from lwm.core.mesh import DATA, SEQUENCE
+from lwm.core.mesh import DATA, SEQUENCE, pace
 from lwm.core.progress import Advance
 from lwm.inference.drafting import Drafter
 from lwm.inference.request import Request, Token
@@ -253,6 +253,7 @@ class Engine:
         assert isinstance(layers, tuple)
         for layer, held in zip(layers, self.cache, strict=True):
             x, held = self._steps.prefill(layer, x, turn, held, *where)
+            pace(self._mesh, held)
             cache.append(held)
         self.cache = tuple(cache)
 
@@ -284,6 +285,7 @@ class Engine:
         for first in range(0, len(layers), self._run):
             run = slice(first, first + self._run)
             x, held = self._steps.decode(layers[run], x, turn, self.cache[run], positions)
+            pace(self._mesh, held)
             cache += held
         self.cache = tuple(cache)
         sampled, self._seen = self._steps.draw(self._ends, x, self._seen, tokens, positions, how)

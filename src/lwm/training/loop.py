@@ -198,6 +198,7 @@ def _evaluate(state: Any, frozen: Any, work: Work, config: LoopConfig) -> dict[s
     for local in itertools.islice(work.held_out(), config.evaluation_batches):
         sums = work.evaluate(state, frozen, work.place(local))
         total = sums if total is None else jax.tree.map(lambda a, b: a + b, total, sums)
+        jax.block_until_ready(total)  # or simulated devices stall, see `core.mesh.pace`
     return work.reading.evaluation(jax.device_get(total))
 
 
