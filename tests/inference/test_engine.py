@@ -5,6 +5,7 @@ from dataclasses import replace
 from functools import cache
 from typing import Any
 
+import jax
 import numpy as np
 import pytest
 from tiny_model import CONFIG, following, full_logits, fused, log_softmax, prompt, weights
@@ -14,7 +15,8 @@ from lwm.core.mesh import make_mesh
 from lwm.inference.engine import Engine
 from lwm.inference.request import Request, Token
 from lwm.inference.sampling import Sampling
-from lwm.models.llama import Llama
+from lwm.models.llama import Llama, widened
+from lwm.models.narrow import BLOCK, Codes, narrow
 
 GREEDY = Sampling(temperature=0)
 
@@ -242,6 +244,43 @@ def test_a_cache_beyond_memory_is_refused_before_it_exists() -> None:
         mine.require(10**12, 1)
     assert mine.cache is held
     assert_greedy(prompt(4), ids(run(mine, greedy(prompt(4), 3))[0]))
+
+
+def test_kernels_kept_as_codes_give_the_tokens_of_wide_ones() -> None:
+    """Each layer has others as codes, with offsets and without, as files of mixed types do."""
+
+    def coded(kernel: Any, *, offsets: bool) -> Any:
+        dense = np.asarray(kernel).reshape(len(kernel), -1, BLOCK)
+        low = dense.min(axis=-1) if offsets else np.zeros(dense.shape[:-1], np.float32)
+        scales = np.abs(dense - low[..., None]).max(axis=-1) / 127
+        codes = np.rint((dense - low[..., None]) / scales[..., None]).astype(np.int8)
+        codes = codes.reshape(kernel.shape)
+        return jax.device_put(narrow(Codes(codes, scales, low if offsets else None)))
+
+    given: Any = fused().layers
+    first, second = given
+    layers = (
+        replace(
+            first,
+            attention_in=coded(first.attention_in, offsets=False),
+            mlp_in=coded(first.mlp_in, offsets=True),
+        ),
+        replace(
+            second,
+            output=coded(second.output, offsets=False),
+            mlp_in=coded(second.mlp_in, offsets=False),
+        ),
+        replace(first, mlp_in=coded(first.mlp_in, offsets=False)),
+    )
+    config = replace(CONFIG, num_layers=len(layers))
+    held = replace(fused(), layers=layers)
+    wide = Engine(widened(held), config, slots=2, tokens=256)
+    asked = (greedy(prompt(150), 6), greedy(prompt(40), 6))
+    answers = [ids(events) for events in run(Engine(held, config, slots=2, tokens=256), *asked)]
+    assert answers == [ids(events) for events in run(wide, *asked)]
+    # The weights themselves were not given away.
+    again = Engine(held, config, slots=2, tokens=256)
+    assert [ids(events) for events in run(again, *asked)] == answers
 
 
 def test_requests_that_cannot_run_are_refused() -> None:

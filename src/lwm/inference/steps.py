@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
-from jaxtyping import Array
+from jaxtyping import Array, Float
 
 from lwm.attention.cached import LayerCache, decode_attention, prefill_attention
 from lwm.attention.rope import Rotation, rotation
@@ -30,6 +30,14 @@ from lwm.models.llama import (
     rms_norm,
     text_logits,
 )
+from lwm.models.narrow import Narrow
+
+
+def widen_kernels(
+    kernels: dict[str, Narrow], held: dict[str, Array]
+) -> dict[str, Float[Array, "out into"]]:
+    """A layer's narrow kernels as float32, in the buffers of those of another layer."""
+    return {name: kernel.wide() for name, kernel in kernels.items()}
 
 
 def prefill_layer(
@@ -123,6 +131,7 @@ class Steps(NamedTuple):
 
     embed: Any
     turn: Any
+    widen: Any
     prefill: Any
     embed_next: Any
     decode: Any
@@ -141,6 +150,8 @@ def compiled(config: LlamaConfig, mesh: Mesh | None) -> Steps:
     return Steps(
         embed=jax.jit(partial(embed_tokens, mesh=mesh, rules=PREFILL)),
         turn=jax.jit(turn, out_shardings=whole),
+        # Kept though no number of it is read: its buffers are given away to the result.
+        widen=jax.jit(widen_kernels, donate_argnums=1, keep_unused=True),
         prefill=jax.jit(partial(prefill_layer, **static), donate_argnums=(1, 3)),
         embed_next=jax.jit(partial(embed_tokens, mesh=mesh, rules=DECODE)),
         decode=jax.jit(partial(decode_layers, **static), donate_argnums=(1, 3)),

@@ -54,11 +54,15 @@ class Narrow:
 
     def wide(self) -> Float[Array, "out into"]:
         """The kernel as float32."""
-        kernel = self.codes.astype(jnp.float32) * self.scales[:, :, None]
+
+        def turned(x: Array) -> Array:  # [blocks, groups, lanes] beside codes of (out, in)
+            return x.transpose(1, 2, 0)[..., None]
+
+        # The codes are turned before they are made wide, being a quarter of the bytes.
+        kernel = self.codes.transpose(1, 3, 0, 2).astype(jnp.float32) * turned(self.scales)
         if self.offsets is not None:
-            kernel += self.offsets[:, :, None]
-        # (in, out) first: the order that comes nearest to the codes', and that products want.
-        return kernel.transpose(0, 2, 1, 3).reshape(self.shape[::-1]).T
+            kernel += turned(self.offsets)
+        return kernel.reshape(self.shape)
 
     def rows(self, index: Int[Array, "*places"]) -> Float[Array, "*places into"]:
         """Some of the kernel's rows, as of a table of embeddings."""
