@@ -260,7 +260,10 @@ class Engine:
         where = (np.int32(chunk.slot), np.int32(chunk.first))
         cache = []
         for layer, held in zip(self._wide_layers(), self.cache, strict=True):
-            x, held = self._steps.prefill(layer, x, turn, held, *where)
+            if len(cache) == len(self.cache) - 1:
+                held = self._steps.prefill_last(layer, x, turn, held, *where)
+            else:
+                x, held = self._steps.prefill(layer, x, turn, held, *where)
             pace(self._mesh, held)
             cache.append(held)
         self.cache = tuple(cache)

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Float
 
-from lwm.attention.cached import LayerCache, decode_attention, prefill_attention
+from lwm.attention.cached import LayerCache, decode_attention, keep_chunk, prefill_attention
 from lwm.attention.rope import Rotation, rotation
 from lwm.core.sharding import DECODE, PREFILL
 from lwm.inference.sampling import Sampled, SlotSampling, sample
@@ -55,6 +55,27 @@ def prefill_layer(
     its keys and values."""
     attend = partial(prefill_attention, slot=slot, first=first, mesh=mesh)
     return apply_layer(layer, x, turn, cache, config, attend, mesh=mesh, rules=PREFILL)
+
+
+def prefill_last_layer(
+    layer: Layer | FusedLayer,
+    x: Array,
+    turn: Rotation,
+    cache: LayerCache,
+    slot: Array,
+    first: Array,
+    *,
+    config: LlamaConfig,
+    mesh: Mesh | None,
+) -> LayerCache:
+    """The same through the last layer, of which a chunk needs no more than keys and values: what
+    follows a prompt is drawn from its last token, and that one is decoded."""
+
+    def attend(query: Array, key: Array, value: Array, cache: LayerCache) -> Any:
+        return query, keep_chunk(key, value, cache, slot=slot, first=first, mesh=mesh)
+
+    # Everything else of the layer has no reader, so the compiler drops it.
+    return apply_layer(layer, x, turn, cache, config, attend, mesh=mesh, rules=PREFILL)[1]
 
 
 def decode_layers(
@@ -133,6 +154,7 @@ class Steps(NamedTuple):
     turn: Any
     widen: Any
     prefill: Any
+    prefill_last: Any
     embed_next: Any
     decode: Any
     draw: Any
@@ -153,6 +175,7 @@ def compiled(config: LlamaConfig, mesh: Mesh | None) -> Steps:
         # Kept though no number of it is read: its buffers are given away to the result.
         widen=jax.jit(widen_kernels, donate_argnums=1, keep_unused=True),
         prefill=jax.jit(partial(prefill_layer, **static), donate_argnums=(1, 3)),
+        prefill_last=jax.jit(partial(prefill_last_layer, **static), donate_argnums=3),
         embed_next=jax.jit(partial(embed_tokens, mesh=mesh, rules=DECODE)),
         decode=jax.jit(partial(decode_layers, **static), donate_argnums=(1, 3)),
         draw=jax.jit(partial(draw, **static), donate_argnums=2, out_shardings=whole),
