@@ -9,6 +9,7 @@ import hashlib
 import json
 import os
 from collections.abc import Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ import jax
 import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
+from jax.sharding import Sharding
 from jaxtyping import Int
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
@@ -109,16 +111,21 @@ def _plain(x: np.ndarray) -> np.ndarray:
     return np.ascontiguousarray(x.view(np.uint16) if x.dtype == ml_dtypes.bfloat16 else x)
 
 
+@lru_cache(maxsize=8)
+def _writer(sharding: Sharding) -> Any:
+    """Replaces a row of an array; compiled once for all layers."""
+    return jax.jit(
+        lambda old, row, new: old.at[row].set(new), donate_argnums=0, out_shardings=sharding
+    )
+
+
 def _held(
     layer: LayerCache, file: Any, number: int, slot: int, places: np.ndarray, dtype: str
 ) -> LayerCache:
     """A layer's cache with a session's keys and values in one slot."""
 
     def put(old: jax.Array, new: np.ndarray) -> jax.Array:
-        writer = jax.jit(
-            lambda old, row: old.at[slot].set(row), donate_argnums=0, out_shardings=old.sharding
-        )
-        return writer(old, new)
+        return _writer(old.sharding)(old, np.int32(slot), new)
 
     def row(name: str, shape: tuple[int, ...], axis: int) -> np.ndarray:
         found = file.get_tensor(name)
