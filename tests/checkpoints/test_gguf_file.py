@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import gguf
+import jax
 import numpy as np
 import pytest
 import torch
@@ -172,21 +173,27 @@ def test_codes_are_the_files_own_and_stay_codes(tmp_path: Path, kind: Quantizati
     file = write_gguf(tmp_path / "model.gguf", quantised(kind))
     checkpoint = open_checkpoint(str(file))
     read, codes = checkpoint.reader(), checkpoint.code_reader()
-    for ours in ("embedding", "layers.0.key", "layers.0.down", "head"):
+    assert {"embedding", "layers.0.key", "layers.0.down", "head"} <= checkpoint.kept_codes().keys()
+    for ours in checkpoint.kept_codes():
         kernel = codes(ours)
-        assert kernel is not None
         dense = read(ours)
         np.testing.assert_array_equal(kernel.dense(), dense if ours == "embedding" else dense.T)
-    assert codes("norm") is None
+    assert "norm" not in checkpoint.kept_codes()
     model, wide = lwm.load(file), lwm.load(file, mesh="1,1,1,1")
     kernels = [layer.mlp_in for layer in model.weights.layers]  # type: ignore[union-attr]
     assert all(isinstance(kernel, Narrow) for kernel in [model.weights.head, *kernels])
     assert not isinstance(wide.weights.embedding, Narrow)
+    for loaded, kept in ((model, True), (wide, False)):
+        assert checkpoint.weight_bytes("float32", keep_codes=kept) == held_bytes(loaded)
     np.testing.assert_allclose(model.logits(TOKENS).text, wide.logits(TOKENS).text, atol=1e-4)
     said = [list(drawn(each)) for each in (model, wide)]
     assert [token.token for token in said[0]] == [token.token for token in said[1]]
     logprobs = [[token.logprob for token in tokens] for tokens in said]
     np.testing.assert_allclose(logprobs[0], logprobs[1], atol=1e-4)
+
+
+def held_bytes(model: lwm.Model) -> int:
+    return sum(array.nbytes for array in jax.tree.leaves(model.weights))
 
 
 def drawn(model: lwm.Model) -> Iterator[Token]:
@@ -199,13 +206,16 @@ def test_parts_of_a_kernel_that_differ_are_made_wide(tmp_path: Path) -> None:
     other = quantised(Quantization.Q8_0)
     tensors |= {name: other[name] for name in ("blk.0.attn_v", "blk.0.ffn_down")}
     tensors["blk.0.ffn_up"] = quantised(Quantization.F16)["blk.0.ffn_up"]
-    model = lwm.load(write_gguf(tmp_path / "model.gguf", tensors))
+    file = write_gguf(tmp_path / "model.gguf", tensors)
+    model = lwm.load(file)
     layer = model.weights.layers[0]  # type: ignore[index]
     assert isinstance(layer, FusedLayer)
     assert [
         isinstance(kernel, Narrow)
         for kernel in (layer.attention_in, layer.mlp_in, layer.output, layer.down)
     ] == [False, False, True, True]
+    held = open_checkpoint(str(file)).weight_bytes("float32", keep_codes=True)
+    assert held == held_bytes(model)
     np.testing.assert_allclose(model.logits(TOKENS).text, peer_logits(tensors), atol=1e-4)
 
 

@@ -15,6 +15,7 @@ from lwm.core.mesh import make_mesh
 from lwm.inference.engine import Engine
 from lwm.inference.request import Request, Token
 from lwm.inference.sampling import Sampling
+from lwm.inference.steps import compiled
 from lwm.models.llama import Llama, widened
 from lwm.models.narrow import BLOCK, Codes, narrow
 
@@ -278,6 +279,12 @@ def test_kernels_kept_as_codes_give_the_tokens_of_wide_ones() -> None:
     asked = (greedy(prompt(150), 6), greedy(prompt(40), 6))
     answers = [ids(events) for events in run(Engine(held, config, slots=2, tokens=256), *asked)]
     assert answers == [ids(events) for events in run(wide, *asked)]
+    # One layer's wide kernels lie where those of the layer before did.
+    kernels = {"mlp_in": layers[0].mlp_in}
+    steps = compiled(config, None)
+    room = steps.widen(kernels, {})
+    aliased = steps.widen.lower(kernels, room).compile().memory_analysis().alias_size_in_bytes
+    assert aliased == room["mlp_in"].nbytes
     # The weights themselves were not given away.
     again = Engine(held, config, slots=2, tokens=256)
     assert [ids(events) for events in run(again, *asked)] == answers

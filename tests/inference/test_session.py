@@ -7,6 +7,8 @@ from typing import Any
 import jax
 import numpy as np
 import pytest
+from safetensors import safe_open
+from safetensors.numpy import load_file, save_file
 from tiny_world import CONFIG, model, tokenizer, weights
 
 from lwm.core.errors import InputError
@@ -52,6 +54,33 @@ def test_it_goes_on_without_reading_again(kept: tuple[Path, str]) -> None:
     assert messages[0]["content"][1] == {"type": "codes", "codes": CODES.tolist()}
     assert talk(other, messages, "why?") == expected
     assert other.figures.reused >= other.figures.prompt - len("why? USER: ASSISTANT: </s>") - 8
+
+
+def test_it_goes_on_in_the_slot_that_is_free(kept: tuple[Path, str]) -> None:
+    path, expected = kept
+    other = model()
+    engine = other.engine_for(200, 12, slots=2)
+    talk(other, [], "something else")
+    messages: list[Any] = load_session(path, other)
+    assert engine.scheduler.longest()[0] == 1
+    assert talk(other, messages, "why?") == expected
+    assert other.figures.reused > 80
+
+
+def test_a_session_that_breaks_off_leaves_a_model_that_works(
+    kept: tuple[Path, str], tmp_path: Path
+) -> None:
+    path, _ = kept
+    with safe_open(path, framework="numpy") as file:
+        facts = file.metadata()
+    arrays = load_file(path)
+    name = f"values.{CONFIG.num_layers - 1}"
+    save_file(arrays | {name: arrays[name][:, :-1].copy()}, tmp_path / "cut", metadata=facts)
+    other = model()
+    with pytest.raises(InputError, match=f"{name} has the shape"):
+        load_session(tmp_path / "cut", other)
+    assert talk(other, opening(), "") == talk(model(), opening(), "")
+    assert other.figures.reused == 0
 
 
 def test_it_goes_on_over_a_ring(kept: tuple[Path, str]) -> None:

@@ -17,7 +17,7 @@ from lwm.models.llama import (
     text_logits,
     widened,
 )
-from lwm.models.narrow import BLOCK, LANES, Codes, Narrow, can_narrow, join, narrow
+from lwm.models.narrow import BLOCK, LANES, Codes, Narrow, join, narrow
 
 OUT, INTO = 5 * LANES, 3 * BLOCK
 
@@ -63,11 +63,6 @@ def test_kernels_joined_give_the_outputs_of_each() -> None:
     one, other = kernel(0), kernel(1, out=2 * LANES)
     dense = np.concatenate([one.dense(), other.dense()])
     np.testing.assert_array_equal(placed(join([one, other])).wide(), dense)
-
-
-def test_outputs_that_fill_no_vector_stay_wide() -> None:
-    assert can_narrow(kernel())
-    assert not can_narrow(kernel(out=OUT + 1))
 
 
 @pytest.mark.parametrize("tied", [True, False])

@@ -73,12 +73,18 @@ def _slab(index: Array, size: int, capacity: int) -> tuple[Array, Array, Array]:
     return first, places, places >= index * size
 
 
+def _own(slot: Array, cache: LayerCache, mesh: Mesh | None) -> tuple[Array, Array, int]:
+    """Whether a slot is in this device's group, which of the group's slots it would be, and how
+    many groups there are."""
+    group, groups = _rank(DATA, mesh)
+    slots = cache.keys.shape[0]
+    return slot // slots == group, slot % slots, groups
+
+
 def _write_chunk(
     key: Array, value: Array, cache: LayerCache, slot: Array, first: Array, mesh: Mesh | None
 ) -> LayerCache:
-    group, groups = _rank(DATA, mesh)
-    mine = slot // cache.keys.shape[0] == group
-    slot = slot % cache.keys.shape[0]
+    mine, slot, groups = _own(slot, cache, mesh)
     place = first // _rank(SEQUENCE, mesh)[1]
 
     def write(old: Array, new: Array, at: tuple[Array | int, ...]) -> Array:
@@ -99,10 +105,7 @@ def _prefill(
 ) -> tuple[Array, LayerCache]:  # fmt: skip
     cache = _write_chunk(key, value, cache, slot, first, mesh)
     rank, shards = _rank(SEQUENCE, mesh)
-    group, groups = _rank(DATA, mesh)
-    local_slots = cache.keys.shape[0]
-    mine = slot // local_slots == group
-    slot = slot % local_slots
+    mine, slot, groups = _own(slot, cache, mesh)
     count = query.shape[1]
     positions = (first + jnp.arange(count) * shards + rank)[None]
     cut = Cut.of(count, block)

@@ -5,6 +5,7 @@ Formats differ in the `Tensors` they bring and in their table of names; all chec
 before anything is allocated.
 """
 
+import math
 import mmap
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -16,8 +17,9 @@ import numpy as np
 from lwm.checkpoints.names import Table, inward, named_specs, rows
 from lwm.core.errors import CheckpointError
 from lwm.core.vocabulary import Vocabulary
-from lwm.models.llama import LlamaConfig
-from lwm.models.narrow import Codes
+from lwm.models.figures import BYTES, weight_bytes
+from lwm.models.llama import FUSED, LlamaConfig
+from lwm.models.narrow import LANES, Codes, narrow_bytes
 
 VQGAN = "vqgan"
 """Where a model directory keeps the VQGAN whose codes the model reads and writes."""
@@ -47,6 +49,14 @@ class Tensors(Protocol):
     def read(self, name: str) -> np.ndarray: ...
 
 
+class CodedTensors(Protocol):
+    """Tensors of a quantised file, some of which can be had as they are kept."""
+
+    def factors(self, name: str) -> int: ...
+
+    def codes(self, name: str) -> Codes: ...
+
+
 @dataclass(frozen=True, kw_only=True)
 class Checkpoint:
     """A model in some format.
@@ -54,7 +64,7 @@ class Checkpoint:
     Args:
         source: what the user called it, for messages.
         stored: how the file keeps its numbers, for people: `float32`, `Q4_1`.
-        codes: a foreign tensor as narrow codes, None where the file does not have it so.
+        coded: the same tensors as codes, where the file keeps some so.
         vocabulary: where its tokenizer's files are, or the raw material of one, or None.
         vqgan: the directory of the VQGAN that belongs to it, if it brings one.
         ignorable: foreign tensors that carry nothing the model needs.
@@ -67,7 +77,7 @@ class Checkpoint:
     config: LlamaConfig
     table: Table
     tensors: Tensors
-    codes: Callable[[str], Codes | None] = lambda name: None
+    coded: CodedTensors | None = None
     vocabulary: Path | Vocabulary | None = None
     vqgan: Path | None = None
     ignorable: Callable[[str], bool] = lambda name: False
@@ -112,10 +122,35 @@ class Checkpoint:
         table = rows(self.table, self.config)
         return lambda ours: inward(table[ours], self.tensors.read, self.config.head_dim)
 
-    def code_reader(self) -> Callable[[str], Codes | None]:
-        """Reads one kernel, (out, in), by our name as the file's codes; None where it has none."""
-        table = rows(self.table, self.config)
-        return lambda ours: self.codes(table[ours][0].theirs) if len(table[ours]) == 1 else None
+    def kept_codes(self) -> dict[str, int]:
+        """Which kernels, by our name, an engine can keep as the file's codes, and how many numbers
+        each has beside a block of them. What is fused is so in one way or not at all."""
+        if self.coded is None:
+            return {}
+        found = {}
+        for ours, parts in rows(self.table, self.config).items():
+            if len(parts) == 1 and parts[0].shape[0] % LANES == 0:
+                found[ours] = self.coded.factors(parts[0].theirs)
+        for i in range(self.config.num_layers):
+            for fused in FUSED.values():
+                names = [f"layers.{i}.{part}" for part in fused]
+                if len({found.get(name, 0) for name in names}) > 1:
+                    found |= dict.fromkeys(names, 0)
+        return {name: factors for name, factors in found.items() if factors}
+
+    def code_reader(self) -> Callable[[str], Codes]:
+        """Reads one of `kept_codes`, (out, in)."""
+        assert self.coded is not None
+        coded, table = self.coded, rows(self.table, self.config)
+        return lambda ours: coded.codes(table[ours][0].theirs)
+
+    def weight_bytes(self, dtype: str, *, keep_codes: bool) -> int:
+        """What the weights take in memory, codes as they are or made wide."""
+        total, specs = weight_bytes(self.config, dtype), named_specs(self.config)
+        for name, factors in self.kept_codes().items() if keep_codes else ():
+            numbers = math.prod(specs[name].shape)
+            total += narrow_bytes(numbers, factors) - numbers * BYTES[dtype]
+        return total
 
     def read(self) -> Iterator[tuple[str, np.ndarray]]:
         """Our names and arrays in our layout, in the order of the model's tree, one at a time."""

@@ -25,7 +25,7 @@ SUPPORTED = {
     Quantization.Q4_1, Quantization.Q4_K, Quantization.Q5_K, Quantization.Q6_K,
 }  # fmt: skip
 
-_HEADS = {Quantization.Q8_0: 1, Quantization.Q4_0: 1, Quantization.Q4_1: 2}
+_FACTORS = {Quantization.Q8_0: 1, Quantization.Q4_0: 1, Quantization.Q4_1: 2}
 """float16 in front of a block's codes: a scale, and an offset or none."""
 
 _NUMBERS_AT_A_TIME = 1 << 20
@@ -90,24 +90,26 @@ class GgufTensors:
             out[first : first + step] = gguf.dequantize(rows, tensor.tensor_type)
         return out
 
-    def codes(self, name: str) -> Codes | None:
-        """A matrix as the file has it, where that is codes of 8 bits or fewer for blocks of
-        `BLOCK`; None where it is something else."""
+    def factors(self, name: str) -> int:
+        """How many numbers stand beside the codes of each block of a matrix, where the file has it
+        as codes of 8 bits or fewer for blocks of `BLOCK`; 0 where it is something else."""
         tensor = self._tensors[name]
-        head = _HEADS.get(tensor.tensor_type)
-        if head is None or len(tensor.shape) != 2:
-            return None
+        return _FACTORS.get(tensor.tensor_type, 0) if len(tensor.shape) == 2 else 0
+
+    def codes(self, name: str) -> Codes:
+        """A matrix that has such codes, as the file has it."""
+        tensor, count = self._tensors[name], self.factors(name)
         forget_pages(self._mapped)
         into, out = (int(n) for n in tensor.shape)
         blocks = tensor.data.reshape(out, into // BLOCK, -1)
-        factors = np.ascontiguousarray(blocks[..., : 2 * head]).view(np.float16)
-        packed = blocks[..., 2 * head :]
+        factors = np.ascontiguousarray(blocks[..., : 2 * count]).view(np.float16)
+        packed = blocks[..., 2 * count :]
         if packed.shape[-1] < BLOCK:  # two in a byte, those of the second half in the upper bits
             packed = np.concatenate([packed & 15, packed >> 4], axis=-1)
         codes = np.ascontiguousarray(packed).view(np.int8)
         if tensor.tensor_type == Quantization.Q4_0:
             codes -= 8
-        scales, *offsets = (factors[..., i].astype(np.float32) for i in range(head))
+        scales, *offsets = (factors[..., i].astype(np.float32) for i in range(count))
         return Codes(codes.reshape(out, into), scales, offsets[0] if offsets else None)
 
 
@@ -167,14 +169,15 @@ def open_gguf(file: Path) -> Checkpoint:
             f"{file} is a GGUF file of the architecture {architecture!r}; only 'llama' can be read"
         )
     tensors = {tensor.name: tensor for tensor in reader.tensors}
+    stored = GgufTensors(tensors, reader.mapped, source)
     return Checkpoint(
         source=source,
         format="GGUF",
-        stored=(stored := GgufTensors(tensors, reader.mapped, source)).stored(),
+        stored=stored.stored(),
         config=_configuration(metadata, tensors, source),
         table=GGUF,
         tensors=stored,
-        codes=stored.codes,
+        coded=stored,
         vocabulary=_vocabulary(metadata, source),
     )
 

@@ -14,9 +14,8 @@ from lwm.core.mesh import FSDP, TENSOR
 from lwm.core.params import cast
 from lwm.core.progress import progress
 from lwm.core.sharding import DECODE, TRAINING, named_sharding
-from lwm.models.figures import weight_bytes
 from lwm.models.llama import FUSED, FusedLayer, Layer, Llama, llama_params
-from lwm.models.narrow import Codes, can_narrow, join, narrow
+from lwm.models.narrow import Codes, join, narrow
 
 _PART_OF = {part: whole for whole, parts in FUSED.items() for part in parts}
 
@@ -32,8 +31,9 @@ def load_weights(checkpoint: Checkpoint, *, dtype: str, mesh: Mesh | None) -> Ll
         CapacityError: the weights do not fit into the memory that is free.
     """
     parts = 1 if mesh is None else mesh.shape[TENSOR] * mesh.shape[FSDP]
+    keep_codes = mesh is None and dtype == "float32" and jax.default_backend() == "cpu"
     require_memory(
-        weight_bytes(checkpoint.config, dtype) // parts,
+        checkpoint.weight_bytes(dtype, keep_codes=keep_codes) // parts,
         mesh,
         what=f"{checkpoint.source} in {dtype}",
         remedy="use --dtype bfloat16, or spread it over more devices with --mesh",
@@ -42,9 +42,7 @@ def load_weights(checkpoint: Checkpoint, *, dtype: str, mesh: Mesh | None) -> Ll
     fused = mesh is None or mesh.shape[TENSOR] == 1
     placed = {}
     with progress(f"loading {checkpoint.source}", len(specs)) as advance:
-        stored = checkpoint.read()
-        if mesh is None and dtype == "float32" and jax.default_backend() == "cpu":
-            stored = _stored(checkpoint)
+        stored = _stored(checkpoint) if keep_codes else checkpoint.read()
         arrays = _cast(stored, dtype, order="K" if fused else "C")
         for name, axes, array, parts in (
             _fuse(arrays, checkpoint)
@@ -107,11 +105,12 @@ def load_stacked(checkpoint: Checkpoint, *, mesh: Mesh) -> Llama:
 
 
 def _stored(checkpoint: Checkpoint) -> Iterator[tuple[str, np.ndarray | Codes]]:
-    """What `Checkpoint.read` gives, but the codes of kernels that can stay narrow."""
-    read, codes = checkpoint.reader(), checkpoint.code_reader()
+    """What `Checkpoint.read` gives, but codes of the kernels that can be kept so."""
+    kept = checkpoint.kept_codes()
+    read = checkpoint.reader()
+    codes = checkpoint.code_reader() if kept else read
     for name in named_specs(checkpoint.config):
-        kernel = codes(name)
-        yield name, read(name) if kernel is None or not can_narrow(kernel) else kernel
+        yield name, codes(name) if name in kept else read(name)
 
 
 def _cast(
@@ -125,12 +124,11 @@ def _cast(
             yield name, np.asarray(array, dtype=cast(dtype), order=order)
 
 
-def _joined(parts: list[np.ndarray | Codes]) -> Any:
-    """A fused kernel, (out, in): narrow where all its parts are so in one way."""
-    codes = [part for part in parts if isinstance(part, Codes)]
-    if len(codes) == len(parts) and len({part.offsets is None for part in codes}) == 1:
-        return narrow(join(codes))
-    return np.concatenate([x.dense() if isinstance(x, Codes) else x.T for x in parts])
+def _joined(parts: list[Any]) -> Any:
+    """A fused kernel, (out, in)."""
+    if isinstance(parts[0], Codes):
+        return narrow(join(parts))
+    return np.concatenate([x.T for x in parts])
 
 
 def _fuse(

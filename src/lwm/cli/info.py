@@ -130,16 +130,20 @@ def _vision(checkpoint: "Checkpoint") -> str:
 
 def _memory(checkpoint: "Checkpoint") -> Table:
     """Weights and cache for one request at powers of two up to the context."""
-    from lwm.models.figures import BYTES, cache_bytes, weight_bytes
+    from lwm.models.figures import BYTES, cache_bytes
 
     config = checkpoint.config
     limit = config.max_sequence_length
     lengths = [1 << n for n in range(10, 40) if 1 << n < limit] + [limit]
-    table = Table("memory at", *(f"{dtype}: weights + cache" for dtype in BYTES))
+    kinds = [(dtype, dtype, False) for dtype in BYTES]
+    if checkpoint.kept_codes():
+        kinds.insert(0, (f"{checkpoint.stored} on a CPU", "float32", True))
+    table = Table("memory at", *(f"{name}: weights + cache" for name, _, _ in kinds))
     for length in lengths:
         cells = [
-            f"{_size(weight_bytes(config, dtype))} + {_size(cache_bytes(config, length, dtype))}"
-            for dtype in BYTES
+            f"{_size(checkpoint.weight_bytes(dtype, keep_codes=keep_codes))} + "
+            f"{_size(cache_bytes(config, length, dtype))}"
+            for _, dtype, keep_codes in kinds
         ]
         table.add_row(_length(length), *cells)
     return table

@@ -117,15 +117,16 @@ def make_mesh(shape: MeshShape | str) -> Mesh:
     return Mesh(grid, shape.axes, axis_types=(AxisType.Auto,) * len(AXES))
 
 
-def pace(mesh: Mesh | None, launched: Any) -> None:
-    """Waits for what was launched where the devices of a mesh are CPUs, as simulated ones are.
+def pace(launched: Any) -> None:
+    """Waits for what was launched where it lies on several CPU devices, as simulated ones are.
 
     XLA's CPU client lets 32 programs of a device be in flight and holds up further launches on the
     very threads that the programs need, of which it may have no more than devices: collectives
     then wait for each other until XLA ends the process. Called after each program of a row of
-    them, which costs nothing there, since one program at a time fills the machine.
+    them; it costs little, since simulated devices share the machine's cores.
     """
-    if mesh is not None and mesh.size > 1 and mesh.devices.flat[0].platform == "cpu":
+    devices = jax.tree.leaves(launched)[0].sharding.device_set
+    if len(devices) > 1 and next(iter(devices)).platform == "cpu":
         jax.block_until_ready(launched)
 
 

@@ -3,8 +3,9 @@
 On a mesh over several processes, all of them run an engine of their own with the same requests in
 the same order; each sees all tokens.
 
-Compiles a prefill step for each chunk size, one decode step, and one for each width of drafts (see
-`drafting`), whatever the prompts' lengths and settings; requests join and leave between steps.
+Compiles two prefill steps for each chunk size (the last layer's is short), one decode step, and
+one for each width of drafts (see `drafting`), whatever the prompts' lengths and settings; requests
+join and leave between steps.
 Knows token ids; knows nothing of text, files or HTTP. A server drives `submit`, `step` and
 `cancel`; `stream` drives them for one request.
 """
@@ -195,10 +196,14 @@ class Engine:
             return self._step()
         except BaseException:
             # Buffers were given away to steps that may not have run, or not to the end.
-            self.scheduler.forget()
-            self.cache = self._make_cache(self.scheduler.capacity)
-            self._seen = self._make_seen()
+            self.forget()
             raise
+
+    def forget(self) -> None:
+        """Empties the cache; requests that run are read anew."""
+        self.scheduler.forget()
+        self.cache = self._make_cache(self.scheduler.capacity)
+        self._seen = self._make_seen()
 
     def _step(self) -> list[Token]:
         for number in self.scheduler.admit():
@@ -259,12 +264,13 @@ class Engine:
         turn = self._steps.turn(positions[None])
         where = (np.int32(chunk.slot), np.int32(chunk.first))
         cache = []
-        for layer, held in zip(self._wide_layers(), self.cache, strict=True):
-            if len(cache) == len(self.cache) - 1:
+        last = len(self.cache) - 1
+        for number, (layer, held) in enumerate(zip(self._wide_layers(), self.cache, strict=True)):
+            if number == last:
                 held = self._steps.prefill_last(layer, x, turn, held, *where)
             else:
                 x, held = self._steps.prefill(layer, x, turn, held, *where)
-            pace(self._mesh, held)
+            pace(held)
             cache.append(held)
         self.cache = tuple(cache)
 
@@ -313,7 +319,7 @@ class Engine:
         for first in range(0, len(layers), self._run):
             run = slice(first, first + self._run)
             x, held = self._steps.decode(layers[run], x, turn, self.cache[run], positions)
-            pace(self._mesh, held)
+            pace(held)
             cache += held
         self.cache = tuple(cache)
         sampled, self._seen = self._steps.draw(self._ends, x, self._seen, tokens, positions, how)

@@ -88,10 +88,14 @@ def load_session(path: Path, model: Model) -> list[Message]:
             engine = model.engine_for(len(tokens), 1)
             slot = engine.scheduler.hold(tokens.tolist())
             places = _places(len(tokens), engine.scheduler.capacity, model)
-            engine.cache = tuple(
-                _held(layer, file, number, slot, places, model.dtype)
-                for number, layer in enumerate(engine.cache)
-            )
+            try:
+                engine.cache = tuple(
+                    _held(layer, file, number, slot, places, model.dtype)
+                    for number, layer in enumerate(engine.cache)
+                )
+            except BaseException:
+                engine.forget()  # layers before the one that failed were given away
+                raise
     except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
         reason = " ".join(str(error).split())[:200]
         raise InputError(f"the session {path} cannot be read ({reason}); begin another") from error

@@ -1,5 +1,5 @@
-"""The steps that the engine compiles: a chunk through one layer, the next tokens through a run of
-layers, and the draw of what follows them.
+"""The steps that the engine compiles: a layer's narrow kernels made wide, a chunk through one
+layer, the next tokens through a run of layers, and the draw of what follows them.
 
 Pure functions of weights, caches and settings; which request is in which slot is the engine's
 affair.
@@ -71,7 +71,9 @@ def prefill_last_layer(
     """The same through the last layer, of which a chunk needs no more than keys and values: what
     follows a prompt is drawn from its last token, and that one is decoded."""
 
-    def attend(query: Array, key: Array, value: Array, cache: LayerCache) -> Any:
+    def attend(
+        query: Array, key: Array, value: Array, cache: LayerCache
+    ) -> tuple[Array, LayerCache]:
         return query, keep_chunk(key, value, cache, slot=slot, first=first, mesh=mesh)
 
     # Everything else of the layer has no reader, so the compiler drops it.
@@ -172,7 +174,8 @@ def compiled(config: LlamaConfig, mesh: Mesh | None) -> Steps:
     return Steps(
         embed=jax.jit(partial(embed_tokens, mesh=mesh, rules=PREFILL)),
         turn=jax.jit(turn, out_shardings=whole),
-        # Kept though no number of it is read: its buffers are given away to the result.
+        # Kept though no number of it is read: jit would drop the argument, and with it, silently,
+        # the giving away of its buffers.
         widen=jax.jit(widen_kernels, donate_argnums=1, keep_unused=True),
         prefill=jax.jit(partial(prefill_layer, **static), donate_argnums=(1, 3)),
         prefill_last=jax.jit(partial(prefill_last_layer, **static), donate_argnums=3),

@@ -76,9 +76,9 @@ class Narrow:
         return found.reshape(*index.shape, -1)
 
 
-def can_narrow(codes: Codes) -> bool:
-    """Whether a kernel has as many outputs as the layout wants."""
-    return len(codes.codes) % LANES == 0
+def narrow_bytes(numbers: int, factors: int) -> int:
+    """What a kernel of so many numbers takes, with a scale a block, or a scale and an offset."""
+    return numbers + numbers // BLOCK * factors * 4
 
 
 def join(parts: list[Codes]) -> Codes:

@@ -20,6 +20,7 @@ import numpy as np
 
 from lwm.core.distributed import any_process
 from lwm.core.errors import ConfigError, LwmError
+from lwm.core.mesh import pace
 from lwm.core.progress import progress, say
 from lwm.training.checkpointing import Checkpoints
 from lwm.training.metrics import Metrics
@@ -198,7 +199,7 @@ def _evaluate(state: Any, frozen: Any, work: Work, config: LoopConfig) -> dict[s
     for local in itertools.islice(work.held_out(), config.evaluation_batches):
         sums = work.evaluate(state, frozen, work.place(local))
         total = sums if total is None else jax.tree.map(lambda a, b: a + b, total, sums)
-        jax.block_until_ready(total)  # or simulated devices stall, see `core.mesh.pace`
+        pace(total)
     return work.reading.evaluation(jax.device_get(total))
 
 
