@@ -16,6 +16,7 @@ from lwm.inference.engine import Engine
 from lwm.inference.request import Request, Token
 from lwm.inference.sampling import Sampling
 from lwm.inference.steps import compiled
+from lwm.models.cache import make_cache
 from lwm.models.llama import Llama, widened
 from lwm.models.narrow import BLOCK, Codes, narrow
 
@@ -345,6 +346,20 @@ def test_a_deep_model_on_simulated_devices_does_not_run_out_of_threads() -> None
     )
     asked = greedy(prompt(200), 4)
     assert ids(run(ring, asked)[0]) == ids(run(alone, asked)[0])
+
+
+def test_of_the_last_layer_a_chunk_computes_no_attention() -> None:
+    """The compiler drops it, with the collectives in it."""
+    mesh, size = make_mesh("1,1,1,4"), 128
+    steps, model = compiled(CONFIG, mesh), weights("1,1,1,4")
+    layers: Any = model.layers
+    cache = make_cache(CONFIG, slots=1, capacity=512, dtype="float32", mesh=mesh)
+    x = steps.embed(model.embedding, np.zeros((1, size), np.int32))
+    turn = steps.turn(np.arange(size, dtype=np.int32)[None])
+    given = (layers[0], x, turn, cache[0], np.int32(0), np.int32(0))
+    for step, whole in ((steps.prefill, True), (steps.prefill_last, False)):
+        program = step.lower(*given).compile().as_text()
+        assert ("exponential(" in program) == ("collective-permute(" in program) == whole
 
 
 @cache

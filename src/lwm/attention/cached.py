@@ -19,7 +19,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import Mesh, PartitionSpec
+from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int
 
 from lwm.attention.blocks import Cut, Keys, cut_queries
@@ -73,19 +73,17 @@ def _slab(index: Array, size: int, capacity: int) -> tuple[Array, Array, Array]:
     return first, places, places >= index * size
 
 
-def _own(slot: Array, cache: LayerCache, mesh: Mesh | None) -> tuple[Array, Array, int]:
-    """Whether a slot is in this device's group, which of the group's slots it would be, and how
-    many groups there are."""
+def _prefill(
+    query: Array, key: Array, value: Array, cache: LayerCache, slot: Array, first: Array,
+    mesh: Mesh | None, block: int,
+) -> tuple[Array, LayerCache]:  # fmt: skip
+    rank, shards = _rank(SEQUENCE, mesh)
     group, groups = _rank(DATA, mesh)
-    slots = cache.keys.shape[0]
-    return slot // slots == group, slot % slots, groups
+    local_slots = cache.keys.shape[0]
+    mine = slot // local_slots == group
+    slot = slot % local_slots
 
-
-def _write_chunk(
-    key: Array, value: Array, cache: LayerCache, slot: Array, first: Array, mesh: Mesh | None
-) -> LayerCache:
-    mine, slot, groups = _own(slot, cache, mesh)
-    place = first // _rank(SEQUENCE, mesh)[1]
+    place = first // shards
 
     def write(old: Array, new: Array, at: tuple[Array | int, ...]) -> Array:
         new = new.astype(old.dtype)
@@ -93,19 +91,10 @@ def _write_chunk(
             new = jnp.where(mine, new, jax.lax.dynamic_slice(old, at, new.shape))
         return jax.lax.dynamic_update_slice(old, new, at)
 
-    return LayerCache(
+    cache = LayerCache(
         keys=write(cache.keys, key.transpose(0, 2, 3, 1), (slot, 0, 0, place)),
         values=write(cache.values, value.transpose(0, 2, 1, 3), (slot, 0, place, 0)),
     )
-
-
-def _prefill(
-    query: Array, key: Array, value: Array, cache: LayerCache, slot: Array, first: Array,
-    mesh: Mesh | None, block: int,
-) -> tuple[Array, LayerCache]:  # fmt: skip
-    cache = _write_chunk(key, value, cache, slot, first, mesh)
-    rank, shards = _rank(SEQUENCE, mesh)
-    mine, slot, groups = _own(slot, cache, mesh)
     count = query.shape[1]
     positions = (first + jnp.arange(count) * shards + rank)[None]
     cut = Cut.of(count, block)
@@ -144,16 +133,6 @@ def _prefill(
     return out, cache
 
 
-def _prefill_specs() -> tuple[PartitionSpec, PartitionSpec, LayerCache, PartitionSpec]:
-    """Of queries, keys and values, the cache, and numbers."""
-    return (
-        partition_spec((None, "position", "heads", None), PREFILL),
-        partition_spec((None, "position", "kv_heads", None), PREFILL),
-        _specs(PREFILL),
-        partition_spec((), PREFILL),
-    )
-
-
 def prefill_attention(
     query: Float[Array, "1 chunk heads dim"],
     key: Float[Array, "1 chunk kv_heads dim"],
@@ -177,7 +156,10 @@ def prefill_attention(
     local = partial(_prefill, mesh=mesh, block=block)
     if mesh is None or mesh.size == 1:
         return local(query, key, value, cache, slot, first)
-    heads, kv_heads, cached, scalar = _prefill_specs()
+    heads = partition_spec((None, "position", "heads", None), PREFILL)
+    kv_heads = partition_spec((None, "position", "kv_heads", None), PREFILL)
+    cached = _specs(PREFILL)
+    scalar = partition_spec((), PREFILL)
     return jax.shard_map(
         local,
         mesh=mesh,
@@ -185,29 +167,6 @@ def prefill_attention(
         out_specs=(heads, cached),
         check_vma=False,
     )(query, key, value, cache, slot, first)
-
-
-def keep_chunk(
-    key: Float[Array, "1 chunk kv_heads dim"],
-    value: Float[Array, "1 chunk kv_heads dim"],
-    cache: LayerCache,
-    *,
-    slot: Int[Array, ""],
-    first: Int[Array, ""],
-    mesh: Mesh | None = None,
-) -> LayerCache:
-    """What `prefill_attention` leaves in the cache, without the attention."""
-    local = partial(_write_chunk, mesh=mesh)
-    if mesh is None or mesh.size == 1:
-        return local(key, value, cache, slot, first)
-    _, kv_heads, cached, scalar = _prefill_specs()
-    return jax.shard_map(
-        local,
-        mesh=mesh,
-        in_specs=(kv_heads, kv_heads, cached, scalar, scalar),
-        out_specs=cached,
-        check_vma=False,
-    )(key, value, cache, slot, first)
 
 
 def _decode(

@@ -10,8 +10,8 @@ Knows token ids; knows nothing of text, files or HTTP. A server drives `submit`,
 `cancel`; `stream` drives them for one request.
 """
 
-from collections.abc import Generator, Iterator, Sequence
-from dataclasses import fields, replace
+from collections.abc import Generator, Sequence
+from dataclasses import replace
 from typing import Any
 
 import jax
@@ -30,16 +30,7 @@ from lwm.inference.sampling import Sampled, Sampling, SlotSampling
 from lwm.inference.scheduler import Chunk, Feed, Scheduler
 from lwm.inference.steps import compiled
 from lwm.models.cache import Cache, cache_capacity, grow_cache, make_cache, require_cache_memory
-from lwm.models.llama import (
-    FEW_NARROW_ROWS,
-    FusedLayer,
-    Layer,
-    Llama,
-    LlamaConfig,
-    has_narrow,
-    widened,
-)
-from lwm.models.narrow import Narrow
+from lwm.models.llama import FEW_NARROW_ROWS, Llama, LlamaConfig, has_narrow, widened
 
 CHUNKS = (32, 128, 512, 1024)
 """Positions on each device of the `sequence` axis that one prefill step takes."""
@@ -263,33 +254,17 @@ class Engine:
         x = self._steps.embed(self._weights.embedding, tokens[order][None])
         turn = self._steps.turn(positions[None])
         where = (np.int32(chunk.slot), np.int32(chunk.first))
-        cache = []
-        last = len(self.cache) - 1
-        for number, (layer, held) in enumerate(zip(self._wide_layers(), self.cache, strict=True)):
-            if number == last:
+        layers, cache = self._weights.layers, []
+        assert isinstance(layers, tuple)
+        wide = self._steps.wide_layers(layers)
+        for number, (layer, held) in enumerate(zip(wide, self.cache, strict=True), 1):
+            if number == len(layers):
                 held = self._steps.prefill_last(layer, x, turn, held, *where)
             else:
                 x, held = self._steps.prefill(layer, x, turn, held, *where)
             pace(held)
             cache.append(held)
         self.cache = tuple(cache)
-
-    def _wide_layers(self) -> Iterator[Layer | FusedLayer]:
-        """The layers for products of many rows, one at a time: narrow kernels as float32, each in
-        the buffer of the layer before, since fresh memory costs more than the numbers in it."""
-        held: dict[str, Array] = {}
-        layers = self._weights.layers
-        assert isinstance(layers, tuple)
-        for layer in layers:
-            kernels = {
-                field.name: kernel
-                for field in fields(layer)
-                if isinstance(kernel := getattr(layer, field.name), Narrow)
-            }
-            if kernels:
-                given = {name: held.pop(name) for name in kernels if name in held}
-                held |= self._steps.widen(kernels, given)
-            yield replace(layer, **{name: held[name] for name in kernels})
 
     def _draft(self, request: int, most: int) -> Sequence[int]:
         drafter = self._drafters.get(request)

@@ -5,8 +5,8 @@ Pure functions of weights, caches and settings; which request is in which slot i
 affair.
 """
 
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Iterator, Sequence
+from dataclasses import fields, replace
 from functools import lru_cache, partial
 from typing import Any, NamedTuple
 
@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Float
 
-from lwm.attention.cached import LayerCache, decode_attention, keep_chunk, prefill_attention
+from lwm.attention.cached import LayerCache, decode_attention, prefill_attention
 from lwm.attention.rope import Rotation, rotation
 from lwm.core.sharding import DECODE, PREFILL
 from lwm.inference.sampling import Sampled, SlotSampling, sample
@@ -57,27 +57,11 @@ def prefill_layer(
     return apply_layer(layer, x, turn, cache, config, attend, mesh=mesh, rules=PREFILL)
 
 
-def prefill_last_layer(
-    layer: Layer | FusedLayer,
-    x: Array,
-    turn: Rotation,
-    cache: LayerCache,
-    slot: Array,
-    first: Array,
-    *,
-    config: LlamaConfig,
-    mesh: Mesh | None,
-) -> LayerCache:
+def prefill_last_layer(*arguments: Any, config: LlamaConfig, mesh: Mesh | None) -> LayerCache:
     """The same through the last layer, of which a chunk needs no more than keys and values: what
-    follows a prompt is drawn from its last token, and that one is decoded."""
-
-    def attend(
-        query: Array, key: Array, value: Array, cache: LayerCache
-    ) -> tuple[Array, LayerCache]:
-        return query, keep_chunk(key, value, cache, slot=slot, first=first, mesh=mesh)
-
-    # Everything else of the layer has no reader, so the compiler drops it.
-    return apply_layer(layer, x, turn, cache, config, attend, mesh=mesh, rules=PREFILL)[1]
+    follows a prompt is drawn from its last token, and that one is decoded. Attention and whatever
+    comes behind it have no reader then, so the compiler drops them."""
+    return prefill_layer(*arguments, config=config, mesh=mesh)[1]
 
 
 def decode_layers(
@@ -161,6 +145,21 @@ class Steps(NamedTuple):
     decode: Any
     draw: Any
     mark_seen: Any
+
+    def wide_layers(self, layers: Sequence[Layer | FusedLayer]) -> Iterator[Layer | FusedLayer]:
+        """Layers for products of many rows, one at a time: narrow kernels as float32, each in the
+        buffer of the layer before, since fresh memory costs more than the numbers in it."""
+        held: dict[str, Array] = {}
+        for layer in layers:
+            kernels = {
+                field.name: kernel
+                for field in fields(layer)
+                if isinstance(kernel := getattr(layer, field.name), Narrow)
+            }
+            if kernels:
+                given = {name: held.pop(name) for name in kernels if name in held}
+                held |= self.widen(kernels, given)
+            yield replace(layer, **{name: held[name] for name in kernels})
 
 
 @lru_cache(maxsize=8)

@@ -29,14 +29,6 @@ class Codes(NamedTuple):
     scales: Float32[np.ndarray, "out blocks"]
     offsets: Float32[np.ndarray, "out blocks"] | None
 
-    def dense(self) -> Float32[np.ndarray, "out into"]:
-        """The numbers that the codes stand for."""
-        out, into = self.codes.shape
-        wide = self.codes.reshape(out, -1, BLOCK) * self.scales[..., None]
-        if self.offsets is not None:
-            wide += self.offsets[..., None]
-        return wide.reshape(out, into)
-
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True, kw_only=True)
