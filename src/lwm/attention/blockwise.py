@@ -24,35 +24,14 @@ import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Bool, Float
 
+from lwm.attention import blockwise_cpu
 from lwm.attention.blocks import Cut, Keys, Queries, cut_keys, cut_queries
 from lwm.attention.mask import Ranges, Side, allowed, needed, ranges
-
-# Finite, so that a row that has seen nothing yet yields exp(-inf - START) = 0 and never inf - inf.
-_START = -1e30
+from lwm.attention.online_softmax import Sums, finish, start
 
 SAVED = "attention"
 """Name under which a rematerialisation policy may keep an output and its log-sum-exp, all that the
 backward pass needs of the forward pass besides queries, keys and values."""
-
-
-@jax.tree_util.register_dataclass
-@dataclass(frozen=True, kw_only=True)
-class Sums:
-    """Where the online softmax stands, float32: running maximum, sum of exponentials, weighted
-    values."""
-
-    maximum: Float[Array, "*batch kv_heads group block"]
-    total: Float[Array, "*batch kv_heads group block"]
-    values: Float[Array, "*batch kv_heads group block dim"]
-
-
-def start(rows: tuple[int, ...], dim: int) -> Sums:
-    """Sums before any key is seen, for rows [..., kv_heads, group, block]."""
-    return Sums(
-        maximum=jnp.full(rows, _START, jnp.float32),
-        total=jnp.zeros(rows, jnp.float32),
-        values=jnp.zeros((*rows, dim), jnp.float32),
-    )
 
 
 def update(
@@ -101,14 +80,6 @@ def _by_heads(function: Callable[..., Any], *arguments: Any) -> Any:
     return jax.tree.map(lambda *x: jnp.concatenate(x), *results)
 
 
-def finish(sums: Sums) -> tuple[Array, Array]:
-    """Attention and its log-sum-exp; -inf and zeros where nothing was seen."""
-    seen = sums.total > 0
-    total = jnp.where(seen, sums.total, 1.0)
-    out = sums.values / total[..., None]
-    return out, jnp.where(seen, sums.maximum + jnp.log(total), -jnp.inf)
-
-
 def _at(tree: Any, index: Array) -> Any:
     return jax.tree.map(lambda x: jax.lax.dynamic_index_in_dim(x, index, keepdims=False), tree)
 
@@ -137,6 +108,16 @@ def _map_rows(function: Callable[..., Any], *arguments: Any) -> Any:
 
 def forward(sums: Sums, queries: Queries, keys: Keys, *, causal: bool) -> Sums:
     """Lets every query block meet every key block it needs; all have a batch axis in front."""
+    plain = partial(forward_in_xla, causal=causal)
+    if not blockwise_cpu.serves(queries, keys):
+        return plain(sums, queries, keys)
+    # A program may be compiled here for another machine.
+    kernel = partial(blockwise_cpu.forward, causal=causal)
+    return jax.lax.platform_dependent(sums, queries, keys, cpu=kernel, default=plain)
+
+
+def forward_in_xla(sums: Sums, queries: Queries, keys: Keys, *, causal: bool) -> Sums:
+    """The same, as XLA compiles it for any device."""
 
     def row(sums: Sums, queries: Queries, keys: Keys) -> Sums:
         key_ranges = ranges(keys.side)

@@ -23,8 +23,9 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int
 
 from lwm.attention.blocks import Cut, Keys, cut_queries
-from lwm.attention.blockwise import Sums, finish, forward, start
+from lwm.attention.blockwise import forward
 from lwm.attention.mask import PADDING, Side, side
+from lwm.attention.online_softmax import Sums, finish, start
 from lwm.attention.ring import ring_forward
 from lwm.core.mesh import DATA, SEQUENCE
 from lwm.core.sharding import DECODE, PREFILL, Rules, partition_spec

@@ -21,15 +21,13 @@ from jaxtyping import Array, Float
 from lwm.attention.blocks import Cut, Keys, Queries, cut_keys, cut_queries
 from lwm.attention.blockwise import (
     SAVED,
-    Sums,
     backward,
     blockwise_attention,
-    finish,
     forward,
     save,
-    start,
 )
 from lwm.attention.mask import Side
+from lwm.attention.online_softmax import Sums, finish, start
 from lwm.core.errors import ConfigError
 
 
