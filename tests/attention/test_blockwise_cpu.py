@@ -153,7 +153,7 @@ def test_what_is_not_a_number_stays_so() -> None:
     queries, keys = blocks(SHAPES[2], segments=False)
     broken = queries.data.at[0, 1, 0, 0, 7, 3].set(jnp.nan)
     queries = Queries(data=broken, side=queries.side, ranges=queries.ranges)
-    out = np.asarray(finish(kernel(begin(queries), queries, keys))[0])
+    out = np.array(finish(kernel(begin(queries), queries, keys))[0])
     assert np.isnan(out[0, 1, 0, 0, 7]).all()
     out[0, 1, 0, 0, 7] = 0
     assert np.isfinite(out).all()
