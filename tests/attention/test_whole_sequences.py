@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from lwm.attention import blockwise_cpu
 from lwm.attention.api import AttentionConfig, attention
 from lwm.attention.mask import Side, side
 from lwm.attention.order import zigzag
@@ -158,6 +159,14 @@ BLOCKWISE = [
 ]
 
 
+@pytest.fixture(params=["kernel", "xla"])
+def either_way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The kernel for CPUs, which float32 gets here, and what other devices get."""
+    if request.param == "xla":
+        monkeypatch.setattr(blockwise_cpu, "serves", lambda *_: False)
+
+
+@pytest.mark.usefixtures("either_way")
 @pytest.mark.parametrize(("case", "blocks"), BLOCKWISE, ids=str)
 def test_blockwise_is_the_reference(case: Case, blocks: tuple[int, int]) -> None:
     config = AttentionConfig(query_block=blocks[0], key_block=blocks[1])
@@ -208,6 +217,7 @@ def test_rows_sharded_over_data_and_fsdp_are_the_reference() -> None:
     assert_agrees(run, Case(heads=2, kv_heads=1), ("packed", "padded"))
 
 
+@pytest.mark.usefixtures("either_way")
 @pytest.mark.parametrize("strategy", ["ring", "all_gather"])
 def test_zigzag_order_gives_what_natural_order_gives(strategy: Any) -> None:
     case = Case(queries=40, keys=40, heads=2, kv_heads=1)
@@ -263,6 +273,7 @@ def forbidding(how: str) -> tuple[Side, Side]:
     )
 
 
+@pytest.mark.usefixtures("either_way")
 @pytest.mark.parametrize(
     ("how", "mesh"),
     [
