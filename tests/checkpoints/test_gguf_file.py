@@ -168,7 +168,13 @@ def test_logits_are_those_of_the_dequantised_weights(tmp_path: Path, kind: Quant
     np.testing.assert_allclose(logits, expected, rtol=0, atol=1e-4)
 
 
-@pytest.mark.parametrize("kind", [Quantization.Q8_0, Quantization.Q4_0, Quantization.Q4_1])
+@pytest.mark.parametrize(
+    "kind",
+    [
+        Quantization.Q8_0, Quantization.Q4_0, Quantization.Q4_1, Quantization.Q4_K,
+        Quantization.Q5_K, Quantization.Q6_K,
+    ],
+)  # fmt: skip
 def test_codes_are_the_files_own_and_stay_codes(tmp_path: Path, kind: Quantization) -> None:
     file = write_gguf(tmp_path / "model.gguf", quantised(kind))
     checkpoint = open_checkpoint(str(file))
@@ -200,19 +206,23 @@ def drawn(model: lwm.Model) -> Iterator[Token]:
     return model.engine_for(24, 8).stream(request)
 
 
-def test_parts_of_a_kernel_that_differ_are_made_wide(tmp_path: Path) -> None:
-    tensors = quantised(Quantization.Q4_1)
-    other = quantised(Quantization.Q8_0)
+def test_parts_of_a_kernel_that_differ_are_kept_in_the_finest_of_their_grains(
+    tmp_path: Path,
+) -> None:
+    """As in files of the mixture Q4_K_M; a part that is no code makes the whole kernel wide."""
+    tensors = quantised(Quantization.Q4_K)
+    other = quantised(Quantization.Q6_K)
     tensors |= {name: other[name] for name in ("blk.0.attn_v", "blk.0.ffn_down")}
     tensors["blk.0.ffn_up"] = quantised(Quantization.F16)["blk.0.ffn_up"]
     file = write_gguf(tmp_path / "model.gguf", tensors)
     model = lwm.load(file)
     layer = model.weights.layers[0]  # type: ignore[index]
     assert isinstance(layer, FusedLayer)
-    assert [
-        isinstance(kernel, Narrow)
-        for kernel in (layer.attention_in, layer.mlp_in, layer.output, layer.down)
-    ] == [False, False, True, True]
+    kernels = (layer.attention_in, layer.output, layer.down)
+    assert all(isinstance(kernel, Narrow) for kernel in kernels)
+    blocks = [kernel.codes.shape[2] for kernel in kernels if isinstance(kernel, Narrow)]
+    assert blocks == [16, 32, 16]
+    assert not isinstance(layer.mlp_in, Narrow)
     held = open_checkpoint(str(file)).weight_bytes("float32", keep_codes=True)
     assert held == held_bytes(model)
     np.testing.assert_allclose(model.logits(TOKENS).text, peer_logits(tensors), atol=1e-4)
@@ -248,6 +258,8 @@ def test_tensors_of_many_rows_are_read_in_pieces(tmp_path: Path) -> None:
     found = dict(checkpoint.read())
     np.testing.assert_array_equal(found["embedding"], expected)
     np.testing.assert_array_equal(found["head"], expected.T)
+    codes = jax.device_put(narrow(checkpoint.code_reader()("head")))
+    np.testing.assert_array_equal(codes.wide(), expected)
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,7 @@ from lwm.inference.sampling import Sampling
 from lwm.inference.steps import compiled
 from lwm.models.cache import make_cache
 from lwm.models.llama import Llama, widened
-from lwm.models.narrow import BLOCK, Codes, narrow
+from lwm.models.narrow import Codes, narrow
 
 GREEDY = Sampling(temperature=0)
 
@@ -252,7 +252,7 @@ def test_kernels_kept_as_codes_give_the_tokens_of_wide_ones() -> None:
     """Each layer has others as codes, with offsets and without, as files of mixed types do."""
 
     def coded(kernel: Any, *, offsets: bool) -> Any:
-        dense = np.asarray(kernel).reshape(len(kernel), -1, BLOCK)
+        dense = np.asarray(kernel).reshape(len(kernel), -1, 32)
         low = dense.min(axis=-1) if offsets else np.zeros(dense.shape[:-1], np.float32)
         scales = np.abs(dense - low[..., None]).max(axis=-1) / 127
         codes = np.rint((dense - low[..., None]) / scales[..., None]).astype(np.int8)

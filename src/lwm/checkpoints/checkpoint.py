@@ -19,7 +19,7 @@ from lwm.core.errors import CheckpointError
 from lwm.core.vocabulary import Vocabulary
 from lwm.models.figures import BYTES, weight_bytes
 from lwm.models.llama import FUSED, LlamaConfig
-from lwm.models.narrow import LANES, Codes, narrow_bytes
+from lwm.models.narrow import LANES, Codes, Grain, common
 
 VQGAN = "vqgan"
 """Where a model directory keeps the VQGAN whose codes the model reads and writes."""
@@ -52,7 +52,7 @@ class Tensors(Protocol):
 class CodedTensors(Protocol):
     """Tensors of a quantised file, some of which can be had as they are kept."""
 
-    def factors(self, name: str) -> int: ...
+    def grain(self, name: str) -> Grain | None: ...
 
     def codes(self, name: str) -> Codes: ...
 
@@ -122,21 +122,23 @@ class Checkpoint:
         table = rows(self.table, self.config)
         return lambda ours: inward(table[ours], self.tensors.read, self.config.head_dim)
 
-    def kept_codes(self) -> dict[str, int]:
-        """Which kernels, by our name, an engine can keep as the file's codes, and how many numbers
-        each has beside a block of them. What is fused is so in one way or not at all."""
+    def kept_codes(self) -> dict[str, Grain]:
+        """Which kernels, by our name, an engine can keep as the file's codes, and in which grain.
+        What is fused is kept so as a whole, in a grain that suits all its parts, or not at all."""
         if self.coded is None:
             return {}
         found = {}
         for ours, parts in rows(self.table, self.config).items():
             if len(parts) == 1 and parts[0].shape[0] % LANES == 0:
-                found[ours] = self.coded.factors(parts[0].theirs)
+                found[ours] = self.coded.grain(parts[0].theirs)
         for i in range(self.config.num_layers):
             for fused in FUSED.values():
                 names = [f"layers.{i}.{part}" for part in fused]
-                if len({found.get(name, 0) for name in names}) > 1:
-                    found |= dict.fromkeys(names, 0)
-        return {name: factors for name, factors in found.items() if factors}
+                grains = [found.get(name) for name in names]
+                known = [grain for grain in grains if grain is not None]
+                joint = common(known) if len(known) == len(grains) else None
+                found |= dict.fromkeys(names, joint)
+        return {name: grain for name, grain in found.items() if grain is not None}
 
     def code_reader(self) -> Callable[[str], Codes]:
         """Reads one of `kept_codes`, (out, in)."""
@@ -147,9 +149,9 @@ class Checkpoint:
     def weight_bytes(self, dtype: str, *, keep_codes: bool) -> int:
         """What the weights take in memory, codes as they are or made wide."""
         total, specs = weight_bytes(self.config, dtype), named_specs(self.config)
-        for name, factors in self.kept_codes().items() if keep_codes else ():
+        for name, grain in self.kept_codes().items() if keep_codes else ():
             numbers = math.prod(specs[name].shape)
-            total += narrow_bytes(numbers, factors) - numbers * BYTES[dtype]
+            total += grain.bytes(numbers) - numbers * BYTES[dtype]
         return total
 
     def read(self) -> Iterator[tuple[str, np.ndarray]]:

@@ -5,28 +5,36 @@ Source: the GGUF specification (ggml-org/ggml, docs/gguf.md). Rotary pairs are i
 as they are here.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import gguf
 import numpy as np
 from gguf import GGMLQuantizationType as Quantization
+from gguf.quants import Q4_K
 
 from lwm.checkpoints.checkpoint import Checkpoint, forget_pages
 from lwm.checkpoints.names import GGUF
 from lwm.core.errors import CheckpointError
 from lwm.core.vocabulary import CONTROL, NORMAL, Piece, Vocabulary
 from lwm.models.llama import LlamaConfig
-from lwm.models.narrow import BLOCK, Codes
+from lwm.models.narrow import Codes, Grain
 
 SUPPORTED = {
     Quantization.F32, Quantization.F16, Quantization.BF16, Quantization.Q8_0, Quantization.Q4_0,
     Quantization.Q4_1, Quantization.Q4_K, Quantization.Q5_K, Quantization.Q6_K,
 }  # fmt: skip
 
-_FACTORS = {Quantization.Q8_0: 1, Quantization.Q4_0: 1, Quantization.Q4_1: 2}
-"""float16 in front of a block's codes: a scale, and an offset or none."""
+_GRAINS = {
+    Quantization.Q8_0: Grain(32, offsets=False),
+    Quantization.Q4_0: Grain(32, offsets=False),
+    Quantization.Q4_1: Grain(32, offsets=True),
+    Quantization.Q4_K: Grain(32, offsets=True),
+    Quantization.Q5_K: Grain(32, offsets=True),
+    Quantization.Q6_K: Grain(16, offsets=False),
+}
+"""What a file has as codes of 8 bits or fewer."""
 
 _NUMBERS_AT_A_TIME = 1 << 20
 
@@ -90,27 +98,67 @@ class GgufTensors:
             out[first : first + step] = gguf.dequantize(rows, tensor.tensor_type)
         return out
 
-    def factors(self, name: str) -> int:
-        """How many numbers stand beside the codes of each block of a matrix, where the file has it
-        as codes of 8 bits or fewer for blocks of `BLOCK`; 0 where it is something else."""
+    def grain(self, name: str) -> Grain | None:
+        """How fine the scales of a matrix are, where the file has it as codes."""
         tensor = self._tensors[name]
-        return _FACTORS.get(tensor.tensor_type, 0) if len(tensor.shape) == 2 else 0
+        return _GRAINS.get(tensor.tensor_type) if len(tensor.shape) == 2 else None
 
     def codes(self, name: str) -> Codes:
-        """A matrix that has such codes, as the file has it."""
-        tensor, count = self._tensors[name], self.factors(name)
+        """A matrix that has a grain, as the file has it."""
+        tensor, grain = self._tensors[name], self.grain(name)
+        assert grain is not None, name
         forget_pages(self._mapped)
         into, out = (int(n) for n in tensor.shape)
-        blocks = tensor.data.reshape(out, into // BLOCK, -1)
-        factors = np.ascontiguousarray(blocks[..., : 2 * count]).view(np.float16)
-        packed = blocks[..., 2 * count :]
-        if packed.shape[-1] < BLOCK:  # two in a byte, those of the second half in the upper bits
-            packed = np.concatenate([packed & 15, packed >> 4], axis=-1)
-        codes = np.ascontiguousarray(packed).view(np.int8)
-        if tensor.tensor_type == Quantization.Q4_0:
-            codes -= 8
-        scales, *offsets = (factors[..., i].astype(np.float32) for i in range(count))
-        return Codes(codes.reshape(out, into), scales, offsets[0] if offsets else None)
+        per_block, size = gguf.GGML_QUANT_SIZES[tensor.tensor_type]
+        unpack = _small_blocks if per_block == 32 else _large_blocks
+        codes = np.empty((out, into), np.int8)
+        factors = [np.empty((out, into // grain.block), "f4") for _ in range(1 + grain.offsets)]
+        step = max(1, _NUMBERS_AT_A_TIME // max(1, into))
+        for first in range(0, out, step):
+            rows = slice(first, first + step)
+            blocks = np.ascontiguousarray(tensor.data[rows]).reshape(-1, size)
+            for whole, part in zip(
+                [codes, *factors], unpack(blocks, tensor.tensor_type), strict=True
+            ):
+                whole[rows] = part.reshape(whole[rows].shape)
+        return Codes(codes, factors[0], factors[1] if grain.offsets else None)
+
+
+def _nibbles(packed: np.ndarray) -> np.ndarray:
+    """[..., bytes] -> [..., 2, bytes]: the lower half of each byte, then the upper."""
+    return np.stack([packed & 15, packed >> 4], axis=-2)
+
+
+def _halves(blocks: np.ndarray, first: int, count: int) -> np.ndarray:
+    """So many float16 of each block, as float32."""
+    return np.ascontiguousarray(blocks[:, first : first + 2 * count]).view(np.float16).astype("f4")
+
+
+def _small_blocks(blocks: np.ndarray, kind: Quantization) -> Sequence[np.ndarray]:
+    """Codes, scales and perhaps offsets of blocks of 32 numbers, one a row."""
+    factors = _halves(blocks, 0, 1 + _GRAINS[kind].offsets)
+    packed = blocks[:, 2 * factors.shape[1] :]
+    codes = packed if kind == Quantization.Q8_0 else _nibbles(packed).reshape(-1, 32)
+    codes = codes.view(np.int8)
+    return codes - np.int8(8) if kind == Quantization.Q4_0 else codes, *factors.T
+
+
+def _large_blocks(blocks: np.ndarray, kind: Quantization) -> Sequence[np.ndarray]:
+    """The same of blocks of 256 numbers: codes in parts of 4 bits and 1 or 2, and scales that are
+    codes themselves. Source: `block_q4_K` and its likes in ggml."""
+    count = len(blocks)
+    if kind == Quantization.Q6_K:
+        low, high, scales, _ = np.split(blocks, (128, 192, 208), axis=1)
+        low = _nibbles(low.reshape(count, 2, 64)).reshape(count, 8, 32)
+        high = high.reshape(count, 2, 1, 32) >> np.array([[0], [2], [4], [6]], np.uint8) & 3
+        codes = (low | high.reshape(count, 8, 32) << 4).view(np.int8) - np.int8(32)
+        return codes, _halves(blocks, 208, 1) * scales.view(np.int8)
+    factors = _halves(blocks, 0, 2)
+    scales, offsets = Q4_K.get_scale_min(np.ascontiguousarray(blocks[:, 4:16]))
+    codes = _nibbles(blocks[:, -128:].reshape(count, 4, 32)).reshape(count, 8, 32)
+    if kind == Quantization.Q5_K:
+        codes |= (blocks[:, None, 16:48] >> np.arange(8, dtype=np.uint8)[:, None] & 1) << 4
+    return codes.view(np.int8), factors[:, :1] * scales, -(factors[:, 1:] * offsets)
 
 
 class _Metadata:

@@ -1,11 +1,12 @@
 """Kernels kept as the narrow codes of a quantised file: whole numbers of 8 bits, with a scale, and
-an offset where the file has one, for every 32 inputs of an output.
+an offset where the file has one, for every few inputs of an output.
 
 A decode step on a CPU waits for weights, and these are less than a third of the bytes. Products
 are those of the dequantised kernel but for the order of sums, since codes and scales are the
 file's own and all sums are float32. Knows arrays; knows no file and no model.
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -14,12 +15,26 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Float32, Int, Int8
 
-BLOCK = 32
-"""Inputs that share a scale."""
-
 LANES = 8
 """Outputs that lie side by side: as many float32 as a CPU's vector holds, so that codes are made
 wide and multiplied a vector at a time."""
+
+
+class Grain(NamedTuple):
+    """How fine the scales of a kernel are."""
+
+    block: int  # inputs that share a scale
+    offsets: bool
+
+    def bytes(self, numbers: int) -> int:
+        """What a kernel of so many numbers takes as codes."""
+        return numbers + numbers // self.block * (2 if self.offsets else 1) * 4
+
+
+def common(grains: Iterable[Grain]) -> Grain:
+    """The coarsest in which kernels of all of these can be written: blocks are powers of two."""
+    blocks, offsets = zip(*grains, strict=True)
+    return Grain(min(blocks), any(offsets))
 
 
 class Codes(NamedTuple):
@@ -28,6 +43,19 @@ class Codes(NamedTuple):
     codes: Int8[np.ndarray, "out into"]
     scales: Float32[np.ndarray, "out blocks"]
     offsets: Float32[np.ndarray, "out blocks"] | None
+
+    @property
+    def grain(self) -> Grain:
+        return Grain(self.codes.shape[1] // self.scales.shape[1], self.offsets is not None)
+
+    def refined(self, grain: Grain) -> "Codes":
+        """The same kernel with finer scales, or with offsets of zero."""
+        repeats = self.grain.block // grain.block
+        scales, offsets = self.scales, self.offsets
+        if offsets is None and grain.offsets:
+            offsets = np.zeros_like(scales)
+        finer = [None if x is None else np.repeat(x, repeats, axis=1) for x in (scales, offsets)]
+        return Codes(self.codes, *finer)  # type: ignore[arg-type]
 
 
 @jax.tree_util.register_dataclass
@@ -68,30 +96,26 @@ class Narrow:
         return found.reshape(*index.shape, -1)
 
 
-def narrow_bytes(numbers: int, factors: int) -> int:
-    """What a kernel of so many numbers takes, with a scale a block, or a scale and an offset."""
-    return numbers + numbers // BLOCK * factors * 4
-
-
 def join(parts: list[Codes]) -> Codes:
     """Kernels of the same inputs as one, outputs one behind the other."""
-    codes, scales, offsets = zip(*parts, strict=True)
+    grain = common(part.grain for part in parts)
+    codes, scales, offsets = zip(*(part.refined(grain) for part in parts), strict=True)
     return Codes(
         np.concatenate(codes),
         np.concatenate(scales),
-        None if offsets[0] is None else np.concatenate(offsets),
+        np.concatenate(offsets) if grain.offsets else None,
     )
 
 
 def narrow(kernel: Codes) -> Narrow:
     """Lays a kernel out; arrays stay numpy's."""
     out, into = kernel.codes.shape
-    groups, blocks = out // LANES, into // BLOCK
+    groups, blocks = out // LANES, kernel.scales.shape[1]
 
     def turned(x: np.ndarray) -> Any:
         return np.ascontiguousarray(x.reshape(groups, LANES, blocks).transpose(2, 0, 1))
 
-    codes: Any = kernel.codes.reshape(groups, LANES, blocks, BLOCK).transpose(2, 0, 3, 1)
+    codes: Any = kernel.codes.reshape(groups, LANES, blocks, into // blocks).transpose(2, 0, 3, 1)
     return Narrow(
         codes=np.ascontiguousarray(codes),  # type: ignore[arg-type]
         scales=turned(kernel.scales),
@@ -112,13 +136,13 @@ def multiply_narrow(x: Float[Array, "rows into"], kernel: Narrow) -> Float[Array
 
 
 def _multiply_row(x: Float[Array, " into"], kernel: Narrow) -> Float[Array, " out"]:
-    blocks = len(kernel.codes)
-    cut = x.reshape(blocks, BLOCK)
+    blocks, _, block, _ = kernel.codes.shape
+    cut = x.reshape(blocks, block)
     # Written out place by place, because XLA turns these sums into vectors of outputs; a reduction
     # it would turn into vectors of blocks, gathered byte by byte.
     parts = sum(
         cut[:, place, None, None] * kernel.codes[:, :, place].astype(jnp.float32)
-        for place in range(BLOCK)
+        for place in range(block)
     )
     parts *= kernel.scales
     if kernel.offsets is not None:
