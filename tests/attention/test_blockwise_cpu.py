@@ -2,6 +2,7 @@
 machine that cannot compile it."""
 
 import os
+import platform
 import subprocess
 import sys
 from functools import partial
@@ -14,10 +15,12 @@ import numpy as np
 import pytest
 
 from lwm.attention import blockwise_cpu
+from lwm.attention.api import attention
 from lwm.attention.blocks import Cut, Keys, Queries, cut_keys, cut_queries
 from lwm.attention.blockwise import forward, forward_in_xla
-from lwm.attention.mask import Side, ranges
+from lwm.attention.mask import Side, ranges, side
 from lwm.attention.online_softmax import Sums, finish, start
+from lwm.core.native import compiled
 
 # Sizes around those that the kernel works in: panels of 16 or 32 columns, 6 or 12 rows at a time,
 # tiles of 128 keys, tasks of 192 rows.
@@ -75,11 +78,16 @@ def assert_same(actual: Sums, expected: Sums) -> None:
         assert np.abs(one - other).max() <= 3e-6 * max(np.abs(other).max(), 1.0)
 
 
+COMPILES = blockwise_cpu.registered()
+with_a_compiler = pytest.mark.skipif(not COMPILES, reason="there is no C compiler here")
+
+
 def kernel(sums: Sums, queries: Queries, keys: Keys, *, causal: bool = True) -> Sums:
-    assert blockwise_cpu.serves(queries, keys), "the machine that runs the tests has a compiler"
+    assert blockwise_cpu.serves(queries, keys)
     return blockwise_cpu.forward(sums, queries, keys, causal=causal)
 
 
+@with_a_compiler
 @pytest.mark.parametrize("causal", [True, False])
 @pytest.mark.parametrize("segments", [True, False])
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
@@ -91,6 +99,7 @@ def test_the_kernel_is_what_xla_computes(
     assert_same(kernel(begin(queries), queries, keys, causal=causal), expected)
 
 
+@with_a_compiler
 def test_it_is_taken_for_float32_and_nothing_else() -> None:
     queries, keys = blocks(SHAPES[1])
     lower = jax.jit(partial(forward, causal=True)).lower
@@ -102,6 +111,7 @@ def test_it_is_taken_for_float32_and_nothing_else() -> None:
     assert "lwm_blockwise_forward" not in lower(begin(queries), *halves).as_text()
 
 
+@with_a_compiler
 def test_one_set_of_keys_after_another_is_both_at_once() -> None:
     queries, keys = blocks((2, 300, 300, 2, 2, 16, 150, 100))
     first = jax.tree.map(lambda x: x[:, :2], keys)
@@ -110,6 +120,7 @@ def test_one_set_of_keys_after_another_is_both_at_once() -> None:
     assert_same(apart, kernel(begin(queries), queries, keys))
 
 
+@with_a_compiler
 def test_a_row_has_the_same_bits_alone_and_among_others() -> None:
     """Whatever thread computes it, and whatever its neighbours may see."""
     shape = (3, 500, 500, 2, 2, 16, 250, 250)
@@ -140,6 +151,7 @@ def meet_scores(scores: np.ndarray) -> np.ndarray:
     return np.asarray(kernel(begin(queries), queries, keys).values).reshape(-1)
 
 
+@with_a_compiler
 def test_weights_are_exponentials_to_the_last_digits() -> None:
     scores = np.linspace(-86.5, 0, 200).astype(np.float32)
     exact = np.exp(scores.astype(np.float64))
@@ -149,6 +161,7 @@ def test_weights_are_exponentials_to_the_last_digits() -> None:
     assert (np.abs(small[1:]) < 1e-37).all()
 
 
+@with_a_compiler
 def test_what_is_not_a_number_stays_so() -> None:
     queries, keys = blocks(SHAPES[2], segments=False)
     broken = queries.data.at[0, 1, 0, 0, 7, 3].set(jnp.nan)
@@ -157,6 +170,35 @@ def test_what_is_not_a_number_stays_so() -> None:
     assert np.isnan(out[0, 1, 0, 0, 7]).all()
     out[0, 1, 0, 0, 7] = 0
     assert np.isfinite(out).all()
+
+
+def test_attention_can_be_mapped_over_a_further_axis() -> None:
+    random = np.random.default_rng(0)
+    arrays = [jnp.asarray(random.normal(size=(3, 1, 20, 2, 4)), jnp.float32) for _ in range(3)]
+    here = side(jnp.arange(20)[None])
+    run = partial(attention, query_side=here, key_side=here)
+    mapped = jax.vmap(run)(*arrays)
+    for one, whole in zip(mapped, zip(*arrays, strict=True), strict=True):
+        np.testing.assert_allclose(one, run(*whole), rtol=1e-6, atol=1e-6)
+
+
+PROCESSORS = ["-mno-avx2 -mno-fma", "-mno-avx512f", "-D__AVX512F__=1"]
+"""Other sizes of registers than this processor's."""
+
+
+@with_a_compiler
+@pytest.mark.skipif(platform.machine() not in ("x86_64", "AMD64"), reason="flags of x86")
+@pytest.mark.parametrize("flags", PROCESSORS)
+def test_other_processors_compute_the_same(flags: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CFLAGS", flags)
+    handler = compiled(Path(blockwise_cpu.__file__).with_suffix(".c"), "lwm_blockwise_forward")
+    name = f"lwm_blockwise_forward {flags}"
+    jax.ffi.register_ffi_target(name, jax.ffi.pycapsule(handler), platform="cpu")
+    monkeypatch.setattr(blockwise_cpu, "_TARGET", name)
+    for shape in SHAPES:
+        queries, keys = blocks(shape)
+        expected = forward_in_xla(begin(queries), queries, keys, causal=True)
+        assert_same(kernel(begin(queries), queries, keys), expected)
 
 
 PROGRAM = """
@@ -193,19 +235,39 @@ def test_without_a_compiler_xla_does_it_and_a_remark_says_so(
     assert not list(tmp_path.rglob("*.so"))
 
 
-def test_the_kernel_is_compiled_once(tmp_path: Path) -> None:
-    environment = os.environ | {"XDG_CACHE_HOME": str(tmp_path)}
-    environment.pop("CC", None)
-    made = []
-    for _ in range(2):
-        done = subprocess.run(
-            [sys.executable, "-c", PROGRAM],
-            env=environment,
-            capture_output=True,
-            text=True,
-            check=True,
-        )
-        assert (float(done.stdout), done.stderr) == (72, "")
-        made.append([(path.name, path.stat().st_mtime_ns) for path in tmp_path.rglob("*")])
-    assert made[0] == made[1]
-    assert [name for name, _ in made[0] if name.endswith(".so")]
+def run_program(cache: Path) -> list[tuple[str, int]]:
+    """Runs it without a remark; returns what lies in the cache behind it."""
+    environment = os.environ | {"XDG_CACHE_HOME": str(cache)}
+    done = subprocess.run(
+        [sys.executable, "-c", PROGRAM],
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert (float(done.stdout), done.stderr) == (72, "")
+    return [(path.name, path.stat().st_mtime_ns) for path in (cache / "lwm").glob("*")]
+
+
+@with_a_compiler
+def test_the_kernel_is_compiled_once_and_anew_where_it_is_damaged(tmp_path: Path) -> None:
+    made = run_program(tmp_path)
+    assert len(made) == 1
+    assert run_program(tmp_path) == made
+    library = tmp_path / "lwm" / made[0][0]
+    library.write_bytes(b"")
+    assert len(run_program(tmp_path)) == 1
+    assert library.stat().st_size > 10_000
+
+
+@with_a_compiler
+def test_where_nothing_can_be_kept_it_is_compiled_for_the_process(tmp_path: Path) -> None:
+    (tmp_path / "lwm").touch()
+    assert run_program(tmp_path) == []
+
+
+@with_a_compiler
+def test_a_cache_that_others_may_write_to_is_not_used(tmp_path: Path) -> None:
+    (tmp_path / "lwm").mkdir()
+    (tmp_path / "lwm").chmod(0o777)
+    assert run_program(tmp_path) == []

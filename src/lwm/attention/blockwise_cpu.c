@@ -1,13 +1,13 @@
-/* Blockwise attention's forward step on a CPU: every query block meets the key blocks it needs, with
- * the scores of a few rows kept in a core's own cache, where XLA would pass whole blocks of them
- * through the shared one for maximum, exponential and sum.
+/* Blockwise attention's forward step on a CPU: every query block meets the key blocks it needs,
+ * with the scores of a few rows kept in a core's own cache, where XLA would pass whole blocks of
+ * them through the shared one for maximum, exponential and sum.
  *
- * A plain C handler of XLA's foreign function interface. It computes what `forward` of blockwise.py
- * says, in float32, with the same masks (mask.py). Rows of a task go through the keys tile by tile;
- * keys and values of a tile are packed into panels as wide as the registers hold, so that both
- * products are sums of outer products in registers (Goto & van de Geijn 2008). Tasks are shared out
- * among the threads of XLA's own pool; a row is always computed by one thread in one order, so
- * results do not depend on how many there are.
+ * A plain C handler of XLA's foreign function interface. It computes what `forward_in_xla` of
+ * blockwise.py does, in float32, with the same masks (mask.py). Rows of a task go through the keys
+ * tile by tile; keys and values of a tile are packed into panels as wide as the registers hold, so
+ * that both products are sums of outer products in registers (Goto & van de Geijn 2008). Tasks are
+ * shared out among the threads of XLA's own pool; a row is always computed by one thread in one
+ * order, so results do not depend on how many there are.
  */
 
 #include <pthread.h>
@@ -19,7 +19,8 @@
 
 #include "xla/ffi/api/c_api.h"
 
-/* Registers hold ROWS x VECTORS sums, VECTORS of the right side and one number of the left. */
+/* Registers hold ROWS x VECTORS sums, VECTORS of the right side, and a number of the left side as
+ * often as there are lanes. */
 #if defined(__AVX512F__)
 enum { LANES = 16, VECTORS = 2, ROWS = 12 };
 #elif defined(__AVX2__)
@@ -62,7 +63,7 @@ INLINE float sum(vector x) {
   return total;
 }
 
-/* e^x for x <= 0, to 1e-7 of itself; 0 below e^-87, -inf included; NaN stays NaN. e^x = 2^n e^r
+/* e^x for x <= 0, to 1e-7 of itself; 0 up to -87, -inf included; NaN stays NaN. e^x = 2^n e^r
  * with |r| <= ln 2 / 2; the polynomial is a minimax fit of (e^r - 1 - r) / r^2. */
 INLINE vector exponential(vector x) {
   const vector shift = all(0x1.8p23f); /* adding it rounds to a whole number */
@@ -138,19 +139,20 @@ static bool whole(Range query, Range key, bool causal) {
 }
 
 typedef struct {
-  int64_t batch, query_blocks, kv_heads, group, query_block, dim, key_blocks, key_block;
+  int64_t query_blocks, kv_heads, group, query_block, dim, key_blocks, key_block;
   bool causal;
   const float *maximum, *total, *values, *query, *key, *value;
   const int32_t *query_positions, *query_segments, *key_positions, *key_segments;
   float *new_maximum, *new_total, *new_values;
+  Range *tiles; /* of keys, [batch, key_blocks, tiles of a block] */
 
   int64_t tasks;
   atomic_int_fast64_t next;
   atomic_int holders; /* threads that may still look at this job */
-  atomic_bool starved;
-  pthread_mutex_t lock;
+  pthread_mutex_t lock; /* of what follows */
   pthread_cond_t ended;
   int64_t done;
+  bool starved;
 } Job;
 
 /* What one thread works on: rows of a task, and a tile of keys and values in panels. */
@@ -163,8 +165,23 @@ typedef struct {
 } Desk;
 
 static int64_t panels(int64_t columns) { return (columns + PANEL - 1) / PANEL; }
+static int64_t tiles(const Job *job) { return (job->key_block + TILE - 1) / TILE; }
 
-/* A matrix [rows, columns], columns of it from `first` on, as panels [panels, rows, PANEL], filled
+/* Ranges of all tiles of keys; whole panels are computed, so what fills up the last is padding. */
+static bool find_ranges(Job *job, int64_t batch) {
+  const int64_t rows = batch * job->key_blocks;
+  Range *found = job->tiles = malloc((rows * tiles(job) + 1) * sizeof(Range));
+  if (!found) return false;
+  for (int64_t row = 0; row < rows; row++)
+    for (int64_t place = 0; place < job->key_block; place += TILE, found++) {
+      const int64_t at = row * job->key_block + place, left = job->key_block - place;
+      *found = range(job->key_positions + at, job->key_segments + at, left < TILE ? left : TILE);
+      found->padding |= left < TILE && left % PANEL;
+    }
+  return true;
+}
+
+/* A matrix [rows, columns], whose rows lie `stride` apart, as panels [panels, rows, PANEL], filled
  * up with zeros. */
 static void pack(float *into, const float *from, int64_t rows, int64_t columns, int64_t stride) {
   for (int64_t panel = 0; panel < panels(columns); panel++) {
@@ -263,11 +280,10 @@ static void run_task(const Job *job, Desk *desk, int64_t task) {
       const int64_t left = job->key_block - place;
       const int keys = (int)(left < TILE ? left : TILE);
       const int used = (int)panels(keys) * PANEL;
+      const Range key_range = job->tiles[key_row * tiles(job) + place / TILE];
+      if (!needed(all_rows, key_range, job->causal)) continue;
       const int32_t *positions = job->key_positions + key_row * job->key_block + place;
       const int32_t *segments = job->key_segments + key_row * job->key_block + place;
-      Range key_range = range(positions, segments, keys);
-      if (!needed(all_rows, key_range, job->causal)) continue;
-      key_range.padding |= used > keys;
       for (int k = 0; k < used; k++) {
         desk->key_positions[k] = k < keys ? positions[k] : 0;
         desk->key_segments[k] = k < keys ? segments[k] : -1;
@@ -302,6 +318,7 @@ static void release(Job *job) {
   if (atomic_fetch_sub(&job->holders, 1) > 1) return;
   pthread_mutex_destroy(&job->lock);
   pthread_cond_destroy(&job->ended);
+  free(job->tiles);
   free(job);
 }
 
@@ -311,6 +328,7 @@ static void work(void *data) {
   const int64_t dim = job->dim, wide = panels(dim) * PANEL;
   Desk *desk = NULL;
   int64_t done = 0;
+  bool starved = false;
   for (int64_t task; (task = atomic_fetch_add(&job->next, 1)) < job->tasks; done++) {
     if (!desk && (desk = calloc(1, sizeof(Desk)))) {
       desk->query = numbers(TASK_ROWS * dim);
@@ -321,7 +339,7 @@ static void work(void *data) {
     if (desk && desk->query && desk->values && desk->keys && desk->columns)
       run_task(job, desk, task);
     else
-      atomic_store(&job->starved, true);
+      starved = true;
   }
   if (desk) {
     free(desk->query);
@@ -332,16 +350,16 @@ static void work(void *data) {
   }
   pthread_mutex_lock(&job->lock);
   job->done += done;
+  job->starved |= starved;
   if (job->done == job->tasks) pthread_cond_signal(&job->ended);
   pthread_mutex_unlock(&job->lock);
   release(job);
 }
 
-static XLA_FFI_Error *refuse(const XLA_FFI_Api *api, XLA_FFI_Error_Code code,
-                             const char *message) {
+static XLA_FFI_Error *no_memory(const XLA_FFI_Api *api) {
   XLA_FFI_Error_Create_Args args = {.struct_size = XLA_FFI_Error_Create_Args_STRUCT_SIZE,
-                                    .message = message,
-                                    .errc = code};
+                                    .message = "there is no memory for attention",
+                                    .errc = XLA_FFI_Error_Code_RESOURCE_EXHAUSTED};
   return api->XLA_FFI_Error_Create(&args);
 }
 
@@ -388,16 +406,11 @@ XLA_FFI_Error *lwm_blockwise_forward(XLA_FFI_CallFrame *frame) {
         XLA_FFI_Api_Version_STRUCT_SIZE, NULL, XLA_FFI_API_MAJOR, XLA_FFI_API_MINOR};
     return NULL;
   }
-  if (frame->args.size != 10 || frame->rets.size != 3 || frame->attrs.size != 1)
-    return refuse(frame->api, XLA_FFI_Error_Code_INVALID_ARGUMENT,
-                  "ten arrays, three results and one attribute are wanted");
   XLA_FFI_Buffer **in = (XLA_FFI_Buffer **)frame->args.args;
   XLA_FFI_Buffer **out = (XLA_FFI_Buffer **)frame->rets.rets;
   Job *job = calloc(1, sizeof(Job));
-  if (!job)
-    return refuse(frame->api, XLA_FFI_Error_Code_RESOURCE_EXHAUSTED, "no memory for attention");
+  if (!job) return no_memory(frame->api);
   const int64_t *query = in[3]->dims, *value = in[7]->dims;
-  job->batch = query[0];
   job->query_blocks = query[1];
   job->kv_heads = query[2];
   job->group = query[3];
@@ -420,7 +433,11 @@ XLA_FFI_Error *lwm_blockwise_forward(XLA_FFI_CallFrame *frame) {
   job->new_total = out[1]->data;
   job->new_values = out[2]->data;
   const int64_t parts = (job->group * job->query_block + TASK_ROWS - 1) / TASK_ROWS;
-  job->tasks = job->batch * job->query_blocks * job->kv_heads * parts;
+  job->tasks = query[0] * job->query_blocks * job->kv_heads * parts;
+  if (!find_ranges(job, query[0])) {
+    free(job);
+    return no_memory(frame->api);
+  }
   pthread_mutex_init(&job->lock, NULL);
   pthread_cond_init(&job->ended, NULL);
   atomic_store(&job->holders, 2); /* this function and the work it does itself */
@@ -428,10 +445,8 @@ XLA_FFI_Error *lwm_blockwise_forward(XLA_FFI_CallFrame *frame) {
   work(job);
   pthread_mutex_lock(&job->lock);
   while (job->done < job->tasks) pthread_cond_wait(&job->ended, &job->lock);
+  const bool starved = job->starved;
   pthread_mutex_unlock(&job->lock);
-  const bool starved = atomic_load(&job->starved);
   release(job);
-  if (starved)
-    return refuse(frame->api, XLA_FFI_Error_Code_RESOURCE_EXHAUSTED, "no memory for attention");
-  return NULL;
+  return starved ? no_memory(frame->api) : NULL;
 }

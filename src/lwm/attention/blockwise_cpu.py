@@ -24,12 +24,11 @@ def registered() -> bool:
     """Whether XLA knows the kernel, which is compiled at the first question; where it cannot be,
     a remark says so."""
     try:
-        library = compiled(Path(__file__).with_suffix(".c"))
+        handler = compiled(Path(__file__).with_suffix(".c"), "lwm_blockwise_forward")
     except CompilerError as error:
         say(f"Attention on this CPU is left to XLA, which is slower: {error}.")
         return False
-    handler = jax.ffi.pycapsule(getattr(library, _TARGET))
-    jax.ffi.register_ffi_target(_TARGET, handler, platform="cpu")
+    jax.ffi.register_ffi_target(_TARGET, jax.ffi.pycapsule(handler), platform="cpu")
     return True
 
 
@@ -55,6 +54,7 @@ def forward(sums: Sums, queries: Queries, keys: Keys, *, causal: bool) -> Sums:
         _TARGET,
         [jax.ShapeDtypeStruct(x.shape, x.dtype) for x in carried],
         input_output_aliases={i: i for i in range(len(carried))},
+        vmap_method="sequential",
     )
     maximum, total, values = call(
         *carried, queries.data, *sides[:2], keys.key.swapaxes(-1, -2), keys.value, *sides[2:],

@@ -13,8 +13,8 @@ import shlex
 import shutil
 import subprocess
 import tempfile
-from functools import cache
 from pathlib import Path
+from typing import Any
 
 import jax
 
@@ -39,6 +39,8 @@ def _run(command: list[str]) -> bytes:
 
 def _compiler() -> list[str]:
     """The command named by CC, or the first usual one that is here."""
+    if os.name != "posix":
+        raise CompilerError("it is built on Linux and macOS alone")
     for name in [os.environ["CC"]] if os.environ.get("CC") else ["cc", "gcc", "clang"]:
         command = shlex.split(name)
         if command and shutil.which(command[0]):
@@ -46,38 +48,71 @@ def _compiler() -> list[str]:
     raise CompilerError("no C compiler is here; install gcc or clang, or name one by CC")
 
 
-def _build(source: Path, compiler: list[str]) -> Path:
-    headers = Path(jax.ffi.include_dir())
-    interface = headers / "xla" / "ffi" / "api" / "c_api.h"
-    # The macros that a compiler defines by itself name its version and the processor's features.
-    macros = _run([*compiler, *_FLAGS, "-dM", "-E", "-xc", os.devnull])
-    command = shlex.join([*compiler, *_FLAGS]).encode()
-    parts = (source.read_bytes(), interface.read_bytes(), macros, command)
-    name = hashlib.sha256(b"\0".join(parts)).hexdigest()[:20]
-    home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "lwm"
-    library = home / f"{source.stem}-{name}.so"
-    if not library.exists():
-        home.mkdir(parents=True, exist_ok=True, mode=0o700)
-        with tempfile.TemporaryDirectory(dir=home) as folder:
-            fresh = Path(folder) / library.name
-            _run([*compiler, *_FLAGS, f"-I{headers}", "-o", str(fresh), str(source)])
-            fresh.rename(library)  # whole or not at all, whoever else is at it
-    return library
-
-
-@cache
-def compiled(source: Path) -> ctypes.CDLL:
-    """The library made of a C source that knows XLA's foreign function interface.
+def _cache() -> Path:
+    """Our part of the user's cache directory, which nobody else may write to.
 
     Raises:
-        CompilerError: says why it cannot be made.
+        OSError, RuntimeError: there is no such place.
+    """
+    home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "lwm"
+    home.mkdir(parents=True, exist_ok=True, mode=0o700)
+    state = home.stat()
+    if state.st_uid != os.getuid() or state.st_mode & 0o022:
+        raise PermissionError(f"others may write to {home}")
+    return home
+
+
+def _build(command: list[str], library: Path) -> None:
+    """Whole or not at all, whoever else is at it, even if the power fails."""
+    with tempfile.TemporaryDirectory(dir=library.parent) as folder:
+        fresh = Path(folder) / library.name
+        _run([*command, "-o", str(fresh)])
+        fresh.chmod(0o700)
+        with fresh.open("rb") as file:
+            os.fsync(file.fileno())
+        fresh.rename(library)
+
+
+def _open(source: Path, function: str) -> Any:
+    headers = Path(jax.ffi.include_dir())
+    flags = [*_FLAGS, *shlex.split(os.environ.get("CFLAGS", ""))]
+    command = [*_compiler(), *flags, f"-I{headers}", str(source)]
+    # The macros that a compiler defines by itself name its version and the processor's features.
+    macros = _run([*_compiler(), *flags, "-dM", "-E", "-xc", os.devnull])
+    interface = (headers / "xla" / "ffi" / "api" / "c_api.h").read_bytes()
+    parts = (source.read_bytes(), interface, macros, shlex.join(command).encode())
+    digest = hashlib.sha256(b"\0".join(parts)).hexdigest()
+    name = f"{source.stem}-{digest[:20]}.so"
+    try:
+        library = _cache() / name
+        if library.exists():
+            try:
+                return getattr(ctypes.CDLL(str(library)), function)
+            except (OSError, AttributeError):  # damaged: made anew
+                library.unlink()
+        _build(command, library)
+        return getattr(ctypes.CDLL(str(library)), function)
+    except (OSError, RuntimeError):  # no place for it, or none to run from: for this process alone
+        with tempfile.TemporaryDirectory() as folder:
+            library = Path(folder) / name
+            _build(command, library)
+            return getattr(ctypes.CDLL(str(library)), function)
+
+
+def compiled(source: Path, function: str) -> Any:
+    """A function of a C source that knows XLA's foreign function interface, compiled or found.
+
+    CC and CFLAGS count as everywhere.
+
+    Raises:
+        CompilerError: says why there is none.
     """
     try:
-        compiler = _compiler()
-        return ctypes.CDLL(str(_build(source, compiler)))
+        return _open(source, function)
     except subprocess.CalledProcessError as error:
-        lines = error.stderr.decode(errors="replace").strip().splitlines()
-        reason = f"{error.cmd[0]} does not compile {source.name}: {lines[0] if lines else error}"
+        lines = error.stderr.decode(errors="replace").strip().splitlines() or [str(error)]
+        line = next((line for line in lines if "error" in line), lines[0])
+        reason = f"{error.cmd[0]} does not compile {source.name}: {line}"
         raise CompilerError(reason) from error
-    except (OSError, RuntimeError, ValueError, subprocess.TimeoutExpired) as error:
+    except (OSError, ValueError, subprocess.TimeoutExpired) as error:
         raise CompilerError(f"{source.name} is not compiled: {error}") from error
