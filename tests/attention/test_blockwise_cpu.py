@@ -87,16 +87,17 @@ def kernel(sums: Sums, queries: Queries, keys: Keys, *, causal: bool = True) -> 
     return blockwise_cpu.forward(sums, queries, keys, causal=causal)
 
 
+in_xla = jax.jit(forward_in_xla, static_argnames="causal")
+
+
 @with_a_compiler
-@pytest.mark.parametrize("causal", [True, False])
-@pytest.mark.parametrize("segments", [True, False])
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
-def test_the_kernel_is_what_xla_computes(
-    shape: tuple[int, ...], causal: bool, segments: bool
-) -> None:
-    queries, keys = blocks(shape, segments=segments)
-    expected = forward_in_xla(begin(queries), queries, keys, causal=causal)
-    assert_same(kernel(begin(queries), queries, keys, causal=causal), expected)
+def test_the_kernel_is_what_xla_computes(shape: tuple[int, ...]) -> None:
+    for causal in (True, False):
+        for segments in (True, False):
+            queries, keys = blocks(shape, segments=segments)
+            expected = in_xla(begin(queries), queries, keys, causal=causal)
+            assert_same(kernel(begin(queries), queries, keys, causal=causal), expected)
 
 
 @with_a_compiler
@@ -197,7 +198,7 @@ def test_other_processors_compute_the_same(flags: str, monkeypatch: pytest.Monke
     monkeypatch.setattr(blockwise_cpu, "_TARGET", name)
     for shape in SHAPES:
         queries, keys = blocks(shape)
-        expected = forward_in_xla(begin(queries), queries, keys, causal=True)
+        expected = in_xla(begin(queries), queries, keys, causal=True)
         assert_same(kernel(begin(queries), queries, keys), expected)
 
 
@@ -207,67 +208,18 @@ from lwm.attention.api import attention
 from lwm.attention.mask import side
 x, here = jnp.ones((1, 9, 2, 4)), side(jnp.arange(9)[None])
 print(attention(x, x, x, here, here).sum())
+print(attention(x, x, x, here, here).sum())
 """
 
 
-@pytest.mark.parametrize(
-    ("compiler", "remark"),
-    [
-        ("no-such-compiler", "no C compiler is here"),
-        ("false", "false does not compile blockwise_cpu.c"),
-        ('"', "blockwise_cpu.c is not compiled: No closing quotation"),
-    ],
-)
-def test_without_a_compiler_xla_does_it_and_a_remark_says_so(
-    compiler: str, remark: str, tmp_path: Path
-) -> None:
-    environment = os.environ | {"CC": compiler, "XDG_CACHE_HOME": str(tmp_path)}
+def test_without_a_compiler_xla_does_it_and_one_remark_says_so() -> None:
     done = subprocess.run(
         [sys.executable, "-c", PROGRAM],
-        env=environment,
+        env=os.environ | {"CC": "no-such-compiler"},
         capture_output=True,
         text=True,
         check=True,
     )
-    assert float(done.stdout) == 72
+    assert done.stdout.split() == ["72.0", "72.0"]
     assert done.stderr.count("left to XLA") == 1
-    assert remark in done.stderr
-    assert not list(tmp_path.rglob("*.so"))
-
-
-def run_program(cache: Path) -> list[tuple[str, int]]:
-    """Runs it without a remark; returns what lies in the cache behind it."""
-    environment = os.environ | {"XDG_CACHE_HOME": str(cache)}
-    done = subprocess.run(
-        [sys.executable, "-c", PROGRAM],
-        env=environment,
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    assert (float(done.stdout), done.stderr) == (72, "")
-    return [(path.name, path.stat().st_mtime_ns) for path in (cache / "lwm").glob("*")]
-
-
-@with_a_compiler
-def test_the_kernel_is_compiled_once_and_anew_where_it_is_damaged(tmp_path: Path) -> None:
-    made = run_program(tmp_path)
-    assert len(made) == 1
-    assert run_program(tmp_path) == made
-    library = tmp_path / "lwm" / made[0][0]
-    library.write_bytes(b"")
-    assert len(run_program(tmp_path)) == 1
-    assert library.stat().st_size > 10_000
-
-
-@with_a_compiler
-def test_where_nothing_can_be_kept_it_is_compiled_for_the_process(tmp_path: Path) -> None:
-    (tmp_path / "lwm").touch()
-    assert run_program(tmp_path) == []
-
-
-@with_a_compiler
-def test_a_cache_that_others_may_write_to_is_not_used(tmp_path: Path) -> None:
-    (tmp_path / "lwm").mkdir()
-    (tmp_path / "lwm").chmod(0o777)
-    assert run_program(tmp_path) == []
+    assert "no C compiler is here" in done.stderr
