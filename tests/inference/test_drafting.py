@@ -42,6 +42,8 @@ def test_the_longest_shared_end_is_preferred_and_then_the_latest() -> None:
     assert Drafter([*text[:14], 0, *end[1:]], 0).draft(1, 1) == [8]
     assert Drafter([0, *end[1:], 9, 9, *end[2:]], 0).draft(2, 2) == [9, 9]
     assert Drafter([*end, 6, *end[3:]], 0).draft(2, 2) == []
+    assert Drafter([9, *end[2:], 8, 7, *end[2:]], 0, shortest=3).draft(1, 1) == [8]
+    assert Drafter([9, *end[2:], 8, 7, *end[2:]], 0, shortest=4).draft(1, 1) == []
 
 
 def test_a_draft_never_reaches_beyond_the_text() -> None:

@@ -33,12 +33,14 @@ class Drafter:
     Args:
         text: the prompt.
         room: tokens that may be added to it.
+        shortest: how many of the last tokens an earlier place must share at least.
     """
 
-    def __init__(self, text: Sequence[int], room: int) -> None:
+    def __init__(self, text: Sequence[int], room: int, shortest: int = SHORTEST) -> None:
         self._tokens = np.empty(len(text) + room, np.int32)
         self._tokens[: len(text)] = text
         self._length = len(text)
+        self._shortest = shortest
         self._pause = 0  # steps to be silent after the next wrong draft
         self._silent = 0  # steps of that which are left
         self._trusted = False  # the last draft came true to its end
@@ -78,6 +80,6 @@ class Drafter:
             ends = ends[text[ends - size + 1] == text[self._length - size]]
             if len(ends) == 0:
                 break
-            if size >= SHORTEST:
+            if size >= self._shortest:
                 best = int(ends[-1]) + 1
         return best

@@ -24,7 +24,7 @@ from lwm.attention.order import striped
 from lwm.core.errors import InputError
 from lwm.core.mesh import DATA, SEQUENCE, pace
 from lwm.core.progress import Advance
-from lwm.inference.drafting import Drafter
+from lwm.inference.drafting import SHORTEST, Drafter
 from lwm.inference.request import Request, Token
 from lwm.inference.sampling import Sampled, Sampling, SlotSampling
 from lwm.inference.scheduler import Chunk, Feed, Scheduler
@@ -44,6 +44,10 @@ WIDTHS = (4, 8)
 NARROW_WIDTHS = (2, 4)
 """The same with weights kept as codes, which make a step of one token cheap: drafts must earn
 more."""
+
+NARROW_SHORTEST = 4
+"""Tokens that such a draft's place must share with the text's end: with fewer it is wrong so often
+that short answers come later than without drafts (docs/log.md)."""
 
 MOST_ROWS = {"cpu": 16}
 """Tokens that such a step may take in all slots together. Up to there it costs little more than a
@@ -96,8 +100,10 @@ class Engine:
         )
         platform = jax.default_backend() if mesh is None else mesh.devices.flat[0].platform
         widths, rows = WIDTHS, MOST_ROWS.get(platform, MOST_ROWS_ELSEWHERE)
+        self._shortest = SHORTEST
         if has_narrow(weights):
             widths, rows = NARROW_WIDTHS, FEW_NARROW_ROWS
+            self._shortest = NARROW_SHORTEST
         self._widths = [width for width in widths if drafts and width * self._count <= rows]
         self._requests: dict[int, Request] = {}
         self._drafters: dict[int, Drafter] = {}
@@ -204,7 +210,9 @@ class Engine:
                 self._seen = self._steps.mark_seen(self._seen, slot, mask)
             request = self._requests[number]
             if self._widths and request.allowed is None:
-                self._drafters[number] = Drafter(request.prompt, request.max_tokens)
+                self._drafters[number] = Drafter(
+                    request.prompt, request.max_tokens, self._shortest
+                )
         plan = self.scheduler.plan(self._draft)
         if plan.chunk is not None:
             self._run_chunk(plan.chunk)
