@@ -78,8 +78,9 @@ def assert_same(actual: Sums, expected: Sums) -> None:
         assert np.abs(one - other).max() <= 3e-6 * max(np.abs(other).max(), 1.0)
 
 
-COMPILES = blockwise_cpu.registered()
-with_a_compiler = pytest.mark.skipif(not COMPILES, reason="there is no C compiler here")
+with_a_compiler = pytest.mark.skipif(
+    not blockwise_cpu.registered(), reason="there is no C compiler here"
+)
 
 
 def kernel(sums: Sums, queries: Queries, keys: Keys, *, causal: bool = True) -> Sums:
@@ -157,7 +158,7 @@ def test_weights_are_exponentials_to_the_last_digits() -> None:
     scores = np.linspace(-86.5, 0, 200).astype(np.float32)
     exact = np.exp(scores.astype(np.float64))
     assert np.abs(meet_scores(scores) / exact - 1).max() < 2e-7
-    small = meet_scores(np.array([0, -90, -1e4, -3e38, -np.inf], np.float32)[[0, 1, 2, 3]])
+    small = meet_scores(np.array([0, -90, -1e4, -3e38], np.float32))
     assert small[0] == 1
     assert (np.abs(small[1:]) < 1e-37).all()
 

@@ -7,8 +7,8 @@ Blocks that causality or segments rule out are never computed: loops run over th
 alone, and inside it a condition passes over the rest.
 
 `forward` and `backward` handle one set of keys and carry their sums on, so that a ring can call
-them for each set that comes round. Knows arrays and masks; knows nothing of devices, caches or
-models.
+them for each set that comes round. On a CPU `forward` is a kernel in C where that can be compiled.
+Knows arrays and masks; knows nothing of devices, caches or models.
 
 Sources: Milakov & Gimelshein 2018 (arXiv 1805.02867) for the online softmax; Dao 2023 (arXiv
 2307.08691) for the backward pass; Liu & Abbeel 2023 (arXiv 2305.19370) for the blocks.

@@ -24,7 +24,7 @@ def registered() -> bool:
     """Whether XLA knows the kernel, which is compiled at the first question; where it cannot be,
     a remark says so."""
     try:
-        handler = compiled(Path(__file__).with_suffix(".c"), "lwm_blockwise_forward")
+        handler = compiled(Path(__file__).with_suffix(".c"), _TARGET)
     except CompilerError as error:
         say(f"Attention on this CPU is left to XLA, which is slower: {error}.")
         return False

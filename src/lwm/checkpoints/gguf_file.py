@@ -1,5 +1,5 @@
-"""GGUF files of Llama models: weights dequantised tensor by tensor, and the tokenizer's raw
-material.
+"""GGUF files of Llama models: weights tensor by tensor, dequantised or as the codes they are, and
+the tokenizer's raw material.
 
 Source: the GGUF specification (ggml-org/ggml, docs/gguf.md). Rotary pairs are interleaved there,
 as they are here.

@@ -13,6 +13,7 @@ import shlex
 import shutil
 import subprocess
 import tempfile
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -73,30 +74,31 @@ def _build(command: list[str], library: Path) -> None:
         fresh.rename(library)
 
 
+def _load(library: Path, function: str) -> Any:
+    return getattr(ctypes.CDLL(str(library)), function)
+
+
 def _open(source: Path, function: str) -> Any:
     headers = Path(jax.ffi.include_dir())
-    flags = [*_FLAGS, *shlex.split(os.environ.get("CFLAGS", ""))]
-    command = [*_compiler(), *flags, f"-I{headers}", str(source)]
+    compiler = [*_compiler(), *_FLAGS, *shlex.split(os.environ.get("CFLAGS", ""))]
+    command = [*compiler, f"-I{headers}", str(source)]
     # The macros that a compiler defines by itself name its version and the processor's features.
-    macros = _run([*_compiler(), *flags, "-dM", "-E", "-xc", os.devnull])
+    macros = _run([*compiler, "-dM", "-E", "-xc", os.devnull])
     interface = (headers / "xla" / "ffi" / "api" / "c_api.h").read_bytes()
-    parts = (source.read_bytes(), interface, macros, shlex.join(command).encode())
+    parts = (source.read_bytes(), interface, macros, shlex.join(compiler).encode())
     digest = hashlib.sha256(b"\0".join(parts)).hexdigest()
     name = f"{source.stem}-{digest[:20]}.so"
     try:
         library = _cache() / name
-        if library.exists():
-            try:
-                return getattr(ctypes.CDLL(str(library)), function)
-            except (OSError, AttributeError):  # damaged: made anew
-                library.unlink()
+        with suppress(OSError, AttributeError):  # not there, or damaged
+            return _load(library, function)
         _build(command, library)
-        return getattr(ctypes.CDLL(str(library)), function)
+        return _load(library, function)
     except (OSError, RuntimeError):  # no place for it, or none to run from: for this process alone
         with tempfile.TemporaryDirectory() as folder:
             library = Path(folder) / name
             _build(command, library)
-            return getattr(ctypes.CDLL(str(library)), function)
+            return _load(library, function)
 
 
 def compiled(source: Path, function: str) -> Any:

@@ -1,7 +1,7 @@
 """Kernels kept as the narrow codes of a quantised file: whole numbers of 8 bits, with a scale, and
 an offset where the file has one, for every few inputs of an output.
 
-A decode step on a CPU waits for weights, and these are less than a third of the bytes. Products
+A decode step on a CPU waits for weights, and these are about a third of the bytes. Products
 are those of the dequantised kernel but for the order of sums, since codes and scales are the
 file's own and all sums are float32. Knows arrays; knows no file and no model.
 """
