@@ -22,12 +22,12 @@ from pathlib import Path
 import numpy as np
 
 import lwm
-from lwm.inference.engine import Engine
-from lwm.inference.frames import VIDEO
-from lwm.inference.request import Request
-from lwm.inference.sampling import Sampling
-from lwm.inference.vision_generation import video_codes
-from lwm.inference.vision_prompts import drawing_prompt
+from lwm.engine.engine import Engine
+from lwm.engine.request import Request
+from lwm.engine.sampling import Sampling
+from lwm.generation.frames import VIDEO
+from lwm.generation.vision_generation import video_codes
+from lwm.generation.vision_prompts import drawing_prompt
 
 
 def drawing(model: lwm.Model, frames: int, guidance: float) -> tuple[int, float]:

@@ -21,7 +21,7 @@ import time
 from pathlib import Path
 
 from lwm.checkpoints.known import find_known
-from lwm.data.books import king_james_bible
+from lwm.data.text.books import king_james_bible
 
 
 def peak() -> float:
@@ -31,9 +31,9 @@ def peak() -> float:
 
 def ours(prefill: int, short: int, long: int) -> dict[str, float]:
     import lwm
-    from lwm.inference.engine import Engine
-    from lwm.inference.request import Request
-    from lwm.inference.sampling import Sampling
+    from lwm.engine.engine import Engine
+    from lwm.engine.request import Request
+    from lwm.engine.sampling import Sampling
 
     model = lwm.load("smollm2")
     tokens = model.tokenizer.encode(king_james_bible()[: prefill * 8])[: prefill + 1]

@@ -20,8 +20,8 @@ import av
 import numpy as np
 from PIL import Image
 
-from lwm.vision.images import read_image
-from lwm.vision.videos import iterate_frames, read_video
+from lwm.media.images import read_image
+from lwm.media.videos import iterate_frames, read_video
 
 SIDE = 20_000
 

@@ -22,11 +22,11 @@ from typing import Any
 
 import lwm
 from lwm.checkpoints.known import find_known
+from lwm.cli.ranges import parse_depths, parse_lengths
 from lwm.evaluation.answering import ModelAnswerer
 from lwm.evaluation.case import Case
-from lwm.evaluation.haystack import SPREAD, read_haystack
-from lwm.evaluation.needle import NeedleTask
-from lwm.evaluation.ranges import parse_depths, parse_lengths
+from lwm.evaluation.tasks.haystack import SPREAD, read_haystack
+from lwm.evaluation.tasks.needle import NeedleTask
 
 MAX_TOKENS = 32
 
@@ -34,8 +34,8 @@ MAX_TOKENS = 32
 def make_units(lengths: str, depths: str) -> list[list[list[int]]]:
     """Prompts as `lwm eval needle` asks them, those of a length and a round
     together; of the two rounds of each length the first is to warm up."""
-    from lwm.checkpoints.resolve import open_checkpoint
-    from lwm.inference.load import open_tokenizer
+    from lwm.checkpoints.open import open_checkpoint
+    from lwm.generation.load import open_tokenizer
 
     tokenizer = open_tokenizer(open_checkpoint("smollm2"), None)
     assert tokenizer is not None

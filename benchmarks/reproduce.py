@@ -26,12 +26,12 @@ import numpy as np
 from PIL import Image
 
 import lwm
-from lwm.checkpoints.vqgan_files import read_vqgan, write_vqgan
+from lwm.checkpoints.formats.vqgan import read_vqgan, write_vqgan
 from lwm.data.pictures import split
-from lwm.data.vision_texts import description_request
-from lwm.recipes.pictures import vqgan as vqgan_recipe
-from lwm.vision.images import is_image, read_image, write_image
-from lwm.vision.videos import is_video, read_video, write_video
+from lwm.data.text.vision_texts import description_request
+from lwm.media.images import is_image, read_image, write_image
+from lwm.media.videos import is_video, read_video, write_video
+from lwm.recipes.catalogue.vqgan import vqgan as vqgan_recipe
 
 SIDE, FRAMES, COUNT = 32, 4, 64
 PLACES = {

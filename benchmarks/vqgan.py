@@ -15,10 +15,10 @@ import tyro
 
 import lwm
 from lwm.data.pictures import read_pictures, split
-from lwm.recipes.assemble_pictures import grid
-from lwm.recipes.catalogue import picture_recipe
-from lwm.vision.images import to_pixels, write_image
-from lwm.vision.likeness import psnr, ssim
+from lwm.media.images import to_pixels, write_image
+from lwm.models.likeness import psnr, ssim
+from lwm.recipes.assemble_vqgan import grid
+from lwm.recipes.catalogue.index import picture_recipe
 
 
 def likeness(codec: lwm.Codec, frames: int, picture: Path | None) -> None:

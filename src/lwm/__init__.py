@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from lwm.core.errors import LwmError
-    from lwm.inference.codec import Codec, load_vqgan
-    from lwm.inference.load import load
-    from lwm.inference.model import Logits, Model
+    from lwm.generation.codec import Codec, load_vqgan
+    from lwm.generation.load import load
+    from lwm.generation.model import Logits, Model
 
 __all__ = ["Codec", "Logits", "LwmError", "Model", "load", "load_vqgan"]
 __version__ = "0.1.0"
@@ -24,15 +24,15 @@ def __getattr__(name: str) -> Any:
 
         return errors.LwmError
     if name == "load":
-        from lwm.inference.load import load
+        from lwm.generation.load import load
 
         return load
     if name in ("Codec", "load_vqgan"):
-        from lwm.inference import codec
+        from lwm.generation import codec
 
         return getattr(codec, name)
     if name in __all__:
-        from lwm.inference import model
+        from lwm.generation import model
 
         return getattr(model, name)
     raise AttributeError(f"module 'lwm' has no attribute {name!r}")

@@ -11,8 +11,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from lwm.attention import blockwise_cpu
 from lwm.attention.api import AttentionConfig, attention
+from lwm.attention.kernels import cpu
 from lwm.attention.mask import Side, side
 from lwm.attention.order import zigzag
 from lwm.attention.reference import reference_attention
@@ -163,7 +163,7 @@ BLOCKWISE = [
 def either_way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """The kernel for CPUs, which float32 gets here, and what other devices get."""
     if request.param == "xla":
-        monkeypatch.setattr(blockwise_cpu, "serves", lambda *_: False)
+        monkeypatch.setattr(cpu, "serves", lambda *_: False)
 
 
 @pytest.mark.usefixtures("either_way")

@@ -13,7 +13,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM
 
 import lwm
-from lwm.data.templates import CHATML, choose, render
+from lwm.data.text.templates import CHATML, choose, render
 
 QUESTION = "What is the capital of France?"
 # Without digits beyond ASCII behind a space: there transformers' reading of GGUF differs from the

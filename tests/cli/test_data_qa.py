@@ -10,8 +10,8 @@ import pytest
 from commands import Run
 
 from lwm.cli.flags import LoadFlags
-from lwm.data.templates import Message
-from lwm.data.tokenizer import Tokenizer, read_tokenizer
+from lwm.data.text.templates import Message
+from lwm.data.text.tokenizer import Tokenizer, read_tokenizer
 
 
 class Parrot:

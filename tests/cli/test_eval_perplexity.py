@@ -11,7 +11,7 @@ from commands import Run
 from random_llama import CONTEXT
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
-from lwm.inference.scoring import Scorer
+from lwm.engine.scoring import Scorer
 
 TEXT = " ".join(
     f"the question {n} and the answer {n * 7 % 10}, once upon a time" for n in range(60)

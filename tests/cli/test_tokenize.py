@@ -15,11 +15,11 @@ import numpy as np
 import pytest
 from commands import Run
 
-from lwm.checkpoints.vqgan_files import write_vqgan
+from lwm.checkpoints.formats.vqgan import write_vqgan
 from lwm.core import params
-from lwm.vision.images import write_image
-from lwm.vision.videos import write_video
-from lwm.vision.vqgan import VQGANConfig, vqgan_params
+from lwm.media.images import write_image
+from lwm.media.videos import write_video
+from lwm.models.vqgan import VQGANConfig, vqgan_params
 
 SIZES = VQGANConfig(
     image_size=8, hidden_channels=4, channel_multipliers=(1, 2, 2), residual_blocks=2,

@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 from commands import Run
 
-from lwm.checkpoints.vqgan_files import write_vqgan
+from lwm.checkpoints.formats.vqgan import write_vqgan
 from lwm.core.params import initialize
-from lwm.vision.images import read_image, write_image
-from lwm.vision.videos import read_video, write_video
-from lwm.vision.vqgan import VQGANConfig, vqgan_params
+from lwm.media.images import read_image, write_image
+from lwm.media.videos import read_video, write_video
+from lwm.models.vqgan import VQGANConfig, vqgan_params
 
 CODES, SIZE = 16, 8
 GENERATE = ("--top-k", 5, "--prompt", "a cat")

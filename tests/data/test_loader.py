@@ -24,13 +24,13 @@ from small_data import (
 )
 
 from lwm.core.errors import ConfigError, InputError
-from lwm.data import draws
 from lwm.data import loader as loader_module
 from lwm.data.config import DataConfig
-from lwm.data.draws import Order
-from lwm.data.examples import Example
+from lwm.data.examples.examples import Example
 from lwm.data.loader import Loader
-from lwm.data.packing import Packing
+from lwm.data.rows import draws
+from lwm.data.rows.draws import Order
+from lwm.data.rows.packing import Packing
 from lwm.data.sources.array_record import write_array_record
 from lwm.data.texts import texts
 

@@ -16,8 +16,8 @@ from lwm.core.config import from_dict, to_dict
 from lwm.core.errors import ConfigError, InputError
 from lwm.data import loader as loader_module
 from lwm.data.config import DataConfig, DataSet
-from lwm.data.draws import SHARES, Shares
 from lwm.data.loader import Loader
+from lwm.data.rows.draws import SHARES, Shares
 from lwm.data.texts import texts
 
 WEIGHTS = st.lists(st.floats(0.02, 10), min_size=1, max_size=6)

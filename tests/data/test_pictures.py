@@ -5,8 +5,8 @@ import pytest
 
 from lwm.core.errors import ConfigError, InputError
 from lwm.data.pictures import Crops, PictureDataConfig, read_pictures, split, whole
-from lwm.vision.images import write_image
-from lwm.vision.videos import write_video
+from lwm.media.images import write_image
+from lwm.media.videos import write_video
 
 
 @pytest.fixture

@@ -12,11 +12,11 @@ from small_data import ids, loader, take, tokenizer, write_lines
 
 from lwm.core.errors import ConfigError, InputError
 from lwm.data import loader as loader_module
-from lwm.data.examples import Example
-from lwm.data.fields import FieldsEncoder
-from lwm.data.packing import LossWeights, Packing, Position, Row, pack_rows
+from lwm.data.examples.examples import Example
+from lwm.data.examples.fields import FieldsEncoder
+from lwm.data.rows.packing import LossWeights, Packing, Position, Row, pack_rows
 from lwm.data.sources.array_record import write_array_record
-from lwm.models.world import VisionVocabulary
+from lwm.models.vision_tokens import VisionVocabulary
 
 SMALL = VisionVocabulary(codes=16, codes_per_frame=4, size=24)
 TEXT = 300  # ids of text in the model

@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 
 from lwm.core.errors import ConfigError, InputError
-from lwm.evaluation.curves import by_theta, curves, picture, table
 from lwm.evaluation.perplexity import PerplexityConfig, edges_of
+from lwm.evaluation.report.curves import by_theta, curves, picture, table
 
 
 @given(st.integers(1, 2_000_000), st.data())

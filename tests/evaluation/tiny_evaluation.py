@@ -18,8 +18,8 @@ import tokenizers
 from tokenizers import models, pre_tokenizers
 
 import lwm
-from lwm.checkpoints.native import write_config
-from lwm.checkpoints.safetensors_files import write
+from lwm.checkpoints.formats.lwm import write_config
+from lwm.checkpoints.formats.safetensors import write
 from lwm.core.distributed import DistributedConfig, first_process, join, together
 from lwm.core.errors import InputError, LwmError
 from lwm.core.params import initialize

@@ -8,18 +8,18 @@ import numpy as np
 import pytest
 
 import lwm
-from lwm.checkpoints.vqgan_files import named_leaves, read_vqgan
+from lwm.checkpoints.formats.vqgan import named_leaves, read_vqgan
 from lwm.core.errors import ConfigError, InputError, LwmError
 from lwm.data.pictures import PictureDataConfig
-from lwm.recipes import assemble_pictures
-from lwm.recipes.assemble_pictures import start_pictures
-from lwm.recipes.catalogue import picture_recipe, recipe, summaries
+from lwm.media.images import read_image, write_image
+from lwm.models.vqgan import VQGANConfig
+from lwm.recipes import assemble_vqgan
+from lwm.recipes.assemble_vqgan import start_pictures
+from lwm.recipes.catalogue.index import picture_recipe, recipe, summaries
 from lwm.recipes.picture_run import PictureRun
 from lwm.training.checkpointing import CheckpointConfig
 from lwm.training.loop import Interrupted, LoopConfig
 from lwm.training.metrics import read_metrics
-from lwm.vision.images import read_image, write_image
-from lwm.vision.vqgan import VQGANConfig
 
 
 @pytest.fixture
@@ -52,17 +52,17 @@ def test_a_stopped_run_goes_on_bit_for_bit(tiny, tmp_path, monkeypatch) -> None:
     whole = read_metrics(tiny.out / "metrics.jsonl")
     assert [row["step"] for row in whole if row["split"] == "evaluation"] == [3, 6]
     assert {"psnr", "ssim", "used", "perplexity"} <= set(whole[-1]) & set(whole[0])
-    assert read_image(tiny.out / assemble_pictures.GRID, None).shape == (16, 4 * 28, 3)
+    assert read_image(tiny.out / assemble_vqgan.GRID, None).shape == (16, 4 * 28, 3)
 
     stopped = replace(tiny, out=tmp_path / "stopped")
-    make = assemble_pictures.Grid.__call__
+    make = assemble_vqgan.Grid.__call__
 
     def stop(self, step, state) -> None:
         make(self, step, state)
         if step == 3:
             signal.raise_signal(signal.SIGTERM)
 
-    monkeypatch.setattr(assemble_pictures.Grid, "__call__", stop)
+    monkeypatch.setattr(assemble_vqgan.Grid, "__call__", stop)
     with pytest.raises(Interrupted):
         start_pictures(stopped)
     monkeypatch.undo()

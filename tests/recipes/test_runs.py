@@ -17,7 +17,7 @@ from tiny_run import STEPS, losses, run, settings, spawn, train, write_text
 import lwm
 from lwm.core.errors import CheckpointError, ConfigError, InputError
 from lwm.data.loader import Loader
-from lwm.data.tokenizer import read_tokenizer
+from lwm.data.text.tokenizer import read_tokenizer
 from lwm.recipes.assemble import start
 from lwm.recipes.directory import hold, make_run
 from lwm.training.loop import Diverged
@@ -110,7 +110,7 @@ def test_another_model_in_the_same_directory_is_refused(whole, data):
 
 def test_a_run_and_each_checkpoint_open_as_models(whole, tmp_path):
     """Also after conversion, to the same logits."""
-    from lwm.checkpoints.resolve import open_checkpoint
+    from lwm.checkpoints.open import open_checkpoint
     from lwm.checkpoints.write import write_checkpoint
 
     tokens = np.arange(20)[None]

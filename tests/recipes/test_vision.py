@@ -10,11 +10,11 @@ from tiny_run import MODEL
 from lwm.cli.train import configure
 from lwm.core.errors import ConfigError
 from lwm.models.llama import LlamaConfig
-from lwm.models.world import VisionVocabulary
+from lwm.models.vision_tokens import VisionVocabulary
 from lwm.recipes.assemble import start
-from lwm.recipes.catalogue import recipe
+from lwm.recipes.catalogue.index import recipe
 from lwm.recipes.inspection import inspect_rows
-from lwm.recipes.run import Run
+from lwm.recipes.settings import Run
 from lwm.training.metrics import read_metrics
 
 SMALL = [

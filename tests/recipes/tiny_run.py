@@ -12,7 +12,7 @@ import numpy as np
 
 from lwm.cli.train import configure
 from lwm.recipes.assemble import start
-from lwm.recipes.run import Run
+from lwm.recipes.settings import Run
 from lwm.training.metrics import read_metrics
 
 MODEL = [

@@ -12,9 +12,9 @@ import pytest
 from plans import CONFIG, plan
 
 from lwm.core.mesh import make_mesh
-from lwm.data.examples import Example
-from lwm.data.packing import PADDING, LossWeights, Packing, Position, pack_rows
-from lwm.models.world import VisionVocabulary
+from lwm.data.examples.examples import Example
+from lwm.data.rows.packing import PADDING, LossWeights, Packing, Position, pack_rows
+from lwm.models.vision_tokens import VisionVocabulary
 from lwm.training.batches import Layout
 from lwm.training.loss import cross_entropy
 from lwm.training.readings import kinds

@@ -1,2 +1,1 @@
-"""Attention: masks, rotary positions, and exact attention dense, blockwise, round a ring and over
-caches."""
+"""Compute exact attention: dense, blockwise, around a ring of devices, and over caches."""

@@ -24,8 +24,8 @@ import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Bool, Float
 
-from lwm.attention import blockwise_cpu
 from lwm.attention.blocks import Cut, Keys, Queries, cut_keys, cut_queries
+from lwm.attention.kernels import cpu
 from lwm.attention.mask import Ranges, Side, allowed, needed, ranges
 from lwm.attention.online_softmax import Sums, finish, start
 
@@ -109,10 +109,10 @@ def _map_rows(function: Callable[..., Any], *arguments: Any) -> Any:
 def forward(sums: Sums, queries: Queries, keys: Keys, *, causal: bool) -> Sums:
     """Lets every query block meet every key block it needs; all have a batch axis in front."""
     plain = partial(forward_in_xla, causal=causal)
-    if not blockwise_cpu.serves(queries, keys):
+    if not cpu.serves(queries, keys):
         return plain(sums, queries, keys)
     # A program may be compiled here for another machine.
-    kernel = partial(blockwise_cpu.forward, causal=causal)
+    kernel = partial(cpu.forward, causal=causal)
     return jax.lax.platform_dependent(sums, queries, keys, cpu=kernel, default=plain)
 
 

@@ -1,1 +1,1 @@
-"""Checkpoints: reading and writing models in every format, one tensor at a time."""
+"""Read and write models in every format, one tensor at a time."""

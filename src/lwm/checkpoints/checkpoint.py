@@ -17,9 +17,9 @@ import numpy as np
 from lwm.checkpoints.names import Table, inward, named_specs, rows
 from lwm.core.errors import CheckpointError
 from lwm.core.vocabulary import Vocabulary
-from lwm.models.figures import BYTES, weight_bytes
+from lwm.models.costs import BYTES, weight_bytes
 from lwm.models.llama import FUSED, LlamaConfig
-from lwm.models.narrow import LANES, Codes, Grain, common
+from lwm.models.quantized import LANES, Codes, Grain, common
 
 VQGAN = "vqgan"
 """Where a model directory keeps the VQGAN whose codes the model reads and writes."""

@@ -10,7 +10,7 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
-from lwm.checkpoints.safetensors_files import is_complete
+from lwm.checkpoints.formats.safetensors import is_complete
 from lwm.core.errors import CheckpointError
 
 

@@ -15,7 +15,7 @@ from lwm.core.params import cast
 from lwm.core.progress import progress
 from lwm.core.sharding import DECODE, TRAINING, named_sharding
 from lwm.models.llama import FUSED, FusedLayer, Layer, Llama, llama_params
-from lwm.models.narrow import Codes, join, narrow
+from lwm.models.quantized import Codes, join, narrow
 
 _PART_OF = {part: whole for whole, parts in FUSED.items() for part in parts}
 

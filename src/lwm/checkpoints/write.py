@@ -6,11 +6,11 @@ from typing import Literal
 
 import numpy as np
 
-from lwm.checkpoints import huggingface, native
 from lwm.checkpoints.checkpoint import VQGAN, Checkpoint
+from lwm.checkpoints.formats import huggingface, lwm
+from lwm.checkpoints.formats.safetensors import PART_BYTES, write
+from lwm.checkpoints.formats.vqgan import read_vqgan, write_vqgan
 from lwm.checkpoints.names import HUGGINGFACE, NATIVE, named_specs, outward, rows
-from lwm.checkpoints.safetensors_files import PART_BYTES, write
-from lwm.checkpoints.vqgan_files import read_vqgan, write_vqgan
 from lwm.core.files import new_directory
 from lwm.core.params import cast
 from lwm.core.progress import progress
@@ -58,5 +58,5 @@ def write_checkpoint(
         if form == "huggingface":
             huggingface.write_config(directory, checkpoint.config, dtype)
         else:
-            native.write_config(directory, checkpoint.config)
+            lwm.write_config(directory, checkpoint.config)
         write(directory, tensors(), part_bytes=part_bytes)

@@ -1,1 +1,1 @@
-"""The command line: one small file a verb. Answers go to standard output and nothing else does."""
+"""Define the command line, one small file per verb."""

@@ -19,7 +19,7 @@ from lwm.core.errors import CapacityError, InputError
 from lwm.core.progress import console, say
 
 if TYPE_CHECKING:
-    from lwm.inference.model import Model
+    from lwm.generation.model import Model
 
 
 def chat(
@@ -51,7 +51,7 @@ def chat(
         system: What the model is told before the conversation.
         template: How turns are written: auto (the model's own), original, or chatml.
     """
-    from lwm.data.documents import read_document
+    from lwm.data.text.documents import read_document
 
     if prompt is not None and not prompt.strip():
         raise InputError("the prompt is empty; ask something after --prompt")
@@ -137,13 +137,13 @@ class Conversation:
 
     def resume(self, session: Path) -> None:
         """Goes on with what a file kept."""
-        from lwm.inference.session import load_session
+        from lwm.generation.session import load_session
 
         self._turns = [dict(message) for message in load_session(session, self._model)]
         self._opening = []  # it is among the turns
 
     def keep(self, session: Path) -> None:
-        from lwm.inference.session import save_session
+        from lwm.generation.session import save_session
 
         if not self._turns:  # nothing has been asked
             return

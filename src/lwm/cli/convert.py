@@ -46,11 +46,11 @@ def convert(
         seed: With --add-vision: of the random numbers.
     """
     refuse_existing(destination)
-    from lwm.checkpoints.resolve import open_checkpoint
-    from lwm.checkpoints.vision_table import require_codebook
-    from lwm.checkpoints.vqgan_files import read_vqgan
+    from lwm.checkpoints.add_vision import require_codebook
+    from lwm.checkpoints.formats.vqgan import read_vqgan
+    from lwm.checkpoints.open import open_checkpoint
     from lwm.checkpoints.write import write_checkpoint
-    from lwm.inference.load import open_tokenizer
+    from lwm.generation.load import open_tokenizer
 
     checkpoint = open_checkpoint(source, config=config)
     if add_vision:
@@ -93,9 +93,9 @@ def _with_vision(
     vqgan_config: Path | None,
     seed: int,
 ) -> "Checkpoint":
-    from lwm.checkpoints.vision_table import add_vision, vocabulary_for
-    from lwm.checkpoints.vqgan_files import read_vqgan
-    from lwm.vision.vqgan import VQGANConfig
+    from lwm.checkpoints.add_vision import add_vision, vocabulary_for
+    from lwm.checkpoints.formats.vqgan import read_vqgan
+    from lwm.models.vqgan import VQGANConfig
 
     usual = VQGANConfig() if vqgan is None else read_vqgan(vqgan, vqgan_config)[0]
     vision = vocabulary_for(

@@ -81,7 +81,7 @@ def questions(
         temperature: 0 takes the likeliest token; higher is more varied.
         seed: The same seed gives the same questions.
     """
-    from lwm.inference.questions import QuestionConfig, Record, chunks_file, write_questions
+    from lwm.curation.book_questions import QuestionConfig, Record, chunks_file, write_questions
 
     config = QuestionConfig(
         chunk_tokens=chunk_tokens, tries=tries, temperature=temperature, seed=seed
@@ -106,8 +106,8 @@ def questions(
 
 
 def _read_book(book: str) -> str:
-    from lwm.data.books import king_james_bible
-    from lwm.data.documents import read_document
+    from lwm.data.text.books import king_james_bible
+    from lwm.data.text.documents import read_document
 
     name, colon, part = book.partition(":")
     if name == "book" and not Path(book).exists():

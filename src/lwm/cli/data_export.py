@@ -32,7 +32,7 @@ def export(
         rows: Write so many rows at most.
         characters: Write so many characters at most; the last text is cut to fit.
     """
-    from lwm.data.export import export_texts
+    from lwm.curation.export import export_texts
 
     say(f"({export_texts(source, out, field=field, rows=rows, characters=characters)})")
     print(out)

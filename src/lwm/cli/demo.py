@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from lwm.cli.flags import print_stream
 
 if TYPE_CHECKING:
-    from lwm.inference.figures import Figures
+    from lwm.generation.timings import Figures
 
 MODEL, BOOK = "smollm2", "Ruth"
 RING = "1,1,1,4"
@@ -28,7 +28,7 @@ def demo() -> None:
     # The ring runs on four simulated devices; they must be asked for before jax starts.
     os.environ.setdefault("JAX_PLATFORMS", "cpu")
     os.environ.setdefault("JAX_NUM_CPU_DEVICES", "4")
-    from lwm.data.books import king_james_bible
+    from lwm.data.text.books import king_james_bible
 
     started = time.perf_counter()
     passage = king_james_bible(BOOK)
@@ -68,7 +68,7 @@ class _Tour:
     """Asks one model, shows the answers, and compares each with what must be in it."""
 
     def __init__(self, mesh: str | None) -> None:
-        from lwm.inference.load import load
+        from lwm.generation.load import load
 
         self.model = load(MODEL, mesh=mesh)
         self.right = True

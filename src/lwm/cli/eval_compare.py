@@ -27,7 +27,7 @@ def compare(
         out: Directory to write compare.png, compare.svg and compare.html to; none unless given.
         title: Of the picture and the page.
     """
-    from lwm.evaluation import compare as comparison
+    from lwm.evaluation.report import compare as comparison
 
     found = comparison.compare(results)
     print(found.table)

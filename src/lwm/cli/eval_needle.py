@@ -79,10 +79,10 @@ def multi_needle(
 def _evaluate(
     name: str, flags: NeedleFlags, load: SharedLoadFlags, *, needles: int | None, retrieved: int
 ) -> None:
-    from lwm.evaluation.haystack import SPREAD, read_haystack
-    from lwm.evaluation.needle import NeedleTask
-    from lwm.evaluation.ranges import parse_depths, parse_lengths
-    from lwm.inference.session import fingerprint
+    from lwm.cli.ranges import parse_depths, parse_lengths
+    from lwm.evaluation.tasks.haystack import SPREAD, read_haystack
+    from lwm.evaluation.tasks.needle import NeedleTask
+    from lwm.generation.session import fingerprint
 
     lengths = parse_lengths(flags.lengths)
     depths = parse_depths(flags.depths, flags.depth_spacing)

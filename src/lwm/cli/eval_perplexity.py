@@ -10,8 +10,8 @@ from lwm.core.distributed import first_process
 from lwm.core.progress import say
 
 if TYPE_CHECKING:
-    from lwm.evaluation.curves import Curve
     from lwm.evaluation.perplexity import PerplexityConfig
+    from lwm.evaluation.report.curves import Curve
 
 
 def perplexity(
@@ -41,8 +41,8 @@ def perplexity(
         batch_tokens: Tokens that are read at once, at least one row.
         out: Directory for results, picture and report; runs/eval/perplexity-MODEL unless given.
     """
+    from lwm.cli.ranges import parse_lengths
     from lwm.evaluation.perplexity import PerplexityConfig
-    from lwm.evaluation.ranges import parse_lengths
 
     config = PerplexityConfig(
         lengths=parse_lengths(lengths), thetas=theta, rows=rows, batch_tokens=batch_tokens
@@ -55,10 +55,10 @@ def perplexity(
 def _measure(
     model: str, data: str, config: "PerplexityConfig", directory: Path, load: SharedLoadFlags
 ) -> None:
-    from lwm.checkpoints.resolve import open_checkpoint
-    from lwm.evaluation.curves import by_theta, picture, table
+    from lwm.checkpoints.open import open_checkpoint
     from lwm.evaluation.perplexity import KEYS, measure, read_rows, require_lengths, settings_of
-    from lwm.evaluation.report import write_report
+    from lwm.evaluation.report.curves import by_theta, picture, table
+    from lwm.evaluation.report.page import write_report
     from lwm.evaluation.results import Results
 
     own = open_checkpoint(model, config=load.config).config

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from lwm.evaluation.case import Task
     from lwm.evaluation.results import Row
     from lwm.evaluation.run import Score
-    from lwm.inference.model import Model
+    from lwm.generation.model import Model
 
 
 def answered(
@@ -58,8 +58,8 @@ def report(
     Args:
         shown: further parts of the report, as `write_report` takes them.
     """
-    from lwm.evaluation.report import write_report
-    from lwm.evaluation.scores import overall, percent, points_of
+    from lwm.evaluation.report.page import write_report
+    from lwm.evaluation.report.scores import overall, percent, points_of
 
     keys = [key for unit in task.units() for key in unit]
     path = write_report(out, settings, rows, keys=keys, **shown)

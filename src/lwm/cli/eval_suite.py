@@ -66,12 +66,12 @@ def suite(
 
 
 def _evaluate(name: SuiteName, model: str, flags: SuiteFlags, load: SharedLoadFlags) -> None:
-    from lwm.evaluation.haystack import texts
-    from lwm.evaluation.ranges import parse_lengths
-    from lwm.evaluation.ruler_qa import read_questions
-    from lwm.evaluation.scores import effective_length, points_of, task_table
-    from lwm.evaluation.suites import Suite, chosen, subtasks
-    from lwm.inference.session import fingerprint
+    from lwm.cli.ranges import parse_lengths
+    from lwm.evaluation.report.scores import effective_length, points_of, task_table
+    from lwm.evaluation.tasks.haystack import texts
+    from lwm.evaluation.tasks.ruler_qa import read_questions
+    from lwm.evaluation.tasks.suites import Suite, chosen, subtasks
+    from lwm.generation.session import fingerprint
 
     lengths = parse_lengths(flags.lengths)
     given = {"qa_1": flags.squad, "qa_2": flags.hotpot}

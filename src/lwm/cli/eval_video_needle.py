@@ -58,20 +58,20 @@ def video_needle(
 
 
 def _evaluate(model: str, flags: VideoNeedleFlags, load: SharedLoadFlags) -> None:
-    from lwm.checkpoints.resolve import open_checkpoint
-    from lwm.evaluation.plots import sheet
-    from lwm.evaluation.ranges import parse_depths, parse_lengths
-    from lwm.evaluation.video_needle import (
+    from lwm.checkpoints.open import open_checkpoint
+    from lwm.cli.ranges import parse_depths, parse_lengths
+    from lwm.evaluation.report.plots import sheet
+    from lwm.evaluation.tasks.video_needle import (
         VideoNeedleTask,
         card_of,
         haystack_codes,
         paint,
         require_room,
     )
-    from lwm.inference.frames import vision_of
-    from lwm.inference.seeing import encode_frames
-    from lwm.inference.session import fingerprint
-    from lwm.inference.vision_generation import pictures
+    from lwm.generation.frames import vision_of
+    from lwm.generation.seeing import encode_frames
+    from lwm.generation.session import fingerprint
+    from lwm.generation.vision_generation import pictures
 
     counts = parse_lengths(flags.frames, "frames")
     depths = parse_depths(flags.depths, flags.depth_spacing)

@@ -11,7 +11,7 @@ from lwm.core.distributed import DistributedConfig, join, together
 from lwm.core.errors import CapacityError
 
 if TYPE_CHECKING:
-    from lwm.inference.model import Model
+    from lwm.generation.model import Model
 
 T = TypeVar("T")
 
@@ -53,8 +53,8 @@ class LoadFlags:
             theta: another base of the rotary positions; with it `length` may go beyond the
                 model's context.
         """
-        from lwm.checkpoints.resolve import open_checkpoint
-        from lwm.inference.load import load
+        from lwm.checkpoints.open import open_checkpoint
+        from lwm.generation.load import load
 
         context = None
         if length is not None:

@@ -13,8 +13,8 @@ from lwm.core.progress import say
 if TYPE_CHECKING:
     import numpy as np
 
-    from lwm.inference.frames import FrameDone
-    from lwm.inference.model import Model
+    from lwm.generation.frames import FrameDone
+    from lwm.generation.model import Model
 
 
 def generate_text(
@@ -87,7 +87,7 @@ def generate_image(
         prompt: What is to be drawn.
         out: A .png, .jpg or .jpeg file; of several, each name gets a number.
     """
-    from lwm.vision.images import require_image_name, write_image
+    from lwm.media.images import require_image_name, write_image
 
     require_image_name(out)
     drawing.require_count()
@@ -120,7 +120,7 @@ def generate_video(
         first_frame: A picture to begin with.
         continued: A video to go on from.
     """
-    from lwm.vision.videos import require_video_name, write_video
+    from lwm.media.videos import require_video_name, write_video
 
     require_video_name(out, fps)
     drawing.require_count()
@@ -149,7 +149,7 @@ def _names(out: Path, count: int) -> list[Path]:
 
 def _preview(model: "Model", drawing: DrawingFlags) -> "FrameDone | None":
     """Writes each frame as soon as it is drawn."""
-    from lwm.inference.frames import vision_of
+    from lwm.generation.frames import vision_of
 
     vision_of(model.config)
     directory = drawing.preview
@@ -161,8 +161,8 @@ def _preview(model: "Model", drawing: DrawingFlags) -> "FrameDone | None":
         raise InputError(
             f"--preview {directory} cannot be made: {error.strerror}; choose another directory"
         ) from error
-    from lwm.inference.vision_generation import pictures
-    from lwm.vision.images import write_image
+    from lwm.generation.vision_generation import pictures
+    from lwm.media.images import write_image
 
     def write(number: int, frame: int, codes: "np.ndarray") -> None:
         path = directory / f"{number + 1}-{frame + 1:04}.png"

@@ -31,7 +31,7 @@ def info(
         return
     if model is None:
         raise ConfigError("no MODEL is given; name one, or see 'lwm info --list'")
-    from lwm.checkpoints.resolve import open_checkpoint
+    from lwm.checkpoints.open import open_checkpoint
 
     checkpoint = open_checkpoint(model, config=config)
     print_table(_facts(checkpoint))
@@ -85,8 +85,8 @@ def _known_models() -> Table:
 
 def _facts(checkpoint: "Checkpoint") -> Table:
     from lwm.core.vocabulary import Vocabulary
-    from lwm.data.tokenizer import tokenizer_in
-    from lwm.models.figures import parameter_count
+    from lwm.data.text.tokenizer import tokenizer_in
+    from lwm.models.costs import parameter_count
 
     config = checkpoint.config
     if isinstance(checkpoint.vocabulary, Vocabulary):
@@ -130,7 +130,7 @@ def _vision(checkpoint: "Checkpoint") -> str:
 
 def _memory(checkpoint: "Checkpoint") -> Table:
     """Weights and cache for one request at powers of two up to the context."""
-    from lwm.models.figures import BYTES, cache_bytes
+    from lwm.models.costs import BYTES, cache_bytes
 
     config = checkpoint.config
     limit = config.max_sequence_length

@@ -51,11 +51,11 @@ def tokenize(
         workers: With --engine ray: processes; one for each GPU, or else each machine, unless
             given.
     """
-    from lwm.data.captions import captioned_files
-    from lwm.data.tokenizer import read_tokenizer
-    from lwm.inference.codec import load_vqgan
-    from lwm.inference.tokenise import FrameSettings, encode_here, require_destination, tokenise
-    from lwm.inference.tokenise_ray import encode_on_ray
+    from lwm.curation.captions import captioned_files
+    from lwm.curation.tokenize import FrameSettings, encode_here, require_destination, tokenise
+    from lwm.curation.tokenize_ray import encode_on_ray
+    from lwm.data.text.tokenizer import read_tokenizer
+    from lwm.generation.codec import load_vqgan
 
     if engine == "local" and workers is not None:
         raise ConfigError(f"--workers {workers} goes with --engine ray; add that or leave it out")

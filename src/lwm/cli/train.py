@@ -12,7 +12,7 @@ from lwm.core.errors import ConfigError
 
 if TYPE_CHECKING:
     from lwm.recipes.picture_run import PictureRun
-    from lwm.recipes.run import Run
+    from lwm.recipes.settings import Run
 
 
 _MIXTURE = ["--data", "mixture"]
@@ -24,7 +24,7 @@ def train(arguments: Sequence[str]) -> None:
     Args:
         arguments: what follows `lwm train`: a recipe's name and its settings, or --list.
     """
-    from lwm.recipes.catalogue import PICTURE_RECIPES, RECIPES, summaries
+    from lwm.recipes.catalogue.index import PICTURE_RECIPES, RECIPES, summaries
 
     if "--list" in arguments or not arguments or arguments[0] in ("-h", "--help"):
         table = Table("recipe", "what it is")
@@ -40,7 +40,7 @@ def train(arguments: Sequence[str]) -> None:
             f"with one of {', '.join([*RECIPES, *PICTURE_RECIPES])}"
         )
     if name in PICTURE_RECIPES:
-        from lwm.recipes.assemble_pictures import start_pictures
+        from lwm.recipes.assemble_vqgan import start_pictures
 
         print(start_pictures(_configure_pictures(name, settings)))
         return
@@ -66,8 +66,8 @@ def configure(name: str, settings: Sequence[str], verb: str = "train") -> "Run":
         ConfigError: no such recipe.
         SystemExit: a setting is unknown or of the wrong type; tyro has said which.
     """
-    from lwm.recipes.catalogue import RECIPES, recipe
-    from lwm.recipes.run import Run
+    from lwm.recipes.catalogue.index import RECIPES, recipe
+    from lwm.recipes.settings import Run
 
     default = _with_room(recipe(name), settings)
     return tyro.cli(
@@ -82,7 +82,7 @@ def configure(name: str, settings: Sequence[str], verb: str = "train") -> "Run":
 def _with_room(default: "Run", settings: Sequence[str]) -> "Run":
     """The recipe's run without what the settings replace whole, and with what they name anew."""
     from lwm.data.config import DataSet
-    from lwm.recipes.run import ModelSettings
+    from lwm.recipes.settings import ModelSettings
 
     named = [setting.split("=")[0].replace("_", "-") for setting in settings]
     if "--model.size" in named:
@@ -105,7 +105,7 @@ def _with_room(default: "Run", settings: Sequence[str]) -> "Run":
 
 
 def _configure_pictures(name: str, settings: Sequence[str]) -> "PictureRun":
-    from lwm.recipes.catalogue import PICTURE_RECIPES, picture_recipe
+    from lwm.recipes.catalogue.index import PICTURE_RECIPES, picture_recipe
     from lwm.recipes.picture_run import PictureRun
 
     return tyro.cli(

@@ -1,2 +1,1 @@
-"""Foundations: errors, configuration, mesh, sharding rules, parameters, progress. Knows no
-model."""
+"""Hold what every package uses: errors, configuration, mesh, parameters, files, progress."""

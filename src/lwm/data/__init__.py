@@ -1,1 +1,1 @@
-"""Data: tokenizers, chat templates, documents."""
+"""Turn records into rows of tokens for training."""

@@ -5,8 +5,8 @@ from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from lwm.core.errors import ConfigError
-from lwm.data.fields import parse_fields
-from lwm.data.packing import LossWeights, Packing
+from lwm.data.examples.fields import parse_fields
+from lwm.data.rows.packing import LossWeights, Packing
 
 Format = Literal["auto", "jsonl", "parquet", "array_record", "huggingface"]
 

@@ -18,13 +18,13 @@ import grain
 from lwm.core.errors import ConfigError, InputError
 from lwm.core.progress import say
 from lwm.data.config import DataConfig
-from lwm.data.draws import Order, Shares, Stream
-from lwm.data.examples import Report
-from lwm.data.packing import Row, pack_rows
-from lwm.data.pipeline import Batches, opener
+from lwm.data.examples.examples import Report
+from lwm.data.rows.draws import Order, Shares, Stream
+from lwm.data.rows.packing import Row, pack_rows
+from lwm.data.rows.pipeline import Batches, opener
 from lwm.data.splits import Part, encoder_of, making, open_split, require_sound
-from lwm.data.tokenizer import Tokenizer
-from lwm.models.world import VisionVocabulary
+from lwm.data.text.tokenizer import Tokenizer
+from lwm.models.vision_tokens import VisionVocabulary
 
 _TOLD = 10  # broken examples that are told one by one
 

@@ -18,8 +18,8 @@ from PIL import Image
 
 from lwm.core.errors import ConfigError, InputError
 from lwm.core.progress import progress
-from lwm.vision.images import is_image, read_image
-from lwm.vision.videos import is_video, read_video
+from lwm.media.images import is_image, read_image
+from lwm.media.videos import is_video, read_video
 
 PACKAGED = {
     "skimage": "data/*.[jp][pn]g",

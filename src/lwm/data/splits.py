@@ -8,13 +8,13 @@ from typing import Literal
 
 from lwm.core.errors import InputError
 from lwm.data.config import DataConfig
-from lwm.data.conversations import ConversationEncoder
-from lwm.data.draws import Split
-from lwm.data.examples import Broken, Example, MissingKey, Report
-from lwm.data.fields import FieldsEncoder
+from lwm.data.examples.conversations import ConversationEncoder
+from lwm.data.examples.examples import Broken, Example, MissingKey, Report
+from lwm.data.examples.fields import FieldsEncoder
+from lwm.data.rows.draws import Split
 from lwm.data.sources.opening import open_source
-from lwm.data.tokenizer import Tokenizer
-from lwm.models.world import VisionVocabulary
+from lwm.data.text.tokenizer import Tokenizer
+from lwm.models.vision_tokens import VisionVocabulary
 
 Part = Literal["train", "evaluation"]
 

@@ -8,13 +8,13 @@ from typing import Any
 
 from lwm.core.errors import InputError
 from lwm.data.config import DataConfig
-from lwm.data.draws import Order, Split
-from lwm.data.examples import Broken, Example
-from lwm.data.fields import is_vision, parse_fields
+from lwm.data.examples.examples import Broken, Example
+from lwm.data.examples.fields import is_vision, parse_fields
+from lwm.data.rows.draws import Order, Split
 from lwm.data.splits import encoder_of, open_split, require_sound
-from lwm.data.templates import text_content
-from lwm.data.tokenizer_train import LEAST_VOCABULARY, train_tokenizer
-from lwm.models.world import VisionVocabulary
+from lwm.data.text.templates import text_content
+from lwm.data.text.tokenizer_train import LEAST_VOCABULARY, train_tokenizer
+from lwm.models.vision_tokens import VisionVocabulary
 
 
 def texts(config: DataConfig, vision: VisionVocabulary | None = None) -> Iterator[str]:

@@ -1,1 +1,1 @@
-"""Evaluation: long-context retrieval, suites, perplexity, and their pictures and reports."""
+"""Measure a model: long-context tasks, perplexity, and reports."""

@@ -8,12 +8,12 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 
 from lwm.core.errors import CapacityError
-from lwm.data.templates import TURN_ENDS
+from lwm.data.text.templates import TURN_ENDS
+from lwm.engine.engine import Engine, roomy
+from lwm.engine.request import Request
+from lwm.engine.sampling import Sampling
 from lwm.evaluation.case import Case
-from lwm.inference.engine import Engine, roomy
-from lwm.inference.model import Model
-from lwm.inference.request import Request
-from lwm.inference.sampling import Sampling
+from lwm.generation.model import Model
 
 GREEDY = Sampling(temperature=0.0)
 

@@ -17,12 +17,12 @@ from jaxtyping import Int
 
 from lwm.core.errors import CapacityError, ConfigError, InputError
 from lwm.core.progress import progress
-from lwm.data.tokenizer import Tokenizer
-from lwm.evaluation.curves import Curve, curves
-from lwm.evaluation.haystack import read_haystack
+from lwm.data.text.tokenizer import Tokenizer
+from lwm.engine.scoring import Scorer
+from lwm.evaluation.report.curves import Curve, curves
 from lwm.evaluation.results import Results
-from lwm.inference.model import Model
-from lwm.inference.scoring import Scorer
+from lwm.evaluation.tasks.haystack import read_haystack
+from lwm.generation.model import Model
 
 KEYS = ("theta", "length", "row", "bucket_from")
 _FIRST_EDGE = 64
@@ -84,7 +84,7 @@ def read_rows(data: str, tokenizer: Tokenizer, longest: int, rows: int) -> np.nd
     target.
 
     Args:
-        data: as `lwm.evaluation.haystack.texts` takes it.
+        data: as `lwm.evaluation.tasks.haystack.texts` takes it.
 
     Raises:
         InputError: there is too little text.

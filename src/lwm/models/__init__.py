@@ -1,1 +1,1 @@
-"""Models: weights declared once, and pure functions over them."""
+"""Declare the models: their weights, and pure functions over them."""

@@ -25,8 +25,8 @@ from lwm.core.errors import ConfigError
 from lwm.core.mesh import TENSOR
 from lwm.core.params import ParamSpec, normal, ones, stack
 from lwm.core.sharding import Rules, constrain, partition_spec, require_divisible, shard_count
-from lwm.models.narrow import Narrow, multiply_narrow
-from lwm.models.world import VisionVocabulary
+from lwm.models.quantized import Narrow, multiply_narrow
+from lwm.models.vision_tokens import VisionVocabulary
 
 MAX_LAYERS = 4096
 """A checkpoint that claims more is broken; names are written out a layer, so the claim must not be

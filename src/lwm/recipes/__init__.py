@@ -1,1 +1,1 @@
-"""Runs by name: each recipe is a function that returns one complete, typed configuration."""
+"""Define training runs as functions that return complete, typed configurations."""

@@ -16,12 +16,12 @@ import jax
 import numpy as np
 
 from lwm.attention.ring import require_heads
+from lwm.checkpoints.add_vision import require_codebook
 from lwm.checkpoints.checkpoint import VQGAN as VQGAN_DIRECTORY
 from lwm.checkpoints.checkpoint import Checkpoint
-from lwm.checkpoints.resolve import open_checkpoint
-from lwm.checkpoints.run import BASE, TOKENIZER, whole_checkpoints
-from lwm.checkpoints.vision_table import require_codebook
-from lwm.checkpoints.vqgan_files import read_vqgan, write_vqgan
+from lwm.checkpoints.formats.run import BASE, TOKENIZER, whole_checkpoints
+from lwm.checkpoints.formats.vqgan import read_vqgan, write_vqgan
+from lwm.checkpoints.open import open_checkpoint
 from lwm.checkpoints.write import write_checkpoint
 from lwm.core import params
 from lwm.core.config import to_dict
@@ -33,21 +33,21 @@ from lwm.core.mesh import SEQUENCE, TENSOR, make_mesh, require_all_devices
 from lwm.core.progress import say
 from lwm.core.sharding import TRAINING
 from lwm.data.loader import Loader
+from lwm.data.text.tokenizer import Tokenizer, read_tokenizer, tokenizer_of
+from lwm.data.text.tokenizer_train import train_tokenizer
 from lwm.data.texts import texts
-from lwm.data.tokenizer import Tokenizer, read_tokenizer, tokenizer_of
-from lwm.data.tokenizer_train import train_tokenizer
-from lwm.models.figures import training_flops
+from lwm.models.costs import training_flops
 from lwm.models.llama import LlamaConfig, require_mesh
+from lwm.models.vqgan import VQGAN, VQGANConfig
 from lwm.recipes.directory import make_run, require_run, require_same, write_settings
 from lwm.recipes.learn import learn
-from lwm.recipes.run import Run
+from lwm.recipes.settings import Run
 from lwm.training.batches import Layout
 from lwm.training.loop import Work
 from lwm.training.metrics import require_tracking
 from lwm.training.optimizer import learning_rate
 from lwm.training.plan import Plan
 from lwm.training.readings import TextReading
-from lwm.vision.vqgan import VQGAN, VQGANConfig
 
 TOKENIZER_TEXTS = 20_000
 """Examples of the data that a tokenizer is trained on, at most."""

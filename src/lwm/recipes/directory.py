@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TextIO
 
-from lwm.checkpoints.run import RUN_FILE, TOKENIZER
+from lwm.checkpoints.formats.run import RUN_FILE, TOKENIZER
 from lwm.core.errors import ConfigError, InputError
 from lwm.core.progress import say
 

@@ -13,7 +13,7 @@ from lwm.core.errors import InputError
 from lwm.data.loader import Loader
 from lwm.models.llama import LlamaConfig
 from lwm.recipes.assemble import Start, open_start
-from lwm.recipes.run import Run
+from lwm.recipes.settings import Run
 
 _COUNTED = 50_000  # tokens that are counted, at least those of one batch
 _SHOWN = 300  # characters of a stretch of text

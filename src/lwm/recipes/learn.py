@@ -14,7 +14,7 @@ from lwm.core.distributed import first_process, together
 from lwm.core.progress import say
 from lwm.recipes.directory import hold
 from lwm.recipes.picture_run import PictureRun
-from lwm.recipes.run import Run
+from lwm.recipes.settings import Run
 from lwm.training.checkpointing import DIRECTORY, Checkpoints
 from lwm.training.loop import Work, train
 from lwm.training.metrics import Metrics

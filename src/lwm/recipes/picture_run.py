@@ -9,14 +9,14 @@ import tyro
 
 from lwm.core.errors import ConfigError
 from lwm.data.pictures import PictureDataConfig
+from lwm.models.likeness import WINDOW
+from lwm.models.vqgan import VQGANConfig
 from lwm.training.checkpointing import CheckpointConfig
-from lwm.training.codebook import CodebookConfig
 from lwm.training.loop import LoopConfig
 from lwm.training.metrics import TrackingConfig
 from lwm.training.optimizer import OptimizerConfig
-from lwm.training.vqgan_step import ReconstructionConfig
-from lwm.vision.likeness import WINDOW
-from lwm.vision.vqgan import VQGANConfig
+from lwm.training.vqgan.codebook import CodebookConfig
+from lwm.training.vqgan.step import ReconstructionConfig
 
 
 @dataclass(frozen=True, kw_only=True)

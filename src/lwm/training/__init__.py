@@ -1,2 +1,1 @@
-"""Learning: loss, optimizer, step and loop. Knows weights and batches of token ids; knows no text,
-no recipe and no command line."""
+"""Train a model: loss, optimizer, step, loop, metrics and training checkpoints."""

@@ -1,1 +1,1 @@
-"""Sources: where examples come from, each a sequence that any place can be read from."""
+"""Read records from files in many formats, by index."""

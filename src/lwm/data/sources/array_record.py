@@ -14,7 +14,7 @@ import numpy as np
 
 from lwm.core.errors import InputError
 from lwm.core.files import refuse_existing
-from lwm.data.examples import MAX_TOKENS, Broken, Example
+from lwm.data.examples.examples import MAX_TOKENS, Broken, Example
 from lwm.data.sources.source import Record
 
 MAGIC = bytes.fromhex("83af70d10d884a3f")  # of the container, Riegeli

@@ -13,7 +13,7 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from lwm.core.errors import InputError
-from lwm.data.examples import Broken
+from lwm.data.examples.examples import Broken
 from lwm.data.sources.source import Record
 
 MAX_LINE_BYTES = 256 << 20

@@ -5,7 +5,6 @@ from collections.abc import Callable
 from pathlib import Path
 
 from lwm.core.errors import InputError
-from lwm.data.books import king_james_chapters
 from lwm.data.sources import array_record, parquet
 from lwm.data.sources.array_record import ArrayRecord
 from lwm.data.sources.huggingface import PREFIX, HuggingFace
@@ -13,6 +12,7 @@ from lwm.data.sources.json_lines import JsonLines
 from lwm.data.sources.parquet import Parquet
 from lwm.data.sources.source import InMemory, Joined, Source
 from lwm.data.sources.spool import is_url, local_file, urls
+from lwm.data.text.books import king_james_chapters
 
 BOOK = "book"
 

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from itertools import accumulate
 from typing import Any, Protocol, runtime_checkable
 
-from lwm.data.examples import Example
+from lwm.data.examples.examples import Example
 
 Record = Mapping[str, Any] | Example
 """A mapping whose keys the fields grammar names, or an example that is tokenised already."""

@@ -1,0 +1,1 @@
+"""Compute attention in code written for one kind of processor."""

@@ -1,0 +1,1 @@
+"""Read and write one checkpoint format per file."""

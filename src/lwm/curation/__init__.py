@@ -1,0 +1,1 @@
+"""Make training data from books, documents, images and videos."""

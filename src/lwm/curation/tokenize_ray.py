@@ -1,0 +1,99 @@
+"""Tokenising on many machines: the groups of `tokenise` as a Ray Data dataset.
+
+Ray starts workers, each with the VQGAN in memory, gives them groups and does over what a lost
+machine had begun; what a group gives is computed by the very function that computes it on one
+machine. Files and VQGAN must lie under the same paths everywhere. Knows Ray; knows nothing of
+where results go.
+"""
+
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from lwm.core.errors import ConfigError, InputError
+from lwm.curation.tokenize import Engine, FrameSettings, Group, Outcome, encode_group
+from lwm.generation.codec import load_vqgan
+
+
+class _Worker:
+    """Lives in a process of Ray."""
+
+    def __init__(self, vqgan: str, config: str | None, settings: FrameSettings) -> None:
+        self._codec = load_vqgan(vqgan, config=config)
+        self._settings = settings
+
+    def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
+        paths = [Path(path) for path in json.loads(row["paths"])]
+        outcomes = encode_group(self._codec, paths, self._settings)
+        # As one text: Ray's tables have no lists of lists of lists.
+        return {"group": row["group"], "outcomes": json.dumps(outcomes)}
+
+
+def encode_on_ray(
+    vqgan: Path, config: Path | None, settings: FrameSettings, workers: int | None = None
+) -> Engine:
+    """An engine of Ray workers: those of the cluster that RAY_ADDRESS names, or of this machine.
+
+    Args:
+        vqgan: as every machine finds it, with `config` as for `load_vqgan`.
+        workers: how many; unless given, one for each GPU, or else for each machine.
+
+    Raises:
+        ConfigError: Ray is not installed, or `workers` is out of range.
+    """
+    try:
+        import ray.data  # type: ignore[import-not-found]
+        import ray.exceptions  # type: ignore[import-not-found]
+    except ImportError as error:
+        raise ConfigError(
+            "the engine ray needs the package ray; install lwm[ray], or take --engine local"
+        ) from error
+    if workers is not None and workers < 1:
+        raise ConfigError(f"workers is {workers}; it must be at least 1")
+
+    def encode(groups: Sequence[Group]) -> Iterator[list[Outcome]]:
+        if not groups:
+            return
+        started = not ray.is_initialized()
+        if started:
+            ray.init(log_to_driver=False, logging_level="warning")
+        gpus = int(ray.cluster_resources().get("GPU", 0))
+        machines = sum(node["Alive"] for node in ray.nodes())
+        context = ray.data.DataContext.get_current()
+        context.enable_progress_bars = False  # there is one already
+        context.execution_options.preserve_order = True
+        rows = [
+            {"group": number, "paths": json.dumps([str(file.path.absolute()) for file in group])}
+            for number, group in enumerate(groups)
+        ]
+        encoded = ray.data.from_items(rows, override_num_blocks=len(rows)).map(
+            _Worker,
+            fn_constructor_args=(
+                str(vqgan.absolute()),
+                None if config is None else str(config.absolute()),
+                settings,
+            ),
+            compute=ray.data.ActorPoolStrategy(size=min(workers or gpus or machines, len(rows))),
+            num_gpus=1 if gpus else 0,
+            num_cpus=1,
+        )
+        early: dict[int, list[Outcome]] = {}
+        following = 0
+        try:
+            for row in encoded.iter_rows():
+                early[row["group"]] = [Outcome(*one) for one in json.loads(row["outcomes"])]
+                while following in early:
+                    yield early.pop(following)
+                    following += 1
+        except ray.exceptions.RayError as error:
+            reason = str(error).strip().splitlines()[-1]  # above it stands the worker's trace
+            raise InputError(
+                f"a worker of Ray failed ({reason}); mend that and call again, what is done is "
+                "kept"
+            ) from error
+        finally:
+            if started:
+                ray.shutdown()
+
+    return encode

@@ -1,0 +1,1 @@
+"""Turn one record into one training example: token ids with loss weights."""

@@ -1,0 +1,1 @@
+"""Draw examples, pack them into rows, and run this as a pipeline."""

@@ -1,0 +1,145 @@
+"""Chat templates: how turns of a conversation are written as one text.
+
+All are Jinja, rendered in a sandbox, because a checkpoint's own template is somebody else's
+program.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+from functools import lru_cache
+from itertools import count
+from typing import Any, NoReturn
+
+from jinja2 import Template
+from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+from lwm.core.errors import ConfigError, InputError
+from lwm.data.text.tokenizer import Tokenizer
+
+Message = Mapping[str, Any]
+"""OpenAI's shape: `{"role": "system" | "user" | "assistant", "content": text}`, where the content
+may be a list of parts `{"type": "text", "text": text}`."""
+
+_TOLD = 100  # characters of a malformed message
+
+ORIGINAL = (
+    "{{ bos_token }}"
+    "{% if messages[0]['role'] == 'system' %}{{ messages[0]['content'] }}"
+    "{% else %}You are a helpful assistant.{% endif %}"
+    "{% for message in messages %}"
+    "{% if message['role'] == 'user' %} USER: {{ message['content'] }}"
+    "{% elif message['role'] == 'assistant' %} ASSISTANT: {{ message['content'] }}{{ eos_token }}"
+    "{% endif %}{% endfor %}"
+    "{% if add_generation_prompt %} ASSISTANT:{% endif %}"
+)
+"""The original's prompts (LargeWorldModel/LWM), with later turns in the same form."""
+
+CHATML = (
+    "{% for message in messages %}"
+    "{{ '<|im_start|>' + message['role'] + '\\n' + message['content'] + '<|im_end|>\\n' }}"
+    "{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
+)
+
+TURN_ENDS = {"chatml": "<|im_end|>"}
+"""What ends the assistant's turn, for templates used with models that may not know them."""
+
+TEMPLATES = {"original": ORIGINAL, "chatml": CHATML}
+
+
+def unsaid(said: str) -> str:
+    """Something no one says, to stand for what is put in place of it once a template has written
+    the text."""
+    return next(text for n in count() if (text := f"\ue000{n}\ue001") not in said)
+
+
+def choose(name: str, tokenizer: Tokenizer) -> str:
+    """A template by name, or by `auto` the checkpoint's own and else the original's.
+
+    Raises:
+        ConfigError: no template has this name.
+    """
+    if name == "auto":
+        return tokenizer.chat_template or ORIGINAL
+    if name not in TEMPLATES:
+        raise ConfigError(
+            f"there is no chat template {name!r}; choose auto, {' or '.join(TEMPLATES)}"
+        )
+    return TEMPLATES[name]
+
+
+def text_content(content: Any) -> str | None:
+    """The text of a message's content, its parts on lines of their own; None where it is not text
+    alone."""
+    if not isinstance(content, list):
+        return content if isinstance(content, str) else None
+    texts = []
+    for part in content:
+        if not isinstance(part, Mapping) or part.get("type") != "text":
+            return None
+        texts.append(part.get("text"))
+    return "\n".join(texts) if all(isinstance(text, str) for text in texts) else None
+
+
+def render(
+    template: str,
+    messages: Sequence[Message],
+    tokenizer: Tokenizer,
+    *,
+    add_generation_prompt: bool = True,
+) -> str:
+    """A conversation as text, ending where the assistant is to speak.
+
+    Args:
+        add_generation_prompt: false ends the text where the last message ends.
+
+    Raises:
+        InputError: the messages are malformed, or the template refuses them.
+    """
+    if not messages:
+        raise InputError("the conversation is empty; give at least one message")
+    plain = []
+    for message in messages:
+        role, text = message.get("role"), text_content(message.get("content"))
+        if role not in ("system", "user", "assistant") or text is None:
+            told = repr(dict(message))
+            told = told if len(told) <= _TOLD else told[:_TOLD] + "..."
+            raise InputError(
+                f"the message {told} is malformed; it needs a role (system, user or assistant) "
+                "and a content that is text or a list of text parts"
+            )
+        plain.append({**message, "content": text})
+
+    try:
+        return _compiled(template).render(
+            messages=plain,
+            add_generation_prompt=add_generation_prompt,
+            bos_token=tokenizer.bos or "",
+            eos_token=tokenizer.eos_text,
+        )
+    except InputError:
+        raise
+    except Exception as error:  # somebody else's program can fail in any way
+        reason = " ".join(str(error).split())
+        raise InputError(
+            f"the model's chat template cannot be rendered ({reason}); choose another with "
+            "--template"
+        ) from error
+
+
+@lru_cache(maxsize=8)  # training renders one template millions of times
+def _compiled(template: str) -> Template:
+    def refuse(reason: str) -> NoReturn:
+        sentence = " ".join(str(reason).split())
+        raise InputError(f"the model's chat template refuses the conversation: {sentence}")
+
+    environment = ImmutableSandboxedEnvironment(
+        trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"]
+    )
+    environment.filters["tojson"] = lambda value, indent=None: json.dumps(
+        value, ensure_ascii=False, indent=indent
+    )
+    environment.globals["raise_exception"] = refuse
+    environment.globals["strftime_now"] = lambda form: datetime.now().strftime(form)
+    return environment.from_string(template)

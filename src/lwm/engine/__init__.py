@@ -1,0 +1,1 @@
+"""Run a model on token ids: sample, schedule requests, draft, and score."""

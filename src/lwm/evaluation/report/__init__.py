@@ -1,0 +1,1 @@
+"""Turn result rows into scores, plots and one HTML page."""

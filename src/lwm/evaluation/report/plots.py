@@ -1,0 +1,316 @@
+"""Pictures of results: length x depth heat map, score by length, bars of a suite's tasks.
+
+Takes rows and gives matplotlib figures, which `save` writes and `svg` puts into a page; the same
+rows give the same bytes. Knows no model; keeps no state: no pyplot, settings hold for a call.
+
+Source: the heat map's form, context along, depth downwards, red to green, is that of
+gkamradt/LLMTest_NeedleInAHaystack.
+"""
+
+import io
+import warnings
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from textwrap import fill
+from typing import Any
+
+import matplotlib
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.colors import LinearSegmentedColormap
+from matplotlib.figure import Figure
+
+from lwm.evaluation.report.scores import (
+    by_cell,
+    by_length,
+    by_task,
+    cells_of,
+    kind_of,
+    length_label,
+    overall,
+    points_of,
+    rounds,
+)
+
+Rows = Sequence[Mapping[str, Any]]
+
+# Names of models are no formulas, and the ids in an SVG must not be drawn by lot.
+_style = matplotlib.rc_context(
+    {
+        "text.parse_math": False, "svg.hashsalt": "lwm", "font.family": "DejaVu Sans",
+        "font.size": 10, "axes.titlesize": 12, "axes.edgecolor": "#808080",
+        "figure.facecolor": "white", "legend.frameon": False,
+    }
+)  # fmt: skip
+_RED_TO_GREEN = LinearSegmentedColormap.from_list(
+    "score", ["#d9363e", "#f08a4b", "#f7dd72", "#9fcf6b", "#2e9e5b"]
+)
+_EMPTY = "#eeeeee"
+_MOST_DEPTHS = 21  # more of them, drawn at random as it were, are shown by tenths
+_COLOURS = ("#1f4e79", "#c55a11", "#3a7d44", "#7b4b94", "#b8860b", "#4a4a4a", "#c2185b", "#00838f")
+_MARKERS = "osD^vP*X"
+
+
+def headline(name: str, rows: Rows) -> str:
+    """What was measured, how often, and the score over all."""
+    points = points_of(rows)
+    times = rounds(rows)
+    asked = f"{times} round{'s' if times > 1 else ''}"
+    return f"{name}\n{asked}, score {100 * overall(points):.1f}%"
+
+
+@_style
+def heat_map(rows: Rows, title: str, keys: Iterable[Mapping[str, Any]] = ()) -> Figure:
+    """Mean score of each context length (along) and depth (down), from 0 to 100%.
+
+    Args:
+        keys: of all rows that are to come; cells that have none yet are left empty.
+
+    Raises:
+        InputError: a row has no length or no score.
+    """
+    values = by_cell(points_of(rows))
+    cells = {*values, *cells_of(keys)}
+    assert cells, "rows without depths have no heat map"
+    lengths = sorted({length for length, _ in cells})
+    depths = sorted({depth for _, depth in cells})
+    edges: list[str] = [f"{depth:g}" for depth in depths]
+    if len(depths) > _MOST_DEPTHS:
+        points = [(n, min(9, int(depth // 10)), value) for (n, depth), value in values.items()]
+        values = {
+            (n, float(tenth)): float(np.mean([v for *at, v in points if at == [n, tenth]]))
+            for n, tenth, _ in points
+        }
+        depths = [float(tenth) for tenth in range(10)]
+        edges = [f"{10 * tenth}–{10 * tenth + 10}" for tenth in range(10)]
+    grid = np.array([[values.get((n, depth), np.nan) for n in lengths] for depth in depths]) * 100
+    cell = float(np.clip(13 / len(lengths), 0.42, 0.95))
+    figure = Figure(
+        figsize=(max(5.6, 2.0 + cell * len(lengths)), max(3.2, 1.9 + 0.42 * len(depths))),
+        layout="constrained",
+    )
+    axes = figure.subplots()
+    axes.set_facecolor(_EMPTY)
+    drawn = axes.pcolormesh(
+        np.ma.masked_invalid(grid), cmap=_RED_TO_GREEN, vmin=0, vmax=100, edgecolors="none"
+    )
+    for place in range(len(lengths) + 1):
+        axes.axvline(place, color="white", linewidth=1.2)
+    for place in range(len(depths) + 1):
+        axes.axhline(place, color="white", linewidth=1.2)
+    size = 7.5 if cell < 0.55 else 9.5
+    for (row, column), value in np.ndenumerate(grid):
+        if np.isfinite(value):
+            axes.text(
+                column + 0.5, row + 0.5, f"{value:.0f}", ha="center", va="center", fontsize=size,
+                color="#202020" if 10 < value < 90 else "white",
+            )  # fmt: skip
+    labels = [length_label(n) for n in lengths]
+    axes.set_xticks(np.arange(len(lengths)) + 0.5, labels, rotation=_turn(labels, cell))
+    axes.set_yticks(np.arange(len(depths)) + 0.5, edges)
+    axes.invert_yaxis()
+    axes.tick_params(length=0)
+    axes.spines[:].set_visible(False)
+    empty = "; grey: not answered yet" if np.isnan(grid).any() else ""
+    axes.set_xlabel(f"{_unit(rows)}{empty}")
+    axes.set_ylabel("depth, %")
+    bar = figure.colorbar(drawn, ax=axes, ticks=[0, 25, 50, 75, 100], pad=0.02)
+    bar.set_label("score, %")
+    bar.outline.set_visible(False)  # type: ignore[operator]
+    _entitle(figure, axes, title)
+    return _laid_out(figure)
+
+
+@_style
+def score_by_length(runs: Mapping[str, Rows], title: str) -> Figure:
+    """A line for each run: its mean score at each length.
+
+    Args:
+        runs: rows by what the legend calls them.
+    """
+    figure = Figure(figsize=(7.6, 4.4), layout="constrained")
+    axes = figure.subplots()
+    lengths: set[int] = set()
+    for number, (name, rows) in enumerate(runs.items()):
+        means = by_length(points_of(rows))
+        lengths |= means.keys()
+        axes.plot(
+            list(means), [100 * value for value in means.values()], label=fill(name, 48),
+            color=_COLOURS[number % len(_COLOURS)], marker=_MARKERS[number % len(_MARKERS)],
+            markersize=5.5, linewidth=1.8, clip_on=False, alpha=0.9,
+            linestyle="-" if number < len(_COLOURS) else "--",
+        )  # fmt: skip
+    ticks = sorted(lengths)
+    if ticks[0] > 0 and _spread(np.log(ticks)) < _spread(np.array(ticks)):
+        axes.set_xscale("log", base=2)
+    apart = max(1, -(-len(ticks) // 12))
+    shown = ticks[::-1][::apart][::-1]
+    labels = [length_label(n) for n in shown]
+    axes.set_xticks(shown, labels, rotation=_turn(labels, 6.6 / len(shown)))
+    axes.minorticks_off()
+    axes.set_ylim(0, 100)
+    axes.set_xlabel(_unit(next(iter(runs.values()))))
+    axes.set_ylabel("score, %")
+    axes.grid(color="#dddddd", linewidth=0.8)
+    axes.spines[["top", "right"]].set_visible(False)
+    if len(runs) > 1:
+        axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.2), ncols=1 + (len(runs) > 3))
+    _entitle(figure, axes, title)
+    return _laid_out(figure)
+
+
+@_style
+def task_bars(rows: Rows, title: str, threshold: float | None = None) -> Figure:
+    """Bars of each task, one for each length, and of the mean of all tasks.
+
+    Args:
+        threshold: score in per cent that counts as mastering a length; a line shows it.
+    """
+    points = points_of(rows)
+    tasks, means = by_task(points), by_length(points)
+    names = list(dict.fromkeys(task for task, _ in tasks))
+    figure = Figure(
+        figsize=(float(np.clip(2.5 + 0.8 * len(names), 6.5, 16)), 4.6), layout="constrained"
+    )
+    axes = figure.subplots()
+    width = 0.84 / len(means)
+    shades = matplotlib.colormaps["viridis"](np.linspace(0.08, 0.85, len(means)))
+    for number, (length, mean) in enumerate(means.items()):
+        heights = [100 * tasks.get((name, length), np.nan) for name in names] + [100 * mean]
+        places = np.arange(len(names) + 1) - 0.42 + width * (number + 0.5)
+        axes.bar(places, heights, width * 0.94, color=shades[number], label=length_label(length))
+        if width > 0.25:
+            for place, height in zip(places, heights, strict=True):
+                if np.isfinite(height):
+                    axes.text(
+                        place, height + 1, f"{height:.0f}", ha="center", va="bottom", fontsize=7.5
+                    )
+    if threshold is not None:
+        axes.axhline(
+            threshold, color="#b00020", linewidth=1, linestyle="--", label=f"{threshold:g}%"
+        )
+    axes.axvline(len(names) - 0.5, color="#bbbbbb", linewidth=1)
+    labels = [*names, "mean"]
+    axes.set_xticks(
+        range(len(labels)), labels, rotation=35 if len(labels) > 5 else 0,
+        ha="right" if len(labels) > 5 else "center", rotation_mode="anchor",
+    )  # fmt: skip
+    axes.set_xlim(-0.55, len(names) + 0.55)
+    axes.set_ylim(0, 106)
+    axes.set_yticks(range(0, 101, 20))
+    axes.set_ylabel("score, %")
+    axes.tick_params(axis="x", length=0)
+    axes.grid(axis="y", color="#dddddd", linewidth=0.8)
+    axes.set_axisbelow(True)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(title=_unit(rows), loc="upper left", bbox_to_anchor=(1.0, 1.0))
+    _entitle(figure, axes, title)
+    return _laid_out(figure)
+
+
+@_style
+def sheet(rows: Mapping[str, Sequence[np.ndarray]], captions: Sequence[str]) -> Figure:
+    """Frames side by side, uint8 [height, width, 3], a row for each name and a caption for each
+    column."""
+    figure = Figure(
+        figsize=(1.2 + 1.1 * len(captions), 0.5 + 1.15 * len(rows)), layout="constrained"
+    )
+    panels = figure.subplots(len(rows), len(captions), squeeze=False)
+    for row, (name, frames) in zip(panels, rows.items(), strict=True):
+        row[0].set_ylabel(fill(name, 14), rotation=0, ha="right", va="center")
+        for axes, pixels in zip(row, frames, strict=True):
+            axes.imshow(pixels, interpolation="nearest")
+            axes.set_xticks([], [])
+            axes.set_yticks([], [])
+    for axes, caption in zip(panels[0], captions, strict=True):
+        axes.set_title(caption, fontsize=10)
+    return _laid_out(figure)
+
+
+def pictures_of(
+    rows: Rows, title: str, keys: Sequence[Mapping[str, Any]] = (), threshold: float | None = None
+) -> dict[str, Figure]:
+    """The pictures that rows of their kind are shown by, by the name of their file."""
+    points = points_of(rows)
+    found = {}
+    if kind_of(rows) == "suite":
+        found["tasks"] = task_bars(rows, title, threshold)
+    elif any(point.depth is not None for point in points) or cells_of(keys):
+        found["heat_map"] = heat_map(rows, title, keys)
+    if len(by_length(points)) > 1:
+        found["by_length"] = score_by_length({title: rows}, title)
+    return found
+
+
+@_style
+def svg(figure: Figure) -> str:
+    """The figure as SVG, without a date."""
+    file = io.StringIO()
+    with _any_letters():
+        figure.savefig(file, format="svg", metadata={"Date": None})
+    return file.getvalue()
+
+
+@_style
+def png(figure: Figure) -> bytes:
+    """The figure as PNG, twice as fine as a screen."""
+    file = io.BytesIO()
+    with _any_letters():
+        figure.savefig(file, format="png", dpi=192)
+    return file.getvalue()
+
+
+def save(figure: Figure, path: Path) -> list[Path]:
+    """Writes PATH.png and PATH.svg, each whole or not at all."""
+    written = []
+    for suffix, data in ((".png", png(figure)), (".svg", svg(figure).encode())):
+        place = path.with_name(path.name + suffix)
+        replace_file(place, data)
+        written.append(place)
+    return written
+
+
+def replace_file(path: Path, data: bytes) -> None:
+    """A file that is there stays as it is until the new one is whole."""
+    partial = path.with_name(f".{path.name}.partial")
+    partial.write_bytes(data)
+    partial.replace(path)
+
+
+@contextmanager
+def _any_letters() -> Iterator[None]:
+    """Those the font lacks are shown as boxes, without a word."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Glyph .* missing")
+        yield
+
+
+def _laid_out(figure: Figure) -> Figure:
+    """The figure with all in its place: else each drawing would move it by a hair."""
+    with _any_letters():
+        figure.draw_without_rendering()
+    figure.set_layout_engine("none")
+    return figure
+
+
+def _unit(rows: Rows) -> str:
+    return "frames" if kind_of(rows) == "frames" else "context length, tokens"
+
+
+def _spread(places: np.ndarray) -> float:
+    """How unevenly places lie, in steps."""
+    steps = np.diff(places)
+    return float(np.std(steps) / np.mean(steps)) if len(steps) else 0.0
+
+
+def _turn(labels: Sequence[str], room: float) -> int:
+    """Degrees by which labels are turned that have so many inches each."""
+    widest = max(map(len, labels)) * 0.085
+    return 0 if widest < room else 45 if widest < 1.6 * room else 90
+
+
+def _entitle(figure: Figure, axes: Axes, title: str) -> None:
+    columns = int(figure.get_figwidth() * 9)
+    lines = [fill(line, columns) for line in title.splitlines()]
+    axes.set_title("\n".join(lines), loc="left", pad=12, linespacing=1.35)

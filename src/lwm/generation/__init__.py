@@ -1,0 +1,1 @@
+"""Generate text, images and videos on top of the engine."""

@@ -1,2 +1,0 @@
-"""Inference: sampling, scheduling, the engine over token ids, and the model object a user
-holds."""

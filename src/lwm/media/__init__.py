@@ -1,0 +1,1 @@
+"""Read and write images and videos as arrays of pixels."""

@@ -1,0 +1,1 @@
+"""Hold the recipes, one function each."""

@@ -1,0 +1,1 @@
+"""Train a VQGAN with the same loop as the language model."""

@@ -1,0 +1,112 @@
+"""C sources compiled when first wanted: kept, mended, refused."""
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from lwm.attention.kernels.compile import CompilerError, compiled
+
+with_a_compiler = pytest.mark.skipif(
+    not any(map(shutil.which, ("cc", "gcc", "clang"))), reason="there is no C compiler here"
+)
+SOURCE = """#include "xla/ffi/api/c_api.h"
+#ifndef NUMBER
+#define NUMBER 3
+#endif
+int number(void) { return NUMBER; }
+"""
+
+
+@pytest.fixture(autouse=True)
+def source(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A source, and an empty cache directory beside it."""
+    for name in ("CC", "CFLAGS"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    source = tmp_path / "number.c"
+    source.write_text(SOURCE)
+    return source
+
+
+def kept(tmp_path: Path) -> dict[str, Any]:
+    found = (tmp_path / "cache" / "lwm").glob("*")
+    return {path.name: (path.stat().st_ino, path.stat().st_mtime_ns) for path in found}
+
+
+@with_a_compiler
+def test_a_library_is_compiled_once_for_what_decides_it(
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert compiled(source, "number")() == 3
+    first = kept(tmp_path)
+    assert len(first) == 1
+    assert compiled(source, "number")() == 3
+    assert kept(tmp_path) == first
+    source.write_text(SOURCE.replace("NUMBER 3", "NUMBER 4"))
+    assert compiled(source, "number")() == 4
+    monkeypatch.setenv("CFLAGS", "-DNUMBER=5 -w")
+    assert compiled(source, "number")() == 5
+    assert len(kept(tmp_path)) == 3
+    assert kept(tmp_path).items() > first.items()
+
+
+@with_a_compiler
+@pytest.mark.parametrize("damage", [b"", b"no library"])
+def test_a_damaged_library_is_made_anew(
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, damage: bytes
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "elsewhere"))
+    compiled(source, "number")
+    (good,) = (tmp_path / "elsewhere" / "lwm").iterdir()
+    # In another place, since what is loaded once stays so under its path.
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    library = tmp_path / "cache" / "lwm" / good.name
+    library.parent.mkdir(parents=True)
+    library.write_bytes(damage)
+    assert compiled(source, "number")() == 3
+    assert library.read_bytes() == good.read_bytes()
+
+
+@with_a_compiler
+@pytest.mark.parametrize("place", ["a file", "a directory that others may write to"])
+def test_where_nothing_can_be_kept_it_is_compiled_for_the_process(
+    source: Path, tmp_path: Path, place: str
+) -> None:
+    cache = tmp_path / "cache" / "lwm"
+    cache.parent.mkdir()
+    if place == "a file":
+        cache.touch()
+    else:
+        cache.mkdir()
+        cache.chmod(0o777)
+    assert compiled(source, "number")() == 3
+    assert kept(tmp_path) == {}
+
+
+@with_a_compiler
+def test_what_does_not_compile_is_told_with_the_compilers_own_reason(
+    source: Path, tmp_path: Path
+) -> None:
+    source.write_text(SOURCE.replace("NUMBER;", "#error;"))
+    with pytest.raises(CompilerError, match=r"does not compile number\.c: .*error: "):
+        compiled(source, "number")
+    assert kept(tmp_path) == {}
+
+
+@pytest.mark.parametrize(
+    ("compiler", "said"),
+    [
+        ("no-such-compiler", "no C compiler is here; install gcc or clang"),
+        ("false", "false does not compile number.c"),
+        ('"', "number.c is not compiled: No closing quotation"),
+        ("  ", "no C compiler is here"),
+    ],
+)
+def test_a_compiler_that_is_none_is_told(
+    source: Path, monkeypatch: pytest.MonkeyPatch, compiler: str, said: str
+) -> None:
+    monkeypatch.setenv("CC", compiler)
+    with pytest.raises(CompilerError, match=said):
+        compiled(source, "number")

@@ -1,0 +1,224 @@
+"""The kernel for CPUs against the path that XLA compiles, block by block, and what happens on a
+machine that cannot compile it."""
+
+import os
+import platform
+import subprocess
+import sys
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from lwm.attention.api import attention
+from lwm.attention.blocks import Cut, Keys, Queries, cut_keys, cut_queries
+from lwm.attention.blockwise import forward, forward_in_xla
+from lwm.attention.kernels import cpu
+from lwm.attention.kernels.compile import compiled
+from lwm.attention.mask import Side, ranges, side
+from lwm.attention.online_softmax import Sums, finish, start
+
+# Sizes around those that the kernel works in: panels of 16 or 32 columns, 6 or 12 rows at a time,
+# tiles of 128 keys, tasks of 192 rows.
+SHAPES = [
+    # batch, queries, keys, kv_heads, group, dim, query block, key block
+    (1, 1, 1, 1, 1, 1, 1, 1),
+    (2, 50, 300, 2, 3, 5, 50, 150),
+    (1, 200, 129, 1, 1, 64, 100, 129),
+    (1, 65, 257, 3, 4, 33, 65, 257),
+    (2, 24, 20, 1, 2, 128, 8, 5),
+]
+
+
+def blocks(
+    shape: tuple[int, ...], *, seed: int = 0, segments: bool = True
+) -> tuple[Queries, Keys]:
+    """Random blocks; with segments, of packed rows with padding between and behind them."""
+    batch, queries, keys, kv_heads, group, dim, query_block, key_block = shape
+    random = np.random.default_rng(seed)
+
+    def normal(*shape: int) -> Any:
+        return jnp.asarray(random.normal(size=shape), jnp.float32)
+
+    length = max(queries, keys)
+    names = np.sort(random.integers(-1, 3, (batch, length))) if segments else np.zeros((1, length))
+    names[:, length // 2 : length // 2 + 3] -= 2 * segments
+    whole = Side(
+        positions=jnp.tile(jnp.arange(length), (batch, 1)),
+        segments=jnp.broadcast_to(jnp.asarray(names, jnp.int32), (batch, length)),
+    )
+    first, second = (
+        jax.tree.map(lambda x, n=n: x[:, length - n :], whole) for n in (queries, keys)
+    )
+    return (
+        cut_queries(
+            normal(batch, queries, kv_heads * group, dim), first, kv_heads,
+            Cut.of(queries, query_block),
+        ),
+        cut_keys(
+            normal(batch, keys, kv_heads, dim), normal(batch, keys, kv_heads, dim), second,
+            Cut.of(keys, key_block),
+        ),
+    )  # fmt: skip
+
+
+def begin(queries: Queries) -> Sums:
+    return start(queries.data.shape[:-1], queries.data.shape[-1])
+
+
+def assert_same(actual: Sums, expected: Sums) -> None:
+    for one, other in zip(finish(actual), finish(expected), strict=True):
+        one, other = np.asarray(one), np.asarray(other)
+        assert (np.isneginf(one) == np.isneginf(other)).all()
+        one, other = (np.where(np.isneginf(x), 0, x) for x in (one, other))
+        assert np.abs(one - other).max() <= 3e-6 * max(np.abs(other).max(), 1.0)
+
+
+with_a_compiler = pytest.mark.skipif(not cpu.registered(), reason="there is no C compiler here")
+
+
+def kernel(sums: Sums, queries: Queries, keys: Keys, *, causal: bool = True) -> Sums:
+    assert cpu.serves(queries, keys)
+    return cpu.forward(sums, queries, keys, causal=causal)
+
+
+in_xla = jax.jit(forward_in_xla, static_argnames="causal")
+
+
+@with_a_compiler
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_the_kernel_is_what_xla_computes(shape: tuple[int, ...]) -> None:
+    for causal in (True, False):
+        for segments in (True, False):
+            queries, keys = blocks(shape, segments=segments)
+            expected = in_xla(begin(queries), queries, keys, causal=causal)
+            assert_same(kernel(begin(queries), queries, keys, causal=causal), expected)
+
+
+@with_a_compiler
+def test_it_is_taken_for_float32_and_nothing_else() -> None:
+    queries, keys = blocks(SHAPES[1])
+    lower = jax.jit(partial(forward, causal=True)).lower
+    assert "lwm_blockwise_forward" in lower(begin(queries), queries, keys).as_text()
+    halves = [
+        jax.tree.map(lambda x: x.astype(jnp.bfloat16) if x.dtype == jnp.float32 else x, side)
+        for side in (queries, keys)
+    ]
+    assert "lwm_blockwise_forward" not in lower(begin(queries), *halves).as_text()
+
+
+@with_a_compiler
+def test_one_set_of_keys_after_another_is_both_at_once() -> None:
+    queries, keys = blocks((2, 300, 300, 2, 2, 16, 150, 100))
+    first = jax.tree.map(lambda x: x[:, :2], keys)
+    second = jax.tree.map(lambda x: x[:, 2:], keys)
+    apart = kernel(kernel(begin(queries), queries, second), queries, first)
+    assert_same(apart, kernel(begin(queries), queries, keys))
+
+
+@with_a_compiler
+def test_a_row_has_the_same_bits_alone_and_among_others() -> None:
+    """Whatever thread computes it, and whatever its neighbours may see."""
+    shape = (3, 500, 500, 2, 2, 16, 250, 250)
+    queries, keys = blocks(shape)
+    together = kernel(begin(queries), queries, keys)
+    for row in range(3):
+        alone = [jax.tree.map(lambda x, row=row: x[row : row + 1], x) for x in (queries, keys)]
+        apart = kernel(begin(alone[0]), *alone)
+        for one, other in zip(jax.tree.leaves(together), jax.tree.leaves(apart), strict=True):
+            assert (np.asarray(one)[row] == np.asarray(other)[0]).all()
+
+
+def meet_scores(scores: np.ndarray) -> np.ndarray:
+    """The weights that one query gives to keys of these scores."""
+    count = len(scores)
+    place = Side(
+        positions=jnp.zeros((1, 1, 1), jnp.int32), segments=jnp.zeros((1, 1, 1), jnp.int32)
+    )
+    queries = Queries(
+        data=jnp.ones((1, 1, 1, 1, 1, count), jnp.float32), side=place, ranges=ranges(place)
+    )
+    zeros = jnp.zeros((1, 1, count), jnp.int32)
+    keys = Keys(
+        key=jnp.asarray(np.diag(scores), jnp.float32)[None, None, None],
+        value=jnp.eye(count)[None, None, None],
+        side=Side(positions=zeros, segments=zeros),
+    )
+    return np.asarray(kernel(begin(queries), queries, keys).values).reshape(-1)
+
+
+@with_a_compiler
+def test_weights_are_exponentials_to_the_last_digits() -> None:
+    scores = np.linspace(-86.5, 0, 200).astype(np.float32)
+    exact = np.exp(scores.astype(np.float64))
+    assert np.abs(meet_scores(scores) / exact - 1).max() < 2e-7
+    small = meet_scores(np.array([0, -90, -1e4, -3e38], np.float32))
+    assert small[0] == 1
+    assert (np.abs(small[1:]) < 1e-37).all()
+
+
+@with_a_compiler
+def test_what_is_not_a_number_stays_so() -> None:
+    queries, keys = blocks(SHAPES[2], segments=False)
+    broken = queries.data.at[0, 1, 0, 0, 7, 3].set(jnp.nan)
+    queries = Queries(data=broken, side=queries.side, ranges=queries.ranges)
+    out = np.array(finish(kernel(begin(queries), queries, keys))[0])
+    assert np.isnan(out[0, 1, 0, 0, 7]).all()
+    out[0, 1, 0, 0, 7] = 0
+    assert np.isfinite(out).all()
+
+
+def test_attention_can_be_mapped_over_a_further_axis() -> None:
+    random = np.random.default_rng(0)
+    arrays = [jnp.asarray(random.normal(size=(3, 1, 20, 2, 4)), jnp.float32) for _ in range(3)]
+    here = side(jnp.arange(20)[None])
+    run = partial(attention, query_side=here, key_side=here)
+    mapped = jax.vmap(run)(*arrays)
+    for one, whole in zip(mapped, zip(*arrays, strict=True), strict=True):
+        np.testing.assert_allclose(one, run(*whole), rtol=1e-6, atol=1e-6)
+
+
+PROCESSORS = ["-mno-avx2 -mno-fma", "-mno-avx512f", "-D__AVX512F__=1"]
+"""Other sizes of registers than this processor's."""
+
+
+@with_a_compiler
+@pytest.mark.skipif(platform.machine() not in ("x86_64", "AMD64"), reason="flags of x86")
+@pytest.mark.parametrize("flags", PROCESSORS)
+def test_other_processors_compute_the_same(flags: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CFLAGS", flags)
+    handler = compiled(Path(cpu.__file__).with_suffix(".c"), "lwm_blockwise_forward")
+    name = f"lwm_blockwise_forward {flags}"
+    jax.ffi.register_ffi_target(name, jax.ffi.pycapsule(handler), platform="cpu")
+    monkeypatch.setattr(cpu, "_TARGET", name)
+    for shape in SHAPES:
+        queries, keys = blocks(shape)
+        expected = in_xla(begin(queries), queries, keys, causal=True)
+        assert_same(kernel(begin(queries), queries, keys), expected)
+
+
+PROGRAM = """
+import jax.numpy as jnp
+from lwm.attention.api import attention
+from lwm.attention.mask import side
+x, here = jnp.ones((1, 9, 2, 4)), side(jnp.arange(9)[None])
+print(attention(x, x, x, here, here).sum())
+print(attention(x, x, x, here, here).sum())
+"""
+
+
+def test_without_a_compiler_xla_does_it_and_one_remark_says_so() -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", PROGRAM],
+        env=os.environ | {"CC": "no-such-compiler"},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stdout.split() == ["72.0", "72.0"]
+    assert done.stderr.count("left to XLA") == 1
+    assert "no C compiler is here" in done.stderr

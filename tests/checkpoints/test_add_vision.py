@@ -1,0 +1,104 @@
+"""Text models that are given eyes: what they knew stays, and what is new is random and seeded."""
+
+import json
+from pathlib import Path
+
+import flax_files
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from lwm.checkpoints.add_vision import (
+    add_vision,
+    require_codebook,
+    vocabulary_for,
+)
+from lwm.checkpoints.checkpoint import Checkpoint
+from lwm.checkpoints.formats.vqgan import write_vqgan
+from lwm.checkpoints.open import open_checkpoint
+from lwm.checkpoints.write import write_checkpoint
+from lwm.core.errors import ConfigError
+from lwm.core.params import initialize
+from lwm.models.vision_tokens import VisionVocabulary
+from lwm.models.vqgan import VQGANConfig, vqgan_params
+
+VISION = vocabulary_for(64, 16)
+
+
+TINY = VQGANConfig(
+    image_size=32, hidden_channels=4, channel_multipliers=(1, 1, 1, 1), residual_blocks=1,
+    latent_channels=4, codebook_size=64, code_channels=4, norm_groups=2,
+)  # fmt: skip
+
+
+@pytest.fixture
+def blind(tmp_path: Path) -> Checkpoint:
+    config = tmp_path / "config.json"
+    config.write_text(
+        json.dumps(flax_files.SETTINGS | {"initializer_range": 0.5}), encoding="utf-8"
+    )
+    file = flax_files.write_stream(tmp_path / "params", flax_files.small_model())
+    return open_checkpoint(f"params::{file}", config=str(config))
+
+
+@pytest.fixture
+def vqgan(tmp_path: Path) -> Path:
+    """A random VQGAN of 64 codes, 16 a frame."""
+    directory = tmp_path / "codec"
+    weights = initialize(vqgan_params(TINY), jax.random.key(0), jnp.float32)
+    write_vqgan(directory, TINY, jax.device_get(weights))
+    return directory
+
+
+def test_the_original_table_is_that_of_its_codebook() -> None:
+    assert vocabulary_for(8192, 256) == VisionVocabulary()
+
+
+def test_text_stays_and_vision_is_seeded(blind: Checkpoint) -> None:
+    seeing = add_vision(blind, VISION, seed=1)
+    seeing.verify()
+    before, after = dict(blind.read()), dict(seeing.read())
+    assert after["embedding"].shape == (8 + 320, 4)
+    assert after["head"].shape == (4, 8 + 320)
+    np.testing.assert_array_equal(after["embedding"][:8], before["embedding"])
+    np.testing.assert_array_equal(after["head"][:, :8], before["head"])
+    for name in before.keys() - {"embedding", "head"}:
+        np.testing.assert_array_equal(after[name], before[name])
+    fresh = [after["embedding"][8:], after["head"][:, 8:].T]
+    for array in fresh:
+        assert array.dtype == np.float32
+        assert abs(array.std() - 0.5) < 0.05
+    assert not np.array_equal(fresh[0], fresh[1])
+    again, other = (dict(add_vision(blind, VISION, seed=n).read()) for n in (1, 2))
+    np.testing.assert_array_equal(again["head"], after["head"])
+    assert not np.array_equal(other["head"], after["head"])
+
+
+def test_it_is_written_with_its_vqgan(blind: Checkpoint, vqgan: Path, tmp_path: Path) -> None:
+    seeing = add_vision(blind, VISION)
+    require_codebook(TINY, "a VQGAN", seeing.config, "it")
+    for form, name in (("lwm", "ours"), ("huggingface", "theirs")):
+        write_checkpoint(
+            seeing, tmp_path / name, form=form, dtype="float32", vqgan=vqgan,  # type: ignore[arg-type]
+            save_tokenizer=lambda directory: None,
+        )  # fmt: skip
+        found = open_checkpoint(str(tmp_path / name))
+        assert found.config == seeing.config
+        assert found.vqgan == tmp_path / name / "vqgan"
+        copied = (tmp_path / name / "vqgan" / "model.safetensors").read_bytes()
+        assert copied == (vqgan / "model.safetensors").read_bytes()
+        expected = dict(seeing.read())
+        for tensor, array in found.read():
+            np.testing.assert_array_equal(array, expected[tensor])
+
+
+def test_what_does_not_belong_together_is_refused(blind: Checkpoint) -> None:
+    seeing = add_vision(blind, VISION)
+    with pytest.raises(ConfigError, match=r"sees already \(320 ids"):
+        add_vision(seeing, VISION)
+    with pytest.raises(ConfigError, match=r"text model.*--add-vision"):
+        require_codebook(TINY, "a VQGAN", blind.config, "it")
+    for vision in (vocabulary_for(63, 16), vocabulary_for(65, 16), vocabulary_for(64, 256)):
+        with pytest.raises(ConfigError, match=f"has 64 codes, 16 a frame, and it {vision.codes}"):
+            require_codebook(TINY, "a VQGAN", add_vision(blind, vision).config, "it")

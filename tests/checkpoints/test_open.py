@@ -1,0 +1,96 @@
+"""The one string that names a model, and the names that are known."""
+
+import json
+from pathlib import Path
+
+import flax_files
+import pytest
+
+from lwm.checkpoints.formats.lwm import write_config
+from lwm.checkpoints.formats.safetensors import write
+from lwm.checkpoints.known import KNOWN, hub_directory
+from lwm.checkpoints.open import open_checkpoint
+from lwm.core.errors import CheckpointError, ConfigError
+from lwm.models.llama import LlamaConfig
+
+
+def test_the_eleven_released_models_have_the_settings_of_the_paper() -> None:
+    """Theta and length as the original's table gives them."""
+    thetas = {"128k": 1e7, "256k": 1e7, "512k": 2.5e7, "1m": 5e7}
+    for length, theta in thetas.items():
+        for chat in ("", "chat-"):
+            known = KNOWN[f"lwm-text-{chat}{length}"]
+            assert known.theta == theta
+            assert known.length == (1 << 20 if length == "1m" else int(length[:-1]) << 10)
+    assert {name for name, known in KNOWN.items() if known.vision} == {
+        "lwm-32k", "lwm-128k", "lwm-1m",
+    }  # fmt: skip
+    assert len([name for name in KNOWN if name.startswith("lwm-")]) == 11
+
+
+def test_a_vision_model_says_how_to_name_it() -> None:
+    settings = '"vision_vocab_size": 8448, "theta": 5e\\+07, "max_sequence_length": 1048576'
+    with pytest.raises(CheckpointError, match=rf"params::FILE.*{settings}"):
+        open_checkpoint("lwm-1m")
+
+
+@pytest.mark.parametrize(
+    ("model", "message"),
+    [
+        ("no-such-model", "no model 'no-such-model'"),
+        ("missing.gguf", r"no model 'missing.gguf'"),
+        ("params::missing", "no such file"),
+        ("weights::file", "'weights::' of 'weights::file' is not known"),
+        ("", "no config.json|no model"),
+    ],
+)
+def test_models_that_are_nowhere(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, model: str, message: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(CheckpointError, match=message):
+        open_checkpoint(model, config="debug" if model.startswith("params") else None)
+
+
+def test_files_and_directories_of_another_kind(tmp_path: Path) -> None:
+    (tmp_path / "model.bin").write_bytes(b"weights")
+    with pytest.raises(CheckpointError, match="unknown kind"):
+        open_checkpoint(str(tmp_path / "model.bin"))
+    with pytest.raises(CheckpointError, match=r"has no config.json"):
+        open_checkpoint(str(tmp_path))
+
+
+def test_settings_do_not_belong_to_what_describes_itself(tmp_path: Path) -> None:
+    for model in (str(tmp_path), "smollm2", "model.gguf"):
+        with pytest.raises(ConfigError, match=r"--config '7b' belongs to the original's"):
+            open_checkpoint(model, config="7b")
+
+
+@pytest.mark.parametrize("variable", ["HF_HUB_CACHE", "HF_HOME"])
+def test_a_released_model_in_the_hubs_cache_gets_its_theta_and_length(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, variable: str
+) -> None:
+    """The released files do not say them; the table does."""
+    monkeypatch.delenv("HF_HUB_CACHE", raising=False)
+    monkeypatch.setenv(variable, str(tmp_path))
+    repository = "LargeWorldModel/LWM-Text-Chat-512K"
+    assert hub_directory(repository) is None
+    hub = tmp_path if variable == "HF_HUB_CACHE" else tmp_path / "hub"
+    directory = hub / "models--LargeWorldModel--LWM-Text-Chat-512K" / "snapshots" / "abc"
+    (directory.parent / "incomplete").mkdir(parents=True)
+    directory.mkdir()
+    settings = flax_files.SETTINGS
+    (directory / "source.json").write_text(json.dumps(settings), encoding="utf-8")
+    file = flax_files.write_stream(directory / "source", flax_files.small_model())
+    source = open_checkpoint(f"params::{file}", config=str(directory / "source.json"))
+    write_config(directory, source.config)
+    assert hub_directory(repository) is None  # the weights are still to come
+    write(directory, source.read())
+    checkpoint = open_checkpoint("lwm-text-chat-512k")
+    assert checkpoint.source == "lwm-text-chat-512k"
+    assert isinstance(checkpoint.config, LlamaConfig)
+    assert (checkpoint.config.rope_theta, checkpoint.config.max_sequence_length) == (
+        2.5e7,
+        512 * 1024,
+    )
+    assert open_checkpoint(f"hf:{repository}").config.rope_theta == settings["theta"]

@@ -1,0 +1,53 @@
+"""Trained tokenizers: the same from the same texts, and faithful to any text."""
+
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from small_data import TEXTS, tokenizer
+
+from lwm.core.errors import ConfigError, InputError
+from lwm.data.text import tokenizer_train
+from lwm.data.text.tokenizer import read_tokenizer
+from lwm.data.text.tokenizer_train import train_tokenizer
+
+
+def test_deterministic_whatever_the_order() -> None:
+    assert train_tokenizer(reversed(TEXTS), 300).backend.to_str() == tokenizer().backend.to_str()
+
+
+def test_size_and_specials() -> None:
+    assert tokenizer().vocab_size == 300
+    assert (tokenizer().bos, tokenizer().eos_text, tokenizer().eos) == ("<s>", "</s>", (1,))
+    assert tokenizer().encode("In")[0] == 0
+
+
+@given(st.text())
+def test_any_text_comes_back(text: str) -> None:
+    assert tokenizer().decode(tokenizer().encode(text, specials=False)) == text
+
+
+def test_survives_saving(tmp_path: Path) -> None:
+    tokenizer().save(tmp_path)
+    again = read_tokenizer(tmp_path)
+    assert (again.bos, again.eos) == ("<s>", (1,))
+    assert [again.encode(text) for text in TEXTS] == [tokenizer().encode(text) for text in TEXTS]
+
+
+def test_long_texts_are_learnt_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Cut at blanks, parts hold the same words as the whole."""
+    whole = train_tokenizer([" ".join(TEXTS)], 300).backend.to_str()
+    monkeypatch.setattr(tokenizer_train, "_PART", 64)
+    assert train_tokenizer([" ".join(TEXTS)], 300).backend.to_str() == whole
+
+
+def test_half_a_surrogate_pair_is_passed_over() -> None:
+    assert train_tokenizer([*TEXTS, "\ud800"], 300).vocab_size == 300
+
+
+def test_refusals() -> None:
+    with pytest.raises(ConfigError, match="at least 258"):
+        train_tokenizer(TEXTS, 257)
+    with pytest.raises(InputError, match="no text to train"):
+        train_tokenizer([""], 300)

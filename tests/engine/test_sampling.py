@@ -1,0 +1,226 @@
+"""Sampling against transformers' processors in the order in which it applies them, and drawn
+tokens against the probabilities they should come with."""
+
+from dataclasses import fields
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import torch
+from transformers import (
+    LogitsProcessorList,
+    MinPLogitsWarper,
+    RepetitionPenaltyLogitsProcessor,
+    TemperatureLogitsWarper,
+    TopKLogitsWarper,
+    TopPLogitsWarper,
+)
+
+from lwm.core.errors import ConfigError
+from lwm.engine.sampling import (
+    MAX_TOP_LOGPROBS,
+    Sampled,
+    Sampling,
+    SlotSampling,
+    keep,
+    penalise,
+    sample,
+)
+
+VOCAB = 50
+compiled_sample, compiled_keep = jax.jit(sample), jax.jit(keep)
+
+
+def draw(rows: int, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).normal(size=(rows, VOCAB), scale=2.0).astype(np.float32)
+
+
+def settings(rows: list[Sampling], **changes: Any) -> SlotSampling:
+    """A slot for each; on its own unless told otherwise."""
+    own = np.arange(len(rows), dtype=np.int32)
+    columns: dict[str, Any] = {
+        field.name: np.array([getattr(row, field.name) for row in rows])
+        for field in fields(Sampling)
+    }
+    for name, column in columns.items():
+        kind = {"top_k": np.int32, "seed": np.uint32}.get(name, np.float32)
+        columns[name] = jnp.asarray(column.astype(kind))
+    columns |= {"conditional": own, "unconditional": own, "logprobs": np.zeros(len(rows), bool)}
+    columns |= {"low": np.zeros_like(own), "high": np.full_like(own, VOCAB)}
+    return SlotSampling(**{**columns, **changes})
+
+
+def run(logits: np.ndarray, how: SlotSampling, seen: Any = None, step: Any = None) -> Sampled:
+    rows = len(logits)
+    seen = np.zeros(logits.shape, bool) if seen is None else seen
+    step = np.zeros(rows, np.int32) if step is None else step
+    return jax.tree.map(np.asarray, compiled_sample(logits, seen, step, how))
+
+
+@pytest.mark.parametrize(
+    ("top_k", "top_p", "min_p"),
+    [
+        (0, 1.0, 0.0), (7, 1.0, 0.0), (1, 1.0, 0.0), (0, 0.6, 0.0), (0, 0.05, 0.0), (0, 1.0, 0.1),
+        (0, 1.0, 1.0), (9, 0.8, 0.0), (20, 0.9, 0.05), (5, 1.0, 0.3), (200, 0.99, 0.01),
+    ],
+)  # fmt: skip
+def test_kept_tokens_are_those_transformers_keeps(top_k: int, top_p: float, min_p: float) -> None:
+    logits = draw(40)
+    warpers: list[Any] = [TopKLogitsWarper(top_k)] if top_k else []
+    warpers += [TopPLogitsWarper(top_p)] if top_p < 1 else []
+    warpers += [MinPLogitsWarper(min_p)] if min_p else []
+    text: Any = torch.zeros(40, 1, dtype=torch.long)
+    expected: Any = LogitsProcessorList(warpers)(text, torch.tensor(logits))  # type: ignore[arg-type]
+    full = [jnp.full(40, x) for x in (top_k, top_p, min_p)]
+    np.testing.assert_array_equal(compiled_keep(jnp.asarray(logits), *full), expected.numpy())
+
+
+def test_each_row_has_its_own_settings() -> None:
+    logits = jnp.asarray(draw(3))
+    kept = keep(
+        logits, jnp.array([3, 0, 0]), jnp.array([1.0, 1e-6, 1.0]), jnp.array([0.0, 0.0, 0.0])
+    )
+    assert np.isfinite(kept).sum(axis=1).tolist() == [3, 1, VOCAB]
+
+
+@pytest.mark.parametrize("penalty", [1.3, 0.7])
+def test_repetition_penalty_is_that_of_transformers(penalty: float) -> None:
+    logits = draw(4)
+    text = np.random.default_rng(1).integers(0, VOCAB, (4, 12))
+    seen = np.zeros((4, VOCAB), bool)
+    np.put_along_axis(seen, text, True, axis=1)
+    expected = RepetitionPenaltyLogitsProcessor(penalty)(torch.tensor(text), torch.tensor(logits))  # type: ignore[arg-type]
+    actual = penalise(jnp.asarray(logits), jnp.asarray(seen), jnp.full(4, penalty))
+    np.testing.assert_allclose(actual, expected.numpy(), rtol=1e-6)
+
+
+def test_zero_temperature_takes_the_likeliest_after_the_penalty() -> None:
+    logits = draw(4)
+    first = run(logits, settings([Sampling(temperature=0)] * 4)).tokens
+    np.testing.assert_array_equal(first, logits.argmax(axis=1))
+    seen = np.zeros(logits.shape, bool)
+    seen[np.arange(4), first] = True
+    how = settings([Sampling(temperature=0, repetition_penalty=1e6)] * 4)
+    assert not (run(logits, how, seen).tokens == first).any()
+    # A slot that samples beside it changes nothing.
+    mixed = settings([Sampling(temperature=0)] * 3 + [Sampling(top_k=5)])
+    np.testing.assert_array_equal(run(logits, mixed).tokens[:3], first[:3])
+
+
+def test_frequencies_are_the_probabilities_of_what_transformers_keeps() -> None:
+    rows, one = 8192, draw(1, seed=5)
+    how = {"temperature": 0.7, "top_k": 12, "top_p": 0.9, "min_p": 0.02, "repetition_penalty": 1.4}
+    text = np.argsort(-one[0])[:2]
+    seen = np.zeros((rows, VOCAB), bool)
+    seen[:, text] = True
+    slots = settings([Sampling(**how, seed=i) for i in range(rows)])
+    drawn = run(np.repeat(one, rows, axis=0), slots, seen).tokens
+    processors: list[Any] = [
+        RepetitionPenaltyLogitsProcessor(1.4), TemperatureLogitsWarper(0.7), TopKLogitsWarper(12),
+        TopPLogitsWarper(0.9), MinPLogitsWarper(0.02),
+    ]  # fmt: skip
+    scores = LogitsProcessorList(processors)(torch.tensor(text)[None], torch.tensor(one))  # type: ignore[arg-type]
+    probabilities = torch.softmax(scores, -1)[0].numpy().astype(np.float64)
+    counts = np.bincount(drawn, minlength=VOCAB)
+    assert (counts[probabilities == 0] == 0).all()
+    likely = probabilities > 0
+    expected = rows * probabilities[likely] / probabilities.sum()
+    # Chi-square over a dozen tokens: 40 is beyond the 99.9th percentile of 12 degrees of freedom.
+    assert 2 < likely.sum() <= 12
+    assert ((counts[likely] - expected) ** 2 / expected).sum() < 40
+
+
+def test_a_seed_draws_the_same_at_a_step_and_anew_at_the_next() -> None:
+    logits = np.repeat(draw(1) / 4, 64, axis=0)
+    slots = settings([Sampling(seed=3)] * 64)
+    same = run(logits, slots, step=np.full(64, 5, np.int32)).tokens
+    assert len(set(same)) == 1
+    steps = run(logits, slots, step=np.arange(64, dtype=np.int32)).tokens
+    assert len(set(steps)) > 10
+    assert steps[5] == same[0]
+    assert len(set(run(logits, settings([Sampling(seed=i) for i in range(64)])).tokens)) > 10
+
+
+def test_log_probabilities_are_of_the_models_own_distribution() -> None:
+    logits = draw(3)
+    how = settings(
+        [Sampling(temperature=0.3, top_k=4)] * 3, logprobs=np.array([True, False, True])
+    )
+    out = run(logits, how)
+    expected = torch.log_softmax(torch.tensor(logits), -1).numpy()
+    np.testing.assert_allclose(out.logprobs, expected[np.arange(3), out.tokens], rtol=1e-5)
+    order = np.argsort(-logits, axis=1)[:, :MAX_TOP_LOGPROBS]
+    np.testing.assert_array_equal(out.top_tokens, order)
+    np.testing.assert_allclose(out.top_logprobs, np.take_along_axis(expected, order, 1), rtol=1e-5)
+
+
+def test_guidance_mixes_two_rows_and_gives_both_the_same_token() -> None:
+    logits = draw(4)
+    # Slots 1 and 3 are a request; 0 and 2 stand alone between them.
+    conditional, unconditional = np.array([0, 1, 2, 1]), np.array([0, 3, 2, 3])
+    for scale in (0.0, 1.0, 2.5):
+        how = settings(
+            [Sampling(temperature=0, guidance=scale)] * 4,
+            conditional=conditional.astype(np.int32), unconditional=unconditional.astype(np.int32),
+        )  # fmt: skip
+        out = run(logits, how)
+        mixed = logits[3] + scale * (logits[1] - logits[3])
+        assert out.tokens[1] == out.tokens[3] == mixed.argmax()
+        assert out.tokens[0] == logits[0].argmax()
+        assert out.tokens[2] == logits[2].argmax()
+
+
+def test_ids_outside_the_range_do_not_exist() -> None:
+    """The same draws as from logits that hold the range alone."""
+    logits, low, high = draw(64), 11, 29
+    rows = [
+        Sampling(seed=i, temperature=i % 3, top_k=i % 5 * 4, top_p=1 - i % 2 * 0.2,
+                 min_p=i % 4 * 0.02)
+        for i in range(64)
+    ]  # fmt: skip
+    ends = {"low": np.full(64, low, np.int32), "high": np.full(64, high, np.int32)}
+    out = run(logits, settings(rows, **ends, logprobs=np.ones(64, bool)))
+    assert ((out.tokens >= low) & (out.tokens < high)).all()
+    greedy = np.arange(64) % 3 == 0
+    np.testing.assert_array_equal(out.tokens[greedy], low + logits[greedy, low:high].argmax(1))
+    expected = torch.log_softmax(torch.tensor(logits[:, low:high]), -1).numpy()
+    np.testing.assert_allclose(
+        out.logprobs, expected[np.arange(64), out.tokens - low], rtol=1e-5, atol=1e-6
+    )
+    order = np.argsort(-expected, axis=1)
+    np.testing.assert_array_equal(out.top_tokens[:, : high - low], low + order)
+    for i, row in enumerate(rows):
+        kept = keep(
+            jnp.asarray(logits[i : i + 1, low:high]) / max(row.temperature, 1e-5),
+            *(jnp.array([x]) for x in (row.top_k, row.top_p, row.min_p)),
+        )
+        assert np.isfinite(kept[0, out.tokens[i] - low])
+
+
+def test_each_slot_has_its_own_range_and_one_id_is_forced() -> None:
+    logits = draw(4)
+    low, high = np.array([0, 7, 40, 3]), np.array([VOCAB, 8, 50, 5])
+    how = settings(
+        [Sampling(temperature=1.5, seed=i) for i in range(4)],
+        low=low.astype(np.int32), high=high.astype(np.int32),
+    )  # fmt: skip
+    for step in range(20):
+        out = run(logits, how, step=np.full(4, step, np.int32))
+        assert ((out.tokens >= low) & (out.tokens < high)).all()
+        assert (out.tokens[1], out.logprobs[1]) == (7, 0)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"temperature": -0.1}, {"temperature": float("nan")}, {"top_k": -1}, {"top_p": 0.0},
+        {"top_p": 1.1}, {"min_p": -0.1}, {"min_p": 2.0}, {"repetition_penalty": 0.0},
+        {"guidance": float("nan")}, {"seed": -1}, {"seed": 2**32},
+    ],
+)  # fmt: skip
+def test_settings_out_of_range_are_refused_by_name(wrong: dict[str, float]) -> None:
+    (name,) = wrong
+    with pytest.raises(ConfigError, match=name):
+        Sampling(**wrong)  # type: ignore[arg-type]

@@ -1,0 +1,359 @@
+"""Needles: where they lie, how long contexts are, what counts as found, and runs that resume."""
+
+import json
+import random
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+import pytest
+import sentencepiece
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from lwm.cli.ranges import parse_depths, parse_lengths
+from lwm.core.errors import ConfigError, InputError
+from lwm.data.text.tokenizer import Tokenizer, read_tokenizer
+from lwm.data.text.tokenizer_train import train_tokenizer
+from lwm.evaluation.case import Case
+from lwm.evaluation.results import Results, read_results
+from lwm.evaluation.run import run
+from lwm.evaluation.tasks.haystack import read_haystack, texts
+from lwm.evaluation.tasks.needle import CITIES, KEPT_FREE, NeedleTask
+
+SAYING = "the river ran past a quiet mill and nobody in town could say how old it was"
+WORDS = SAYING.split()
+
+
+@cache
+def prose() -> str:
+    draw = random.Random(0)
+    sentences = [" ".join(draw.choices(WORDS, k=draw.randint(4, 14))) for _ in range(4000)]
+    return " ".join(f"{sentence.capitalize()}." for sentence in sentences)
+
+
+@pytest.fixture(scope="module")
+def file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("haystack") / "prose.txt"
+    path.write_text(prose(), encoding="utf-8")
+    return path
+
+
+@pytest.fixture(scope="module", params=["bytes", "sentencepiece"])
+def tokenizer(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Tokenizer:
+    if request.param == "bytes":
+        return train_tokenizer([prose()], 400)
+    folder = tmp_path_factory.mktemp("sentencepiece")
+    sentencepiece.SentencePieceTrainer.train(  # Llama's way
+        sentence_iterator=iter(f"{line}." for line in prose().split(".")[:500]),
+        model_prefix=str(folder / "tokenizer"), model_type="bpe", vocab_size=420,
+        byte_fallback=True, normalization_rule_name="identity", split_digits=True,
+        remove_extra_whitespaces=False, allow_whitespace_only_pieces=True, minloglevel=9,
+    )  # fmt: skip
+    return read_tokenizer(folder / "tokenizer.model")
+
+
+def task_of(file: Path, tokenizer: Tokenizer, **settings: object) -> NeedleTask:
+    given = {"lengths": [700, 1500], "depths": [0.0, 33.3, 50.0, 100.0]} | settings
+    haystack = read_haystack(str(file), tokenizer, 20_000)
+    return NeedleTask(tokenizer=tokenizer, haystack=haystack, **given)  # type: ignore[arg-type]
+
+
+def context_of(case: Case, tokenizer: Tokenizer) -> str:
+    """The document in the words of the prompt."""
+    text = tokenizer.decode(case.prompt)
+    return text[text.index("USER: ") + len("USER: ") : text.rindex("What ")]
+
+
+def squeezed(text: str) -> str:
+    """Sentencepiece puts a space before each piece of a prompt that is encoded by itself."""
+    return re.sub(r" *\n *", "\n", re.sub(" +", " ", text))
+
+
+@given(
+    length=st.integers(320, 3000),
+    depth=st.integers(0, 1000).map(lambda n: n / 10),
+    seed=st.integers(0, 10_000),
+)
+@settings(max_examples=40)
+def test_a_needle_sits_in_the_sentence_of_its_depth(
+    file: Path, tokenizer: Tokenizer, length: int, depth: float, seed: int
+) -> None:
+    task = task_of(file, tokenizer, lengths=[length], depths=[depth], seed=seed)
+    ((key,),) = task.units()
+    case = task.case(key)
+    assert case == task.case(key)
+    assert case.told["context_tokens"] == length - KEPT_FREE
+    text = context_of(case, tokenizer)
+    assert text.count(case.reference) == 1
+    assert re.fullmatch(r"[1-9]\d{6}", case.reference)
+    # The words before the needle, counted anew, end a sentence that reaches to the depth.
+    before, _, after = text.partition("The special magic")
+    rest = after.partition(case.reference)[2]
+    assert depth > 0 or not before.strip()
+    assert depth < 100 or not rest.strip()
+    whole = len(tokenizer.encode(before, specials=False)) + len(
+        tokenizer.encode(rest, specials=False)
+    )
+    reached = len(tokenizer.encode(before, specials=False))
+    if 0 < depth < 100:
+        assert not before.strip() or before.rstrip().endswith(".")
+        sentence = re.match(r"[^.]*\.?", rest.lstrip())
+        assert sentence
+        longest = len(tokenizer.encode(sentence.group(), specials=False))
+        wanted = whole * depth / 100
+        assert reached <= wanted + 3
+        assert wanted <= reached + longest + 4 or not rest.strip()
+
+
+@given(length=st.integers(900, 2000), seed=st.integers(0, 10_000), count=st.integers(1, 6))
+@settings(max_examples=25)
+def test_all_of_several_needles_are_there_once(
+    file: Path, tokenizer: Tokenizer, length: int, seed: int, count: int
+) -> None:
+    task = task_of(
+        file, tokenizer, lengths=[length], needles=count, retrieved=(count + 1) // 2, seed=seed
+    )
+    case = task.case(task.units()[0][0])
+    text = context_of(case, tokenizer)
+    told = dict(re.findall(r"The special magic (\w+) number is: (\d{7})", text))
+    assert len(told) == count
+    assert len(set(told.values())) == count
+    asked = [city for city in told if city in case.told["question"]]
+    assert sorted(told[city] for city in asked) == sorted(case.reference)
+    assert case.told["context_tokens"] == length - KEPT_FREE
+    assert len(case.told["depth_percent"]) == len(case.reference)
+
+
+def test_the_originals_prompt_to_the_letter(file: Path, tokenizer: Tokenizer) -> None:
+    task = task_of(file, tokenizer, depths=[100.0])
+    case = task.case(task.units()[0][0])
+    text = squeezed(tokenizer.decode(case.prompt))
+    city = case.told["question"].split()[-2]
+    assert text.startswith("You are a helpful assistant. USER: ")
+    assert text.endswith(
+        f"\nThe special magic {city} number is: {case.reference}\nWhat is the special magic "
+        f"{city} number? Don't give information outside the document or repeat your findings. "
+        "Keep your response short and direct. ASSISTANT: "
+    )
+    three = task_of(file, tokenizer, needles=3, retrieved=3)
+    question = three.case(three.units()[0][0]).told["question"]
+    assert re.fullmatch(r"What are the special magic numbers for \w+, \w+, and \w+\?", question)
+    one = task_of(file, tokenizer, needles=3, retrieved=1)
+    question = one.case(one.units()[0][0]).told["question"]
+    assert re.fullmatch(r"What is the special magic number for \w+\?", question)
+    assert len(set(CITIES)) == len(CITIES) >= 60
+
+
+@pytest.mark.parametrize(
+    ("reference", "response", "correct", "score"),
+    [
+        ("1234567", "The special magic Oslo number is: 1234567.", True, 1.0),
+        ("1234567", "1234567", True, 1.0),
+        ("1234567", "It is 123 4567.", False, 0.0),
+        ("1234567", "", False, 0.0),
+        ("1234567", "7654321 or 1234567", True, 1.0),
+        (["1234567", "7654321"], "1234567 and 7654321", [True, True], 1.0),
+        (["1234567", "7654321"], "7654321", [False, True], 0.5),
+        (["1234567", "7654321"], "I do not know.", [False, False], 0.0),
+    ],
+)
+def test_verdicts_by_hand(
+    file: Path, reference: object, response: str, correct: object, score: float
+) -> None:
+    task = task_of(file, train_tokenizer([prose()], 400))
+    case = Case(prompt=[1], target=[1], max_tokens=1, reference=reference)
+    verdict = task.judge(case, response)
+    assert verdict.correct == correct
+    assert verdict.score == score
+
+
+class Oracle:
+    """Answers from a table of responses by reference."""
+
+    def __init__(self, answers: object, stop_after: int = 10**9) -> None:
+        self._answers, self._left = answers, stop_after
+
+    def restart(self) -> None: ...
+
+    def answer(self, cases: Sequence[Case]) -> Iterator[str]:
+        for case in cases:
+            if not self._left:
+                raise KeyboardInterrupt
+            self._left -= 1
+            yield self._answers(case)  # type: ignore[operator]
+
+    def follow(self, cases: Sequence[Case]) -> Iterable[list[bool]]:
+        return [self._answers(case) for case in cases]  # type: ignore[operator]
+
+
+KEYS = ("context_length", "depth_percent", "seed")
+
+
+def test_who_copies_is_always_right_and_who_guesses_hardly_ever(
+    file: Path, tokenizer: Tokenizer, tmp_path: Path
+) -> None:
+    task = task_of(file, tokenizer, rounds=3)
+    draw = random.Random(0)
+    rows = run(
+        task, Oracle(lambda case: f"It is {case.reference}"), Results(tmp_path / "a", {}, KEYS)
+    )
+    assert len(rows) == 2 * 4 * 3
+    assert all(row["correct"] is True and row["score"] == 1 for row in rows)
+    rows = run(
+        task,
+        Oracle(lambda case: str(draw.randrange(10**6, 10**7))),
+        Results(tmp_path / "b", {}, KEYS),
+    )
+    assert sum(row["score"] for row in rows) == 0  # once in nine million
+    several = task_of(file, tokenizer, needles=4, retrieved=4, rounds=40)
+    # Names one of the four, so a quarter of all is found.
+    guess = Oracle(lambda case: draw.choice(case.reference))
+    rows = run(several, guess, Results(tmp_path / "c", {}, ("context_length", "seed")))
+    assert np.mean([row["score"] for row in rows]) == 0.25
+
+
+def test_scores_by_logits_are_of_what_is_asked(
+    file: Path, tokenizer: Tokenizer, tmp_path: Path
+) -> None:
+    task = task_of(file, tokenizer, needles=3, retrieved=2, lengths=[1000], by_logits=True)
+    case = task.case(task.units()[0][0])
+    first, second = case.asked
+    numbers = [tokenizer.decode([case.target[i] for i in part]).strip() for part in case.asked]
+    assert numbers == case.reference
+    # As the tokenizer writes the whole answer in one go, but for what begins a text.
+    cities = re.findall(r"for (\w+), and (\w+)\?", case.told["question"])[0]
+    one, other = (f"The special magic {city} number is: " for city in cities)
+    whole = tokenizer.encode(f"{one}{numbers[0]}. {other}{numbers[1]}", specials=False)
+    assert whole[-len(case.target) :] == list(case.target)
+    assert "".join(tokenizer.decode(case.prompt).split()).endswith("numberis:")
+    wrong_word = [i in first or i in second for i in range(len(case.target))]
+    (row,) = run(task, Oracle(lambda case: wrong_word), Results(tmp_path / "a", {}, ("seed",)),
+                 score="logits")  # fmt: skip
+    assert row["correct"] == [True, True]
+    wrong_digit = [i != second[-1] for i in range(len(case.target))]
+    (row,) = run(task, Oracle(lambda case: wrong_digit), Results(tmp_path / "b", {}, ("seed",)),
+                 score="logits")  # fmt: skip
+    assert row["correct"] == [True, False]
+    assert row["score"] == 0.5
+
+
+def test_a_run_that_was_cut_off_ends_with_the_same_rows(
+    file: Path, tokenizer: Tokenizer, tmp_path: Path
+) -> None:
+    task = task_of(file, tokenizer, rounds=2)
+    answers = lambda case: f"{case.reference} of {case.told['context_tokens']}"  # noqa: E731
+    whole = run(task, Oracle(answers), Results(tmp_path / "whole", {"a": 1}, KEYS))
+    for rows in (0, 1, 4, 6):
+        part = tmp_path / f"part{rows}"
+        with pytest.raises(KeyboardInterrupt):
+            run(task, Oracle(answers, stop_after=rows), Results(part, {"a": 1}, KEYS))
+        if rows:
+            with (part / "results.jsonl").open("a", encoding="utf-8") as half:
+                half.write('{"context_length": 700, "depth_pe')
+        assert run(task, Oracle(answers), Results(part, {"a": 1}, KEYS)) == whole
+        assert (part / "results.jsonl").read_bytes() == (
+            tmp_path / "whole" / "results.jsonl"
+        ).read_bytes()
+
+
+def test_another_runs_directory_is_refused(file: Path, tmp_path: Path) -> None:
+    task = task_of(file, train_tokenizer([prose()], 400))
+    run(task, Oracle(lambda case: ""), Results(tmp_path, {"seed": 1, "rounds": 1}, KEYS))
+    with pytest.raises(InputError, match="its seed is 1 and not 2"):
+        Results(tmp_path, {"seed": 2, "rounds": 1}, KEYS)
+    lines = (tmp_path / "results.jsonl").read_text(encoding="utf-8").splitlines()
+    (tmp_path / "results.jsonl").write_text("\n".join([lines[0], lines[1][:30], *lines[2:], ""]))
+    with pytest.raises(InputError, match=r"line 2 is no row"):
+        Results(tmp_path, {"seed": 1, "rounds": 1}, KEYS)
+    (tmp_path / "results.jsonl").write_text('{"question": "?"}\n', encoding="utf-8")
+    with pytest.raises(InputError, match="has no 'context_length'"):
+        Results(tmp_path, {"seed": 1, "rounds": 1}, KEYS)
+    (tmp_path / "settings.json").unlink()
+    with pytest.raises(InputError, match=r"without settings\.json"):
+        Results(tmp_path, {"seed": 1, "rounds": 1}, KEYS)
+
+
+def test_what_cannot_be_asked_is_refused(file: Path) -> None:
+    tokenizer = train_tokenizer([prose()], 400)
+    with pytest.raises(
+        InputError, match=r"has [\d,]+ tokens and the longest context needs 999,800"
+    ):
+        task_of(file, tokenizer, lengths=[1000, 1_000_000])
+    with pytest.raises(ConfigError, match="length 250 is too short"):
+        task_of(file, tokenizer, lengths=[250])
+    with pytest.raises(ConfigError, match="2 needles are hidden and 3 asked for"):
+        task_of(file, tokenizer, needles=2, retrieved=3)
+    with pytest.raises(ConfigError, match="0 needles are hidden and 1 asked for"):
+        task_of(file, tokenizer, needles=0)
+    with pytest.raises(ConfigError, match="seed is -1"):
+        task_of(file, tokenizer, seed=-1)
+    with pytest.raises(ConfigError, match="rounds is 0"):
+        task_of(file, tokenizer, rounds=0)
+
+
+def test_ranges() -> None:
+    assert parse_lengths("4096,1024,1024") == [1024, 4096]
+    assert parse_lengths("1024:8192:4") == [1024, 3413, 5803, 8192]
+    assert parse_depths("0:100:5") == [0, 25, 50, 75, 100]
+    assert parse_depths("50") == [50]
+    assert parse_depths("0:100:5", "sigmoid") == [0, 7.6, 50, 92.4, 100]
+    for wrong in ("", "a", "1:2", "1:2:0", "5:1:3", "1:2:1e9", "nan", "1,,2", "1:2:2.5"):
+        with pytest.raises(ConfigError, match="write numbers as in"):
+            parse_lengths(wrong)
+    with pytest.raises(ConfigError, match="has 0"):
+        parse_lengths("0,5")
+    for wrong in ("-1", "0,100.5", "0:200:3"):
+        with pytest.raises(ConfigError, match="from 0 to 100"):
+            parse_depths(wrong)
+
+
+def test_text_without_full_stops_and_other_lengths_beside(file: Path, tmp_path: Path) -> None:
+    tokenizer = train_tokenizer([prose()], 400)
+    plain = tmp_path / "plain.txt"
+    plain.write_text(prose().replace(".", " ;"), encoding="utf-8")
+    window = read_haystack(str(plain), tokenizer, 4000).window(1000, [0, 1])
+    assert window.place(37.0) == 370
+    # What is asked of a length hangs on nothing else that is asked.
+    few = read_haystack(str(file), tokenizer, 4 * 800).window(700, [3, 700])
+    many = read_haystack(str(file), tokenizer, 4 * 5000).window(700, [3, 700])
+    np.testing.assert_array_equal(few.ids, many.ids)
+
+
+def test_files_of_the_originals_are_read(tmp_path: Path) -> None:
+    rows = [{"context_length": 1000, "depth_percent": 50, "response": "1", "answer": "1",
+             "correct": True, "seed": 0}]  # fmt: skip
+    path = tmp_path / "needle.json"
+    path.write_text(json.dumps(rows), encoding="utf-8")
+    assert read_results(path) == ({}, rows)
+    path.write_text("[1]", encoding="utf-8")
+    with pytest.raises(InputError, match="other things"):
+        read_results(path)
+    path.write_text('[{"a": 1}', encoding="utf-8")
+    with pytest.raises(InputError, match="no JSON"):
+        read_results(path)
+
+
+def test_texts_of_a_haystack(file: Path, tmp_path: Path) -> None:
+    lines = tmp_path / "essays.jsonl"
+    lines.write_text(
+        "".join(json.dumps({"text": text}) + "\n" for text in ("One.", "Two.")), encoding="utf-8"
+    )
+    assert list(texts(str(lines))) == ["One.", "Two."]
+    assert "".join(texts("book:Ruth")).startswith("Now it came to pass")
+    lines.write_text('{"body": "One."}\n', encoding="utf-8")
+    with pytest.raises(InputError, match=r"record 1 has no field 'text' .*'body'"):
+        list(texts(str(lines)))
+    lines.write_text('{"text": "One."}\n{"text": \n', encoding="utf-8")
+    with pytest.raises(InputError, match="line 2 cannot be read"):
+        list(texts(str(lines)))
+    tokenizer = train_tokenizer([prose()], 400)
+    haystack = read_haystack(str(file), tokenizer, 10**9)
+    assert tokenizer.decode(haystack.ids.tolist()) == prose()
+    starts = haystack.starts[1:-1]
+    assert all(haystack.ends[starts - 1])
+    assert len(starts) == prose().count(".") - 1

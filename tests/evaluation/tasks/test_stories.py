@@ -1,0 +1,130 @@
+"""Stories replayed by a reader of their sentences, who shares nothing with their maker."""
+
+import random
+import re
+from itertools import pairwise
+
+import pytest
+
+from lwm.evaluation.tasks import stories
+
+MOVE = re.compile(r"(\w+) (?:went back|went|journeyed|travelled|moved) to the (\w+)\.")
+TAKE = re.compile(r"(\w+) (?:got|took|grabbed|picked up) the (\w+)(?: there)?\.")
+DROP = re.compile(r"(\w+) (?:dropped|discarded|put down|left) the (\w+)(?: there)?\.")
+GIVE = re.compile(r"(\w+) (?:gave|handed|passed) the (\w+) to (\w+)\.")
+LIES = re.compile(r"The (\w+) is (north|south|east|west) of the (\w+)\.")
+ACROSS = {"north": (0, 1), "south": (0, -1), "east": (1, 0), "west": (-1, 0)}
+
+
+class Reader:
+    """Goes through a story fact by fact, and notes where every object is after each."""
+
+    def __init__(self, facts) -> None:
+        self.where: dict[str, str] = {}
+        hands: dict[str, str] = {}
+        lying: dict[str, str] = {}
+        self.trail: dict[str, list[str]] = {}
+        self.gifts = []
+        for fact in facts:
+            if match := MOVE.fullmatch(fact):
+                assert self.where.get(match[1]) != match[2]
+                self.where[match[1]] = match[2]
+            elif match := TAKE.fullmatch(fact):
+                assert match[2] not in hands
+                assert lying.pop(match[2], self.where[match[1]]) == self.where[match[1]]
+                hands[match[2]] = match[1]
+            elif match := DROP.fullmatch(fact):
+                assert hands.pop(match[2]) == match[1]
+                lying[match[2]] = self.where[match[1]]
+            elif match := GIVE.fullmatch(fact):
+                assert hands[match[2]] == match[1] != match[3]
+                hands[match[2]] = match[3]
+                self.gifts.append(match.groups())
+                self.where.setdefault(match[3], self.where[match[1]])
+                assert self.where[match[3]] == self.where[match[1]]
+            else:
+                raise AssertionError(fact)
+            for thing in {*hands, *lying}:
+                place = lying.get(thing) or self.where[hands[thing]]
+                trail = self.trail.setdefault(thing, [])
+                if trail[-1:] != [place]:
+                    trail.append(place)
+
+    def answers(self, question: str) -> set[str]:
+        """All that answer it."""
+        if match := re.fullmatch(r"Where is (the )?(\w+)\?", question):
+            return {self.trail[match[2]][-1] if match[1] else self.where[match[2]]}
+        if match := re.fullmatch(r"Where was the (\w+) before the (\w+)\?", question):
+            trail = self.trail[match[1]]
+            return {a for a, b in pairwise(trail) if b == match[2]}
+        forms = {
+            r"What did (?P<a>\w+) give to (?P<c>\w+)\?": 1,
+            r"Who gave the (?P<b>\w+) to (?P<c>\w+)\?": 0,
+            r"Who did (?P<a>\w+) give the (?P<b>\w+) to\?": 2,
+            r"Who gave the (?P<b>\w+)\?": 0,
+            r"Who received the (?P<b>\w+)\?": 2,
+        }
+        for form, asked in forms.items():
+            if match := re.fullmatch(form, question):
+                given = match.groupdict()
+                return {
+                    gift[asked]
+                    for gift in self.gifts
+                    if all(gift["abc".index(name)] == said for name, said in given.items())
+                }
+        raise AssertionError(question)
+
+
+def map_answers(facts, question: str) -> set[str]:
+    """Places of task 4 laid on a map, neighbours one step apart."""
+    steps = [match.groups() for fact in facts if (match := LIES.fullmatch(fact))]
+    assert len(steps) == len(facts) == 2
+    at = {steps[0][2]: (0, 0)}
+    for _ in facts:
+        for one, way, other in steps:
+            x, y = ACROSS[way]
+            if other in at:
+                at[one] = (at[other][0] + x, at[other][1] + y)
+            elif one in at:
+                at[other] = (at[one][0] - x, at[one][1] - y)
+    if match := re.fullmatch(r"What is (\w+) of the (\w+)\?", question):
+        (x, y), place, sign = ACROSS[match[1]], match[2], 1
+    else:
+        match = re.fullmatch(r"What is the (\w+) (\w+) of\?", question)
+        assert match
+        (x, y), place, sign = ACROSS[match[2]], match[1], -1
+    here = at[place]
+    way = (sign * x, sign * y)
+    # Anything further that way on the map, a step or more, answers it.
+    return {
+        name for name, (a, b) in at.items() if (a - here[0]) * way[0] + (b - here[1]) * way[1] > 0
+    }
+
+
+@pytest.mark.parametrize(
+    "tell",
+    [
+        stories.where_is_a_person,
+        stories.where_is_an_object,
+        stories.where_was_an_object,
+        stories.which_place_lies_there,
+        stories.who_gave_what_to_whom,
+    ],
+)
+def test_a_reader_finds_the_one_answer(tell) -> None:
+    answers, lengths = set(), set()
+    for seed in range(300):
+        story = tell(random.Random(seed))
+        assert story == tell(random.Random(seed))
+        if tell is stories.which_place_lies_there:
+            found = map_answers(story.facts, story.question)
+        else:
+            found = Reader(story.facts).answers(story.question)
+        assert found == {story.answer}, story
+        assert story.answer in story.sentence
+        assert len(story.facts) <= stories.LONGEST
+        answers.add(story.answer)
+        lengths.add(len(story.facts))
+    assert len(answers) >= 6
+    if tell is not stories.which_place_lies_there:
+        assert len(lengths) > 8

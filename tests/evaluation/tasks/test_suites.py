@@ -1,0 +1,386 @@
+"""Suites: examples that fit and fill their lengths, scores, and what is refused."""
+
+import json
+import random
+import re
+from collections import Counter
+from collections.abc import Sequence
+from functools import cache
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+import tokenizers
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tokenizers import decoders, models, pre_tokenizers
+
+from lwm.core.errors import ConfigError, InputError
+from lwm.data.text.tokenizer import Tokenizer
+from lwm.data.text.tokenizer_train import train_tokenizer
+from lwm.evaluation.case import Case
+from lwm.evaluation.report.scores import by_length, by_task, effective_length, points_of
+from lwm.evaluation.results import Results
+from lwm.evaluation.run import run
+from lwm.evaluation.tasks.babilong import names_it_alone
+from lwm.evaluation.tasks.ruler import string_match_all, string_match_part
+from lwm.evaluation.tasks.ruler_qa import read_questions
+from lwm.evaluation.tasks.sizing import Prose, fullest
+from lwm.evaluation.tasks.suites import KEYS, TASKS, Suite, chosen, subtasks
+
+SAYING = "the river ran past a quiet mill and nobody in town could say how old it was"
+WORDS = SAYING.split()
+UNIT = {"niah_single_1": 90, "vt": 90, "passkey": 90, "number_string": 90, "kv_retrieval": 90,
+        "niah_multikey_2": 90, "niah_multikey_3": 130, "cwe": 3 * 24, "fwe": 5 * 8,
+        "qa_1": 260, "qa_2": 260}  # fmt: skip
+"""Characters of a unit of filler at most; a word of the text elsewhere."""
+
+
+@cache
+def text() -> str:
+    draw = random.Random(0)
+    sentences = [" ".join(draw.choices(WORDS, k=draw.randint(4, 14))) for _ in range(2500)]
+    return " ".join(f"{sentence.capitalize()}." for sentence in sentences)
+
+
+@cache
+def tokenizer(kind: str) -> Tokenizer:
+    if kind == "bpe":
+        return train_tokenizer([text()], 400)
+    # Each character is a token: no other tokenizer needs more.
+    vocabulary = {
+        letter: i for i, letter in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))
+    }
+    backend = tokenizers.Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)  # type: ignore
+    backend.decoder = decoders.ByteLevel()  # type: ignore
+    return Tokenizer(backend=backend)
+
+
+def squad(path: Path, paragraphs: int = 150) -> Path:
+    draw = random.Random(1)
+    articles = [
+        {
+            "title": f"article {a}",
+            "paragraphs": [
+                {
+                    "context": f"Town {a}-{p} was founded by clan {a}x{p}. "
+                    + " ".join(draw.choices(WORDS, k=30)),
+                    "qas": [
+                        {
+                            "question": f"Who founded town {a}-{p}?",
+                            "answers": [{"text": f"clan {a}x{p}", "answer_start": 28}],
+                        },
+                        {"question": "Why?", "answers": [], "is_impossible": True},
+                    ],
+                }
+                for p in range(paragraphs // 6)
+            ],
+        }
+        for a in range(6)
+    ]
+    path.write_text(json.dumps({"version": "v2.0", "data": articles}))
+    return path
+
+
+def hotpot(path: Path) -> Path:
+    entries = [
+        {
+            "question": f"Where does hero {i} live?",
+            "answer": f"castle {i}",
+            "context": [
+                [f"Hero {i}", [f"Hero {i} serves lord {i}.", " He is old."]],
+                [f"Lord {i}", [f"Lord {i} lives in castle {i}."]],
+            ],
+        }
+        for i in range(120)
+    ]
+    path.write_text(json.dumps(entries))
+    return path
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory) -> dict:
+    folder = tmp_path_factory.mktemp("questions")
+    return {
+        "qa_1": read_questions(squad(folder / "squad.json")),
+        "qa_2": read_questions(hotpot(folder / "hotpot.json")),
+    }
+
+
+def suite(name, files, kind="bpe", lengths=(4096,), samples=1, tasks=None, template="none"):
+    names, _ = chosen(name, tasks, files)
+    return Suite(
+        name=name,
+        subtasks=subtasks(name, names, tokenizer(kind), [text()], files),
+        tokenizer=tokenizer(kind),
+        template=template,
+        lengths=lengths,
+        samples=samples,
+    )
+
+
+class Oracle:
+    """Answers by a function of the case."""
+
+    def __init__(self, answer) -> None:
+        self._answer = answer
+
+    def restart(self) -> None: ...
+
+    def answer(self, cases: Sequence[Case]):
+        return [self._answer(case) for case in cases]
+
+    def follow(self, cases: Sequence[Case]):
+        return [[True] * len(case.target) for case in cases]
+
+
+@pytest.mark.parametrize(("kind", "length"), [("bpe", 2500), ("bpe", 6000), ("bytes", 9000)])
+@pytest.mark.parametrize("name", TASKS)
+def test_every_example_fills_its_length_and_holds_its_answers(name, kind, length, files) -> None:
+    made = suite(name, files, kind, [length], samples=2)
+    for unit in made.units():
+        for key in unit:
+            case = made.case(key)
+            total = len(case.prompt) + case.max_tokens
+            task = case.told["task"]
+            assert length - UNIT.get(task, 16) < total <= length, key
+            prompt = tokenizer(kind).decode(case.prompt)
+            context = prompt[: prompt.rindex(case.told["question"][:10])]
+            for answer in case.reference:
+                often = context.lower().count(answer.lower())
+                if task.startswith("niah") or task == "kv_retrieval":
+                    assert often == 1
+                elif task in ("passkey", "number_string"):
+                    assert often == 2
+                else:
+                    assert often >= 1
+            assert made.case(key) == case
+            response = tokenizer(kind).decode(case.target)
+            assert made.judge(case, response).score == 1
+
+
+@pytest.mark.parametrize("template", ["original", "chatml"])
+def test_chat_templates_count(template, files) -> None:
+    made = suite("infinitebench", {}, lengths=[1200], template=template)
+    for (key,) in made.units():
+        case = made.case(key)
+        assert 1200 - 90 < len(case.prompt) + case.max_tokens <= 1200
+        assert "USER" in (said := tokenizer("bpe").decode(case.prompt)) or "|im_start|>" in said
+
+
+@settings(max_examples=60)
+@given(st.integers(0, 400), st.integers(1, 500), st.integers(0, 1000))
+def test_fullest_is_full(least: int, budget: int, seed: int) -> None:
+    steps = random.Random(seed).choices(range(1, 10), k=600)
+    sums = [0]
+    for step in steps:
+        sums.append(sums[-1] + step)
+    budget += sums[least]
+    found = fullest(sums.__getitem__, budget, least, len(steps))
+    assert found == max(n for n, total in enumerate(sums) if total <= budget)
+
+
+@settings(max_examples=50)
+@given(st.floats(0, 0.999), st.integers(0, 300), st.lists(st.floats(0, 1), max_size=6))
+def test_sentences_are_hidden_in_their_order(start: float, words: int, depths: list) -> None:
+    prose = Prose(text()[:3000])
+    words = min(words, len(prose))
+    marks = [f"<{i}>" for i in range(len(depths))]
+    hidden = prose.rotated(start).hiding(words, marks, sorted(depths)).split()
+    assert [word for word in hidden if word in marks] == marks
+    rest = [word for word in hidden if word not in marks]
+    doubled = " ".join(prose.words * 2)
+    assert " ".join(rest) in doubled
+    assert len(rest) == words
+    for place, (before, word) in enumerate(pairwise(hidden), 1):
+        if word in marks and not set(marks).issuperset(hidden[place:]):  # not behind all text
+            assert before.endswith(".") or before in marks
+    if words:
+        assert rest[0][0].isupper()  # from the beginning of a sentence
+
+
+def test_ruler_tasks_are_what_the_paper_says(files) -> None:
+    made = suite("ruler", files, lengths=[6000])
+    cases = {str(unit[0]["task"]): made.case(unit[0]) for unit in made.units()}
+    assert list(cases) == list(TASKS["ruler"])
+    prompts = {task: tokenizer("bpe").decode(case.prompt) for task, case in cases.items()}
+    needles = {
+        task: len(re.findall(r"One of the special", text)) for task, text in prompts.items()
+    }
+    assert needles["niah_single_2"] == needles["niah_single_3"] == 1
+    assert needles["niah_multikey_1"] == needles["niah_multivalue"] == 4
+    assert needles["niah_multiquery"] == 4
+    assert needles["niah_multikey_2"] > 20
+    assert re.fullmatch(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}",
+                        cases["niah_multikey_3"].reference[0])  # fmt: skip
+    assert [len(cases[task].reference) for task in ("niah_multivalue", "niah_multiquery")] == [
+        4,
+        4,
+    ]
+    assert {task: case.max_tokens for task, case in cases.items() if len(case.target) < 30} == {
+        task: 128 if task.startswith("niah") else {"vt": 30, "cwe": 120, "fwe": 50}.get(task, 32)
+        for task, case in cases.items()
+        if len(case.target) < 30
+    }
+
+    # Variables: follow the assignments of the question's text, behind the solved example.
+    told = prompts["vt"].split("Memorize and track")[-1]
+    value = re.search(r"assigned the value (\d+) in", told)
+    assert value
+    holders = {value[1]}
+    for name, source in re.findall(r"VAR (\w+) = (?:VAR )?(\w+)", told):
+        if source in holders:
+            holders.add(name)
+    assert holders - {value[1]} == set(cases["vt"].reference)
+    assert len(cases["vt"].reference) == 5
+
+    # Common words: those counted most in the last list; likewise the coded words but the dots.
+    told = prompts["cwe"].split("Below is a numbered list")[-1].split("Question:")[0]
+    counted = Counter(re.findall(r"\d+\. ([\w-]+)", told))
+    assert {word for word, _ in counted.most_common(10)} == set(cases["cwe"].reference)
+    assert set(counted.values()) == {30, 3}
+    told = prompts["fwe"].split("frequently appeared coded words.")[1].split("\nQuestion:")[0]
+    counted = Counter(told.split())
+    assert [word for word, _ in counted.most_common(4)] == ["...", *cases["fwe"].reference]
+
+
+@pytest.mark.parametrize(
+    ("answers", "response", "share"),
+    [
+        # As in the form of RULER's prediction files: `outputs` and `pred`.
+        (["8090293"], " 8090293.", 1.0),
+        (["8090293"], " 809029", 0.0),
+        (["1111111", "2222222", "3333333", "4444444"], "2222222, 4444444 and 5555555", 0.5),
+        (["AB", "CD", "EF"], "ab\x00cd", 2 / 3),
+        (["word"], "", 0.0),
+    ],
+)
+def test_string_match_all(answers: list, response: str, share: float) -> None:
+    verdict = string_match_all(answers, {}, response)
+    assert verdict.score == pytest.approx(share)
+    each = [verdict.correct] if isinstance(verdict.correct, bool) else verdict.correct
+    assert [answer.lower() in response.lower() for answer in answers] == list(each)
+
+
+def test_string_match_part_takes_any_answer() -> None:
+    assert string_match_part(["Denver Broncos", "Broncos"], {}, "the broncos won").score == 1
+    assert string_match_part(["Denver Broncos", "Broncos"], {}, "the Panthers").score == 0
+
+
+@pytest.mark.parametrize(
+    ("response", "correct"),
+    [
+        ("The most recent location of Mary is garden.", True),
+        ("GARDEN", True),
+        ("kitchen. No: garden", False),  # only the first sentence counts
+        ("the garden or the kitchen", False),
+        ("She went from the office to the garden", True),  # the question names the office
+        ("the yard", False),
+        ("", False),
+    ],
+)
+def test_babilong_takes_the_answer_alone(response: str, correct: bool) -> None:
+    labels = ("garden", "kitchen", "office")
+    assert (
+        names_it_alone(response, "garden", labels, "Where was Mary before the office?") is correct
+    )
+
+
+def test_infinitebench_scores() -> None:
+    made = suite("infinitebench", {}, lengths=[800])
+    passkey, _, pairs = (made.case(unit[0]) for unit in made.units())
+    key, value = passkey.reference[0], pairs.reference[0]
+    for response, right in ((f"It is {key}, not 12", 1), (f"12 or {key}", 0), ("none", 0),
+                            (f"{key}0", 0), (f"x{key}x", 1)):  # fmt: skip
+        assert made.judge(passkey, response).score == right
+    for response, right in ((f'"{value}"}}', 1), (f"is:{value}.", 1), (value[:-1], 0),
+                            (f"{value}0", 0)):  # fmt: skip
+        assert made.judge(pairs, response).score == right
+
+
+@pytest.mark.parametrize("name", TASKS)
+def test_an_oracle_scores_everything(name, files, tmp_path: Path) -> None:
+    made = suite(name, files, lengths=[2500, 4000])
+    oracle = Oracle(lambda case: " and ".join(case.reference))
+    rows = run(made, oracle, Results(tmp_path, {}, KEYS))
+    assert len(rows) == 2 * len(TASKS[name])
+    points = points_of(rows)
+    assert set(by_length(points).values()) == {1.0}
+    assert effective_length(points, 100.0) == 4000
+    assert run(made, Oracle(lambda case: 1 / 0), Results(tmp_path, {}, KEYS)) == rows
+
+
+def test_answers_at_random_score_what_chance_says(files, tmp_path: Path) -> None:
+    draw = random.Random(5)
+    places = ("bathroom", "bedroom", "garden", "hallway", "kitchen", "office")
+    samples = 40
+    made = suite("babilong", {}, lengths=[1500], samples=samples, tasks="qa1,qa4")
+    rows = run(made, Oracle(lambda case: draw.choice(places)), Results(tmp_path / "1", {}, KEYS))
+    scores = by_task(points_of(rows))
+    for task in ("qa1", "qa4"):  # within three standard deviations
+        assert abs(scores[task, 1500] - 1 / 6) < 3 * (5 / 36 / samples) ** 0.5
+
+    made = suite("ruler", {}, lengths=[1500], samples=samples, tasks="niah_multikey_2")
+    shares = []
+
+    def guess(case: Case) -> str:
+        values = re.findall(r" is: (\d{7})\.", tokenizer("bpe").decode(case.prompt))
+        shares.append(1 / len(values))
+        return draw.choice(values)
+
+    rows = run(made, Oracle(guess), Results(tmp_path / "2", {}, KEYS))
+    chance = sum(shares) / len(shares)
+    found = by_task(points_of(rows))["niah_multikey_2", 1500]
+    assert abs(found - chance) < 3 * (chance * (1 - chance) / samples) ** 0.5
+
+
+def test_effective_length() -> None:
+    rows = [
+        {"task": task, "context_length": length, "seed": 0, "score": score}
+        for length, scores in {1000: (1.0, 0.9), 2000: (0.9, 0.812), 4000: (1.0, 0.5)}.items()
+        for task, score in zip("ab", scores, strict=True)
+    ]
+    points = points_of(rows)
+    assert by_length(points) == pytest.approx({1000: 0.95, 2000: 0.856, 4000: 0.75})
+    assert effective_length(points, 85.6) == 2000
+    assert effective_length(points, 75.0) == 4000
+    assert effective_length(points, 96.0) is None
+
+
+def test_refusals(files, tmp_path: Path) -> None:
+    short = subtasks("ruler", ["niah_single_2"], tokenizer("bytes"), [text()[:2000]], {})
+    made = Suite(name="ruler", subtasks=short, tokenizer=tokenizer("bytes"), template="none",
+                 lengths=[5000], samples=1)  # fmt: skip
+    with pytest.raises(InputError, match=r"niah_single_2 2,\d{3} tokens.* 5,000;"):
+        made.require()
+    with pytest.raises(InputError, match=r"cwe takes at least [\d,]+ tokens .* is 200;"):
+        suite("ruler", {}, tasks="cwe", lengths=[200]).require()
+    with pytest.raises(InputError, match=r"squad\.json gives qa_1 .* is 100,000;"):
+        suite("ruler", files, tasks="qa_1", lengths=[100_000]).require()
+    with pytest.raises(ConfigError, match="no task 'qa9'"):
+        chosen("babilong", "qa1,qa9", ())
+    with pytest.raises(ConfigError, match="--squad"):
+        chosen("ruler", "vt,qa_1", ())
+    assert chosen("ruler", None, ["qa_1"])[1] == {"qa_2": "no --hotpot"}
+
+
+@pytest.mark.parametrize(
+    ("written", "named"),
+    [
+        ("", "SQuAD"),
+        ("{", "SQuAD"),
+        ('{"data": 3}', "data: "),
+        ('{"data": [{"paragraphs": [{"context": 1, "qas": []}]}]}', "data.0.paragraphs.0.context"),
+        ('[{"question": "q", "context": []}]', "0.answer"),
+        ('{"data": []}', "no question"),
+    ],
+)
+def test_broken_files_of_questions_are_named(written: str, named: str, tmp_path: Path) -> None:
+    path = tmp_path / "asked.json"
+    path.write_text(written)
+    with pytest.raises(InputError, match=named) as caught:
+        read_questions(path)
+    assert str(path) in str(caught.value)
+    with pytest.raises(InputError, match="missing"):
+        read_questions(tmp_path / "missing.json")

@@ -1,0 +1,120 @@
+"""Conversations in files: gone on with elsewhere, on any mesh, to the same words."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+from safetensors import safe_open
+from safetensors.numpy import load_file, save_file
+from tiny_world import CONFIG, model, tokenizer, weights
+
+from lwm.core.errors import InputError
+from lwm.core.mesh import make_mesh
+from lwm.core.params import shardings
+from lwm.core.sharding import DECODE
+from lwm.generation.model import Model
+from lwm.generation.session import load_session, save_session
+from lwm.models.llama import llama_params
+
+CODES = np.arange(12).reshape(3, 4)
+HOW: dict[str, Any] = {"max_tokens": 12, "template": "original"}
+
+
+def opening() -> list[dict[str, Any]]:
+    shown = {"type": "codes", "codes": CODES}
+    return [{"role": "user", "content": [{"type": "text", "text": "what is it?"}, shown]}]
+
+
+def talk(talker: Model, messages: list[Any], question: str) -> str:
+    """Asks once more; the messages grow."""
+    if question:
+        messages.append({"role": "user", "content": question})
+    answer = talker.chat(messages, **HOW)
+    messages.append({"role": "assistant", "content": answer})
+    return answer
+
+
+@pytest.fixture(scope="module")
+def kept(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    """A session of one question, and what the same model answers to the next."""
+    path, talker = tmp_path_factory.mktemp("session") / "talk.session", model()
+    messages: list[Any] = opening()
+    talk(talker, messages, "")
+    save_session(path, talker, messages)
+    return path, talk(talker, messages, "why?")
+
+
+def test_it_goes_on_without_reading_again(kept: tuple[Path, str]) -> None:
+    path, expected = kept
+    other = model()
+    messages: list[Any] = load_session(path, other)
+    assert messages[0]["content"][1] == {"type": "codes", "codes": CODES.tolist()}
+    assert talk(other, messages, "why?") == expected
+    assert other.figures.reused >= other.figures.prompt - len("why? USER: ASSISTANT: </s>") - 8
+
+
+def test_it_goes_on_in_the_slot_that_is_free(kept: tuple[Path, str]) -> None:
+    path, expected = kept
+    other = model()
+    engine = other.engine_for(200, 12, slots=2)
+    talk(other, [], "something else")
+    messages: list[Any] = load_session(path, other)
+    assert engine.scheduler.longest()[0] == 1
+    assert talk(other, messages, "why?") == expected
+    assert other.figures.reused > 80
+
+
+def test_a_session_that_breaks_off_leaves_a_model_that_works(
+    kept: tuple[Path, str], tmp_path: Path
+) -> None:
+    path, _ = kept
+    with safe_open(path, framework="numpy") as file:
+        facts = file.metadata()
+    arrays = load_file(path)
+    name = f"values.{CONFIG.num_layers - 1}"
+    save_file(arrays | {name: arrays[name][:, :-1].copy()}, tmp_path / "cut", metadata=facts)
+    other = model()
+    with pytest.raises(InputError, match=f"{name} has the shape"):
+        load_session(tmp_path / "cut", other)
+    assert talk(other, opening(), "") == talk(model(), opening(), "")
+    assert other.figures.reused == 0
+
+
+def test_it_goes_on_over_a_ring(kept: tuple[Path, str]) -> None:
+    """And what the ring keeps goes on on one device."""
+    path, expected = kept
+    mesh = make_mesh("1,1,1,4")
+    laid = shardings(llama_params(CONFIG, stacked=False), mesh, DECODE)
+    ring = Model(
+        source="ring", config=CONFIG, open_tokenizer=tokenizer, dtype="float32", mesh=mesh,
+        weights=jax.device_put(weights(), laid),
+    )  # fmt: skip
+    messages: list[Any] = load_session(path, ring)
+    again = path.with_name("ring.session")
+    save_session(again, ring, messages)
+    assert talk(ring, messages, "why?") == expected
+    assert ring.figures.reused > 80
+    alone = model()
+    messages = load_session(again, alone)
+    assert talk(alone, messages, "why?") == expected
+    assert alone.figures.reused > 80
+
+
+def test_what_is_no_session_of_the_model_is_refused(
+    kept: tuple[Path, str], tmp_path: Path
+) -> None:
+    path, _ = kept
+    with pytest.raises(InputError, match="of another model"):
+        load_session(path, model(replace(CONFIG, rope_theta=5e5)))
+    data = path.read_bytes()
+    for name, content in (
+        ("cut", data[: len(data) // 2]), ("none", b""), ("text", b"no session at all" * 9),
+    ):  # fmt: skip
+        (tmp_path / name).write_bytes(content)
+        with pytest.raises(InputError, match=f"{name} cannot be read"):
+            load_session(tmp_path / name, model())
+    with pytest.raises(InputError, match="nowhere"):
+        load_session(tmp_path / "nowhere", model())

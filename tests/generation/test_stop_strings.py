@@ -1,0 +1,49 @@
+"""Stop strings in a stream of pieces, against `str.find` on the whole text."""
+
+from collections.abc import Iterator
+
+import hypothesis.strategies as st
+import pytest
+from hypothesis import example, given, settings
+
+from lwm.core.errors import InputError
+from lwm.generation.stop_strings import until_stop
+
+letters = st.text("ab", max_size=6)
+
+
+@settings(max_examples=500)
+@given(st.lists(letters, max_size=12), st.lists(st.text("ab", min_size=1, max_size=4), max_size=3))
+# The shorter is whole while the longer, which begins before it, is not yet.
+@example(["aba", "b"], ["abab", "ba"])
+@example(["aba"], ["abab", "ba"])
+def test_the_text_ends_where_the_first_stop_string_begins(
+    pieces: list[str], stops: list[str]
+) -> None:
+    text = "".join(pieces)
+    ends = [at for at in (text.find(stop) for stop in stops) if at >= 0]
+    assert "".join(until_stop(pieces, stops)) == text[: min(ends, default=None)]
+
+
+@given(st.lists(letters, max_size=12), st.text("ab", min_size=1, max_size=5))
+def test_nothing_is_held_back_longer_than_it_may_begin_a_stop_string(
+    pieces: list[str], stop: str
+) -> None:
+    given_out: list[str] = []
+    read: list[str] = []
+
+    def reading() -> Iterator[str]:
+        for piece in pieces:
+            read.append(piece)
+            yield piece
+
+    for piece in until_stop(reading(), [stop]):
+        given_out.append(piece)
+        held = "".join(read)[len("".join(given_out)) :]
+        assert stop.startswith(held) or stop in "".join(read)
+        assert piece
+
+
+def test_an_empty_stop_string_is_refused() -> None:
+    with pytest.raises(InputError, match="empty"):
+        list(until_stop(["a"], ["b", ""]))

@@ -1,0 +1,128 @@
+"""Sizes, operations and memory, against transformers' own counts and arithmetic done by hand; the
+cache against its figures."""
+
+import jax
+import numpy as np
+import pytest
+import torch
+import transformers
+
+from lwm.core.errors import CapacityError, ConfigError
+from lwm.core.mesh import make_mesh
+from lwm.models.cache import cache_capacity, grow_cache, make_cache
+from lwm.models.costs import (
+    cache_bytes,
+    forward_flops,
+    parameter_count,
+    training_flops,
+    weight_bytes,
+)
+from lwm.models.llama import LlamaConfig
+from lwm.models.sizes import NAMES, size
+
+SMALL = LlamaConfig(
+    vocab_size=10, hidden_size=8, intermediate_size=12, num_layers=2, num_heads=2, num_kv_heads=1,
+    head_dim=4, max_sequence_length=64,
+)  # fmt: skip
+
+
+def test_the_seven_billion_are_exactly_these() -> None:
+    assert parameter_count(size("7b")) == 6_738_415_616
+    assert weight_bytes(size("7b"), "bfloat16") == 13_476_831_232
+    assert weight_bytes(size("7b"), "float32") == 4 * 6_738_415_616
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_sizes_count_as_many_parameters_as_transformers(name: str) -> None:
+    config = size(name)
+    # One layer and two: the difference is a layer, the rest is what stands around them.
+    counts = []
+    for layers in (1, 2):
+        with torch.device("meta"):
+            model = transformers.LlamaForCausalLM(
+                transformers.LlamaConfig(
+                    vocab_size=32000,
+                    hidden_size=config.hidden_size,
+                    intermediate_size=config.intermediate_size,
+                    num_hidden_layers=layers,
+                    num_attention_heads=config.num_heads,
+                    tie_word_embeddings=False,
+                )
+            )
+        counts.append(sum(parameter.numel() for parameter in model.parameters()))
+    one, two = counts
+    assert parameter_count(config) == one + (config.num_layers - 1) * (two - one)
+
+
+def test_an_unknown_size_is_refused_with_the_known_ones() -> None:
+    with pytest.raises(ConfigError, match=r"'8b'.*7b.*65b"):
+        size("8b")
+
+
+def test_operations_by_hand() -> None:
+    # A layer: query 8x8, key and value 8x4 each, output 8x8, three of 8x12; the head 8x10.
+    matrices = 2 * (64 + 32 + 32 + 64 + 3 * 96) + 80
+    # Five tokens after three: token i sees 3 + i + 1 keys; scores and mixture are 2 * 4 operations
+    # for each of 2 heads and each pair, in 2 layers.
+    pairs = 4 + 5 + 6 + 7 + 8
+    by_hand = 2 * matrices * 5 + 2 * 2 * (2 * 4 + 2 * 4) * pairs
+    assert forward_flops(SMALL, 5, context=3) == by_hand
+    assert training_flops(SMALL, batch=7, sequence=5) == 21 * forward_flops(SMALL, 5)
+
+
+def test_operations_of_parts_add_up_to_the_whole() -> None:
+    whole = forward_flops(SMALL, 11)
+    assert forward_flops(SMALL, 4) + forward_flops(SMALL, 7, context=4) == whole
+
+
+@pytest.mark.parametrize(("dtype", "width"), [("float32", 4), ("bfloat16", 2)])
+def test_cache_bytes_are_the_bytes_of_the_cache(dtype: str, width: int) -> None:
+    assert cache_bytes(SMALL, 100, dtype, slots=3) == 3 * 100 * 2 * 2 * 1 * 4 * width
+    cache = make_cache(SMALL, slots=3, capacity=512, dtype=dtype)
+    assert cache_bytes(SMALL, 512, dtype, slots=3) == sum(x.nbytes for x in jax.tree.leaves(cache))
+
+
+@pytest.mark.parametrize(("tokens", "mesh"), [(1, None), (700, None), (700, "1,1,1,4")])
+def test_capacity_holds_the_tokens_in_equal_parts(tokens: int, mesh: str | None) -> None:
+    laid = None if mesh is None else make_mesh(mesh)
+    capacity = cache_capacity(tokens, laid)
+    assert capacity >= tokens
+    assert capacity % (1 if laid is None else 4) == 0
+    assert cache_capacity(capacity, laid) == capacity
+
+
+def test_a_cache_is_created_in_its_shards() -> None:
+    cache = make_cache(SMALL, slots=2, capacity=1024, dtype="float32", mesh=make_mesh("2,1,1,2"))
+    assert {x.data.shape for x in cache[0].keys.addressable_shards} == {(1, 1, 4, 512)}
+    assert {x.data.shape for x in cache[0].values.addressable_shards} == {(1, 1, 512, 4)}
+
+
+def test_a_cache_beyond_memory_is_refused_with_both_figures() -> None:
+    # Four simulated devices share the host's memory: cutting the cache does not shrink it.
+    for mesh in (None, make_mesh("1,1,1,4")):
+        with pytest.raises(CapacityError, match=r"64000\.00 GB.* GB.*free"):
+            make_cache(SMALL, slots=1, capacity=10**12, dtype="float32", mesh=mesh)
+
+
+@pytest.mark.parametrize("mesh", [None, "1,1,1,4", "2,1,1,2"])
+def test_growing_keeps_every_position_where_it_was(mesh: str | None) -> None:
+    laid = None if mesh is None else make_mesh(mesh)
+    shards = 1 if laid is None else laid.shape["sequence"]
+    old, new = 512 * shards, 768 * shards
+    cache = make_cache(SMALL, slots=2, capacity=old, dtype="float32", mesh=laid)
+    filled = jax.tree.map(
+        lambda x: jax.device_put(
+            np.random.default_rng(0).normal(size=x.shape).astype(np.float32), x.sharding
+        ),
+        cache,
+    )
+    before = jax.tree.map(np.asarray, filled)
+    grown = grow_cache(filled, new, laid)
+    for was, now in zip(before, grown, strict=True):
+        assert now.values.shape == (2, 1, new, 4)
+        for position in (0, 1, 5, 511, old - 1):
+            there, here = (
+                position % shards * (size // shards) + position // shards for size in (old, new)
+            )
+            np.testing.assert_array_equal(was.values[:, :, there], now.values[:, :, here])
+            np.testing.assert_array_equal(was.keys[..., there], now.keys[..., here])

@@ -1,0 +1,59 @@
+"""A tokenizer of bytes, files of examples, and batches, for the tests of training data."""
+
+import json
+from collections.abc import Iterable
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from lwm.data.config import DataConfig
+from lwm.data.loader import Loader
+from lwm.data.rows.packing import Row
+from lwm.data.text.tokenizer import Tokenizer
+from lwm.data.text.tokenizer_train import train_tokenizer
+
+TEXTS = [f"In the beginning was line {i}, and {'so it went on ' * (i % 7)}." for i in range(60)]
+
+
+@cache
+def tokenizer() -> Tokenizer:
+    return train_tokenizer(TEXTS, 300)
+
+
+def ids(text: str) -> list[int]:
+    return tokenizer().encode(text, specials=False)
+
+
+def write_lines(path: Path, values: Iterable[Any]) -> Path:
+    """JSON lines; text that is given as bytes is written as it is."""
+    lines = [v if isinstance(v, bytes) else json.dumps(v).encode() for v in values]
+    path.write_bytes(b"".join(line + b"\n" for line in lines))
+    return path
+
+
+def records() -> list[dict[str, str]]:
+    return [{"text": text} for text in TEXTS]
+
+
+def loader(path: Path | str, **settings: Any) -> Loader:
+    """A loader of rows of 32 tokens in batches of 4, by the settings of either class."""
+    own: dict[str, Any] = {"sequence_length": 32, "batch_size": 4, "rows": None, "split": "train"}
+    own |= {"vocab_size": None, "vision": None}
+    own = {name: settings.pop(name, value) for name, value in own.items()}
+    every: dict[str, Any] = {"prefetch": 0} | settings
+    return Loader(DataConfig(path=str(path), **every), tokenizer(), **own)
+
+
+def take(batches: Loader, count: int) -> list[Row]:
+    return [next(batches) for _ in range(count)]
+
+
+def assert_same(left: list[Row], right: list[Row]) -> None:
+    assert len(left) == len(right)
+    for one, other in zip(left, right, strict=True):
+        assert one.keys() == other.keys()
+        for name in one:
+            assert one[name].dtype == other[name].dtype
+            np.testing.assert_array_equal(one[name], other[name], err_msg=name)
