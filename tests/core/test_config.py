@@ -1,15 +1,16 @@
-"""Configurations through JSON text and back, and data that is wrong in one place."""
+"""Check configurations through JSON text and back, and with one wrong value at a time."""
 
 import json
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import hypothesis.strategies as st
 import pytest
+from annotated_types import Ge, Gt, Le, Lt
 from hypothesis import given
 
-from lwm.core.config import MAX_JSON_BYTES, from_dict, override, read_json, to_dict
+from lwm.core.config import MAX_JSON_BYTES, Checked, from_dict, override, read_json, to_dict
 from lwm.core.errors import ConfigError
 
 
@@ -119,3 +120,32 @@ def test_an_object_is_read_as_it_is(tmp_path: Path) -> None:
     path = tmp_path / "config.json"
     path.write_text('{"a": [1, {"b": "ü"}]}', encoding="utf-8")
     assert read_json(path) == {"a": [1, {"b": "ü"}]}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ranges(Checked, section="loop"):
+    steps: Annotated[int, Ge(1)] = 1
+    rate: Annotated[float, Gt(0), Le(1)] = 1.0
+    share: Annotated[float | None, Ge(0), Lt(1)] = None
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"steps": 0}, "loop.steps is 0; it must be at least 1"),
+        ({"rate": 0.0}, "loop.rate is 0.0; it must be greater than 0 and at most 1"),
+        ({"rate": 1.5}, "loop.rate is 1.5; it must be greater than 0 and at most 1"),
+        ({"share": 1.0}, "loop.share is 1.0; it must be at least 0 and less than 1"),
+        ({"share": float("nan")}, "loop.share is nan; it must be at least 0 and less than 1"),
+    ],
+)
+def test_declared_ranges_are_enforced(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError) as error:
+        Ranges(**changes)
+    assert str(error.value) == message
+    with pytest.raises(ConfigError, match=next(iter(changes))):
+        from_dict(Ranges, changes, "here")
+
+
+def test_limits_themselves_are_inside_the_range() -> None:
+    assert Ranges(steps=1, rate=1.0, share=0.0).share == 0.0

@@ -1,11 +1,11 @@
-"""Directories that appear whole or not at all, seen from the file system."""
+"""Check from the file system that files and directories appear complete or not at all."""
 
 from pathlib import Path
 
 import pytest
 
 from lwm.core.errors import InputError
-from lwm.core.files import new_directory, refuse_existing
+from lwm.core.files import new_directory, new_file, refuse_existing
 
 
 def test_a_directory_appears_with_everything_in_it(tmp_path: Path) -> None:
@@ -57,4 +57,47 @@ def test_a_parent_that_is_a_file_is_refused(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("mine")
     destination = tmp_path / "file" / "model"
     with pytest.raises(InputError, match="cannot be written"), new_directory(destination):
+        pytest.fail("the block must not run")
+
+
+def test_a_file_appears_complete_and_keeps_its_suffix(tmp_path: Path) -> None:
+    destination = tmp_path / "out.json"
+    with new_file(destination) as partial:
+        partial.write_text("{}")
+        assert partial.suffix == ".json"
+        assert not destination.exists()
+    assert destination.read_text() == "{}"
+    assert [path.name for path in tmp_path.iterdir()] == ["out.json"]
+
+
+@pytest.mark.parametrize("replace", [False, True])
+def test_a_failed_file_leaves_what_was_there(tmp_path: Path, replace: bool) -> None:
+    destination = tmp_path / "out.json"
+    if replace:
+        destination.write_text("old")
+    before = sorted(tmp_path.iterdir())
+
+    def fill() -> None:
+        with new_file(destination, replace=replace) as partial:
+            partial.write_text("half")
+            raise RuntimeError("disk full")
+
+    with pytest.raises(RuntimeError, match="disk full"):
+        fill()
+    assert sorted(tmp_path.iterdir()) == before
+    assert not replace or destination.read_text() == "old"
+
+
+def test_a_file_is_replaced_only_on_request(tmp_path: Path) -> None:
+    destination = tmp_path / "out.json"
+    destination.write_text("old")
+    with pytest.raises(InputError, match="exists"), new_file(destination):
+        pytest.fail("the block must not run")
+    with new_file(destination, replace=True) as partial:
+        partial.write_text("new")
+    assert destination.read_text() == "new"
+
+
+def test_a_file_needs_its_directory(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="does not exist"), new_file(tmp_path / "no" / "a.json"):
         pytest.fail("the block must not run")

@@ -1,34 +1,98 @@
-"""Typed configuration <-> JSON.
+"""Convert typed configurations to JSON and back, and check the ranges they declare.
 
-Configurations are frozen keyword-only dataclasses that check themselves in `__post_init__`. Types
-are enforced by pydantic on the way in, so a file edited by hand fails with one sentence and never
-with a wrong type later.
+Configurations are frozen keyword-only dataclasses. pydantic enforces their types when they are
+read from JSON, so a file edited by hand fails with one sentence and not with a wrong type later.
 """
 
 import dataclasses
 import json
+from functools import cache
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Annotated, Any, ClassVar, TypeVar, get_args, get_origin, get_type_hints
 
 import pydantic
+from annotated_types import Ge, Gt, Le, Lt
 
 from lwm.core.errors import ConfigError
 
 Config = TypeVar("Config")
 
-MAX_JSON_BYTES = 64 << 20  # a configuration or an index; larger files are not ours
+MAX_JSON_BYTES = 64 << 20
+"""Limit for configurations and indexes; no real one comes near it."""
+
+
+class Checked:
+    """Base of configurations whose fields declare their ranges.
+
+    A field written `steps: Annotated[int, Ge(1)] = 1000` refuses smaller values, whether they come
+    from JSON, the command line or Python. NaN is outside every range; None is inside.
+
+    Args:
+        section: name of the configuration in error messages, such as `loop`.
+    """
+
+    _section: ClassVar[str] = ""
+
+    def __init_subclass__(cls, section: str = "", **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        cls._section = section
+
+    def __post_init__(self) -> None:
+        for name, bounds in _bounds(type(self)).items():
+            value = getattr(self, name)
+            if value is None or all(bound.holds(value) for bound in bounds):
+                continue
+            label = f"{self._section}.{name}" if self._section else name
+            limits = " and ".join(f"{bound.words} {bound.limit}" for bound in bounds)
+            raise ConfigError(f"{label} is {value}; it must be {limits}")
+
+
+@dataclasses.dataclass(frozen=True)
+class _Bound:
+    words: str
+    limit: Any
+
+    def holds(self, value: Any) -> bool:
+        return {
+            "at least": value >= self.limit,
+            "greater than": value > self.limit,
+            "at most": value <= self.limit,
+            "less than": value < self.limit,
+        }[self.words]
+
+
+@cache
+def _bounds(kind: type) -> dict[str, tuple[_Bound, ...]]:
+    """Collect the bounds that each annotated field of a class declares."""
+    bounds = {}
+    for name, hint in get_type_hints(kind, include_extras=True).items():
+        metadata = get_args(hint)[1:] if get_origin(hint) is Annotated else ()
+        declared = []
+        for item in metadata:
+            match item:
+                case Ge(limit):
+                    declared.append(_Bound("at least", limit))
+                case Gt(limit):
+                    declared.append(_Bound("greater than", limit))
+                case Le(limit):
+                    declared.append(_Bound("at most", limit))
+                case Lt(limit):
+                    declared.append(_Bound("less than", limit))
+        if declared:
+            bounds[name] = tuple(declared)
+    return bounds
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """One JSON object from a file of bounded size.
+    """Read one JSON object from a file of bounded size.
 
     Raises:
-        ConfigError: the file cannot be read, is too large, or holds something else than an object.
+        ConfigError: the file cannot be read, is too large, or is not a JSON object.
     """
     try:
         if path.stat().st_size > MAX_JSON_BYTES:
             raise ConfigError(
-                f"{path} is larger than {MAX_JSON_BYTES >> 20} MB; it is no configuration"
+                f"{path} is larger than {MAX_JSON_BYTES >> 20} MB; it is not a configuration"
             )
         data = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
@@ -41,15 +105,16 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def to_dict(config: Any) -> dict[str, Any]:
+    """Return a configuration as JSON data."""
     return pydantic.TypeAdapter(type(config)).dump_python(config, mode="json")
 
 
 def from_dict(kind: type[Config], data: dict[str, Any], source: str) -> Config:
-    """A configuration of `kind` from JSON data.
+    """Build a configuration of class `kind` from JSON data.
 
     Raises:
-        ConfigError: names `source` and the first key that is missing, unknown or of the wrong
-            type.
+        ConfigError: names `source` and the first key that is missing, unknown or has a wrong
+            value.
     """
     try:
         return pydantic.TypeAdapter(kind).validate_python(data, extra="forbid")
@@ -60,6 +125,6 @@ def from_dict(kind: type[Config], data: dict[str, Any], source: str) -> Config:
 
 
 def override(config: Config, /, **changes: Any) -> Config:
-    """A copy with the changes that are not None, checked again."""
-    given = {name: value for name, value in changes.items() if value is not None}
-    return dataclasses.replace(config, **given)  # type: ignore[type-var]
+    """Return a copy with the changes that are not None, checked again."""
+    changes = {name: value for name, value in changes.items() if value is not None}
+    return dataclasses.replace(config, **changes)  # type: ignore[type-var]

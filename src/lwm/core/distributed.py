@@ -1,7 +1,6 @@
-"""More than one process: joining them, and deciding something together.
+"""Join several processes into one run, and agree on errors and values across them.
 
-Source: `jax.distributed`, which does the work; under Slurm, GKE and on TPU pods it finds its peers
-by itself.
+Built on `jax.distributed`, which finds its peers by itself under Slurm, on GKE and on TPU pods.
 """
 
 import json
@@ -11,47 +10,47 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
+
+from annotated_types import Ge
 
 from lwm.core import errors
+from lwm.core.config import Checked
 from lwm.core.errors import ConfigError, LwmError
 from lwm.core.progress import say
 
-# jax and numpy are imported where they are used: the settings below stand on the command line,
-# whose --help must not wait for them.
+# jax and numpy are imported where they are used: the command line shows the settings below, and
+# --help must not wait for these imports.
 
 
 @dataclass(frozen=True, kw_only=True)
-class DistributedConfig:
-    """Which processes work together."""
+class DistributedConfig(Checked, section="distributed"):
+    """Set which processes work together."""
 
     coordinator: str = ""
-    """HOST:PORT of process 0, the same in every process; with `processes` and `process`."""
+    """HOST:PORT of process 0, the same in every process; needs `processes` and `process`."""
     processes: int = 0
-    """How many processes there are."""
+    """Number of processes."""
     process: int = -1
-    """Which of them this is, from 0."""
+    """Index of this process, from 0."""
     auto: Literal["yes", "no"] = "yes"
-    """Whether to find the others by itself under Slurm, GKE, MPI and on TPU pods."""
-    timeout: int = 300
+    """Detect the other processes under Slurm, GKE, MPI and on TPU pods."""
+    timeout: Annotated[int, Ge(1)] = 300
     """Seconds to wait for the other processes."""
 
     def __post_init__(self) -> None:
-        given = (bool(self.coordinator), self.processes > 0, self.process >= 0)
-        if any(given) and not all(given):
+        super().__post_init__()
+        parts = (bool(self.coordinator), self.processes > 0, self.process >= 0)
+        if any(parts) and not all(parts):
             raise ConfigError(
-                "distributed.coordinator, distributed.processes and distributed.process belong "
+                "distributed.coordinator, distributed.processes and distributed.process go "
                 f"together, but got {self.coordinator!r}, {self.processes} and {self.process}; "
-                "give all three or none"
+                "set all three or none"
             )
         if self.coordinator and not 0 <= self.process < self.processes:
             raise ConfigError(
                 f"distributed.process is {self.process}; with {self.processes} processes it must "
                 f"be from 0 to {self.processes - 1}"
-            )
-        if self.timeout < 1:
-            raise ConfigError(
-                f"distributed.timeout is {self.timeout}; it must be at least 1 second"
             )
 
 
@@ -59,12 +58,12 @@ _TPU_PEERS = ("TPU_WORKER_HOSTNAMES", "TPU_PROCESS_ADDRESSES")
 
 
 def _cluster() -> str | None:
-    """The cluster this process was started by as one of several, from what it sets."""
+    """Name the cluster manager that started this process as one of several, if any did."""
 
     def several(name: str) -> bool:
         return os.environ.get(name, "1").isdigit() and int(os.environ.get(name, "1")) > 1
 
-    # Set by srun; in the script around it, which is one process, only SLURM_NTASKS is.
+    # srun sets this one; in a batch script, which is one process, only SLURM_NTASKS is set.
     if several("SLURM_STEP_NUM_TASKS") and "SLURM_PROCID" in os.environ:
         return "Slurm"
     if several("OMPI_COMM_WORLD_SIZE"):
@@ -74,7 +73,7 @@ def _cluster() -> str | None:
     if os.environ.get("JAX_PLATFORMS", "tpu").startswith("tpu") and any(
         Path("/dev").glob("accel[0-9]*")
     ):
-        return "a TPU pod"  # a virtual machine of one asks its metadata server for the others
+        return "a TPU pod"  # its virtual machines find each other through their metadata server
     if "MEGASCALE_COORDINATOR_ADDRESS" in os.environ:
         return "several TPU slices"
     if "JOB_COMPLETION_INDEX" in os.environ and "JAX_COORDINATOR_ADDRESS" in os.environ:
@@ -83,10 +82,10 @@ def _cluster() -> str | None:
 
 
 def join(config: DistributedConfig) -> None:
-    """Joins the other processes; alone or joined already, does nothing. Must come before jax looks
-    for devices.
+    """Join the other processes, before jax looks for devices.
 
-    Where the others do not come in time, the process ends with one sentence and exit code 2.
+    Does nothing if there are none or they are joined already. If the others do not arrive in time,
+    the process exits with one sentence and code 2.
 
     Raises:
         ConfigError: the processes contradict each other.
@@ -99,31 +98,31 @@ def join(config: DistributedConfig) -> None:
     if jax.distributed.is_initialized():
         return
     jax.config.update("jax_cpu_collectives_implementation", "gloo")
-    given = {}
+    settings = {}
     if config.coordinator:
-        given = {
+        settings = {
             "coordinator_address": config.coordinator,
             "num_processes": config.processes,
             "process_id": config.process,
             "cluster_detection_method": "deactivate",
         }
-    what = f"the {config.processes} processes" if config.coordinator else f"those of {cluster}"
+    group = f"the {config.processes} processes" if config.coordinator else f"those of {cluster}"
     late = (
-        f"{what} did not come together at {config.coordinator or 'the coordinator'} within "
-        f"{config.timeout} seconds; start every process, and check that each reaches it"
-        f"{'' if config.coordinator else ', or add --distributed.auto no to work alone'}"
+        f"{group} did not connect to {config.coordinator or 'the coordinator'} within "
+        f"{config.timeout} seconds; start every process, and check that each can reach it"
+        f"{'' if config.coordinator else ', or add --distributed.auto no to run alone'}"
     )
 
     def give_up() -> None:
         say(f"lwm: {late}")
         os._exit(ConfigError.exit_code)
 
-    # When its own time is up, jax ends the process with a stack trace and lets nobody catch it.
+    # At its own timeout jax aborts the process with a stack trace, which cannot be caught.
     watch = threading.Timer(config.timeout, give_up)
     watch.daemon = True
     watch.start()
     try:
-        jax.distributed.initialize(**given, initialization_timeout=config.timeout + 60)
+        jax.distributed.initialize(**settings, initialization_timeout=config.timeout + 60)
     except (RuntimeError, ValueError) as error:
         raise ConfigError(f"{late} ({' '.join(str(error).split())[:200]})") from error
     finally:
@@ -131,41 +130,40 @@ def join(config: DistributedConfig) -> None:
 
 
 def first_process() -> bool:
-    """Whether this is process 0, which alone writes files and speaks for all; alone, it is."""
+    """Return whether this is process 0, the only one that writes files and logs."""
     import jax
 
     return jax.process_index() == 0
 
 
 def any_process(flag: bool) -> bool:
-    """Whether the flag is set in any process; every process must ask at the same point."""
+    """Return whether the flag is set in any process; a collective call."""
     return bool(_gather(flag).any())
 
 
-def _gather(own: Any) -> Any:
-    """The same array of every process, [processes, ...]."""
+def _gather(array: Any) -> Any:
+    """Return this array from every process, as [processes, ...]."""
     import numpy as np
     from jax.experimental import multihost_utils
 
-    return multihost_utils.process_allgather(np.asarray(own))
+    return multihost_utils.process_allgather(np.asarray(array))
 
 
-_LONGEST = 4096
-"""Bytes of a sentence that goes to the other processes."""
+_MESSAGE_BYTES = 4096
+"""Size of the buffer that carries an error message to the other processes."""
 
 
 @contextmanager
 def together() -> Iterator[None]:
-    """A user's mistake, or a file's fault, that one process meets in this block ends all of them
-    with its sentence; otherwise the others would wait for it for ever. Every process must come
-    here.
+    """Raise an error that any process meets in this block in all of them.
 
-    Blocks may be nested, and an error outside the inner one still meets those who are in it. It
-    does not meet those who compute together meanwhile: what may fail in one process alone needs a
-    block of its own, without computation.
+    Without it, the other processes would wait for the failed one forever. Every process must enter
+    the block. Blocks may be nested: an error in the outer one reaches processes that are in the
+    inner one. It does not reach processes inside a collective computation, so work that can fail
+    in one process alone needs a block of its own, without computation.
 
     Raises:
-        LwmError: of the first process that met one.
+        LwmError: the error of the first process that raised one.
     """
     import jax
     import numpy as np
@@ -177,17 +175,18 @@ def together() -> Iterator[None]:
     try:
         yield
     except LwmError as error:
-        if error.agreed:  # of a block within, or of one around it in another process
+        if error.agreed:  # raised by an inner block, or by an outer one in another process
             raise
         fault = error
     except OSError as error:
         fault = errors.InputError(
             f"{error.strerror or error}: {error.filename or ''}".rstrip(": ")
         )
-    told = b"" if fault is None else f"{type(fault).__name__} {fault}".encode()[:_LONGEST]
-    own = np.zeros(_LONGEST, np.uint8)
-    own[: len(told)] = np.frombuffer(told, np.uint8)
-    for number, row in enumerate(_gather(own)):
+    text = "" if fault is None else f"{type(fault).__name__} {fault}"
+    message = np.frombuffer(text.encode()[:_MESSAGE_BYTES], np.uint8)
+    buffer = np.zeros(_MESSAGE_BYTES, np.uint8)
+    buffer[: len(message)] = message
+    for number, row in enumerate(_gather(buffer)):
         if row.any():
             if number != jax.process_index() or fault is None:
                 kind, _, text = row.tobytes().rstrip(b"\0").decode(errors="ignore").partition(" ")
@@ -197,31 +196,33 @@ def together() -> Iterator[None]:
 
 
 def from_first(work: Callable[[], Any]) -> Any:
-    """What process 0 alone does, and in every process what comes of it, which must be JSON.
+    """Run `work` in process 0 alone and return its result, JSON data, in every process.
 
     Raises:
-        LwmError: what it raised, in every process.
+        LwmError: the error that `work` raised, in every process.
     """
     import jax
 
-    found = None
+    result = None
     with together():
         if first_process():
-            found = work()
+            result = work()
     if jax.process_count() == 1:
-        return found
+        return result
     import numpy as np
     from jax.experimental import multihost_utils
 
-    own = np.frombuffer(json.dumps(found).encode(), np.uint8)
-    size = int(multihost_utils.broadcast_one_to_all(np.int32(len(own))))
-    data = own if first_process() else np.zeros(size, np.uint8)
+    encoded = np.frombuffer(json.dumps(result).encode(), np.uint8)
+    size = int(multihost_utils.broadcast_one_to_all(np.int32(len(encoded))))
+    data = encoded if first_process() else np.zeros(size, np.uint8)
     return json.loads(multihost_utils.broadcast_one_to_all(data).tobytes())
 
 
 def on_host(x: Any) -> Any:
-    """The whole of an array in every process, as numpy. Where no process has all of it, each
-    device holds it whole for a moment."""
+    """Return the whole array in every process, as numpy.
+
+    If no process has all of it, each device needs memory for the whole array for a moment.
+    """
     import numpy as np
 
     if x.is_fully_addressable or x.is_fully_replicated:

@@ -1,16 +1,16 @@
-"""Errors a user can cause and mend.
+"""Define the errors that a user can cause and fix.
 
 Each message is one sentence that names the offending value and the remedy. The command line prints
-it and exits with code 2; anything else that escapes is our own bug and keeps its traceback.
+it and exits with code 2. Any other exception is a bug of ours and keeps its traceback.
 """
 
 
 class LwmError(Exception):
-    """Base of every error meant for a user's eyes."""
+    """Base of every error that is shown to users."""
 
     exit_code = 2
     agreed = False
-    """Whether every process that works together raises it, see `distributed.together`."""
+    """Whether every process raises the error, see `distributed.together`."""
 
 
 class ConfigError(LwmError):
@@ -18,12 +18,12 @@ class ConfigError(LwmError):
 
 
 class CheckpointError(LwmError):
-    """A checkpoint is missing, broken, or of a kind that cannot be read."""
+    """A checkpoint is missing, broken, or in a format that cannot be read."""
 
 
 class InputError(LwmError):
-    """A prompt, a document or a token sequence cannot be used as given."""
+    """A prompt, a document or a token sequence cannot be used."""
 
 
 class CapacityError(LwmError):
-    """What was asked for does not fit the model's context or the machine's memory."""
+    """A request does not fit the model's context or the machine's memory."""

@@ -1,18 +1,19 @@
-"""Files that appear whole or not at all."""
+"""Write files and directories that appear under their names only when they are complete."""
 
 import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TextIO
 
 from lwm.core.errors import InputError
 
 
 def refuse_existing(destination: Path) -> None:
-    """Raises:
-    InputError: something is there already.
+    """Refuse a destination where a file or directory exists already.
+
+    Raises:
+        InputError: the destination exists.
     """
     if destination.exists() or destination.is_symlink():
         raise InputError(f"the destination {destination} exists; name another or remove it first")
@@ -20,8 +21,9 @@ def refuse_existing(destination: Path) -> None:
 
 @contextmanager
 def new_directory(destination: Path) -> Iterator[Path]:
-    """A directory to fill, which takes its name when the block ends well and vanishes when it does
-    not.
+    """Create a directory that gets its name when the block succeeds, and is removed otherwise.
+
+    Yields the path of the directory to fill.
 
     Raises:
         InputError: the destination exists, or its parent cannot be written.
@@ -32,9 +34,7 @@ def new_directory(destination: Path) -> Iterator[Path]:
     try:
         partial.mkdir(parents=True)
     except OSError as error:
-        raise InputError(
-            f"{destination} cannot be written: {error.strerror}; choose another"
-        ) from error
+        raise _not_writable(destination, error) from error
     try:
         yield partial
         partial.rename(destination)
@@ -43,30 +43,40 @@ def new_directory(destination: Path) -> Iterator[Path]:
 
 
 @contextmanager
-def new_text_file(destination: Path) -> Iterator[TextIO]:
-    """A file to write UTF-8 text into, which takes its name when the block ends well and vanishes
-    when it does not.
+def new_file(destination: Path, *, replace: bool = False) -> Iterator[Path]:
+    """Create a file that gets its name when the block succeeds, and is removed otherwise.
+
+    Yields the path of an empty file in the same directory, with the same suffix, to write to.
+
+    Args:
+        replace: overwrite an existing file, in one step; otherwise refuse it.
 
     Raises:
-        InputError: the destination exists, or its directory does not, or cannot be written.
+        InputError: the destination exists, or its directory is missing or cannot be written.
     """
-    refuse_existing(destination)
+    if not replace:
+        refuse_existing(destination)
     if not destination.parent.is_dir():
         raise InputError(
-            f"the directory {destination.parent} does not exist; make it or name another"
+            f"the directory {destination.parent} does not exist; create it or name another"
         )
-    partial = destination.with_name(f".{destination.name}.partial")
+    # The process id keeps two processes that write the same file apart.
+    name = f".{destination.stem[:100]}.{os.getpid()}.partial{destination.suffix}"
+    partial = destination.with_name(name)
     try:
-        file = partial.open("w", encoding="utf-8", newline="\n")
+        partial.touch()
     except OSError as error:
-        raise InputError(
-            f"{destination} cannot be written: {error.strerror}; choose another"
-        ) from error
+        raise _not_writable(destination, error) from error
     try:
-        with file:
-            yield file
-            file.flush()
+        yield partial
+        with partial.open("rb") as file:
             os.fsync(file.fileno())
-        partial.rename(destination)
+        partial.replace(destination)
     finally:
         partial.unlink(missing_ok=True)
+
+
+def _not_writable(destination: Path, error: OSError) -> InputError:
+    return InputError(
+        f"{destination} cannot be written: {error.strerror}; name another destination"
+    )

@@ -1,4 +1,4 @@
-"""How much memory a device has left, as far as it tells, and refusing what would not fit."""
+"""Measure the free memory of a device, and refuse allocations that would not fit."""
 
 from pathlib import Path
 from typing import Any
@@ -11,9 +11,9 @@ from lwm.core.errors import CapacityError
 
 
 def available_bytes(device: Any) -> int | None:
-    """Bytes that can still be allocated on a device; None where the device does not say.
+    """Return how many bytes can still be allocated on a device; None if it does not say.
 
-    A CPU device answers for the host: the least of free memory and what the control group leaves.
+    For a CPU device this is the host's free memory, or what its control group leaves if less.
     """
     if device.platform == "cpu":
         free = psutil.virtual_memory().available
@@ -28,19 +28,19 @@ def available_bytes(device: Any) -> int | None:
 def _control_group_limit() -> int | None:
     try:
         return int(Path("/sys/fs/cgroup/memory.max").read_text())
-    except (OSError, ValueError):  # no such group, or "max": no limit
+    except (OSError, ValueError):  # there is no control group, or its limit is "max"
         return None
 
 
 def require_memory(needed: int, mesh: Mesh | None, *, what: str, remedy: str) -> None:
-    """Refuses what outgrows the memory that is free, before it is allocated.
+    """Refuse an allocation that exceeds the free memory.
 
     Args:
-        needed: bytes on each device; devices that are simulated on a CPU share the host's memory.
-        what: names what is to be allocated.
+        needed: bytes on each device; devices simulated on a CPU share the host's memory.
+        what: names the allocation in the error message.
 
     Raises:
-        CapacityError: names what is needed and what there is.
+        CapacityError: names the bytes needed and the bytes free.
     """
     device = jax.devices()[0] if mesh is None else mesh.local_devices[0]
     sharing = len(mesh.local_devices) if mesh is not None and device.platform == "cpu" else 1
@@ -53,4 +53,5 @@ def require_memory(needed: int, mesh: Mesh | None, *, what: str, remedy: str) ->
 
 
 def gigabytes(count: int) -> str:
+    """Format a number of bytes."""
     return f"{count / 1e9:.2f} GB"

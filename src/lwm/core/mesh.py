@@ -1,7 +1,7 @@
-"""The four mesh axes and the grammar that names their sizes.
+"""Lay devices out as a mesh of four axes, and parse the grammar for their sizes.
 
-`data, fsdp, tensor, sequence` are the original's `dp, fsdp, tp, sp`. Knows devices; knows nothing
-of what is sharded over them (see `sharding`).
+`data, fsdp, tensor, sequence` are the original's `dp, fsdp, tp, sp`. What is sharded over them is
+defined in `sharding`.
 
 Source of the grammar: the original's `mesh_dim` flag (LargeWorldModel/LWM).
 """
@@ -15,6 +15,7 @@ from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh
 
 from lwm.core.errors import ConfigError
+from lwm.core.hardware import traits_of
 
 DATA, FSDP, TENSOR, SEQUENCE = "data", "fsdp", "tensor", "sequence"
 AXES = (DATA, FSDP, TENSOR, SEQUENCE)
@@ -23,12 +24,14 @@ _SHORT = {"dp": DATA, "fsdp": FSDP, "tp": TENSOR, "sp": SEQUENCE}
 
 @dataclass(frozen=True, kw_only=True)
 class MeshShape:
-    """Sizes of the four axes in device order, slowest first; at most one is -1, "whatever is
-    left"."""
+    """Sizes of the four axes in device order, slowest first.
+
+    At most one is -1 and takes the devices that are left.
+    """
 
     axes: tuple[str, ...] = AXES
     sizes: tuple[int, ...] = (1, 1, 1, 1)
-    split_physical_axes: bool = False  # lets one logical axis take part of a TPU torus dimension
+    split_physical_axes: bool = False  # let a logical axis take part of a TPU torus dimension
 
     def __post_init__(self) -> None:
         if sorted(self.axes) != sorted(AXES) or len(self.sizes) != len(AXES):
@@ -42,23 +45,23 @@ class MeshShape:
             )
 
     def resolve(self, device_count: int) -> "MeshShape":
-        """Replaces -1 by the devices that are left over.
+        """Replace -1 by the number of devices that are left.
 
         Raises:
-            ConfigError: the fixed sizes ask for more devices than `device_count`, or do not divide
+            ConfigError: the fixed sizes need more devices than `device_count`, or do not divide
                 it.
         """
         fixed = math.prod(size for size in self.sizes if size != -1)
         if fixed > device_count:
             raise ConfigError(
-                f"the mesh {self} asks for {fixed} devices but {device_count} "
-                f"{'is' if device_count == 1 else 'are'} present; ask for fewer, such as --mesh "
-                "1,1,1,1, or simulate some on a CPU with the environment variable "
+                f"the mesh {self} needs {fixed} devices but {device_count} "
+                f"{'is' if device_count == 1 else 'are'} present; use a smaller one, such as "
+                "--mesh 1,1,1,1, or simulate devices on a CPU with the environment variable "
                 f"JAX_NUM_CPU_DEVICES={fixed}"
             )
         if -1 in self.sizes and device_count % fixed:
             raise ConfigError(
-                f"the mesh {self} leaves one size open, but {fixed} does not divide the "
+                f"the mesh {self} has one open size, but {fixed} does not divide the "
                 f"{device_count} devices present; choose sizes whose product does"
             )
         sizes = tuple(device_count // fixed if size == -1 else size for size in self.sizes)
@@ -72,13 +75,13 @@ class MeshShape:
 
 
 def parse_mesh(text: str) -> MeshShape:
-    """Reads `1,-1,4,1` (dp,fsdp,tp,sp) or `dp:1,fsdp:-1,tp:4,sp:1`, either behind an optional `!`.
+    """Parse `1,-1,4,1` (dp,fsdp,tp,sp) or `dp:1,fsdp:-1,tp:4,sp:1`, with an optional leading `!`.
 
-    Full axis names are taken as well as the original's short ones; named axes may come in any
-    order, which is then the order of the devices. `!` lets a logical axis split a physical one.
+    Axes may have their full names or the original's short ones. Named axes may come in any order,
+    which is then the order of the devices. `!` lets a logical axis split a physical one.
 
     Raises:
-        ConfigError: the text is not of either form.
+        ConfigError: the text has neither form.
     """
     body = text.strip()
     split = body.startswith("!")
@@ -91,7 +94,7 @@ def parse_mesh(text: str) -> MeshShape:
     colons = {bool(colon) for _, colon, _ in named}
     if len(sizes) != len(AXES) or len(colons) != 1:
         raise ConfigError(
-            f"the mesh {text!r} is not understood; write four counts for data, fsdp, tensor and "
+            f"the mesh {text!r} cannot be parsed; write four counts for data, fsdp, tensor and "
             "sequence such as '1,-1,4,1', or name them as in 'dp:1,fsdp:-1,tp:4,sp:1'"
         )
     if colons == {False}:
@@ -101,10 +104,10 @@ def parse_mesh(text: str) -> MeshShape:
 
 
 def make_mesh(shape: MeshShape | str) -> Mesh:
-    """Lays the first devices of this run out as a mesh of the four axes.
+    """Lay the first devices of this run out as a mesh of the four axes.
 
     Raises:
-        ConfigError: more devices are asked for than are present.
+        ConfigError: the mesh needs more devices than are present.
     """
     shape = parse_mesh(shape) if isinstance(shape, str) else shape
     devices = jax.devices()
@@ -118,29 +121,30 @@ def make_mesh(shape: MeshShape | str) -> Mesh:
 
 
 def pace(launched: Any) -> None:
-    """Waits for what was launched where it lies on several CPU devices, as simulated ones are.
+    """Wait for a program that runs on several CPU devices, such as simulated ones.
 
-    XLA's CPU client lets 32 programs of a device be in flight and holds up further launches on the
-    very threads that the programs need, of which it may have no more than devices: collectives
-    then wait for each other until XLA ends the process. Called after each program of a row of
-    them; it costs little, since simulated devices share the machine's cores.
+    XLA's CPU client allows 32 programs per device in flight, and blocks further launches on the
+    same threads that the programs need. Collectives then wait for each other until XLA aborts the
+    process. Call this after each of a series of launches; it costs little, because simulated
+    devices share the machine's cores.
     """
     devices = jax.tree.leaves(launched)[0].sharding.device_set
-    if len(devices) > 1 and next(iter(devices)).platform == "cpu":
+    if len(devices) > 1 and traits_of(next(iter(devices)).platform).bounded_launches:
         jax.block_until_ready(launched)
 
 
 def require_all_devices(mesh: Mesh | None) -> None:
-    """Refuses, where several processes work together, a mesh that leaves devices out: each process
-    must have some of it.
+    """Refuse a mesh that leaves out devices when several processes work together.
+
+    Every process must own a part of the mesh.
 
     Raises:
-        ConfigError: names how many there are.
+        ConfigError: the mesh is smaller than the number of devices.
     """
     if jax.process_count() > 1 and (mesh is None or mesh.size < jax.device_count()):
         count = jax.device_count()
-        given = "no mesh is given" if mesh is None else f"the mesh takes {mesh.size} devices"
+        problem = "there is no mesh" if mesh is None else f"the mesh takes {mesh.size} devices"
         raise ConfigError(
-            f"{given}, but {jax.process_count()} processes with {count} devices work together and "
-            f"each must have some of it; choose a --mesh that takes all, such as 1,1,1,{count}"
+            f"{problem}, but {jax.process_count()} processes with {count} devices work together "
+            f"and each must own a part; choose a --mesh that takes all, such as 1,1,1,{count}"
         )

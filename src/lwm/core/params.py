@@ -1,8 +1,7 @@
-"""Parameters declared once.
+"""Declare each parameter once, as a `ParamSpec`.
 
-A model writes one tree of `ParamSpec`; initialisation, abstract trees, shardings, counts and
-checkpoint templates are derived from it, so they cannot disagree. Knows shapes and logical axes;
-knows no model.
+A model writes one tree of `ParamSpec`. Initialization, abstract trees, shardings, counts and
+checkpoint templates derive from it, so they cannot disagree.
 """
 
 import math
@@ -20,26 +19,28 @@ Initializer = Callable[[jax.Array, tuple[int, ...], Any], jax.Array]
 
 
 def normal(standard_deviation: float) -> Initializer:
+    """Return an initializer that draws from a normal distribution around zero."""
     return jax.nn.initializers.normal(standard_deviation)
 
 
 def kernel() -> Initializer:
-    """For a convolution: keeps the variance of what comes in."""
+    """Return an initializer for convolutions that keeps the variance of the input."""
     return jax.nn.initializers.lecun_normal()
 
 
 def ones() -> Initializer:
+    """Return an initializer that fills with ones."""
     return jax.nn.initializers.ones
 
 
 def zeros() -> Initializer:
+    """Return an initializer that fills with zeros."""
     return jax.nn.initializers.zeros
 
 
 @dataclass(frozen=True)
 class ParamSpec:
-    """One parameter: its shape, what each axis means, and how it starts. A leaf of a model's
-    tree."""
+    """Describe one parameter: its shape, its logical axes and its initializer."""
 
     shape: tuple[int, ...]
     axes: tuple[str, ...]
@@ -54,12 +55,12 @@ class ParamSpec:
 
 
 def count(specs: Any) -> int:
-    """Number of parameters in a tree of specs."""
+    """Return the number of parameters in a tree of specs."""
     return sum(spec.size for spec in jax.tree.leaves(specs))
 
 
 def stack(spec_tree: Any, layers: int) -> Any:
-    """The tree with a leading `layers` axis, the form that training scans over."""
+    """Return the tree with a leading `layers` axis, the form that training scans over."""
     return jax.tree.map(
         lambda spec: ParamSpec((layers, *spec.shape), ("layers", *spec.axes), spec.initializer),
         spec_tree,
@@ -67,18 +68,19 @@ def stack(spec_tree: Any, layers: int) -> Any:
 
 
 def shardings(specs: Any, mesh: Mesh, rules: Rules) -> Any:
+    """Return the sharding of each parameter."""
     return jax.tree.map(lambda spec: named_sharding(mesh, spec.axes, rules), specs)
 
 
 def abstract(specs: Any, dtype: Any) -> Any:
-    """Shapes without memory, for compiling and for planning."""
+    """Return shapes without memory, for compiling and for planning."""
     return jax.tree.map(lambda spec: jax.ShapeDtypeStruct(spec.shape, dtype), specs)
 
 
 def initialize(
     specs: Any, key: jax.Array, dtype: Any, *, mesh: Mesh | None = None, rules: Rules | None = None
 ) -> Any:
-    """Random weights, created in their shards: no device ever holds more than its part."""
+    """Create random weights in their shards: no device holds more than its part at any time."""
     leaves, tree = jax.tree.flatten(specs)
 
     def create(key: jax.Array) -> Any:
@@ -94,5 +96,5 @@ def initialize(
 
 
 def cast(dtype: str) -> Any:
-    """The numpy type of a `--dtype` name that parameters may have."""
+    """Return the numpy type for a `--dtype` name."""
     return {"float32": jnp.float32, "bfloat16": jnp.bfloat16}[dtype]

@@ -1,7 +1,6 @@
-"""Progress and remarks on standard error.
+"""Show progress and log messages on standard error.
 
-Answers alone go to standard output, so that a command can stand in a pipe; everything else a user
-sees while waiting comes through here.
+Only answers go to standard output, so that commands work in pipes.
 """
 
 from collections.abc import Iterator
@@ -16,13 +15,13 @@ console = Console(stderr=True, highlight=False)
 
 @runtime_checkable
 class Advance(Protocol):
-    """Moves a bar on by some steps."""
+    """Callback that advances a progress bar."""
 
     def __call__(self, steps: int = 1) -> None: ...
 
 
 class Bar:
-    """A bar on a terminal, with a note beside it; `silent` where nobody sees it."""
+    """A progress bar with a note beside it."""
 
     def __init__(self, display: Progress, description: str, total: int | None) -> None:
         self._display = display
@@ -30,6 +29,7 @@ class Bar:
 
     @property
     def silent(self) -> bool:
+        """Whether the bar is invisible because standard error is not a terminal."""
         return not console.is_terminal
 
     def __call__(self, steps: int = 1, note: str = "") -> None:
@@ -37,14 +37,13 @@ class Bar:
 
 
 def say(text: str) -> None:
-    """One remark, without markup: text from files must not be read as formatting."""
+    """Log one message; markup in it is printed, not interpreted, since it may come from a file."""
     console.print(text, markup=False, soft_wrap=True)
 
 
 @contextmanager
 def progress(description: str, total: int | None) -> Iterator[Bar]:
-    """A bar for work, of a known size or not; it erases itself when done and stays silent off a
-    terminal."""
+    """Show a progress bar while the block runs; invisible if standard error is not a terminal."""
     bar = Progress(
         TextColumn("{task.description}"),
         BarColumn(),

@@ -1,7 +1,7 @@
-"""Logical axes -> rules -> shardings.
+"""Map the logical axes that models name to mesh axes.
 
-Models name what an axis means (`heads`, `mlp`, `batch`); only the tables here say which mesh axis
-it is spread over, once for training and scoring, once for prefill and once for decode.
+A model names what an axis means (`heads`, `mlp`, `batch`). Only the rule tables here say which
+mesh axis shards it: one table for training and scoring, one for prefill and one for decode.
 """
 
 import math
@@ -36,7 +36,7 @@ TRAINING: Rules = {
     "position": SEQUENCE,
     "activation": None,
 }
-"""Whole sequences, many rows: also used to score them without a cache."""
+"""Rules for whole sequences in many rows; also used to score sequences without a cache."""
 
 PREFILL: Rules = {
     **_WEIGHTS,
@@ -46,7 +46,7 @@ PREFILL: Rules = {
     "slots": DATA,
     "cache_position": SEQUENCE,
 }
-"""One request's chunk at a time, its positions spread over `sequence`; the cache as in decode."""
+"""Rules for one request's chunk, its positions sharded over `sequence`; the cache as in decode."""
 
 DECODE: Rules = {
     **_WEIGHTS,
@@ -56,20 +56,21 @@ DECODE: Rules = {
     "slots": DATA,
     "cache_position": SEQUENCE,
 }
-"""One token for each slot; only the cache is spread over `sequence`."""
+"""Rules for one token per slot; only the cache is sharded over `sequence`."""
 
 
 def partition_spec(axes: Sequence[str | None], rules: Rules) -> PartitionSpec:
-    """Translates logical axes into mesh axes; None stands for an axis that is never sharded."""
+    """Translate logical axes into mesh axes; None stands for an axis that is never sharded."""
     return PartitionSpec(*(None if axis is None else rules[axis] for axis in axes))
 
 
 def named_sharding(mesh: Mesh, axes: Sequence[str | None], rules: Rules) -> NamedSharding:
+    """Return the sharding of an array with these logical axes."""
     return NamedSharding(mesh, partition_spec(axes, rules))
 
 
 def shard_count(mesh: Mesh, axis: str, rules: Rules) -> int:
-    """Into how many parts the rules cut one logical axis."""
+    """Return how many parts the rules split one logical axis into."""
     names = rules[axis]
     return math.prod(
         mesh.shape[name] for name in ([names] if isinstance(names, str) else names or ())
@@ -79,14 +80,14 @@ def shard_count(mesh: Mesh, axis: str, rules: Rules) -> int:
 def constrain(
     x: jax.Array, mesh: Mesh | None, axes: Sequence[str | None], rules: Rules
 ) -> jax.Array:
-    """Tells the compiler how an activation is sharded; without a mesh, nothing."""
+    """Constrain the sharding of an activation inside a compiled function."""
     if mesh is None or mesh.size == 1:
         return x
     return jax.lax.with_sharding_constraint(x, named_sharding(mesh, axes, rules))
 
 
 def require_divisible(mesh: Mesh, sizes: Mapping[str, int], rules: Rules) -> None:
-    """Refuses a mesh that cuts an axis into unequal parts.
+    """Refuse a mesh that splits an axis into unequal parts.
 
     Raises:
         ConfigError: names the axis and both numbers.
@@ -96,7 +97,5 @@ def require_divisible(mesh: Mesh, sizes: Mapping[str, int], rules: Rules) -> Non
         if size % parts:
             raise ConfigError(
                 f"the model's {axis.replace('_', ' ')} ({size}) cannot be divided by the {parts} "
-                "parts "
-                f"that the mesh gives the {rules[axis]!r} axis; choose a mesh size that divides "
-                f"{size}"
+                f"parts of the mesh axis {rules[axis]!r}; choose a mesh size that divides {size}"
             )

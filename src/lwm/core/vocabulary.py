@@ -1,17 +1,17 @@
-"""A tokenizer's raw material, as a checkpoint or a sentencepiece model carries it.
+"""Hold a tokenizer's vocabulary as plain data.
 
-Plain data between the room that reads files and the room that builds tokenizers; knows neither.
+Checkpoint readers produce it and `data.text.tokenizer_build` builds tokenizers from it.
 """
 
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
-# Kinds of piece, the same numbers in sentencepiece's model.proto and in GGUF.
+# Piece types, numbered as in sentencepiece's model.proto and in GGUF.
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = range(1, 7)
 
 
 class Piece(NamedTuple):
-    """One entry of a vocabulary; its place in the list is its id."""
+    """One entry of a vocabulary; its index is its token id."""
 
     text: str
     score: float
@@ -20,17 +20,16 @@ class Piece(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class Vocabulary:
-    """Pieces and the rules that put text together from them.
+    """Pieces, and the rules that segment text into them.
 
     Args:
-        method: merge pairs of sentencepiece pieces, take the likeliest segmentation, or merge
-            pairs of bytes.
-        merges: rules `left right`, best first; for `byte_level` alone, the others follow from
-            scores.
-        splitter: GGUF's name of the rules that split text before merging; for `byte_level` alone.
-        space_prefix: a text starts as if a space stood before it.
-        collapse_spaces: runs of spaces count as one.
-        character_map: sentencepiece's compiled normalisation, if it has one.
+        method: merge pairs of sentencepiece pieces (`pieces`), take the most likely segmentation
+            (`unigram`), or merge pairs of bytes (`byte_level`).
+        merges: rules `left right`, best first; only for `byte_level`, the others use scores.
+        splitter: GGUF's name of the rules that split text before merging; only for `byte_level`.
+        space_prefix: segment a text as if it began with a space.
+        collapse_spaces: treat runs of spaces as one.
+        character_map: sentencepiece's compiled normalization, if there is one.
         bos, eos: ids of the tokens that begin and end a text.
         also_eos: further tokens that end an answer, such as the end of a turn.
     """

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from lwm.core.errors import ConfigError, InputError
-from lwm.core.files import new_text_file, refuse_existing
+from lwm.core.files import new_file, refuse_existing
 from lwm.core.progress import progress
 from lwm.data.examples.examples import Broken, Example, Report
 from lwm.data.sources.huggingface import PREFIX, stream
@@ -72,7 +72,11 @@ def export_texts(
     done = Exported()
     records, total = _open(source)
     most = min((count for count in (total, rows) if count is not None), default=None)
-    with new_text_file(out) as file, progress("exporting", most) as advance:
+    with (
+        new_file(out) as partial,
+        partial.open("w", encoding="utf-8", newline="\n") as file,
+        progress("exporting", most) as advance,
+    ):
         for number, (place, record) in enumerate(records):
             advance()
             if isinstance(record, Broken):

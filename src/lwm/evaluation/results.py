@@ -15,7 +15,7 @@ from typing import Any
 from lwm.core.config import read_json
 from lwm.core.distributed import first_process, from_first, together
 from lwm.core.errors import InputError
-from lwm.core.files import new_text_file
+from lwm.core.files import new_file
 from lwm.evaluation.case import Key
 
 ROWS = "results.jsonl"
@@ -77,8 +77,8 @@ class Results:
         settings = self.directory / SETTINGS
         if not settings.exists():
             self.directory.mkdir(parents=True, exist_ok=True)
-            with new_text_file(settings) as file:
-                file.write(json.dumps(self.settings, indent=2) + "\n")
+            with new_file(settings) as partial:
+                partial.write_text(json.dumps(self.settings, indent=2) + "\n", encoding="utf-8")
         with self.path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(row, ensure_ascii=False) + "\n")
             file.flush()

@@ -1,0 +1,59 @@
+"""Keep JSON values in an append-only file, one on each line, across crashes.
+
+A line is complete when it ends in a newline. A crash can leave an incomplete line at the end of
+the file: reading ignores it, and `discard_incomplete` removes it before more is appended.
+"""
+
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from lwm.core.errors import InputError
+
+
+def read_journal(path: Path) -> Iterator[tuple[int, Any]]:
+    """Yield the number and the value of each complete line; nothing if there is no file.
+
+    Raises:
+        InputError: a complete line is not valid JSON.
+    """
+    if not path.exists():
+        return
+    with path.open("rb") as file:
+        for number, line in enumerate(file, 1):
+            if not line.endswith(b"\n"):
+                return
+            try:
+                value = json.loads(line)
+            except (ValueError, RecursionError) as error:
+                raise InputError(
+                    f"{path}, line {number}, is not valid JSON; remove the line to go on without "
+                    "it"
+                ) from error
+            yield number, value
+
+
+def discard_incomplete(path: Path) -> None:
+    """Remove the incomplete line that a crash may have left at the end of the file."""
+    if not path.exists():
+        return
+    with path.open("rb+") as file:
+        end = 0
+        for line in file:
+            end += len(line) if line.endswith(b"\n") else 0
+        file.truncate(end)
+
+
+def append(path: Path, value: Any, *, sync: bool = True) -> None:
+    """Append one value as a line.
+
+    Args:
+        sync: return only when the line is on disk, so that even a power failure keeps it.
+    """
+    with path.open("a", encoding="utf-8", newline="\n") as file:
+        file.write(json.dumps(value, ensure_ascii=False) + "\n")
+        if sync:
+            file.flush()
+            os.fsync(file.fileno())
