@@ -27,7 +27,7 @@ from lwm.engine.request import Request
 from lwm.engine.sampling import Sampling
 from lwm.generation.frames import VIDEO
 from lwm.generation.vision_generation import video_codes
-from lwm.generation.vision_prompts import drawing_prompt
+from lwm.generation.vision_prompts import generation_prompt
 
 
 def drawing(model: lwm.Model, frames: int, guidance: float) -> tuple[int, float]:
@@ -66,7 +66,7 @@ def chat(name: str, frames: int) -> None:
     model.chat([{"role": "user", "content": content}], max_tokens=8)
     seconds = time.perf_counter() - start
     status = Path("/proc/self/status").read_text(encoding="utf-8")
-    print(int(status.split("VmHWM:")[1].split()[0]) / 1024, model.figures.prompt, seconds)
+    print(int(status.split("VmHWM:")[1].split()[0]) / 1024, model.timings.prompt, seconds)
 
 
 def main() -> None:
@@ -84,7 +84,7 @@ def main() -> None:
     model = lwm.load(arguments.model)
     assert model.config.vision is not None
     tokens = arguments.frames * model.config.vision.tokens_per_frame - 1
-    prompt = drawing_prompt(model.tokenizer, "the upper left of astronaut", "a video")
+    prompt = generation_prompt(model.tokenizer, "the upper left of astronaut", "a video")
     engine = Engine(
         model.weights, model.config, slots=2, tokens=len(prompt) + tokens, drafts=False
     )

@@ -21,7 +21,7 @@ from lwm.recipes.assemble_vqgan import grid
 from lwm.recipes.catalogue.index import picture_recipe
 
 
-def likeness(codec: lwm.Codec, frames: int, picture: Path | None) -> None:
+def likeness(codec: lwm.VqganCodec, frames: int, picture: Path | None) -> None:
     _, held = split(picture_recipe("vqgan").data)
     counts = np.zeros(codec.config.codebook_size, int)
     shown: list[tuple[np.ndarray, np.ndarray]] = []
@@ -48,7 +48,7 @@ def likeness(codec: lwm.Codec, frames: int, picture: Path | None) -> None:
         write_image(picture, grid(originals, backs))
 
 
-def rate(codec: lwm.Codec, count: int, rounds: int) -> None:
+def rate(codec: lwm.VqganCodec, count: int, rounds: int) -> None:
     size = codec.config.image_size
     pixels = np.random.default_rng(0).uniform(-1, 1, (count, size, size, 3)).astype(np.float32)
 

@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from lwm.core.errors import LwmError
-    from lwm.generation.codec import Codec, load_vqgan
+    from lwm.generation.codec import VqganCodec, load_vqgan
     from lwm.generation.load import load
     from lwm.generation.model import Logits, Model
 
-__all__ = ["Codec", "Logits", "LwmError", "Model", "load", "load_vqgan"]
+__all__ = ["Logits", "LwmError", "Model", "VqganCodec", "load", "load_vqgan"]
 __version__ = "0.1.0"
 
 
@@ -27,7 +27,7 @@ def __getattr__(name: str) -> Any:
         from lwm.generation.load import load
 
         return load
-    if name in ("Codec", "load_vqgan"):
+    if name in ("VqganCodec", "load_vqgan"):
         from lwm.generation import codec
 
         return getattr(codec, name)

@@ -11,7 +11,7 @@ from typing import Any
 import jax
 import numpy as np
 import pytest
-from tiny_world import tokenizer
+from tiny_vision_model import tokenizer
 
 from lwm.checkpoints.formats.vqgan import write_vqgan
 from lwm.core import params
@@ -35,8 +35,8 @@ from lwm.data.config import DataConfig
 from lwm.data.loader import Loader
 from lwm.data.text.templates import ORIGINAL
 from lwm.data.text.vision_texts import description_request
-from lwm.generation.codec import Codec, load_vqgan
-from lwm.generation.vision_prompts import chat_tokens, codes_of, drawing_prompt
+from lwm.generation.codec import VqganCodec, load_vqgan
+from lwm.generation.vision_prompts import chat_tokens, codes_from_part, generation_prompt
 from lwm.media.images import read_image, to_unit, write_image
 from lwm.media.videos import read_video, write_video
 from lwm.models.llama import LlamaConfig
@@ -64,7 +64,7 @@ def vqgan(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def codec(vqgan: Path) -> Codec:
+def codec(vqgan: Path) -> VqganCodec:
     return load_vqgan(vqgan)
 
 
@@ -93,7 +93,7 @@ def files(folder: Path) -> tuple[CaptionedFile, ...]:
 
 def run(
     files: Sequence[CaptionedFile],
-    codec: Codec,
+    codec: VqganCodec,
     out: Path,
     engine: Engine | None = None,
     **settings: Any,
@@ -106,7 +106,7 @@ def lines_of(file: Path) -> list[dict[str, Any]]:
 
 
 @pytest.fixture(scope="module")
-def whole(files: Any, codec: Codec, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def whole(files: Any, codec: VqganCodec, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run that nothing disturbed."""
     out = tmp_path_factory.mktemp("whole") / "out.jsonl"
     summary = run(files, codec, out)
@@ -118,7 +118,7 @@ def whole(files: Any, codec: Codec, tmp_path_factory: pytest.TempPathFactory) ->
 
 
 def test_lines_hold_the_codes_of_their_files_in_order(
-    whole: Path, folder: Path, codec: Codec
+    whole: Path, folder: Path, codec: VqganCodec
 ) -> None:
     lines = lines_of(whole)
     names = ["0.png", "1.png", "2.png", "2v.mp4", "3.png", "4.png", "5.png", "5v.mp4", "6.png"]
@@ -171,7 +171,7 @@ def test_what_is_learnt_follows_the_very_prompts_of_generation(whole: Path) -> N
     for line in lines_of(whole):
         codes = np.array(line["vision"]).reshape(-1, 4)
         kind = "a video" if len(codes) > 1 else "an image"
-        prompt = drawing_prompt(tokenizer(), line["caption"], kind)
+        prompt = generation_prompt(tokenizer(), line["caption"], kind)
         ids, learnt = row(next(drawing))
         assert ids[: len(prompt)] == prompt
         shown = ids[len(prompt) :]
@@ -186,7 +186,7 @@ def test_what_is_learnt_follows_the_very_prompts_of_generation(whole: Path) -> N
             {"type": "codes", "codes": codes},
         ]
         messages = [{"role": "user", "content": content}]
-        prompt = chat_tokens(ORIGINAL, messages, tokenizer(), WORLD, codes_of)
+        prompt = chat_tokens(ORIGINAL, messages, tokenizer(), WORLD, codes_from_part)
         ids, learnt = row(next(telling))
         assert ids[: len(prompt)] == prompt
         assert ids[len(prompt) :] == learnt
@@ -204,11 +204,11 @@ def test_prompts_begin_as_training_does_for_any_tokenizer() -> None:
     first = type(tokenizer())(backend=backend.from_str(json.dumps(settings)), bos="<s>", eos=(1,))
     plain = first.encode("You are", specials=False)
     assert first.encode("<s>You are", specials=False) != [0, *plain]
-    assert drawing_prompt(first, "x", "an image")[: len(plain) + 1] == [0, *plain]
+    assert generation_prompt(first, "x", "an image")[: len(plain) + 1] == [0, *plain]
 
 
 def test_arrays_of_tokens_are_what_the_lines_give(
-    files: Any, codec: Codec, whole: Path, tmp_path: Path
+    files: Any, codec: VqganCodec, whole: Path, tmp_path: Path
 ) -> None:
     out = tmp_path / "out.array_record"
     run(files, codec, out, tokenizer=tokenizer())
@@ -222,7 +222,7 @@ def test_arrays_of_tokens_are_what_the_lines_give(
 
 
 def test_packed_lines_are_the_same_lines(
-    files: Any, codec: Codec, whole: Path, tmp_path: Path
+    files: Any, codec: VqganCodec, whole: Path, tmp_path: Path
 ) -> None:
     for name in ("a.jsonl.gz", "b.jsonl.gz"):
         run(files, codec, tmp_path / name)
@@ -234,7 +234,7 @@ class Killed(BaseException):
     """Stands for a process that ends between two groups."""
 
 
-def interrupted(codec: Codec, after: int) -> Engine:
+def interrupted(codec: VqganCodec, after: int) -> Engine:
     def encode(groups: Sequence[Group]) -> Iterator[list[Outcome]]:
         for number, outcomes in enumerate(encode_here(codec, ALL)(groups)):
             if number == after:
@@ -246,7 +246,7 @@ def interrupted(codec: Codec, after: int) -> Engine:
 
 @pytest.mark.parametrize("torn", [b"", b"[[[[1,2", b'{"ru'])
 def test_an_interrupted_run_goes_on_where_it_was(
-    files: Any, codec: Codec, whole: Path, tmp_path: Path, torn: bytes
+    files: Any, codec: VqganCodec, whole: Path, tmp_path: Path, torn: bytes
 ) -> None:
     out = tmp_path / "out.jsonl"
     if torn.startswith(b"{"):
@@ -269,7 +269,9 @@ def test_an_interrupted_run_goes_on_where_it_was(
     assert out.read_bytes() == whole.read_bytes()
 
 
-def test_what_is_kept_of_another_run_is_refused(files: Any, codec: Codec, tmp_path: Path) -> None:
+def test_what_is_kept_of_another_run_is_refused(
+    files: Any, codec: VqganCodec, tmp_path: Path
+) -> None:
     out = tmp_path / "out.jsonl"
     with pytest.raises(Killed):
         run(files, codec, out, interrupted(codec, 1))
@@ -290,7 +292,7 @@ def test_groups_follow_from_names_alone() -> None:
 
 
 def test_frames_of_several_files_share_batches(
-    files: Any, codec: Codec, monkeypatch: pytest.MonkeyPatch
+    files: Any, codec: VqganCodec, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     batches: list[int] = []
     encode = codec.encode
@@ -307,7 +309,7 @@ def test_frames_of_several_files_share_batches(
 
 
 def test_a_file_of_several_captions_gives_several_lines(
-    files: Any, codec: Codec, tmp_path: Path
+    files: Any, codec: VqganCodec, tmp_path: Path
 ) -> None:
     several = [
         CaptionedFile(path=files[0].path, source="a", captions=("one", "two")),
@@ -321,7 +323,9 @@ def test_a_file_of_several_captions_gives_several_lines(
     assert (bare["caption"], bare["fields"]) == ("", ["vision"])
 
 
-def test_nothing_that_can_be_read_leaves_nothing(files: Any, codec: Codec, tmp_path: Path) -> None:
+def test_nothing_that_can_be_read_leaves_nothing(
+    files: Any, codec: VqganCodec, tmp_path: Path
+) -> None:
     broken = [file for file in files if "x" in file.source]
     with pytest.raises(InputError, match=r"none of 2 files can be read: .*3x.mp4"):
         run(broken, codec, tmp_path / "out.jsonl")
@@ -356,7 +360,7 @@ ENGINES = ["here", *(["ray"] if importlib.util.find_spec("ray") else [])]
 @pytest.mark.filterwarnings("ignore")  # Ray warns of itself
 @pytest.mark.parametrize("engine", ENGINES)
 def test_engines_give_the_same(
-    engine: str, files: Any, vqgan: Path, codec: Codec, whole: Path, tmp_path: Path
+    engine: str, files: Any, vqgan: Path, codec: VqganCodec, whole: Path, tmp_path: Path
 ) -> None:
     compute = encode_here(codec, ALL) if engine == "here" else encode_on_ray(vqgan, None, ALL, 2)
     run(files, codec, tmp_path / "out.jsonl", compute)

@@ -15,7 +15,7 @@ from lwm.core.mesh import make_mesh
 from lwm.engine.engine import Engine
 from lwm.engine.request import Request, Token
 from lwm.engine.sampling import Sampling
-from lwm.engine.steps import compiled
+from lwm.engine.steps import compile_steps
 from lwm.models.cache import make_cache
 from lwm.models.llama import Llama, widened
 from lwm.models.quantized import Codes, narrow
@@ -282,7 +282,7 @@ def test_kernels_kept_as_codes_give_the_tokens_of_wide_ones() -> None:
     assert answers == [ids(events) for events in run(wide, *asked)]
     # One layer's wide kernels lie where those of the layer before did.
     kernels = {"mlp_in": layers[0].mlp_in}
-    steps = compiled(config, None)
+    steps = compile_steps(config, None)
     room = steps.widen(kernels, {})
     aliased = steps.widen.lower(kernels, room).compile().memory_analysis().alias_size_in_bytes
     assert aliased == room["mlp_in"].nbytes
@@ -351,7 +351,7 @@ def test_a_deep_model_on_simulated_devices_does_not_run_out_of_threads() -> None
 def test_of_the_last_layer_a_chunk_computes_no_attention() -> None:
     """The compiler drops it, with the collectives in it."""
     mesh, size = make_mesh("1,1,1,4"), 128
-    steps, model = compiled(CONFIG, mesh), weights("1,1,1,4")
+    steps, model = compile_steps(CONFIG, mesh), weights("1,1,1,4")
     layers: Any = model.layers
     cache = make_cache(CONFIG, slots=1, capacity=512, dtype="float32", mesh=mesh)
     x = steps.embed(model.embedding, np.zeros((1, size), np.int32))
@@ -414,12 +414,12 @@ def test_drafts_change_no_token_of_any_kind_of_request(monkeypatch: pytest.Monke
         return Request(prompt=prompt(length), max_tokens=17, sampling=sampling, logprobs=seed % 3)
 
     stop = ids(run(plain(), greedy(prompt(12), 12))[0])[7]
-    penalised = Sampling(temperature=0, repetition_penalty=1e9)
+    penalized = Sampling(temperature=0, repetition_penalty=1e9)
     asked = [
         greedy(prompt(33), 21, logprobs=4),
         greedy(prompt(12), 20, stop_tokens=[stop]),
         sampled(5, 1),
-        Request(prompt=prompt(20), max_tokens=25, sampling=penalised),
+        Request(prompt=prompt(20), max_tokens=25, sampling=penalized),
         sampled(40, 2, top_k=20),
         sampled(9, 3, repetition_penalty=1.3, top_p=0.9),
         greedy(prompt(7), 2),

@@ -25,7 +25,7 @@ from lwm.engine.sampling import (
     Sampling,
     SlotSampling,
     keep,
-    penalise,
+    penalize,
     sample,
 )
 
@@ -92,7 +92,7 @@ def test_repetition_penalty_is_that_of_transformers(penalty: float) -> None:
     seen = np.zeros((4, VOCAB), bool)
     np.put_along_axis(seen, text, True, axis=1)
     expected = RepetitionPenaltyLogitsProcessor(penalty)(torch.tensor(text), torch.tensor(logits))  # type: ignore[arg-type]
-    actual = penalise(jnp.asarray(logits), jnp.asarray(seen), jnp.full(4, penalty))
+    actual = penalize(jnp.asarray(logits), jnp.asarray(seen), jnp.full(4, penalty))
     np.testing.assert_allclose(actual, expected.numpy(), rtol=1e-6)
 
 

@@ -19,7 +19,7 @@ from lwm.core.params import abstract
 from lwm.engine import scoring
 from lwm.engine.scoring import Scorer, forward_scores, padded_length
 from lwm.generation.model import Model
-from lwm.generation.timings import Figures
+from lwm.generation.timings import Timings
 from lwm.models.llama import llama_params
 from lwm.models.vision_tokens import VisionVocabulary
 
@@ -139,7 +139,7 @@ def test_logits_have_one_row_a_position_and_no_vision() -> None:
 
 
 def test_figures_count_what_was_computed_alone() -> None:
-    figures = Figures(prompt=3000, reused=1000, prefill_seconds=4.0, answer=11, answer_seconds=0.5)
+    figures = Timings(prompt=3000, reused=1000, prefill_seconds=4.0, answer=11, answer_seconds=0.5)
     text = str(figures)
     assert "3,000" in text
     assert "1,000 of them reused" in text

@@ -6,13 +6,13 @@ from typing import Any
 
 import numpy as np
 import pytest
-from tiny_world import CONFIG, VISION, following, ids, weights
+from tiny_vision_model import CONFIG, VISION, following, ids, weights
 
 from lwm.core.errors import CapacityError, InputError
 from lwm.engine.engine import Engine
 from lwm.engine.request import Request
 from lwm.engine.sampling import Sampling
-from lwm.generation.frames import FrameIds, FramesWanted, draw_frames, frame_tokens
+from lwm.generation.frames import AllowedFrameIds, FrameRequest, frame_tokens, generate_frames
 
 GREEDY = Sampling(temperature=0)
 PROMPT, OTHER = ids("a red apple<vision>"), ids("<s><vision>")
@@ -27,8 +27,8 @@ def engine() -> Engine:
 
 def draw(**changes: Any) -> np.ndarray:
     settings: dict[str, Any] = {"prompt": PROMPT, "unconditional": OTHER, "sampling": GREEDY}
-    wanted = FramesWanted(**{**settings, **changes})
-    return draw_frames(lambda *needs: engine(), CONFIG, wanted)
+    wanted = FrameRequest(**{**settings, **changes})
+    return generate_frames(lambda *needs: engine(), CONFIG, wanted)
 
 
 def test_codes_stand_between_their_ends() -> None:
@@ -40,7 +40,7 @@ def test_codes_stand_between_their_ends() -> None:
 
 
 def test_inside_a_frame_codes_and_behind_it_its_end() -> None:
-    allowed = FrameIds(VISION, CONFIG.vocab_size, 2)
+    allowed = AllowedFrameIds(VISION, CONFIG.vocab_size, 2)
     assert [allowed(n) for n in range(10)] == [
         *[CODES] * 4, range(END, END + 1), *[CODES] * 4, range(LAST, LAST + 1),
     ]  # fmt: skip
@@ -99,11 +99,11 @@ def test_every_frame_is_told_of_once() -> None:
         assert (video, frame) not in told
         told[video, frame] = codes
 
-    wanted = FramesWanted(
+    wanted = FrameRequest(
         prompt=PROMPT, unconditional=OTHER, count=2, frames=3,
         sampling=Sampling(temperature=1.0, guidance=2.0),
     )  # fmt: skip
-    codes = draw_frames(lambda *needs: engine(), CONFIG, wanted, frame_done=frame_done)
+    codes = generate_frames(lambda *needs: engine(), CONFIG, wanted, frame_done=frame_done)
     assert len(told) == 6
     for (video, frame), seen in told.items():
         np.testing.assert_array_equal(seen, codes[video, frame])
@@ -113,11 +113,11 @@ def test_whoever_has_seen_enough_stops_the_rest() -> None:
     def enough(video: int, frame: int, codes: np.ndarray) -> None:
         raise KeyboardInterrupt
 
-    wanted = FramesWanted(
+    wanted = FrameRequest(
         prompt=PROMPT, unconditional=OTHER, count=2, frames=3, sampling=Sampling(guidance=2.0)
     )
     with pytest.raises(KeyboardInterrupt):
-        draw_frames(lambda *needs: engine(), CONFIG, wanted, frame_done=enough)
+        generate_frames(lambda *needs: engine(), CONFIG, wanted, frame_done=enough)
     assert engine().scheduler.idle
 
 
@@ -125,8 +125,8 @@ def test_a_conversation_never_takes_an_id_of_vision() -> None:
     """Not even where ids of vision are the likeliest by far, and beside frames that are drawn."""
     request = Request(prompt=PROMPT, max_tokens=12, sampling=GREEDY, logprobs=20)
     numbers = [engine().submit(request)]
-    wanted = FramesWanted(prompt=PROMPT, unconditional=OTHER, sampling=GREEDY)
-    draw_frames(lambda *needs: engine(), CONFIG, wanted)
+    wanted = FrameRequest(prompt=PROMPT, unconditional=OTHER, sampling=GREEDY)
+    generate_frames(lambda *needs: engine(), CONFIG, wanted)
     events = list(engine().follow(numbers))
     answer = [event.token or 0 for event in events]
     logits = following(PROMPT, answer)
@@ -142,7 +142,7 @@ def test_a_conversation_never_takes_an_id_of_vision() -> None:
 def test_alternatives_of_a_code_are_codes() -> None:
     request = Request(
         prompt=PROMPT, max_tokens=5, sampling=GREEDY, logprobs=20,
-        allowed=FrameIds(VISION, CONFIG.vocab_size, 1),
+        allowed=AllowedFrameIds(VISION, CONFIG.vocab_size, 1),
     )  # fmt: skip
     events = list(engine().stream(request))
     assert [len(event.top) for event in events] == [20, 20, 20, 20, 1]
@@ -167,5 +167,5 @@ def test_what_cannot_be_drawn_is_refused(
     with pytest.raises(error, match=message):
         draw(**changes)
     assert engine().scheduler.idle
-    fitting = FramesWanted(prompt=PROMPT, unconditional=OTHER, frames=47, sampling=GREEDY)
+    fitting = FrameRequest(prompt=PROMPT, unconditional=OTHER, frames=47, sampling=GREEDY)
     assert sum(fitting.positions(VISION)) <= CONFIG.max_sequence_length

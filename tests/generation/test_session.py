@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
-from tiny_world import CONFIG, model, tokenizer, weights
+from tiny_vision_model import CONFIG, model, tokenizer, weights
 
 from lwm.core.errors import InputError
 from lwm.core.mesh import make_mesh
@@ -53,7 +53,7 @@ def test_it_goes_on_without_reading_again(kept: tuple[Path, str]) -> None:
     messages: list[Any] = load_session(path, other)
     assert messages[0]["content"][1] == {"type": "codes", "codes": CODES.tolist()}
     assert talk(other, messages, "why?") == expected
-    assert other.figures.reused >= other.figures.prompt - len("why? USER: ASSISTANT: </s>") - 8
+    assert other.timings.reused >= other.timings.prompt - len("why? USER: ASSISTANT: </s>") - 8
 
 
 def test_it_goes_on_in_the_slot_that_is_free(kept: tuple[Path, str]) -> None:
@@ -64,7 +64,7 @@ def test_it_goes_on_in_the_slot_that_is_free(kept: tuple[Path, str]) -> None:
     messages: list[Any] = load_session(path, other)
     assert engine.scheduler.longest()[0] == 1
     assert talk(other, messages, "why?") == expected
-    assert other.figures.reused > 80
+    assert other.timings.reused > 80
 
 
 def test_a_session_that_breaks_off_leaves_a_model_that_works(
@@ -80,7 +80,7 @@ def test_a_session_that_breaks_off_leaves_a_model_that_works(
     with pytest.raises(InputError, match=f"{name} has the shape"):
         load_session(tmp_path / "cut", other)
     assert talk(other, opening(), "") == talk(model(), opening(), "")
-    assert other.figures.reused == 0
+    assert other.timings.reused == 0
 
 
 def test_it_goes_on_over_a_ring(kept: tuple[Path, str]) -> None:
@@ -96,11 +96,11 @@ def test_it_goes_on_over_a_ring(kept: tuple[Path, str]) -> None:
     again = path.with_name("ring.session")
     save_session(again, ring, messages)
     assert talk(ring, messages, "why?") == expected
-    assert ring.figures.reused > 80
+    assert ring.timings.reused > 80
     alone = model()
     messages = load_session(again, alone)
     assert talk(alone, messages, "why?") == expected
-    assert alone.figures.reused > 80
+    assert alone.timings.reused > 80
 
 
 def test_what_is_no_session_of_the_model_is_refused(

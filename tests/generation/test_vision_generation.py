@@ -7,13 +7,13 @@ from typing import Any
 import numpy as np
 import pytest
 import tiny_model
-from tiny_world import CONFIG, VISION, following, ids, model, tokenizer
+from tiny_vision_model import CONFIG, VISION, following, ids, model, tokenizer
 
 from lwm.core.errors import CapacityError, ConfigError, InputError
 from lwm.engine.sampling import Sampling
-from lwm.generation.frames import IMAGE, VIDEO, FramesWanted, draw_frames, frame_tokens
+from lwm.generation.frames import IMAGE, VIDEO, FrameRequest, frame_tokens, generate_frames
 from lwm.generation.model import Model
-from lwm.generation.vision_generation import pictures, video_codes
+from lwm.generation.vision_generation import decode_frames, video_codes
 
 
 class Shades:
@@ -73,7 +73,7 @@ def test_a_video_begins_with_a_picture_and_goes_on_under_its_own_prompt(world: M
     # From earlier frames alone, the rest is the same; and so it is in pixels.
     rest = world.video("an apple", frames=3, count=2, before=codes[:, :1], temperature=0)
     assert rest.shape == (2, 3, 2, 2, 3)
-    np.testing.assert_array_equal(rest, pictures(Shades(), codes))
+    np.testing.assert_array_equal(rest, decode_frames(Shades(), codes))
 
 
 def test_settings_count_for_the_first_frame_too(world: Model) -> None:
@@ -138,10 +138,10 @@ def test_a_model_that_cannot_draw_says_why(world: Model) -> None:
         blind.image("an apple")
     with pytest.raises(InputError, match="'codes' and tiny reads text alone"):
         blind.chat([{"role": "user", "content": [{"type": "codes", "codes": [[1]]}]}])
-    with pytest.raises(ConfigError, match="tiny-world brings no VQGAN"):
+    with pytest.raises(ConfigError, match="tiny-vision-model brings no VQGAN"):
         model().image("an apple")
-    wanted = FramesWanted(prompt=[1], unconditional=[1], sampling=Sampling())
+    wanted = FrameRequest(prompt=[1], unconditional=[1], sampling=Sampling())
     with pytest.raises(InputError, match="text model"):
-        draw_frames(lambda *needs: pytest.fail("made"), tiny_model.CONFIG, wanted)
+        generate_frames(lambda *needs: pytest.fail("made"), tiny_model.CONFIG, wanted)
     with pytest.raises(ConfigError, match="3 codes, which make no square"):
-        pictures(Shades(), np.zeros((1, 1, 3), int))
+        decode_frames(Shades(), np.zeros((1, 1, 3), int))

@@ -4,11 +4,11 @@ from typing import Any
 
 import numpy as np
 import pytest
-from tiny_world import CONFIG, ids, tokenizer
+from tiny_vision_model import CONFIG, ids, tokenizer
 
 from lwm.core.errors import InputError
 from lwm.data.text.templates import CHATML, ORIGINAL
-from lwm.generation.vision_prompts import begin, chat_tokens, codes_of, drawing_prompt
+from lwm.generation.vision_prompts import begin, chat_tokens, codes_from_part, generation_prompt
 
 ONE, TWO = [[1, 2, 3, 4]], [[5, 6, 7, 8], [9, 10, 11, 12]]
 
@@ -30,7 +30,7 @@ def part(codes: Any) -> dict[str, Any]:
 
 def chat(*content: Any, template: str = ORIGINAL) -> list[int]:
     messages = [{"role": "user", "content": list(content)}]
-    return chat_tokens(template, messages, tokenizer(), CONFIG, codes_of)
+    return chat_tokens(template, messages, tokenizer(), CONFIG, codes_from_part)
 
 
 def test_a_question_about_a_picture_is_the_originals() -> None:
@@ -47,7 +47,7 @@ def test_parts_keep_their_order_over_several_turns() -> None:
         {"role": "assistant", "content": "Yes."},
         {"role": "user", "content": "How \ue0000\ue001?"},
     ]
-    found = chat_tokens(CHATML, messages, tokenizer(), CONFIG, codes_of)
+    found = chat_tokens(CHATML, messages, tokenizer(), CONFIG, codes_from_part)
     expected = [
         *ids("<|im_start|>user\n"), *ids("<vision>"), *shown(ONE), *ids("</vision>"),
         *ids("\nand\n"), *ids("<vision>"), *shown(TWO), *ids("</vision>"),
@@ -61,7 +61,7 @@ def test_parts_keep_their_order_over_several_turns() -> None:
 
 def test_drawing_prompts_are_the_originals() -> None:
     asked = "<s>You are a helpful assistant. USER: Generate a video of a cat ASSISTANT:"
-    assert drawing_prompt(tokenizer(), "a cat", "a video") == ids(asked) + ids("<vision>")
+    assert generation_prompt(tokenizer(), "a cat", "a video") == ids(asked) + ids("<vision>")
     assert begin(tokenizer()) == ids("<s><vision>")
 
 

@@ -11,7 +11,7 @@ import lwm
 from lwm.core import params
 from lwm.core.errors import ConfigError, InputError
 from lwm.generation import codec as codecs
-from lwm.generation.codec import Codec
+from lwm.generation.codec import VqganCodec
 from lwm.models.vqgan import VQGANConfig, nearest, vqgan_params
 
 SCAN = Path(__file__).parents[1] / "fixtures" / "original" / "scan"
@@ -30,7 +30,7 @@ def original():
 
 @pytest.fixture(scope="module")
 def tiny():
-    return Codec(TINY, params.initialize(vqgan_params(TINY), jax.random.key(1), np.float32))
+    return VqganCodec(TINY, params.initialize(vqgan_params(TINY), jax.random.key(1), np.float32))
 
 
 def pictures(count: int, height: int = 8, width: int = 8) -> np.ndarray:

@@ -163,7 +163,7 @@ class Conversation:
         )
         text = print_stream(pieces)
         self._turns = [*turns, {"role": "assistant", "content": text}]
-        say(f"({self._model.figures})")
+        say(f"({self._model.timings})")
 
 
 def _read_line() -> str | None:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from lwm.cli.flags import print_stream
 
 if TYPE_CHECKING:
-    from lwm.generation.timings import Figures
+    from lwm.generation.timings import Timings
 
 MODEL, BOOK = "smollm2", "Ruth"
 RING = "1,1,1,4"
@@ -72,7 +72,7 @@ class _Tour:
 
         self.model = load(MODEL, mesh=mesh)
         self.right = True
-        self._seen: list[Figures] = []
+        self._seen: list[Timings] = []
 
     def ask(self, question: str, *, expected: str, about: str | None = None) -> str:
         content = question if about is None else f"{about}\n\n{question}"
@@ -81,9 +81,9 @@ class _Tour:
         answer = print_stream(self.model.chat(message, max_tokens=24, stream=True))
         good = expected in answer
         self.right &= good
-        self._seen.append(self.model.figures)
+        self._seen.append(self.model.timings)
         verdict = "right" if good else f"WRONG, it should say {expected}"
-        print(f"      {verdict}; {self.model.figures}", flush=True)
+        print(f"      {verdict}; {self.model.timings}", flush=True)
         return answer
 
     def speed(self) -> str:

@@ -82,7 +82,7 @@ def _evaluate(
     from lwm.cli.ranges import parse_depths, parse_lengths
     from lwm.evaluation.tasks.haystack import SPREAD, read_haystack
     from lwm.evaluation.tasks.needle import NeedleTask
-    from lwm.generation.session import fingerprint
+    from lwm.generation.session import model_fingerprint
 
     lengths = parse_lengths(flags.lengths)
     depths = parse_depths(flags.depths, flags.depth_spacing)
@@ -108,7 +108,7 @@ def _evaluate(
         "evaluation": kind, "model": name, "theta": flags.theta, "dtype": model.dtype,
         "haystack": flags.haystack, "lengths": lengths, "depths": depths, "rounds": flags.rounds,
         "seed": flags.seed, "score": flags.score, "template": flags.template,
-        "max_tokens": flags.max_tokens, "weights": fingerprint(model),
+        "max_tokens": flags.max_tokens, "weights": model_fingerprint(model),
         "text": haystack.fingerprint,
     }  # fmt: skip
     if needles is not None:

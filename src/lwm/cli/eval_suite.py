@@ -71,7 +71,7 @@ def _evaluate(name: SuiteName, model: str, flags: SuiteFlags, load: SharedLoadFl
     from lwm.evaluation.tasks.haystack import texts
     from lwm.evaluation.tasks.ruler_qa import read_questions
     from lwm.evaluation.tasks.suites import Suite, chosen, subtasks
-    from lwm.generation.session import fingerprint
+    from lwm.generation.session import model_fingerprint
 
     lengths = parse_lengths(flags.lengths)
     given = {"qa_1": flags.squad, "qa_2": flags.hotpot}
@@ -98,7 +98,7 @@ def _evaluate(name: SuiteName, model: str, flags: SuiteFlags, load: SharedLoadFl
         "haystack": flags.haystack, "lengths": lengths, "tasks": tasks, "left_out": left_out,
         "files": {task: digest(paths[task]) for task in files}, "samples": flags.samples,
         "seed": flags.seed, "score": flags.score, "template": flags.template,
-        "tokenizer": load.tokenizer, "weights": fingerprint(loaded),
+        "tokenizer": load.tokenizer, "weights": model_fingerprint(loaded),
         "text": digest(Path(flags.haystack)),
     }  # fmt: skip
     rows = answered(

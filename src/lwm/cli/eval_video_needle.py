@@ -68,10 +68,10 @@ def _evaluate(model: str, flags: VideoNeedleFlags, load: SharedLoadFlags) -> Non
         paint,
         require_room,
     )
-    from lwm.generation.frames import vision_of
-    from lwm.generation.seeing import encode_frames
-    from lwm.generation.session import fingerprint
-    from lwm.generation.vision_generation import pictures
+    from lwm.generation.frames import require_vision
+    from lwm.generation.media_inputs import encode_frames
+    from lwm.generation.session import model_fingerprint
+    from lwm.generation.vision_generation import decode_frames
 
     counts = parse_lengths(flags.frames, "frames")
     depths = parse_depths(flags.depths, flags.depth_spacing)
@@ -81,7 +81,7 @@ def _evaluate(model: str, flags: VideoNeedleFlags, load: SharedLoadFlags) -> Non
         raise ConfigError(f"seed is {flags.seed}; it must be 0 or more")
     if counts[0] < 2:
         raise ConfigError(f"frames has {counts[0]}; 2 are the least, a card and something else")
-    vision = vision_of(open_checkpoint(model, config=load.config).config)
+    vision = require_vision(open_checkpoint(model, config=load.config).config)
     out = flags.out or Path("runs", "eval", f"video-needle-{Path(model).name}")
     room = counts[-1] * vision.tokens_per_frame + _WORDS + flags.max_tokens
     loaded = load.load(model, theta=flags.theta, length=None if flags.theta is None else room)
@@ -104,7 +104,7 @@ def _evaluate(model: str, flags: VideoNeedleFlags, load: SharedLoadFlags) -> Non
         "vqgan": load.vqgan, "video": None if flags.video is None else str(flags.video),
         "fps": flags.fps, "frames": counts, "depths": depths, "rounds": flags.rounds,
         "seed": flags.seed, "score": flags.score, "max_tokens": flags.max_tokens,
-        "weights": fingerprint(loaded),
+        "weights": model_fingerprint(loaded),
         "pictures": None if flags.video is None else digest(flags.video),
     }  # fmt: skip
     rows = answered(
@@ -116,7 +116,7 @@ def _evaluate(model: str, flags: VideoNeedleFlags, load: SharedLoadFlags) -> Non
         return
     shown = {
         "card": cards[:8],
-        "as the model sees it": pictures(codec, task.cards[:8, None])[:, 0],
+        "as the model sees it": decode_frames(codec, task.cards[:8, None])[:, 0],
     }
     cards_shown = sheet(shown, [card_of(seed).answer for seed in seeds][:8])
     report(task, out, settings, rows, pictures={"cards": cards_shown})

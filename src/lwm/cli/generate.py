@@ -33,7 +33,7 @@ def generate_text(
         raise InputError("the prompt is empty; write some text to continue after --prompt")
     loaded = load.load(model)
     print_stream(loaded.generate(prompt, stream=True, **sampling.settings()))
-    say(f"({loaded.figures})")
+    say(f"({loaded.timings})")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -149,9 +149,9 @@ def _names(out: Path, count: int) -> list[Path]:
 
 def _preview(model: "Model", drawing: DrawingFlags) -> "FrameDone | None":
     """Writes each frame as soon as it is drawn."""
-    from lwm.generation.frames import vision_of
+    from lwm.generation.frames import require_vision
 
-    vision_of(model.config)
+    require_vision(model.config)
     directory = drawing.preview
     if directory is None:
         return None
@@ -161,11 +161,11 @@ def _preview(model: "Model", drawing: DrawingFlags) -> "FrameDone | None":
         raise InputError(
             f"--preview {directory} cannot be made: {error.strerror}; choose another directory"
         ) from error
-    from lwm.generation.vision_generation import pictures
+    from lwm.generation.vision_generation import decode_frames
     from lwm.media.images import write_image
 
     def write(number: int, frame: int, codes: "np.ndarray") -> None:
         path = directory / f"{number + 1}-{frame + 1:04}.png"
-        write_image(path, pictures(model.codec, codes[None, None])[0, 0])
+        write_image(path, decode_frames(model.codec, codes[None, None])[0, 0])
 
     return write

@@ -32,7 +32,7 @@ from lwm.data.sources.array_record import SUFFIX as ARRAY_RECORD
 from lwm.data.sources.array_record import write_array_record
 from lwm.data.text.tokenizer import Tokenizer
 from lwm.data.text.vision_texts import training_line
-from lwm.generation.codec import Codec
+from lwm.generation.codec import VqganCodec
 from lwm.media.choice import check_choice
 from lwm.media.images import read_image, to_unit
 from lwm.media.videos import is_video, iterate_frames
@@ -105,7 +105,9 @@ def groups_of(files: Sequence[CaptionedFile], settings: FrameSettings) -> list[G
     return [*groups, tuple(group)] if group else groups
 
 
-def encode_group(codec: Codec, paths: Sequence[Path], settings: FrameSettings) -> list[Outcome]:
+def encode_group(
+    codec: VqganCodec, paths: Sequence[Path], settings: FrameSettings
+) -> list[Outcome]:
     """Codes of some files, their frames batched together. A file that cannot be read to its end
     costs itself alone."""
     codes: list[list[list[int]]] = [[] for _ in paths]
@@ -152,7 +154,7 @@ def _still(path: Path, size: int) -> UInt8[np.ndarray, "size size 3"] | None:
     return read_image(path, size)
 
 
-def encode_here(codec: Codec, settings: FrameSettings) -> Engine:
+def encode_here(codec: VqganCodec, settings: FrameSettings) -> Engine:
     """An engine that computes one group after another in this process."""
 
     def encode(groups: Sequence[Group]) -> Iterator[list[Outcome]]:
@@ -191,7 +193,7 @@ def require_destination(destination: Path, tokenizer: Path | None) -> None:
 
 def tokenise(
     files: Sequence[CaptionedFile],
-    codec: Codec,
+    codec: VqganCodec,
     destination: Path,
     settings: FrameSettings,
     engine: Engine,
@@ -291,7 +293,9 @@ class Journal:
         return json.dumps({"run": self._fingerprint}).encode() + b"\n"
 
 
-def _fingerprint(files: Sequence[CaptionedFile], codec: Codec, settings: FrameSettings) -> str:
+def _fingerprint(
+    files: Sequence[CaptionedFile], codec: VqganCodec, settings: FrameSettings
+) -> str:
     """Tells runs apart whose codes may differ: captions do not matter, contents of files do."""
     found = hashlib.sha256(repr((codec.fingerprint, settings)).encode())
     for file in files:
@@ -323,7 +327,7 @@ def _lines(files: Sequence[CaptionedFile], kept: Journal) -> Iterator[dict[str, 
 def _write(
     destination: Path,
     lines: Iterator[dict[str, Any]],
-    codec: Codec,
+    codec: VqganCodec,
     tokenizer: Tokenizer | None,
 ) -> None:
     if tokenizer is not None:
@@ -352,7 +356,7 @@ def _json_line(line: dict[str, Any]) -> bytes:
 
 
 def _examples(
-    lines: Iterator[dict[str, Any]], codec: Codec, tokenizer: Tokenizer
+    lines: Iterator[dict[str, Any]], codec: VqganCodec, tokenizer: Tokenizer
 ) -> Iterator[Example]:
     """An example for each way in which a line can be read."""
     config = codec.config

@@ -28,7 +28,7 @@ from lwm.engine.drafting import SHORTEST, Drafter
 from lwm.engine.request import Request, Token
 from lwm.engine.sampling import Sampled, Sampling, SlotSampling
 from lwm.engine.scheduler import Chunk, Feed, Scheduler
-from lwm.engine.steps import compiled
+from lwm.engine.steps import compile_steps
 from lwm.models.cache import Cache, cache_capacity, grow_cache, make_cache, require_cache_memory
 from lwm.models.llama import FEW_NARROW_ROWS, Llama, LlamaConfig, has_narrow, widened
 
@@ -112,7 +112,7 @@ class Engine:
         # One compiled layer, or a run of a few, used for all: what a chunk size or a width of
         # drafts costs to compile does not grow with the model's depth.
         self._run = max(n for n in range(1, LONGEST_RUN + 1) if config.num_layers % n == 0)
-        self._steps = compiled(config, mesh)
+        self._steps = compile_steps(config, mesh)
         self._ends = replace(weights, layers=())
 
     @property

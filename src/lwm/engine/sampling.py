@@ -102,7 +102,7 @@ class Sampled:
     top_logprobs: Float[Array, "*rows top"]
 
 
-def penalise(
+def penalize(
     logits: Float[Array, "slots vocab"],
     seen: Bool[Array, "slots vocab"],
     penalty: Float[Array, " slots"],
@@ -150,7 +150,7 @@ def sample(
     ids = jnp.arange(logits.shape[-1])
     allowed = (ids >= how.low[:, None]) & (ids < how.high[:, None])
     logits = jnp.where(allowed, logits, -jnp.inf)
-    scores = penalise(logits, seen, how.repetition_penalty)
+    scores = penalize(logits, seen, how.repetition_penalty)
 
     def draw(scores: Array) -> Array:
         # Below the least temperature, scores would overflow; it is as good as 0.

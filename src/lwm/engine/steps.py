@@ -163,7 +163,7 @@ class Steps(NamedTuple):
 
 
 @lru_cache(maxsize=8)
-def compiled(config: LlamaConfig, mesh: Mesh | None) -> Steps:
+def compile_steps(config: LlamaConfig, mesh: Mesh | None) -> Steps:
     """The same for all engines of a configuration and a mesh, so that another engine, with more
     slots or a longer cache, compiles what is new to it and no more."""
     static = {"config": config, "mesh": mesh}

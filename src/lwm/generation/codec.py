@@ -25,7 +25,7 @@ CPU_BATCH_PIXELS = 1 << 15
 """The same on a CPU, where activations that outgrow its cache cost more than batches gain."""
 
 
-class Codec:
+class VqganCodec:
     """A VQGAN ready to use.
 
     Args:
@@ -144,7 +144,7 @@ class Codec:
         return out
 
 
-def load_vqgan(path: str | Path, *, config: str | Path | None = None) -> Codec:
+def load_vqgan(path: str | Path, *, config: str | Path | None = None) -> VqganCodec:
     """A VQGAN from our directory, a training run, or the original's pickle.
 
     Args:
@@ -155,4 +155,4 @@ def load_vqgan(path: str | Path, *, config: str | Path | None = None) -> Codec:
         ConfigError: the settings are wrong.
     """
     found, weights = read_vqgan(Path(path), None if config is None else Path(config))
-    return Codec(found, weights)
+    return VqganCodec(found, weights)

@@ -34,7 +34,7 @@ EngineFor = Callable[[int, int, int], Engine]
 """(tokens of the prompt, tokens behind it, slots) -> an engine that has room for them."""
 
 
-def vision_of(config: LlamaConfig) -> VisionVocabulary:
+def require_vision(config: LlamaConfig) -> VisionVocabulary:
     """Raises:
     InputError: the model does not see.
     """
@@ -57,7 +57,7 @@ def frame_tokens(
     Raises:
         InputError: the model does not see, or the codes are not of its frames or its codebook.
     """
-    vision = vision_of(config)
+    vision = require_vision(config)
     codes = np.asarray(codes)
     if codes.ndim != 2 or codes.shape[1] != vision.codes_per_frame or len(codes) == 0:
         raise InputError(
@@ -76,7 +76,7 @@ def frame_tokens(
 
 
 @dataclass(frozen=True)
-class FrameIds:
+class AllowedFrameIds:
     """The ids that may come next in `frames` frames: codes, and after each frame its end alone."""
 
     vision: VisionVocabulary
@@ -93,7 +93,7 @@ class FrameIds:
 
 
 @dataclass(frozen=True, kw_only=True)
-class FramesWanted:
+class FrameRequest:
     """Frames to draw, the same for each of `count` pictures or videos.
 
     Args:
@@ -142,14 +142,14 @@ class FramesWanted:
         return prompt + earlier * vision.tokens_per_frame, drawn
 
 
-def require_context(wanted: FramesWanted, config: LlamaConfig) -> None:
+def require_context(wanted: FrameRequest, config: LlamaConfig) -> None:
     """Refuses frames that go beyond the model's context.
 
     Raises:
         CapacityError: says how many frames would fit.
         InputError: the model does not see.
     """
-    vision = vision_of(config)
+    vision = require_vision(config)
     behind, drawn = wanted.positions(vision)
     limit, size = config.max_sequence_length, vision.tokens_per_frame
     if behind + drawn > limit:
@@ -162,10 +162,10 @@ def require_context(wanted: FramesWanted, config: LlamaConfig) -> None:
         )
 
 
-def draw_frames(
+def generate_frames(
     engine_for: EngineFor,
     config: LlamaConfig,
-    wanted: FramesWanted,
+    wanted: FrameRequest,
     *,
     frame_done: FrameDone | None = None,
 ) -> Int[np.ndarray, "count frames codes_per_frame"]:
@@ -176,7 +176,7 @@ def draw_frames(
         CapacityError: the frames go beyond the context, or the cache does not fit into memory.
     """
     require_context(wanted, config)
-    vision = vision_of(config)
+    vision = require_vision(config)
     prompt, drawn = wanted.positions(vision)
     requests = _requests(wanted, config, drawn)
     engine = engine_for(prompt, drawn, wanted.slots)
@@ -199,7 +199,7 @@ def draw_frames(
     return frames[:, :, : vision.codes_per_frame]
 
 
-def _requests(wanted: FramesWanted, config: LlamaConfig, drawn: int) -> list[Request]:
+def _requests(wanted: FrameRequest, config: LlamaConfig, drawn: int) -> list[Request]:
     requests = []
     for i in range(wanted.count):
         earlier: list[int] = []
@@ -212,7 +212,7 @@ def _requests(wanted: FramesWanted, config: LlamaConfig, drawn: int) -> list[Req
                 unconditional=[*wanted.unconditional, *earlier] if wanted.guided else None,
                 max_tokens=drawn,
                 sampling=replace(wanted.sampling, seed=(wanted.sampling.seed + i) % 2**32),
-                allowed=FrameIds(vision_of(config), config.vocab_size, wanted.frames),
+                allowed=AllowedFrameIds(require_vision(config), config.vocab_size, wanted.frames),
             )
         )
     return requests

@@ -18,7 +18,7 @@ from lwm.core.mesh import make_mesh, require_all_devices
 from lwm.core.sharding import DECODE
 from lwm.core.vocabulary import Vocabulary
 from lwm.data.text.tokenizer import Tokenizer, read_tokenizer, tokenizer_of
-from lwm.generation.codec import Codec, load_vqgan
+from lwm.generation.codec import VqganCodec, load_vqgan
 from lwm.generation.model import Model
 from lwm.models.costs import BYTES
 from lwm.models.llama import require_mesh
@@ -41,7 +41,7 @@ def open_tokenizer(checkpoint: Checkpoint, tokenizer: str | None) -> Tokenizer |
 
 def open_codec(
     checkpoint: Checkpoint, vqgan: Path | None, config: Path | None = None
-) -> Codec | None:
+) -> VqganCodec | None:
     """The VQGAN named by the user, or else the checkpoint's own, or None.
 
     Raises:

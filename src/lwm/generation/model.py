@@ -22,14 +22,14 @@ from lwm.engine.engine import Engine, roomy
 from lwm.engine.request import Request
 from lwm.engine.sampling import Sampling
 from lwm.engine.scoring import Logits, Scorer, require_ids
-from lwm.generation.frames import IMAGE, VIDEO, FrameDone, vision_of
-from lwm.generation.seeing import Eyes
+from lwm.generation.frames import IMAGE, VIDEO, FrameDone, require_vision
+from lwm.generation.media_inputs import MediaEncoder
 from lwm.generation.stop_strings import until_stop
-from lwm.generation.timings import Figures
+from lwm.generation.timings import Timings
 from lwm.generation.vision_generation import (
-    Codec,
+    ImageCodec,
+    decode_frames,
     image_codes,
-    pictures,
     sampling_from,
     video_codes,
 )
@@ -53,7 +53,7 @@ class Model:
         config: LlamaConfig,
         weights: Llama,
         open_tokenizer: Callable[[], Tokenizer | None],
-        open_codec: Callable[[], Codec | None] = lambda: None,
+        open_codec: Callable[[], ImageCodec | None] = lambda: None,
         dtype: str,
         mesh: Mesh | None,
     ) -> None:
@@ -63,9 +63,9 @@ class Model:
         self._tokenizer: Tokenizer | None = None
         self._scorer: Scorer | None = None
         self._engine: Engine | None = None
-        self._codec: Codec | None = None
-        self._see: See = Eyes(lambda: self.codec)
-        self.figures = Figures()
+        self._codec: ImageCodec | None = None
+        self._see: See = MediaEncoder(lambda: self.codec)
+        self.timings = Timings()
 
     @property
     def tokenizer(self) -> Tokenizer:
@@ -86,7 +86,7 @@ class Model:
         return self._tokenizer
 
     @property
-    def codec(self) -> Codec:
+    def codec(self) -> ImageCodec:
         """Turns pictures into codes and back; opened on first use, or set to another.
 
         Raises:
@@ -94,7 +94,7 @@ class Model:
             ConfigError: it brings no VQGAN and none was given, or one of other codes.
             CheckpointError: the VQGAN is broken.
         """
-        vision_of(self.config)
+        require_vision(self.config)
         if self._codec is None:
             self._codec = self._open_codec()
         if self._codec is None:
@@ -105,7 +105,7 @@ class Model:
         return self._codec
 
     @codec.setter
-    def codec(self, codec: Codec) -> None:
+    def codec(self, codec: ImageCodec) -> None:
         if isinstance(codec.config, VQGANConfig):
             require_codebook(codec.config, "given", self.config, self.source)
         self._codec = codec
@@ -117,7 +117,7 @@ class Model:
             InputError: the model does not see, or what is shown cannot be read.
             ConfigError: it has no VQGAN.
         """
-        vision_of(self.config)
+        require_vision(self.config)
         return self._see(part)
 
     def logits(self, tokens: Any, *, vision_mask: Any = None) -> Logits:
@@ -217,7 +217,7 @@ class Model:
 
         Args:
             messages: OpenAI's shape; content is text, or a list of parts of which each is text or
-                a picture or a video (see `seeing.Eyes`).
+                a picture or a video (see `media_inputs.MediaEncoder`).
             template: `auto` (the original's where something is shown, or the checkpoint brings
                 none, else its own), `original` or `chatml`.
             settings: as for `generate`.
@@ -270,7 +270,7 @@ class Model:
             negative_prompt=negative_prompt, sampling=sampling_from(IMAGE, settings),
             frame_done=frame_done,
         )  # fmt: skip
-        drawn = pictures(codec, codes)[:, 0]
+        drawn = decode_frames(codec, codes)[:, 0]
         return drawn[0] if count is None else drawn
 
     def video(
@@ -307,7 +307,7 @@ class Model:
             sampling=sampling_from(VIDEO, settings),
             first_sampling=sampling_from(IMAGE, settings), frame_done=frame_done,
         )  # fmt: skip
-        drawn = pictures(codec, codes)
+        drawn = decode_frames(codec, codes)
         return drawn[0] if count is None else drawn
 
     def restart(self, tokens: int) -> None:
@@ -372,7 +372,7 @@ class Model:
 
     def _tokens(self, engine: Engine, request: Request) -> Iterator[int]:
         """Token ids of the answer, counted and timed."""
-        figures = self.figures = Figures(prompt=len(request.prompt))
+        figures = self.timings = Timings(prompt=len(request.prompt))
         reused = engine.scheduler.reused
         started = time.perf_counter()
         with progress("reading the prompt", len(request.prompt)) as advance:

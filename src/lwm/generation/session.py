@@ -53,7 +53,7 @@ def save_session(path: Path, model: Model, messages: Sequence[Message]) -> None:
         arrays[f"values.{number}"] = _plain(values[:, places])
     told = [_with_codes(model, message) for message in messages]
     facts = {
-        "format": _FORMAT, "model": fingerprint(model), "dtype": model.dtype,
+        "format": _FORMAT, "model": model_fingerprint(model), "dtype": model.dtype,
         "messages": json.dumps(told),
     }  # fmt: skip
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
@@ -78,7 +78,7 @@ def load_session(path: Path, model: Model) -> list[Message]:
             facts = file.metadata() or {}
             if facts.get("format") != _FORMAT:
                 raise InputError(f"{path} is no session of 'lwm chat'; name another file")
-            if (facts.get("model"), facts.get("dtype")) != (fingerprint(model), model.dtype):
+            if (facts.get("model"), facts.get("dtype")) != (model_fingerprint(model), model.dtype):
                 raise InputError(
                     f"the session {path} is of another model than {model.source} as "
                     f"{model.dtype}; load the one it was made with, or name another file"
@@ -159,7 +159,7 @@ def _with_codes(model: Model, message: Message) -> Message:
     return {**message, "content": content}
 
 
-def fingerprint(model: Model) -> str:
+def model_fingerprint(model: Model) -> str:
     """Tells models apart by their settings and some of their weights, in every process alike."""
     found = hashlib.sha256(json.dumps(to_dict(model.config)).encode())
     table = model.weights.embedding

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 
 @dataclass
-class Figures:
+class Timings:
     """What the last answer took, for people to read.
 
     Args:

@@ -21,17 +21,17 @@ from lwm.generation.frames import (
     VIDEO,
     EngineFor,
     FrameDone,
-    FramesWanted,
-    draw_frames,
+    FrameRequest,
+    generate_frames,
     require_context,
-    vision_of,
+    require_vision,
 )
-from lwm.generation.vision_prompts import begin, drawing_prompt
+from lwm.generation.vision_prompts import begin, generation_prompt
 from lwm.models.llama import LlamaConfig
 
 
 @runtime_checkable
-class Codec(Protocol):
+class ImageCodec(Protocol):
     """What turns pictures into codes and back, such as a VQGAN: pixels [n, height, width, 3] in
     [-1, 1], codes [n, rows, columns]. `config.image_size` is the side of the pictures."""
 
@@ -67,14 +67,14 @@ def image_codes(
     frame_done: FrameDone | None = None,
 ) -> Int[np.ndarray, "count 1 codes_per_frame"]:
     """Codes of pictures of a prompt; arguments and errors as for `Model.image`."""
-    vision_of(config)
-    wanted = FramesWanted(
-        prompt=drawing_prompt(tokenizer, prompt, "an image"),
+    require_vision(config)
+    wanted = FrameRequest(
+        prompt=generation_prompt(tokenizer, prompt, "an image"),
         unconditional=_unwanted(tokenizer, negative_prompt, "an image"),
         count=count,
         sampling=sampling,
     )
-    return draw_frames(engine_for, config, wanted, frame_done=frame_done)
+    return generate_frames(engine_for, config, wanted, frame_done=frame_done)
 
 
 def video_codes(
@@ -99,7 +99,7 @@ def video_codes(
         frame_done: told of the first frame too, which is frame 0; frames that were given are not
             told of.
     """
-    vision = vision_of(config)
+    vision = require_vision(config)
     if before is not None:
         before = _rectangle(before)
     given = 0 if before is None else before.shape[1]
@@ -109,8 +109,8 @@ def video_codes(
         )
     earlier = max(1, given)
     placeholder = np.zeros((1, 1, vision.codes_per_frame), np.int32)
-    rest = FramesWanted(
-        prompt=drawing_prompt(tokenizer, prompt, "a video"),
+    rest = FrameRequest(
+        prompt=generation_prompt(tokenizer, prompt, "a video"),
         unconditional=_unwanted(tokenizer, negative_prompt, "a video"),
         frames=max(1, frames - earlier),
         count=count,
@@ -131,12 +131,12 @@ def video_codes(
         if frame_done is not None:
             frame_done(video, frame + earlier, codes)
 
-    after = draw_frames(engine_for, config, replace(rest, before=before), frame_done=told)
+    after = generate_frames(engine_for, config, replace(rest, before=before), frame_done=told)
     return np.concatenate([np.broadcast_to(before, (count, *before.shape[1:])), after], axis=1)
 
 
-def pictures(
-    codec: Codec, codes: Int[np.ndarray, "videos frames codes_per_frame"]
+def decode_frames(
+    codec: ImageCodec, codes: Int[np.ndarray, "videos frames codes_per_frame"]
 ) -> UInt8[np.ndarray, "videos frames height width 3"]:
     """Pixels of frames, from 0 to 255."""
     side = isqrt(codes.shape[-1])
@@ -171,4 +171,4 @@ def _unwanted(tokenizer: Tokenizer, negative_prompt: str | None, kind: str) -> l
     told otherwise."""
     if negative_prompt is None:
         return begin(tokenizer)
-    return drawing_prompt(tokenizer, negative_prompt, kind)
+    return generation_prompt(tokenizer, negative_prompt, kind)

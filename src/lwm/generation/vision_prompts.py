@@ -36,7 +36,7 @@ def begin(tokenizer: Tokenizer, text: str = "") -> list[int]:
     return [*tokenizer.encode_part(text), *tokenizer.encode_part(OPEN)]
 
 
-def drawing_prompt(tokenizer: Tokenizer, caption: str, kind: str) -> list[int]:
+def generation_prompt(tokenizer: Tokenizer, caption: str, kind: str) -> list[int]:
     """Asks for `an image` or `a video` of something.
 
     Raises:
@@ -106,7 +106,7 @@ def chat_tokens(
     return ids
 
 
-def codes_of(part: Part) -> np.ndarray:
+def codes_from_part(part: Part) -> np.ndarray:
     """Codes from a part that brings them itself, `{"type": "codes", "codes": [[...], ...]}`, a row
     for each frame.
 

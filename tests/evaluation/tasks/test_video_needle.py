@@ -29,7 +29,7 @@ from lwm.evaluation.tasks.video_needle import (
     made_up_frames,
     paint,
 )
-from lwm.generation.codec import Codec
+from lwm.generation.codec import VqganCodec
 from lwm.media.videos import write_video
 from lwm.models.llama import LlamaConfig
 from lwm.models.vision_tokens import VisionVocabulary
@@ -196,7 +196,9 @@ def test_frames_of_a_video_are_encoded_or_refused(tmp_path: Path) -> None:
         image_size=8, hidden_channels=4, channel_multipliers=(1, 1, 1), residual_blocks=1,
         latent_channels=4, codebook_size=16, code_channels=4, norm_groups=2,
     )  # fmt: skip
-    codec = Codec(settings, initialize(vqgan_params(settings), jax.random.key(0), jnp.float32))
+    codec = VqganCodec(
+        settings, initialize(vqgan_params(settings), jax.random.key(0), jnp.float32)
+    )
     file = tmp_path / "short.mp4"
     write_video(file, np.stack(list(made_up_frames(12, 16))), fps=4.0)  # three seconds
     assert haystack_codes(codec, 3, file).shape == (3, 4)

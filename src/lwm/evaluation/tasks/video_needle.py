@@ -26,10 +26,10 @@ from lwm.core.errors import CapacityError, ConfigError, InputError
 from lwm.data.text.templates import ORIGINAL
 from lwm.data.text.tokenizer import Tokenizer
 from lwm.evaluation.case import Case, Key, Verdict
-from lwm.generation.frames import vision_of
-from lwm.generation.seeing import encode_frames
-from lwm.generation.vision_generation import Codec
-from lwm.generation.vision_prompts import chat_tokens, codes_of
+from lwm.generation.frames import require_vision
+from lwm.generation.media_inputs import encode_frames
+from lwm.generation.vision_generation import ImageCodec
+from lwm.generation.vision_prompts import chat_tokens, codes_from_part
 from lwm.media.videos import iterate_frames
 from lwm.models.llama import LlamaConfig
 
@@ -178,7 +178,7 @@ def made_up_frames(
 
 
 def haystack_codes(
-    codec: Codec, count: int, video: Path | None, fps: float = 1.0
+    codec: ImageCodec, count: int, video: Path | None, fps: float = 1.0
 ) -> Int[np.ndarray, "frames codes_per_frame"]:
     """Codes of the first frames of a video, or of a made-up one.
 
@@ -207,7 +207,7 @@ def _prompt(card: Card, codes: np.ndarray, tokenizer: Tokenizer, config: LlamaCo
     """In the words that models learn to see by."""
     content = [{"type": "text", "text": card.question}, {"type": "codes", "codes": codes}]
     message = {"role": "user", "content": content}
-    return chat_tokens(ORIGINAL, [message], tokenizer, config, codes_of)
+    return chat_tokens(ORIGINAL, [message], tokenizer, config, codes_from_part)
 
 
 def _answer(card: Card, tokenizer: Tokenizer) -> list[int]:
@@ -222,7 +222,7 @@ def require_room(
     InputError: the model does not see.
     CapacityError: so many frames with any of the seeds' questions are beyond its context.
     """
-    vision, limit = vision_of(config), config.max_sequence_length
+    vision, limit = require_vision(config), config.max_sequence_length
     one = np.zeros((1, vision.codes_per_frame), np.int32)
     words = (
         max(

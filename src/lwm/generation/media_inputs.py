@@ -20,8 +20,8 @@ from PIL import Image
 
 from lwm.core.errors import InputError
 from lwm.core.progress import progress
-from lwm.generation.vision_generation import Codec
-from lwm.generation.vision_prompts import Part, codes_of
+from lwm.generation.vision_generation import ImageCodec
+from lwm.generation.vision_prompts import Part, codes_from_part
 from lwm.media.framing import frame
 from lwm.media.images import read_image, to_unit
 from lwm.media.videos import iterate_frames
@@ -32,7 +32,7 @@ _BATCH = 32  # frames encoded at once
 _REMEMBERED = 64  # parts whose codes are kept
 
 
-class Eyes:
+class MediaEncoder:
     """Turns parts of messages into codes.
 
     A part is `{"type": "image", "image": SOURCE}` or `{"type": "video", "video": SOURCE}`, a video
@@ -44,7 +44,7 @@ class Eyes:
         open_codec: gives the model's VQGAN, or refuses.
     """
 
-    def __init__(self, open_codec: Callable[[], Codec]) -> None:
+    def __init__(self, open_codec: Callable[[], ImageCodec]) -> None:
         self._open_codec = open_codec
         self._remembered: dict[Any, np.ndarray] = {}
 
@@ -55,7 +55,7 @@ class Eyes:
         """
         kind = part.get("type")
         if kind not in ("image", "video", "image_url", "video_url"):
-            return codes_of(part)
+            return codes_from_part(part)
         codec = self._open_codec()
         shown = _source(part.get(str(kind)), str(kind))
         moving = str(kind).startswith("video")
@@ -76,7 +76,7 @@ class Eyes:
 
 
 def encode_frames(
-    codec: Codec, frames: Iterable[UInt8[np.ndarray, "height width 3"]]
+    codec: ImageCodec, frames: Iterable[UInt8[np.ndarray, "height width 3"]]
 ) -> Int[np.ndarray, "frames codes_per_frame"]:
     """Codes of frames, a batch at a time."""
     rest, found = iter(frames), []

@@ -59,7 +59,7 @@ def tokenizer() -> Tokenizer:
 
 def model(config: LlamaConfig = CONFIG) -> Model:
     return Model(
-        source="tiny-world",
+        source="tiny-vision-model",
         config=config,
         weights=weights(),
         open_tokenizer=tokenizer,

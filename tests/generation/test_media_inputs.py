@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from lwm.core.errors import InputError
-from lwm.generation.seeing import Eyes
+from lwm.generation.media_inputs import MediaEncoder
 from lwm.media.images import write_image
 from lwm.media.videos import write_video
 
@@ -40,15 +40,17 @@ def reds() -> Reds:
 
 
 @pytest.fixture
-def eyes(reds: Reds) -> Eyes:
-    return Eyes(lambda: reds)
+def eyes(reds: Reds) -> MediaEncoder:
+    return MediaEncoder(lambda: reds)
 
 
 def flat(red: int, side: int = SIZE) -> np.ndarray:
     return np.broadcast_to(np.array([red, 9, 9], np.uint8), (side, side, 3)).copy()
 
 
-def test_a_picture_is_the_same_however_it_is_given(eyes: Eyes, reds: Reds, tmp_path: Path) -> None:
+def test_a_picture_is_the_same_however_it_is_given(
+    eyes: MediaEncoder, reds: Reds, tmp_path: Path
+) -> None:
     path = tmp_path / "a picture.png"
     pixels = flat(0, 20)
     pixels[:, 10:] = 200
@@ -72,7 +74,7 @@ def test_a_picture_is_the_same_however_it_is_given(eyes: Eyes, reds: Reds, tmp_p
 
 
 def test_frames_of_a_video_are_sampled_and_encoded_together(
-    eyes: Eyes, reds: Reds, tmp_path: Path
+    eyes: MediaEncoder, reds: Reds, tmp_path: Path
 ) -> None:
     frames = np.stack([flat(red) for red in range(0, 250, 5)])
     found = eyes({"type": "video", "video": frames})
@@ -101,12 +103,14 @@ def test_frames_of_a_video_are_sampled_and_encoded_together(
         ({"type": "sound", "sound": b""}, "'sound'"),
     ],
 )
-def test_what_cannot_be_seen_is_refused(eyes: Eyes, part: dict[str, Any], words: str) -> None:
+def test_what_cannot_be_seen_is_refused(
+    eyes: MediaEncoder, part: dict[str, Any], words: str
+) -> None:
     with pytest.raises(InputError, match=words):
         eyes(part)
 
 
-def test_a_picture_as_a_video_and_text_as_a_picture(eyes: Eyes, tmp_path: Path) -> None:
+def test_a_picture_as_a_video_and_text_as_a_picture(eyes: MediaEncoder, tmp_path: Path) -> None:
     write_image(tmp_path / "still.png", flat(3))
     with pytest.raises(InputError, match=r"still\.png"):
         eyes({"type": "video", "video": tmp_path / "still.png"})
