@@ -31,7 +31,7 @@ from lwm.data.pictures import split
 from lwm.data.text.vision_texts import description_request
 from lwm.media.images import is_image, read_image, write_image
 from lwm.media.videos import is_video, read_video, write_video
-from lwm.recipes.catalogue.vqgan import vqgan as vqgan_recipe
+from lwm.recipes.catalogue.vqgan import vqgan_64
 
 SIDE, FRAMES, COUNT = 32, 4, 64
 PLACES = {
@@ -83,7 +83,7 @@ def distinct(captioned: Iterable[tuple[str, np.ndarray]]) -> Iterator[tuple[str,
 
 
 def make_files(work: Path) -> None:
-    learnt, kept = split(vqgan_recipe().data)
+    learnt, kept = split(vqgan_64().data)
     files = learnt + kept
     pictures = [file for file in files if is_image(file)]
     videos = [file for file in files if is_video(file) and "distorted" not in file.stem]

@@ -18,11 +18,11 @@ from lwm.data.pictures import read_pictures, split
 from lwm.media.images import to_pixels, write_image
 from lwm.models.likeness import psnr, ssim
 from lwm.recipes.assemble_vqgan import grid
-from lwm.recipes.catalogue.index import picture_recipe
+from lwm.recipes.catalogue.by_name import vqgan_recipe
 
 
 def likeness(codec: lwm.VqganCodec, frames: int, picture: Path | None) -> None:
-    _, held = split(picture_recipe("vqgan").data)
+    _, held = split(vqgan_recipe("vqgan").data)
     counts = np.zeros(codec.config.codebook_size, int)
     shown: list[tuple[np.ndarray, np.ndarray]] = []
     figures: dict[str, list[float]] = {"images": [], "videos": []}

@@ -18,7 +18,7 @@ import lwm
 from lwm.core.errors import CheckpointError, ConfigError, InputError
 from lwm.data.loader import Loader
 from lwm.data.text.tokenizer import read_tokenizer
-from lwm.recipes.assemble import start
+from lwm.recipes.assemble import train_model
 from lwm.recipes.directory import hold, make_run
 from lwm.training.loop import Diverged
 
@@ -32,7 +32,7 @@ def data(tmp_path_factory) -> Path:
 def whole(tmp_path_factory, data) -> Path:
     """A run that nothing disturbed."""
     out = tmp_path_factory.mktemp("runs") / "whole"
-    start(run(out, data))
+    train_model(run(out, data))
     return out
 
 
@@ -59,7 +59,7 @@ def test_a_run_that_broke_goes_on_exactly(whole, data, tmp_path, monkeypatch, br
 
     monkeypatch.setattr(Loader, "__next__", failing)
     with pytest.raises(RuntimeError, match="power"):
-        start(run(out, data))
+        train_model(run(out, data))
     monkeypatch.undo()
     assert train(out, data) == losses(whole)
 
@@ -71,7 +71,7 @@ def test_a_torn_checkpoint_is_passed_over(whole, data, tmp_path, capsys):
     for file in sorted(last.rglob("*")):
         if file.is_file() and file.stat().st_size > 2000:
             file.write_bytes(file.read_bytes()[:100])
-    start(run(out, data))
+    train_model(run(out, data))
     assert "cannot be read" in capsys.readouterr().err
     assert losses(out) == losses(whole)
     assert (out / "checkpoints" / f"torn-{STEPS}").is_dir()
@@ -84,12 +84,12 @@ def test_when_all_checkpoints_are_torn_it_says_so(whole, data, tmp_path):
     for state in (out / "checkpoints").glob("*/state"):
         shutil.rmtree(state)
     with pytest.raises(CheckpointError, match="none of the checkpoints"):
-        start(run(out, data))
+        train_model(run(out, data))
 
 
 def test_a_finished_run_stays_as_it_is(whole, data, capsys):
     before = losses(whole)
-    start(run(whole, data))
+    train_model(run(whole, data))
     assert "already" in capsys.readouterr().err
     assert losses(whole) == before
 
@@ -105,7 +105,7 @@ def test_fresh_moves_the_old_run_aside(whole, data, tmp_path):
 
 def test_another_model_in_the_same_directory_is_refused(whole, data):
     with pytest.raises(ConfigError, match="hidden_size is 32, not 64"):
-        start(run(whole, data, "--model.hidden-size", "64"))
+        train_model(run(whole, data, "--model.hidden-size", "64"))
 
 
 def test_a_run_and_each_checkpoint_open_as_models(whole, tmp_path):
@@ -149,10 +149,10 @@ def test_a_run_learns_alike_on_a_mesh_and_goes_on_on_another(whole, data, tmp_pa
         shutil.rmtree(out / "checkpoints" / step)
     with pytest.raises(CheckpointError):  # nothing is left to go on from
         lwm.load(out)
-    start(run(out, data, "--mesh", "1,2,1,2"))
+    train_model(run(out, data, "--mesh", "1,2,1,2"))
     np.testing.assert_allclose(losses(out), losses(whole), rtol=1e-4)
     shutil.rmtree(out / "checkpoints" / str(STEPS))
-    start(run(out, data))
+    train_model(run(out, data))
     np.testing.assert_allclose(losses(out), losses(whole), rtol=1e-4)
 
 
@@ -168,7 +168,7 @@ def test_a_stage_starts_from_the_last_ones_weights(whole, data, tmp_path):
 
 def test_a_checkpoint_of_another_size_is_refused(whole, data, tmp_path):
     with pytest.raises(ConfigError, match="hidden_size 32, but this run asks for 64"):
-        start(run(tmp_path / "run", data, "--init", str(whole), "--model.hidden-size", "64"))
+        train_model(run(tmp_path / "run", data, "--init", str(whole), "--model.hidden-size", "64"))
     assert not (tmp_path / "run").exists()
 
 
@@ -218,7 +218,7 @@ def test_what_a_run_left_before_its_first_checkpoint_is_replaced(whole, data, tm
         read_tokenizer(other).backend.to_str()
     )
     with pytest.raises(ConfigError, match="another tokenizer than"):
-        start(run(whole, data, *named))
+        train_model(run(whole, data, *named))
 
 
 def test_a_directory_takes_one_training_at_a_time(whole, data, tmp_path):
@@ -227,8 +227,8 @@ def test_a_directory_takes_one_training_at_a_time(whole, data, tmp_path):
     with hold(out):
         for more in ((), ("--fresh",)):
             with pytest.raises(ConfigError, match="another process is training in"):
-                start(run(out, data, *more))
-    start(run(out, data))
+                train_model(run(out, data, *more))
+    train_model(run(out, data))
 
 
 def test_fresh_works_from_within_the_directory(tmp_path, monkeypatch):
@@ -316,7 +316,7 @@ def test_a_signal_saves_and_leaves_with_a_sentence(whole, data, tmp_path):
 def test_a_run_that_diverges_stops_and_says_what_to_do(data, tmp_path, capsys):
     wild = ("--optimizer.learning-rate", "1e30", "--skips", "3")
     with pytest.raises(Diverged, match=r"3 steps in a row.*learning_rate"):
-        start(run(tmp_path / "run", data, *wild))
+        train_model(run(tmp_path / "run", data, *wild))
     assert "nothing was learned" in capsys.readouterr().err
 
 
@@ -366,5 +366,5 @@ def test_a_full_disk_leaves_the_last_good_checkpoint(whole, data, tmp_path):
 )
 def test_what_cannot_run_is_refused_before_anything_is_written(data, tmp_path, more, error, words):
     with pytest.raises(error, match=words):
-        start(run(tmp_path / "run", data, *more))
+        train_model(run(tmp_path / "run", data, *more))
     assert not (tmp_path / "run").exists()

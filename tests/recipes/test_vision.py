@@ -11,10 +11,10 @@ from lwm.cli.train import configure
 from lwm.core.errors import ConfigError
 from lwm.models.llama import LlamaConfig
 from lwm.models.vision_tokens import VisionVocabulary
-from lwm.recipes.assemble import start
-from lwm.recipes.catalogue.index import recipe
+from lwm.recipes.assemble import train_model
+from lwm.recipes.catalogue.by_name import recipe
 from lwm.recipes.inspection import inspect_rows
-from lwm.recipes.settings import Run
+from lwm.recipes.settings import TrainingRun
 from lwm.training.metrics import read_metrics
 
 SMALL = [
@@ -64,18 +64,18 @@ def data(tmp_path_factory) -> Path:
     return path
 
 
-def run(out: Path, *more: str) -> Run:
+def run(out: Path, *more: str) -> TrainingRun:
     return configured("vision-debug", "--out", str(out), *SMALL, *more)
 
 
-def configured(name: str, *settings: str) -> Run:
+def configured(name: str, *settings: str) -> TrainingRun:
     return configure(name, settings)
 
 
 def test_a_small_run_tells_text_and_vision_apart_and_opens_the_next(data, tmp_path):
     words = tmp_path / "words.jsonl"
     words.write_text('{"text": "so many words"}\n' * 9, encoding="utf-8")
-    start(
+    train_model(
         run(
             tmp_path / "run", "--steps", "3",
             "--data.mixture.seen.path", str(data), "--data.mixture.seen.weight", "3",

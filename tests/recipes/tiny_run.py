@@ -11,8 +11,8 @@ import jax
 import numpy as np
 
 from lwm.cli.train import configure
-from lwm.recipes.assemble import start
-from lwm.recipes.settings import Run
+from lwm.recipes.assemble import train_model
+from lwm.recipes.settings import TrainingRun
 from lwm.training.metrics import read_metrics
 
 MODEL = [
@@ -42,13 +42,13 @@ def settings(out: Path, data: Path, *more: str) -> list[str]:
     ]  # fmt: skip
 
 
-def run(out: Path, data: Path, *more: str) -> Run:
+def run(out: Path, data: Path, *more: str) -> TrainingRun:
     return configure("debug", settings(out, data, *more))
 
 
 def train(out: Path, data: Path, *more: str) -> list[float]:
     """Trains in this process; the loss of each step."""
-    start(run(out, data, *more))
+    train_model(run(out, data, *more))
     return losses(out)
 
 

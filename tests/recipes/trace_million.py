@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from lwm.core.mesh import make_mesh
-from lwm.recipes.catalogue.index import recipe
+from lwm.recipes.catalogue.by_name import recipe
 from lwm.training.batches import Layout
 from lwm.training.plan import Plan
 from lwm.training.step import Batch

@@ -11,8 +11,7 @@ from lwm.cli.info import print_table
 from lwm.core.errors import ConfigError
 
 if TYPE_CHECKING:
-    from lwm.recipes.picture_run import PictureRun
-    from lwm.recipes.settings import Run
+    from lwm.recipes.settings import TrainingRun, VqganRun
 
 
 _MIXTURE = ["--data", "mixture"]
@@ -24,7 +23,7 @@ def train(arguments: Sequence[str]) -> None:
     Args:
         arguments: what follows `lwm train`: a recipe's name and its settings, or --list.
     """
-    from lwm.recipes.catalogue.index import PICTURE_RECIPES, RECIPES, summaries
+    from lwm.recipes.catalogue.by_name import RECIPES, VQGAN_RECIPES, summaries
 
     if "--list" in arguments or not arguments or arguments[0] in ("-h", "--help"):
         table = Table("recipe", "what it is")
@@ -37,17 +36,17 @@ def train(arguments: Sequence[str]) -> None:
     if name.startswith("-"):
         raise ConfigError(
             f"the recipe must come first, but got {name!r}; write 'lwm train RECIPE {name} ...' "
-            f"with one of {', '.join([*RECIPES, *PICTURE_RECIPES])}"
+            f"with one of {', '.join([*RECIPES, *VQGAN_RECIPES])}"
         )
-    if name in PICTURE_RECIPES:
-        from lwm.recipes.assemble_vqgan import start_pictures
+    if name in VQGAN_RECIPES:
+        from lwm.recipes.assemble_vqgan import train_vqgan
 
-        print(start_pictures(_configure_pictures(name, settings)))
+        print(train_vqgan(_configure_vqgan(name, settings)))
         return
     run = configure(name, settings)
-    from lwm.recipes.assemble import start
+    from lwm.recipes.assemble import train_model
 
-    print(start(run))
+    print(train_model(run))
 
 
 def train_help() -> None:
@@ -55,7 +54,7 @@ def train_help() -> None:
     train(["--help"])
 
 
-def configure(name: str, settings: Sequence[str], verb: str = "train") -> "Run":
+def configure(name: str, settings: Sequence[str], verb: str = "train") -> "TrainingRun":
     """The run of a recipe with its settings changed.
 
     A size that is named replaces the recipe's own model, but for what it sees, and a path the data
@@ -66,12 +65,12 @@ def configure(name: str, settings: Sequence[str], verb: str = "train") -> "Run":
         ConfigError: no such recipe.
         SystemExit: a setting is unknown or of the wrong type; tyro has said which.
     """
-    from lwm.recipes.catalogue.index import RECIPES, recipe
-    from lwm.recipes.settings import Run
+    from lwm.recipes.catalogue.by_name import RECIPES, recipe
+    from lwm.recipes.settings import TrainingRun
 
     default = _with_room(recipe(name), settings)
     return tyro.cli(
-        Run,
+        TrainingRun,
         default=default,
         args=list(settings),
         prog=f"lwm {verb} {name}",
@@ -79,7 +78,7 @@ def configure(name: str, settings: Sequence[str], verb: str = "train") -> "Run":
     )
 
 
-def _with_room(default: "Run", settings: Sequence[str]) -> "Run":
+def _with_room(default: "TrainingRun", settings: Sequence[str]) -> "TrainingRun":
     """The recipe's run without what the settings replace whole, and with what they name anew."""
     from lwm.data.config import DataSet
     from lwm.recipes.settings import ModelSettings
@@ -104,14 +103,14 @@ def _with_room(default: "Run", settings: Sequence[str]) -> "Run":
     return default
 
 
-def _configure_pictures(name: str, settings: Sequence[str]) -> "PictureRun":
-    from lwm.recipes.catalogue.index import PICTURE_RECIPES, picture_recipe
-    from lwm.recipes.picture_run import PictureRun
+def _configure_vqgan(name: str, settings: Sequence[str]) -> "VqganRun":
+    from lwm.recipes.catalogue.by_name import VQGAN_RECIPES, vqgan_recipe
+    from lwm.recipes.settings import VqganRun
 
     return tyro.cli(
-        PictureRun,
-        default=picture_recipe(name),
+        VqganRun,
+        default=vqgan_recipe(name),
         args=list(settings),
         prog=f"lwm train {name}",
-        description=PICTURE_RECIPES[name].__doc__,
+        description=VQGAN_RECIPES[name].__doc__,
     )

@@ -1,4 +1,4 @@
-"""Puts a run together and starts it: the one place that sees a whole `Run`.
+"""Puts a run together and starts it: the one place that sees a whole `TrainingRun`.
 
 Order: join the other processes, check all settings, open model, tokenizer and data, compile,
 resume, learn. Nothing is written before everything that can be refused has been checked.
@@ -41,7 +41,7 @@ from lwm.models.llama import LlamaConfig, require_mesh
 from lwm.models.vqgan import VQGAN, VQGANConfig
 from lwm.recipes.directory import make_run, require_run, require_same, write_settings
 from lwm.recipes.learn import learn
-from lwm.recipes.settings import Run
+from lwm.recipes.settings import TrainingRun
 from lwm.training.batches import Layout
 from lwm.training.loop import Work
 from lwm.training.metrics import require_tracking
@@ -53,7 +53,7 @@ TOKENIZER_TEXTS = 20_000
 """Examples of the data that a tokenizer is trained on, at most."""
 
 
-def start(run: Run) -> Path:
+def train_model(run: TrainingRun) -> Path:
     """Trains, from the beginning or from where the run's directory left off.
 
     Returns:
@@ -70,11 +70,11 @@ def start(run: Run) -> Path:
         return _start(run, opened)
 
 
-def _start(run: Run, opened: ExitStack) -> Path:
-    """Does what `start` says; what it opens is closed by `opened`, however it ends."""
+def _start(run: TrainingRun, opened: ExitStack) -> Path:
+    """Does what `train_model` says; what it opens is closed by `opened`, however it ends."""
     mesh = make_mesh(run.mesh)
     layout = Layout(mesh, run.batch_size, run.accumulate, run.sequence_length)
-    begun, begin = _begun(run), open_start(run)
+    begun, begin = _begun(run), open_starting_point(run)
     source, config, tokenizer = begin.source, begin.config, begin.tokenizer
     keeps_base = source is not None and source.format == "run" and run.lora.rank > 0
     require_mesh(config, mesh, TRAINING)
@@ -163,7 +163,7 @@ class HeldOut:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Start:
+class StartingPoint:
     """What a run starts from.
 
     Args:
@@ -175,7 +175,7 @@ class Start:
     tokenizer: Tokenizer
 
 
-def open_start(run: Run) -> Start:
+def open_starting_point(run: TrainingRun) -> StartingPoint:
     """Opens what a run starts from, without loading weights.
 
     Raises:
@@ -188,15 +188,17 @@ def open_start(run: Run) -> Start:
         raise ConfigError(
             f"lora.rank is {run.lora.rank} but no --init is given; adapters need a model to adapt"
         )
-    return Start(source=source, config=config, tokenizer=_open_tokenizer(run, config, source))
+    return StartingPoint(
+        source=source, config=config, tokenizer=_open_tokenizer(run, config, source)
+    )
 
 
-def _begun(run: Run) -> bool:
+def _begun(run: TrainingRun) -> bool:
     """Whether the run goes on from a checkpoint, so that what lies beside it must stay."""
     return not run.fresh and bool(whole_checkpoints(run.out))
 
 
-def _open_source(run: Run) -> Checkpoint | None:
+def _open_source(run: TrainingRun) -> Checkpoint | None:
     """The model to start from; of adapters that go on, the one they have been added to so far."""
     if not run.init:
         return None
@@ -206,7 +208,7 @@ def _open_source(run: Run) -> Checkpoint | None:
     return open_checkpoint(run.init)
 
 
-def _open_tokenizer(run: Run, config: LlamaConfig, source: Checkpoint | None) -> Tokenizer:
+def _open_tokenizer(run: TrainingRun, config: LlamaConfig, source: Checkpoint | None) -> Tokenizer:
     """The run's tokenizer: its own if it is being resumed, the one named, that of the model to
     start from, or one trained on the data."""
     kept = run.out / TOKENIZER
@@ -246,7 +248,7 @@ def _require_same(wanted: dict[str, Any], directory: Path, found: dict[str, Any]
 
 
 def _open_vqgan(
-    run: Run, config: LlamaConfig, source: Checkpoint | None
+    run: TrainingRun, config: LlamaConfig, source: Checkpoint | None
 ) -> tuple[VQGANConfig, VQGAN] | None:
     """The VQGAN that goes with the run, if one is named or comes with the model to start from."""
     kept = run.out / VQGAN_DIRECTORY
@@ -272,7 +274,7 @@ def _same(one: tuple[VQGANConfig, VQGAN], other: tuple[VQGANConfig, VQGAN]) -> b
 
 
 def _write_settings(
-    run: Run,
+    run: TrainingRun,
     config: LlamaConfig,
     tokenizer: Tokenizer,
     vqgan: tuple[VQGANConfig, VQGAN] | None,

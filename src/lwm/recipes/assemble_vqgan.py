@@ -1,4 +1,4 @@
-"""Puts a run that trains a VQGAN together and starts it: the one place that sees a `PictureRun`.
+"""Puts a run that trains a VQGAN together and starts it: the one place that sees a `VqganRun`.
 
 The order is that of `assemble`: check, open, compile, resume, learn.
 """
@@ -22,19 +22,19 @@ from lwm.media.images import to_pixels, write_image
 from lwm.models.vqgan import VQGAN, decode, encode
 from lwm.recipes.directory import make_run, require_run, require_same, write_settings
 from lwm.recipes.learn import learn
-from lwm.recipes.picture_run import PictureRun
+from lwm.recipes.settings import VqganRun
 from lwm.training.loop import Work
 from lwm.training.metrics import require_tracking
 from lwm.training.optimizer import learning_rate
-from lwm.training.readings import PictureReading
-from lwm.training.vqgan.step import PicturePlan, PictureState
+from lwm.training.readings import VqganReading
+from lwm.training.vqgan.step import VqganPlan, VqganState
 
 GRID = "reconstructions.png"
 _ROWS = 16
 """Pictures of the grid, evenly spread over those held out."""
 
 
-def start_pictures(run: PictureRun) -> Path:
+def train_vqgan(run: VqganRun) -> Path:
     """Trains, from the beginning or from where the run's directory left off.
 
     Returns:
@@ -60,7 +60,7 @@ def start_pictures(run: PictureRun) -> Path:
     pictures = _joined(read_pictures(learnt, run.data.source_size, run.data.frames))
     held = _joined(read_pictures(kept, size, run.data.frames)) if kept else None
     batches = Crops(pictures, run.data, size=run.side, batch_size=run.batch_size)
-    plan = PicturePlan(
+    plan = VqganPlan(
         config=run.model, mesh=mesh, optimizer=run.optimizer, codebook=run.codebook,
         reconstruction=run.reconstruction, steps=run.loop.steps, seed=run.seed,
     )  # fmt: skip
@@ -73,7 +73,7 @@ def start_pictures(run: PictureRun) -> Path:
         batches=batches,
         held_out=None if held is None else partial(whole, held, run.batch_size),
         learning_rates=np.asarray(jax.vmap(rate)(np.arange(run.loop.steps))),
-        reading=PictureReading(pictures=run.batch_size),
+        reading=VqganReading(pictures=run.batch_size),
         show=None if held is None else Grid(run, held),
     )
 
@@ -99,7 +99,7 @@ def start_pictures(run: PictureRun) -> Path:
         )
 
 
-def _start(run: PictureRun) -> VQGAN | None:
+def _start(run: VqganRun) -> VQGAN | None:
     if not run.init:
         return None
     config, weights = read_vqgan(Path(run.init))
@@ -120,14 +120,14 @@ def _joined(found: Iterator[tuple[Path, np.ndarray]]) -> np.ndarray:
 class Grid:
     """Originals beside reconstructions, written into the run's directory after each evaluation."""
 
-    def __init__(self, run: PictureRun, held: np.ndarray) -> None:
+    def __init__(self, run: VqganRun, held: np.ndarray) -> None:
         rows = np.linspace(0, len(held) - 1, min(_ROWS, len(held))).astype(int)
         self._pictures, self._file = held[rows], run.out / GRID
         self._through = jax.jit(
             lambda weights, pixels: decode(weights, encode(weights, pixels, run.model), run.model)
         )
 
-    def __call__(self, step: int, state: PictureState) -> None:
+    def __call__(self, step: int, state: VqganState) -> None:
         pixels = self._pictures.astype(np.float32) / 127.5 - 1
         back = to_pixels(np.asarray(self._through(state.weights, pixels)))
         write_image(self._file, grid(self._pictures, back))

@@ -12,14 +12,14 @@ import numpy as np
 from lwm.core.errors import InputError
 from lwm.data.loader import Loader
 from lwm.models.llama import LlamaConfig
-from lwm.recipes.assemble import Start, open_start
-from lwm.recipes.settings import Run
+from lwm.recipes.assemble import StartingPoint, open_starting_point
+from lwm.recipes.settings import TrainingRun
 
 _COUNTED = 50_000  # tokens that are counted, at least those of one batch
 _SHOWN = 300  # characters of a stretch of text
 
 
-def inspect_rows(run: Run, rows: int) -> Iterator[str]:
+def inspect_rows(run: TrainingRun, rows: int) -> Iterator[str]:
     """Lines that describe the first rows and count the tokens of the first batches.
 
     Raises:
@@ -27,7 +27,7 @@ def inspect_rows(run: Run, rows: int) -> Iterator[str]:
     """
     if rows < 1:
         raise InputError(f"rows is {rows}; show at least 1")
-    start = open_start(run)
+    start = open_starting_point(run)
     with Loader(
         run.data, start.tokenizer, sequence_length=run.sequence_length,
         batch_size=run.batch_size, vocab_size=start.config.vocab_size,
@@ -64,7 +64,7 @@ def _segments(row: dict[str, np.ndarray]) -> int:
     return len(set(row["segments"][row["segments"] >= 0].tolist()))
 
 
-def _describe(number: int, row: dict[str, np.ndarray], start: Start) -> Iterator[str]:
+def _describe(number: int, row: dict[str, np.ndarray], start: StartingPoint) -> Iterator[str]:
     padding = int((row["segments"] < 0).sum())
     yield ""
     yield (
@@ -87,7 +87,7 @@ def _describe(number: int, row: dict[str, np.ndarray], start: Start) -> Iterator
             yield f"    {'learnt ' if learnt else 'no loss'} {len(ids):>6,}: {text}"
 
 
-def _readable(ids: list[int], start: Start) -> Iterator[str]:
+def _readable(ids: list[int], start: StartingPoint) -> Iterator[str]:
     """Text as it is, vision as what it holds."""
     border = start.config.vocab_size
     for vision, run in groupby(ids, key=lambda token: token >= border):

@@ -13,8 +13,7 @@ from lwm.core.config import to_dict
 from lwm.core.distributed import first_process, together
 from lwm.core.progress import say
 from lwm.recipes.directory import hold
-from lwm.recipes.picture_run import PictureRun
-from lwm.recipes.settings import Run
+from lwm.recipes.settings import TrainingRun, VqganRun
 from lwm.training.checkpointing import DIRECTORY, Checkpoints
 from lwm.training.loop import Work, train
 from lwm.training.metrics import Metrics
@@ -22,7 +21,7 @@ from lwm.training.readings import Tally
 
 
 def learn(
-    run: Run | PictureRun,
+    run: TrainingRun | VqganRun,
     work: Work,
     opened: ExitStack,
     *,

@@ -3,26 +3,31 @@
 Each part belongs to the room that uses it; only `assemble` sees the whole.
 """
 
-import difflib
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Annotated
 
 import tyro
+from annotated_types import Ge
 
-from lwm.core.config import override
+from lwm.core.config import Checked, override
 from lwm.core.distributed import DistributedConfig
 from lwm.core.errors import ConfigError
 from lwm.data.config import DataConfig
+from lwm.data.pictures import PictureDataConfig
+from lwm.models.likeness import WINDOW
 from lwm.models.llama import LlamaConfig
 from lwm.models.lora import LoraConfig
 from lwm.models.sizes import size
 from lwm.models.vision_tokens import VisionVocabulary
+from lwm.models.vqgan import VQGANConfig
 from lwm.training.checkpointing import CheckpointConfig
 from lwm.training.loop import LoopConfig
 from lwm.training.metrics import TrackingConfig
 from lwm.training.optimizer import OptimizerConfig
 from lwm.training.step import ComputeConfig
+from lwm.training.vqgan.codebook import CodebookConfig
+from lwm.training.vqgan.step import ReconstructionConfig
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -112,46 +117,90 @@ class ModelSettings:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Run:
-    """One training run, complete."""
+class RunSettings(Checked):
+    """Hold the settings that every training run has."""
 
     out: Path = Path()
-    """Directory of checkpoints and figures; runs/RECIPE unless given."""
+    """Directory for checkpoints and metrics; defaults to runs/RECIPE."""
     init: str = ""
-    """MODEL to start from; random weights unless given."""
+    """What to start from; random weights by default."""
     fresh: bool = False
-    """Start anew where the directory holds a run already, which is moved aside."""
-    tokenizer: str = ""
-    """A tokenizer's file or directory; else that of --init, else one is trained on the data."""
-    vqgan: str = ""
-    """The VQGAN that the data's codes are of, kept with the run; else that of --init."""
-    sequence_length: int = 1024
-    """Tokens of a row."""
-    batch_size: int = 8
+    """Start from the beginning, and move aside a run that is in the directory already."""
+    batch_size: Annotated[int, Ge(1)] = 8
     """Rows of a step, over all devices and microbatches."""
-    accumulate: int = 1
-    """Microbatches that a step is cut into, to save memory."""
     mesh: str = "1,-1,1,1"
-    """Devices along data,fsdp,tensor,sequence; -1 is whatever is left."""
+    """Devices along data,fsdp,tensor,sequence; -1 takes the devices that are left."""
     seed: int = 0
-    """Of the random weights; the data has its own."""
+    """Seed of the random weights; the data has its own."""
     loop: Annotated[LoopConfig, tyro.conf.OmitArgPrefixes] = LoopConfig()
-    model: ModelSettings = ModelSettings()
-    data: DataConfig = DataConfig()
     optimizer: OptimizerConfig = OptimizerConfig()
-    compute: ComputeConfig = ComputeConfig()
-    lora: LoraConfig = LoraConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
     tracking: TrackingConfig = TrackingConfig()
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingRun(RunSettings):
+    """Hold the settings of a run that trains a language model, with or without vision."""
+
+    init: str = ""
+    """MODEL to start from; random weights by default."""
+    tokenizer: str = ""
+    """Tokenizer file or directory; defaults to the tokenizer of --init, or to one trained on the
+    data."""
+    vqgan: str = ""
+    """VQGAN that produced the data's codes, saved with the run; defaults to that of --init."""
+    sequence_length: Annotated[int, Ge(2)] = 1024
+    """Tokens per row."""
+    accumulate: Annotated[int, Ge(1)] = 1
+    """Microbatches that a step is split into, to save memory."""
+    model: ModelSettings = ModelSettings()
+    data: DataConfig = DataConfig()
+    compute: ComputeConfig = ComputeConfig()
+    lora: LoraConfig = LoraConfig()
     distributed: DistributedConfig = DistributedConfig()
 
+
+@dataclass(frozen=True, kw_only=True)
+class VqganRun(RunSettings):
+    """Hold the settings of a run that trains a VQGAN."""
+
+    init: str = ""
+    """VQGAN to start from: a directory, a run, or the original's pickle of the same size; random
+    weights by default."""
+    example_size: Annotated[int, Ge(0)] = 0
+    """Height and width of training examples; 0 takes model.image_size. Smaller examples cost less,
+    because the model is the same at every place."""
+    batch_size: Annotated[int, Ge(1)] = 16
+    """Images per step, over all devices."""
+    mesh: str = "1,-1,1,1"
+    """Devices along data,fsdp,tensor,sequence; images are split over the first two."""
+    seed: int = 0
+    """Seed of the random weights and of revived codebook entries; the data has its own."""
+    model: VQGANConfig = VQGANConfig()
+    data: PictureDataConfig = PictureDataConfig()
+    codebook: CodebookConfig = CodebookConfig()
+    reconstruction: ReconstructionConfig = ReconstructionConfig()
+
     def __post_init__(self) -> None:
-        for name, least in (("sequence_length", 2), ("batch_size", 1), ("accumulate", 1)):
-            if getattr(self, name) < least:
-                raise ConfigError(f"{name} is {getattr(self, name)}; it must be at least {least}")
+        super().__post_init__()
+        size = self.side
+        if size % self.model.downsampling or size < WINDOW:
+            raise ConfigError(
+                f"example_size is {size}; it must be a multiple of {self.model.downsampling}, the "
+                f"model's downsampling, and at least {WINDOW} for SSIM"
+            )
+        if size > self.data.source_size:
+            raise ConfigError(
+                f"example_size is {size}, more than data.source_size "
+                f"({self.data.source_size}); raise data.source_size"
+            )
+        if self.loop.evaluate_every and not self.data.held_out:
+            raise ConfigError(
+                f"evaluate_every is {self.loop.evaluate_every} but nothing is held out; name "
+                "files with --data.held-out, or set --evaluate-every 0"
+            )
 
-
-def nearest(name: str, known: list[str]) -> str:
-    """The known names, nearest first, for a message about one that is not."""
-    close = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
-    return f"did you mean {' or '.join(close)}?" if close else f"choose one of {', '.join(known)}"
+    @property
+    def side(self) -> int:
+        """Return the height and width of the training examples."""
+        return self.example_size or self.model.image_size

@@ -91,8 +91,8 @@ class TextReading:
 
 
 @dataclass(frozen=True, kw_only=True)
-class PictureReading:
-    """Reads `PictureMetrics` and `PictureSums`.
+class VqganReading:
+    """Reads `VqganMetrics` and `VqganSums`.
 
     Args:
         pictures: of a step.

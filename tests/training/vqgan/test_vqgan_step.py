@@ -11,7 +11,7 @@ from lwm.core.mesh import make_mesh
 from lwm.models.vqgan import VQGANConfig
 from lwm.training.optimizer import OptimizerConfig
 from lwm.training.vqgan.codebook import CodebookConfig
-from lwm.training.vqgan.step import PicturePlan, ReconstructionConfig
+from lwm.training.vqgan.step import ReconstructionConfig, VqganPlan
 
 CONFIG = VQGANConfig(
     image_size=12, hidden_channels=4, channel_multipliers=(1, 2), residual_blocks=1,
@@ -21,8 +21,8 @@ CONFIG = VQGANConfig(
 
 def plan(
     learning: Literal["average", "gradient"] = "average", mesh="1,1,1,1", structure=0.0
-) -> PicturePlan:
-    return PicturePlan(
+) -> VqganPlan:
+    return VqganPlan(
         config=CONFIG, mesh=make_mesh(mesh), steps=30, seed=0,
         optimizer=OptimizerConfig(learning_rate=1e-2, schedule="constant"),
         codebook=CodebookConfig(learning=learning, dead_below=0.1),
@@ -36,7 +36,7 @@ def batch(count: int = 4) -> dict[str, np.ndarray]:
     return {"pixels": pixels, "weights": np.ones(count, np.float32)}
 
 
-def run(planned: PicturePlan, steps: int) -> tuple:
+def run(planned: VqganPlan, steps: int) -> tuple:
     state, step, found = planned.first_state(), planned.step(), []
     for _ in range(steps):
         state, metrics = step(state, None, planned.place(batch()))

@@ -1,16 +1,16 @@
 """Recipes for small machines, and for a user's own chats."""
 
 from lwm.data.config import DataConfig
-from lwm.recipes.settings import ModelSettings, Run
+from lwm.recipes.settings import ModelSettings, TrainingRun
 from lwm.training.checkpointing import CheckpointConfig
 from lwm.training.loop import LoopConfig
 from lwm.training.optimizer import OptimizerConfig
 from lwm.training.step import ComputeConfig
 
 
-def debug() -> Run:
+def debug() -> TrainingRun:
     """The original's debug size on any text, a few steps: does everything run?"""
-    return Run(
+    return TrainingRun(
         model=ModelSettings(size="debug"),
         sequence_length=512,
         batch_size=4,
@@ -22,9 +22,9 @@ def debug() -> Run:
     )
 
 
-def book() -> Run:
+def book() -> TrainingRun:
     """A small model of a real book, the King James Bible, in minutes on two cores."""
-    return Run(
+    return TrainingRun(
         model=ModelSettings(
             size="debug",
             vocab_size=2048,
@@ -48,9 +48,9 @@ def book() -> Run:
     )
 
 
-def chat() -> Run:
+def chat_tuning() -> TrainingRun:
     """Fine-tune any MODEL on your own chats: --init MODEL --data.path chats.jsonl."""
-    return Run(
+    return TrainingRun(
         init="smollm2",
         sequence_length=1024,
         batch_size=4,

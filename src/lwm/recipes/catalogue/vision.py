@@ -7,7 +7,7 @@ without saying how often; one in ten is usual (Ho & Salimans 2022, arXiv 2207.12
 
 from lwm.data.config import DataConfig, DataSet
 from lwm.models.vision_tokens import VisionVocabulary
-from lwm.recipes.settings import ModelSettings, Run
+from lwm.recipes.settings import ModelSettings, TrainingRun
 from lwm.training.checkpointing import CheckpointConfig
 from lwm.training.loop import LoopConfig
 from lwm.training.optimizer import OptimizerConfig
@@ -42,9 +42,9 @@ def _stage(
     mesh: str,
     mixture: dict[str, DataSet],
     max_frames: int = 0,
-) -> Run:
+) -> TrainingRun:
     highest, lowest = rates
-    return Run(
+    return TrainingRun(
         model=ModelSettings(size="7b", rope_theta=5e7, vision=VisionVocabulary()),
         sequence_length=length,
         batch_size=BATCH_TOKENS // length,
@@ -70,9 +70,9 @@ def _stage(
     )
 
 
-def vision_debug() -> Run:
+def vision_debug() -> TrainingRun:
     """A small model of text, pictures and videos, for two cores: --data.path examples.jsonl."""
-    return Run(
+    return TrainingRun(
         model=ModelSettings(
             size="debug",
             vocab_size=2048,
@@ -100,7 +100,7 @@ def vision_debug() -> Run:
     )
 
 
-def vision_1k() -> Run:
+def vision_1k() -> TrainingRun:
     """The paper's first vision stage: 7B, 1K tokens, pictures; --init text-1m that sees."""
     return _stage(
         length=1 << 10,
@@ -112,7 +112,7 @@ def vision_1k() -> Run:
     )
 
 
-def vision_8k() -> Run:
+def vision_8k() -> TrainingRun:
     """The second: 8K tokens, videos of 30 frames, 14,000 steps; --init the result of vision-1k."""
     return _stage(
         length=8 << 10,
@@ -125,7 +125,7 @@ def vision_8k() -> Run:
     )
 
 
-def vision_32k() -> Run:
+def vision_32k() -> TrainingRun:
     """The third: 32K tokens, chats of four kinds, 1,200 steps; --init the result of vision-8k."""
     return _stage(
         length=32 << 10,
@@ -137,7 +137,7 @@ def vision_32k() -> Run:
     )
 
 
-def vision_128k() -> Run:
+def vision_128k() -> TrainingRun:
     """The fourth: 128K tokens, chats of four kinds, 450 steps; --init the result of vision-32k."""
     return _stage(
         length=128 << 10,
@@ -149,7 +149,7 @@ def vision_128k() -> Run:
     )
 
 
-def vision_1m() -> Run:
+def vision_1m() -> TrainingRun:
     """The fifth: 1M tokens, chats of four kinds, 50 steps; --init the result of vision-128k."""
     return _stage(
         length=1 << 20,

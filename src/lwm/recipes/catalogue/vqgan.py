@@ -2,7 +2,7 @@
 
 from lwm.data.pictures import PictureDataConfig
 from lwm.models.vqgan import VQGANConfig
-from lwm.recipes.picture_run import PictureRun
+from lwm.recipes.settings import VqganRun
 from lwm.training.checkpointing import CheckpointConfig
 from lwm.training.loop import LoopConfig
 from lwm.training.optimizer import OptimizerConfig
@@ -12,9 +12,9 @@ HELD_OUT = ("camera.png", "chelsea.png", "china.jpg", "coffee.png", "rocket.jpg"
 """Of `lwm[pictures]`: five photographs and one video, both versions of it."""
 
 
-def vqgan() -> PictureRun:
+def vqgan_64() -> VqganRun:
     """A VQGAN of 64 x 64 pictures as 16 x 16 codes of 1,024, on photographs and videos."""
-    return PictureRun(
+    return VqganRun(
         model=VQGANConfig(
             image_size=64,
             hidden_channels=16,
@@ -39,9 +39,9 @@ def vqgan() -> PictureRun:
     )  # fmt: skip
 
 
-def vqgan_256() -> PictureRun:
+def vqgan_256() -> VqganRun:
     """The original's size, 256 x 256 pictures as 256 codes of 8,192: --data.path YOUR_PICTURES."""
-    return PictureRun(
+    return VqganRun(
         batch_size=64,
         loop=LoopConfig(steps=100_000),
         data=PictureDataConfig(source_size=320, smallest=0.5, colours=0.0),

@@ -55,7 +55,7 @@ class ReconstructionConfig:
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True, kw_only=True)
-class PictureBatch:
+class VqganBatch:
     """Pictures in [-1, 1]; a weight of 0 marks one that only fills the batch up."""
 
     pixels: Float[Array, "batch height width 3"]
@@ -64,7 +64,7 @@ class PictureBatch:
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True, kw_only=True)
-class PictureState:
+class VqganState:
     """What learning changes; `step` counts batches seen."""
 
     weights: VQGAN
@@ -75,7 +75,7 @@ class PictureState:
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True, kw_only=True)
-class PictureMetrics:
+class VqganMetrics:
     """Figures of one step, float32 scalars.
 
     Args:
@@ -98,7 +98,7 @@ class PictureMetrics:
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True, kw_only=True)
-class PictureSums:
+class VqganSums:
     """Sums over the pictures of an evaluation, and the places that chose each entry."""
 
     loss: Float[Array, ""]
@@ -109,7 +109,7 @@ class PictureSums:
 
 
 @dataclass(frozen=True, kw_only=True)
-class PicturePlan:
+class VqganPlan:
     """How a VQGAN learns on a mesh; rows are spread over its data and fsdp axes.
 
     Args:
@@ -136,15 +136,15 @@ class PicturePlan:
     def _transformation(self) -> optax.GradientTransformation:
         return make_optimizer(self.optimizer, self.specs, self.steps)
 
-    def first_state(self, weights: VQGAN | None = None) -> PictureState:
+    def first_state(self, weights: VQGAN | None = None) -> VqganState:
         """The state before the first step, with random weights unless some are given."""
 
-        def begin(weights: Any) -> PictureState:
+        def begin(weights: Any) -> VqganState:
             usage = unused(self.config.codebook_size, self.config.code_channels)
             if not random:  # entries that have learnt something count as living
                 counts = jnp.ones_like(usage.counts)
                 usage = Usage(counts=counts, sums=weights.codebook)
-            return PictureState(
+            return VqganState(
                 weights=weights,
                 usage=usage,
                 optimizer=self._transformation().init(weights),
@@ -156,16 +156,16 @@ class PicturePlan:
             weights = params.initialize(self.specs, jax.random.key(self.seed), jnp.float32)
         return jax.jit(begin, out_shardings=self._everywhere)(weights)
 
-    def template(self) -> PictureState:
+    def template(self) -> VqganState:
         """Shapes, types and shardings of the state."""
         state = jax.eval_shape(self.first_state)
         return jax.tree.map(
             lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=self._everywhere), state
         )
 
-    def place(self, local: dict[str, Any]) -> PictureBatch:
+    def place(self, local: dict[str, Any]) -> VqganBatch:
         rows = NamedSharding(self.mesh, partition_spec(("batch",), TRAINING))
-        return PictureBatch(**{name: jax.device_put(x, rows) for name, x in local.items()})
+        return VqganBatch(**{name: jax.device_put(x, rows) for name, x in local.items()})
 
     def step(self) -> Any:
         """The compiled step: (state, None, batch) -> (state, metrics)."""
@@ -181,12 +181,12 @@ class PicturePlan:
 
     def _step(
         self,
-        state: PictureState,
+        state: VqganState,
         _: None,
-        batch: PictureBatch,
+        batch: VqganBatch,
         *,
         optimizer: optax.GradientTransformation,
-    ) -> tuple[PictureState, PictureMetrics]:
+    ) -> tuple[VqganState, VqganMetrics]:
         (loss, told), gradient = jax.value_and_grad(self._loss, has_aux=True)(
             state.weights, batch.pixels
         )
@@ -210,7 +210,7 @@ class PicturePlan:
             learnt,
             (state.weights, state.usage, state.optimizer),
         )
-        metrics = PictureMetrics(
+        metrics = VqganMetrics(
             loss=loss,
             reconstruction=told["reconstruction"],
             commitment=told["commitment"],
@@ -222,7 +222,7 @@ class PicturePlan:
             gradient_norm=norm,
             skipped=1.0 - finite,
         )
-        after = PictureState(weights=weights, usage=usage, optimizer=memory, step=state.step + 1)
+        after = VqganState(weights=weights, usage=usage, optimizer=memory, step=state.step + 1)
         return after, metrics
 
     def _loss(
@@ -255,12 +255,12 @@ class PicturePlan:
             loss += weigh.structure * (1 - ssim(pixels, back))
         return loss
 
-    def _evaluate(self, state: PictureState, _: None, batch: PictureBatch) -> PictureSums:
+    def _evaluate(self, state: VqganState, _: None, batch: VqganBatch) -> VqganSums:
         weights = state.weights
         codes = nearest(weights.codebook, latents(weights, batch.pixels, self.config))
         back = jnp.clip(pixels_of(weights, weights.codebook[codes], self.config), -1, 1)
         places = jnp.broadcast_to(batch.weights[:, None, None], codes.shape)
-        return PictureSums(
+        return VqganSums(
             loss=batch.weights @ self._reconstruction(batch.pixels, back),
             psnr=batch.weights @ psnr(batch.pixels, back),
             ssim=batch.weights @ ssim(batch.pixels, back),

@@ -14,22 +14,22 @@ from lwm.data.pictures import PictureDataConfig
 from lwm.media.images import read_image, write_image
 from lwm.models.vqgan import VQGANConfig
 from lwm.recipes import assemble_vqgan
-from lwm.recipes.assemble_vqgan import start_pictures
-from lwm.recipes.catalogue.index import picture_recipe, recipe, summaries
-from lwm.recipes.picture_run import PictureRun
+from lwm.recipes.assemble_vqgan import train_vqgan
+from lwm.recipes.catalogue.by_name import recipe, summaries, vqgan_recipe
+from lwm.recipes.settings import VqganRun
 from lwm.training.checkpointing import CheckpointConfig
 from lwm.training.loop import Interrupted, LoopConfig
 from lwm.training.metrics import read_metrics
 
 
 @pytest.fixture
-def tiny(tmp_path) -> PictureRun:
+def tiny(tmp_path) -> VqganRun:
     draw = np.random.default_rng(0)
     folder = tmp_path / "pictures"
     folder.mkdir()
     for name in ("a", "b", "held"):
         write_image(folder / f"{name}.png", draw.integers(0, 256, (16, 16, 3), np.uint8))
-    return PictureRun(
+    return VqganRun(
         out=tmp_path / "run",
         model=VQGANConfig(
             image_size=12, hidden_channels=4, channel_multipliers=(1, 2), residual_blocks=1,
@@ -48,7 +48,7 @@ def weights(run: Path) -> dict[str, np.ndarray]:
 
 
 def test_a_stopped_run_goes_on_bit_for_bit(tiny, tmp_path, monkeypatch) -> None:
-    start_pictures(tiny)
+    train_vqgan(tiny)
     whole = read_metrics(tiny.out / "metrics.jsonl")
     assert [row["step"] for row in whole if row["split"] == "evaluation"] == [3, 6]
     assert {"psnr", "ssim", "used", "perplexity"} <= set(whole[-1]) & set(whole[0])
@@ -64,9 +64,9 @@ def test_a_stopped_run_goes_on_bit_for_bit(tiny, tmp_path, monkeypatch) -> None:
 
     monkeypatch.setattr(assemble_vqgan.Grid, "__call__", stop)
     with pytest.raises(Interrupted):
-        start_pictures(stopped)
+        train_vqgan(stopped)
     monkeypatch.undo()
-    start_pictures(stopped)
+    train_vqgan(stopped)
     learnt, learnt_again = weights(tiny.out), weights(stopped.out)
     assert learnt.keys() == learnt_again.keys()
     for name, array in learnt.items():
@@ -82,9 +82,9 @@ def test_a_stopped_run_goes_on_bit_for_bit(tiny, tmp_path, monkeypatch) -> None:
     # A run of another model in its place is refused, and one that begins where it ended is not.
     other = replace(tiny.model, codebook_size=8)
     with pytest.raises(ConfigError, match="codebook_size is 16, not 8"):
-        start_pictures(replace(tiny, model=other))
+        train_vqgan(replace(tiny, model=other))
     with pytest.raises(ConfigError, match="has codebook_size 16, but this run asks for 8"):
-        start_pictures(replace(tiny, model=other, init=str(tiny.out), out=tmp_path / "other"))
+        train_vqgan(replace(tiny, model=other, init=str(tiny.out), out=tmp_path / "other"))
     with pytest.raises(LwmError, match="does not say which model it holds"):
         lwm.load(str(tiny.out))
 
@@ -95,7 +95,7 @@ def test_what_cannot_be_is_refused_before_anything_is_written(tiny) -> None:
         ({"data": replace(tiny.data, held_out=("x",))}, InputError, "'x'"),
     ):
         with pytest.raises(error, match=said):
-            start_pictures(replace(tiny, **changes))
+            train_vqgan(replace(tiny, **changes))
     assert not tiny.out.exists()
     for changes, said in (
         ({"example_size": 13}, "multiple of 2"),
@@ -108,8 +108,8 @@ def test_what_cannot_be_is_refused_before_anything_is_written(tiny) -> None:
 
 
 def test_the_recipes_are_complete() -> None:
-    assert picture_recipe("vqgan").model.codes_per_frame == 256
-    assert picture_recipe("vqgan-256").model == VQGANConfig()
+    assert vqgan_recipe("vqgan").model.codes_per_frame == 256
+    assert vqgan_recipe("vqgan-256").model == VQGANConfig()
     assert {"book", "vqgan"} <= set(summaries())
-    with pytest.raises(ConfigError, match="learns from pictures"):
+    with pytest.raises(ConfigError, match="trains a VQGAN"):
         recipe("vqgan")

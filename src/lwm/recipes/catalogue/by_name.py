@@ -1,0 +1,71 @@
+"""Find recipes by the names that the command line takes.
+
+To add a recipe, write a function that returns a complete run, and name it in one of these tables.
+"""
+
+import difflib
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+from lwm.core.errors import ConfigError
+from lwm.recipes.catalogue import small, text, vision, vqgan
+from lwm.recipes.settings import TrainingRun, VqganRun
+
+RECIPES: dict[str, Callable[[], TrainingRun]] = {
+    "debug": small.debug,
+    "book": small.book,
+    "chat": small.chat_tuning,
+    "text-32k": text.text_32k,
+    "text-128k": text.text_128k,
+    "text-256k": text.text_256k,
+    "text-512k": text.text_512k,
+    "text-1m": text.text_1m,
+    "vision-debug": vision.vision_debug,
+    "vision-1k": vision.vision_1k,
+    "vision-8k": vision.vision_8k,
+    "vision-32k": vision.vision_32k,
+    "vision-128k": vision.vision_128k,
+    "vision-1m": vision.vision_1m,
+}
+
+VQGAN_RECIPES: dict[str, Callable[[], VqganRun]] = {
+    "vqgan": vqgan.vqgan_64,
+    "vqgan-256": vqgan.vqgan_256,
+}
+
+
+def recipe(name: str) -> TrainingRun:
+    """Return the run of one of `RECIPES`.
+
+    Raises:
+        ConfigError: no recipe has this name, or it trains a VQGAN.
+    """
+    if name in VQGAN_RECIPES:
+        raise ConfigError(
+            f"the recipe {name!r} trains a VQGAN, which has no rows of tokens; choose one of "
+            f"{', '.join(RECIPES)}"
+        )
+    if name not in RECIPES:
+        names = [*RECIPES, *VQGAN_RECIPES]
+        close = difflib.get_close_matches(name, names, n=3, cutoff=0.5)
+        remedy = (
+            f"did you mean {' or '.join(close)}?"
+            if close
+            else (f"choose one of {', '.join(names)}")
+        )
+        raise ConfigError(f"there is no recipe {name!r}; {remedy}")
+    return replace(RECIPES[name](), out=Path("runs") / name)
+
+
+def vqgan_recipe(name: str) -> VqganRun:
+    """Return the run of one of `VQGAN_RECIPES`."""
+    return replace(VQGAN_RECIPES[name](), out=Path("runs") / name)
+
+
+def summaries() -> dict[str, str]:
+    """Return the first line of each recipe's docstring, by name."""
+    return {
+        name: (function.__doc__ or "").splitlines()[0]
+        for name, function in (RECIPES | VQGAN_RECIPES).items()
+    }
