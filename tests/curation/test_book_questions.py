@@ -19,11 +19,11 @@ from lwm.curation.book_questions import (
     ANSWER_TOKENS,
     QUESTION_TOKENS,
     QuestionConfig,
-    Summary,
+    QuestionSummary,
     chunks_file,
     write_questions,
 )
-from lwm.curation.long_chat import Record, cut, examples, least_length
+from lwm.curation.long_chat import ChunkRecord, cut, examples, least_length
 from lwm.data.text.templates import ORIGINAL, Message, render
 from lwm.data.text.tokenizer import Tokenizer
 
@@ -92,7 +92,7 @@ class FakeWriter:
 
 def write(
     writer: FakeWriter, file: Path, config: QuestionConfig = CONFIG, book: str = BOOK, **more: Any
-) -> Summary:
+) -> QuestionSummary:
     return write_questions(writer, book, file, config, **{"length": LENGTH, **more})
 
 
@@ -254,16 +254,18 @@ def test_answers_that_are_of_no_use(answer: str, fault: str | None) -> None:
 
 def test_what_is_malformed_is_tried_again_then_dropped_and_counted(tmp_path: Path) -> None:
     file = tmp_path / "qa.jsonl"
-    told: list[tuple[Record, int]] = []
+    told: list[tuple[ChunkRecord, int]] = []
 
     def spoil(text: str, call: int) -> str:
         return "Who carried Marta's bread to the inn?" if call == 0 else text
 
-    def tell(record: Record, total: int) -> None:
+    def report(record: ChunkRecord, total: int) -> None:
         told.append((record, total))
 
-    summary = write(FakeWriter(spoil), file, most_chunks=2, tell=tell)
-    assert summary == Summary(chunks=2, written=2, examples=1, refused={"prompt copied": 1})
+    summary = write(FakeWriter(spoil), file, most_chunks=2, report=report)
+    assert summary == QuestionSummary(
+        chunks=2, written=2, examples=1, refused={"prompt copied": 1}
+    )
     assert [(record.chunk, total) for record, total in told] == [(0, 2), (1, 2)]
     chunks_file(file).unlink()
     summary = write(
@@ -289,7 +291,7 @@ def test_the_same_question_is_not_asked_twice(tmp_path: Path) -> None:
 
 def test_documents_without_a_question_are_left_out() -> None:
     chunks = cut(BOOK, TOKENIZER, 60)[:12]
-    records = [Record(chunk=number) for number in range(12)]
+    records = [ChunkRecord(chunk=number) for number in range(12)]
     assert list(examples(chunks, records, TOKENIZER, length=LENGTH)) == []
 
 

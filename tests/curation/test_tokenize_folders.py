@@ -18,17 +18,17 @@ from lwm.core import params
 from lwm.core.errors import ConfigError, InputError
 from lwm.curation.captions import CaptionedFile, captioned_files
 from lwm.curation.tokenize import (
-    Engine,
+    EncodeGroups,
     FrameSettings,
     Group,
     Outcome,
-    Summary,
+    TokenizeSummary,
     encode_group,
-    encode_here,
+    encode_locally,
     groups_of,
     journal_file,
     require_destination,
-    tokenise,
+    tokenize_files,
 )
 from lwm.curation.tokenize_ray import encode_on_ray
 from lwm.data.config import DataConfig
@@ -95,10 +95,10 @@ def run(
     files: Sequence[CaptionedFile],
     codec: VqganCodec,
     out: Path,
-    engine: Engine | None = None,
+    engine: EncodeGroups | None = None,
     **settings: Any,
-) -> Summary:
-    return tokenise(files, codec, out, ALL, engine or encode_here(codec, ALL), **settings)
+) -> TokenizeSummary:
+    return tokenize_files(files, codec, out, ALL, engine or encode_locally(codec, ALL), **settings)
 
 
 def lines_of(file: Path) -> list[dict[str, Any]]:
@@ -234,9 +234,9 @@ class Killed(BaseException):
     """Stands for a process that ends between two groups."""
 
 
-def interrupted(codec: VqganCodec, after: int) -> Engine:
+def interrupted(codec: VqganCodec, after: int) -> EncodeGroups:
     def encode(groups: Sequence[Group]) -> Iterator[list[Outcome]]:
-        for number, outcomes in enumerate(encode_here(codec, ALL)(groups)):
+        for number, outcomes in enumerate(encode_locally(codec, ALL)(groups)):
             if number == after:
                 raise Killed
             yield outcomes
@@ -262,7 +262,7 @@ def test_an_interrupted_run_goes_on_where_it_was(
 
     def rest(groups: Sequence[Group]) -> Iterator[list[Outcome]]:
         computed.append(len(groups))
-        return encode_here(codec, ALL)(groups)
+        return encode_locally(codec, ALL)(groups)
 
     run(files, codec, out, rest)
     assert computed == [len(groups_of(files, ALL)) - 3]
@@ -362,6 +362,8 @@ ENGINES = ["here", *(["ray"] if importlib.util.find_spec("ray") else [])]
 def test_engines_give_the_same(
     engine: str, files: Any, vqgan: Path, codec: VqganCodec, whole: Path, tmp_path: Path
 ) -> None:
-    compute = encode_here(codec, ALL) if engine == "here" else encode_on_ray(vqgan, None, ALL, 2)
+    compute = (
+        encode_locally(codec, ALL) if engine == "here" else encode_on_ray(vqgan, None, ALL, 2)
+    )
     run(files, codec, tmp_path / "out.jsonl", compute)
     assert (tmp_path / "out.jsonl").read_bytes() == whole.read_bytes()

@@ -12,7 +12,7 @@ import av.stream
 import numpy as np
 import pytest
 from PIL import Image
-from small_pictures import add_sound, colours, encoded, numbered, video
+from small_media import add_sound, colours, encoded, numbered, video
 
 from lwm.core.errors import InputError
 from lwm.media import streams

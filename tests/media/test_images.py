@@ -10,10 +10,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
-from small_pictures import colours, encoded
+from small_media import colours, encoded
 
 from lwm.core.errors import InputError
-from lwm.media import pictures
+from lwm.media import still_images
 from lwm.media.images import is_image, read_image, to_pixels, to_unit, write_image
 
 
@@ -38,7 +38,7 @@ def test_every_format_is_framed_as_pillow_does(kind: str, width: int, height: in
 def test_strips_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     image = colours(123, 77)
     data = encoded(image, "PNG")
-    monkeypatch.setattr(pictures, "_STRIP_PIXELS", 500)
+    monkeypatch.setattr(still_images, "_STRIP_PIXELS", 500)
     np.testing.assert_array_equal(read_image(data, 20), framed(image, 20))
     np.testing.assert_array_equal(read_image(data, None), np.array(image))
 

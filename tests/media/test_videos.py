@@ -6,7 +6,7 @@ import av
 import numpy as np
 import pytest
 from PIL import Image
-from small_pictures import SIDE, colours, encoded, number_of, numbered, video
+from small_media import SIDE, colours, encoded, number_of, numbered, video
 
 from lwm.core.errors import InputError
 from lwm.media import streams, videos

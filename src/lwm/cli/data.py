@@ -81,7 +81,12 @@ def questions(
         temperature: 0 takes the likeliest token; higher is more varied.
         seed: The same seed gives the same questions.
     """
-    from lwm.curation.book_questions import QuestionConfig, Record, chunks_file, write_questions
+    from lwm.curation.book_questions import (
+        ChunkRecord,
+        QuestionConfig,
+        chunks_file,
+        write_questions,
+    )
 
     config = QuestionConfig(
         chunk_tokens=chunk_tokens, tries=tries, temperature=temperature, seed=seed
@@ -94,12 +99,12 @@ def questions(
     text = _read_book(book)
     writer = load.load(model)
 
-    def tell(record: Record, total: int) -> None:
+    def report(record: ChunkRecord, total: int) -> None:
         outcome = record.question or f"dropped ({record.refused[-1]})"
         say(f"chunk {record.chunk + 1} of {total}: {outcome}")
 
     summary = write_questions(
-        writer, text, out, config, length=length, most_chunks=chunks, tell=tell
+        writer, text, out, config, length=length, most_chunks=chunks, report=report
     )
     say(f"({summary}; what was written for each chunk is kept in {chunks_file(out)})")
     print(out)

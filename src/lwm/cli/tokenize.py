@@ -52,7 +52,12 @@ def tokenize(
             given.
     """
     from lwm.curation.captions import captioned_files
-    from lwm.curation.tokenize import FrameSettings, encode_here, require_destination, tokenise
+    from lwm.curation.tokenize import (
+        FrameSettings,
+        encode_locally,
+        require_destination,
+        tokenize_files,
+    )
     from lwm.curation.tokenize_ray import encode_on_ray
     from lwm.data.text.tokenizer import read_tokenizer
     from lwm.generation.codec import load_vqgan
@@ -65,8 +70,8 @@ def tokenize(
     words = None if tokenizer is None else read_tokenizer(tokenizer)
     found = captioned_files(paths, captions, uncaptioned)
     codec = load_vqgan(vqgan, config=vqgan_config)
-    compute = on_ray or encode_here(codec, settings)
-    summary = tokenise(found.files, codec, out, settings, compute, words)
+    compute = on_ray or encode_locally(codec, settings)
+    summary = tokenize_files(found.files, codec, out, settings, compute, words)
     faults = [*found.faults, *summary.faults]
     total = len(found.files) + len(found.faults) + len(found.uncaptioned)
     for fault in faults:

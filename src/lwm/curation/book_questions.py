@@ -31,7 +31,7 @@ from lwm.curation.answer_checks import (
     question_fault,
     sentences,
 )
-from lwm.curation.long_chat import Record, cut, examples, least_length, seed_of, turn
+from lwm.curation.long_chat import ChunkRecord, cut, examples, least_length, seed_of, turn
 from lwm.data.text.templates import Message, choose, render
 from lwm.data.text.tokenizer import Tokenizer
 
@@ -134,7 +134,7 @@ class QuestionConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Summary:
+class QuestionSummary:
     """What came of a book, for people to read."""
 
     chunks: int
@@ -187,7 +187,7 @@ def _tidy(text: str) -> str:
 
 def ask(
     writer: Writer, chunk: str, number: int, config: QuestionConfig, asked: set[str]
-) -> Record:
+) -> ChunkRecord:
     """A question about a chunk and its answer, or a record of why there is none."""
     order = [
         line
@@ -200,7 +200,7 @@ def ask(
     # A question about a long document must name what it is about.
     order.sort(key=lambda line: not names(line) or len(WORD.findall(line)) > EASY_WORDS)
     if not order:
-        return Record(chunk=number, refused=("chunk without a sentence to ask about",))
+        return ChunkRecord(chunk=number, refused=("chunk without a sentence to ask about",))
     # At temperature 0 the same sentence would bring the same question again.
     tries = config.tries if config.temperature else min(config.tries, len(order))
     refused: list[str] = []
@@ -220,11 +220,11 @@ def ask(
             answer = _tidy(writer.chat(answering, max_tokens=ANSWER_TOKENS, **how))
             fault = _misuse(answer) or answer_fault(answer, question, chunk)
             if fault is None:
-                return Record(
+                return ChunkRecord(
                     chunk=number, question=question, answer=answer, refused=tuple(refused)
                 )
         refused.append(fault)
-    return Record(chunk=number, refused=tuple(refused))
+    return ChunkRecord(chunk=number, refused=tuple(refused))
 
 
 _PROMPTS = tuple(
@@ -271,7 +271,7 @@ class Records:
         self._file, self._prints = file, prints
         self._done = 0
 
-    def read(self) -> list[Record]:
+    def read(self) -> list[ChunkRecord]:
         """Records of the chunks that are done.
 
         Raises:
@@ -285,11 +285,11 @@ class Records:
         self._done = len(records)
         return records
 
-    def _parse(self, number: int, line: bytes) -> Record:
+    def _parse(self, number: int, line: bytes) -> ChunkRecord:
         try:
             value = json.loads(line)
             print_ = value.pop("fingerprint")
-            record = Record(**{**value, "refused": tuple(value["refused"])})
+            record = ChunkRecord(**{**value, "refused": tuple(value["refused"])})
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise InputError(
                 f"{self._file}, line {number + 1}, is no record of a chunk; remove the file to "
@@ -303,7 +303,7 @@ class Records:
             )
         return record
 
-    def append(self, record: Record) -> None:
+    def append(self, record: ChunkRecord) -> None:
         """Keeps the record of the next chunk; it is on the disk when this returns."""
         assert record.chunk == self._done
         value = {"fingerprint": self._prints[record.chunk], **vars(record)}
@@ -322,8 +322,8 @@ def write_questions(
     *,
     length: int = 8000,
     most_chunks: int | None = None,
-    tell: Callable[[Record, int], Any] = lambda record, total: None,
-) -> Summary:
+    report: Callable[[ChunkRecord, int], Any] = lambda record, total: None,
+) -> QuestionSummary:
     """Writes long chat examples about a book, JSON lines with the key `messages`.
 
     Interrupted and called again, it goes on behind the last finished chunk, and what it writes is
@@ -332,7 +332,7 @@ def write_questions(
     Args:
         length: most tokens of an example.
         most_chunks: only the first so many of the book; all if None.
-        tell: told of each record as it is made, and how many chunks there are.
+        report: told of each record as it is made, and how many chunks there are.
 
     Raises:
         InputError: the book is empty, records do not fit, or no chunk got a question.
@@ -371,7 +371,7 @@ def write_questions(
         record = ask(writer, chunks[number], number, config, asked)
         kept.append(record)
         records.append(record)
-        tell(record, len(chunks))
+        report(record, len(chunks))
     written = sum(record.question is not None for record in records)
     refused = Counter(reason for record in records for reason in record.refused)
     if not written:
@@ -391,7 +391,9 @@ def write_questions(
     finally:
         with suppress(FileNotFoundError):
             partial.unlink()
-    return Summary(chunks=len(chunks), written=written, examples=len(lines), refused=refused)
+    return QuestionSummary(
+        chunks=len(chunks), written=written, examples=len(lines), refused=refused
+    )
 
 
 def chunks_file(destination: Path) -> Path:

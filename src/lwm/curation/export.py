@@ -24,7 +24,7 @@ FIELD = "text"
 
 
 @dataclass(kw_only=True)
-class Exported:
+class ExportSummary:
     """What was written."""
 
     rows: int = 0
@@ -51,7 +51,7 @@ def export_texts(
     field: str = FIELD,
     rows: int | None = None,
     characters: int | None = None,
-) -> Exported:
+) -> ExportSummary:
     """Writes a file that appears when it is whole.
 
     Args:
@@ -69,7 +69,7 @@ def export_texts(
         if limit is not None and limit < 1:
             raise ConfigError(f"{name} is {limit}; it must be at least 1")
     refuse_existing(out)
-    done = Exported()
+    done = ExportSummary()
     records, total = _open(source)
     most = min((count for count in (total, rows) if count is not None), default=None)
     with (

@@ -19,7 +19,7 @@ from lwm.data.text.tokenizer import Tokenizer
 
 
 @dataclass(frozen=True, kw_only=True)
-class Record:
+class ChunkRecord:
     """What came of one chunk; without question and answer it was dropped.
 
     Args:
@@ -89,7 +89,7 @@ class _Sizes:
     def text(self, text: str) -> int:
         return len(self._tokenizer.encode(text, specials=False))
 
-    def turns(self, record: Record) -> int:
+    def turns(self, record: ChunkRecord) -> int:
         if record.question is None or record.answer is None:
             return 0
         # The line breaks before the first question, and the space before an answer.
@@ -108,7 +108,7 @@ def least_length(tokenizer: Tokenizer, texts: int) -> int:
 
 def examples(
     chunks: Sequence[str],
-    records: Sequence[Record],
+    records: Sequence[ChunkRecord],
     tokenizer: Tokenizer,
     *,
     length: int,

@@ -6,7 +6,7 @@ group never with those of another, so the result depends neither on where a run 
 on who computes a group. What is done is kept beside the destination until that is written whole.
 
 Knows files, frames and codes; where groups are computed is for its caller to say, here or on many
-machines (`tokenise_ray`).
+machines (`tokenize_ray`).
 """
 
 import gzip
@@ -77,11 +77,11 @@ class Outcome(NamedTuple):
 
 Group = tuple[CaptionedFile, ...]
 
-Engine = Callable[[Sequence[Group]], Iterator[list[Outcome]]]
+EncodeGroups = Callable[[Sequence[Group]], Iterator[list[Outcome]]]
 """Computes groups and gives what became of their files, in order."""
 
 
-class Summary(NamedTuple):
+class TokenizeSummary(NamedTuple):
     """What came of a whole run."""
 
     files: int
@@ -154,7 +154,7 @@ def _still(path: Path, size: int) -> UInt8[np.ndarray, "size size 3"] | None:
     return read_image(path, size)
 
 
-def encode_here(codec: VqganCodec, settings: FrameSettings) -> Engine:
+def encode_locally(codec: VqganCodec, settings: FrameSettings) -> EncodeGroups:
     """An engine that computes one group after another in this process."""
 
     def encode(groups: Sequence[Group]) -> Iterator[list[Outcome]]:
@@ -191,14 +191,14 @@ def require_destination(destination: Path, tokenizer: Path | None) -> None:
         )
 
 
-def tokenise(
+def tokenize_files(
     files: Sequence[CaptionedFile],
     codec: VqganCodec,
     destination: Path,
     settings: FrameSettings,
-    engine: Engine,
+    engine: EncodeGroups,
     tokenizer: Tokenizer | None = None,
-) -> Summary:
+) -> TokenizeSummary:
     """Writes training data of images and videos, in the order of the files.
 
     Interrupted and called again, it goes on behind the last finished group, and what it writes is
@@ -304,7 +304,7 @@ def _fingerprint(
     return found.hexdigest()[:16]
 
 
-def _summary(files: Sequence[CaptionedFile], kept: Journal) -> Summary:
+def _summary(files: Sequence[CaptionedFile], kept: Journal) -> TokenizeSummary:
     frames = examples = 0
     faults = []
     for file, outcome in zip(files, kept.outcomes(), strict=True):
@@ -313,7 +313,9 @@ def _summary(files: Sequence[CaptionedFile], kept: Journal) -> Summary:
             continue
         frames += len(outcome.codes)
         examples += max(1, len(file.captions))
-    return Summary(files=len(files), frames=frames, examples=examples, faults=tuple(faults))
+    return TokenizeSummary(
+        files=len(files), frames=frames, examples=examples, faults=tuple(faults)
+    )
 
 
 def _lines(files: Sequence[CaptionedFile], kept: Journal) -> Iterator[dict[str, Any]]:

@@ -1,4 +1,4 @@
-"""Tokenising on many machines: the groups of `tokenise` as a Ray Data dataset.
+"""Tokenising on many machines: the groups of `tokenize_files` as a Ray Data dataset.
 
 Ray starts workers, each with the VQGAN in memory, gives them groups and does over what a lost
 machine had begun; what a group gives is computed by the very function that computes it on one
@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from lwm.core.errors import ConfigError, InputError
-from lwm.curation.tokenize import Engine, FrameSettings, Group, Outcome, encode_group
+from lwm.curation.tokenize import EncodeGroups, FrameSettings, Group, Outcome, encode_group
 from lwm.generation.codec import load_vqgan
 
 
@@ -32,7 +32,7 @@ class _Worker:
 
 def encode_on_ray(
     vqgan: Path, config: Path | None, settings: FrameSettings, workers: int | None = None
-) -> Engine:
+) -> EncodeGroups:
     """An engine of Ray workers: those of the cluster that RAY_ADDRESS names, or of this machine.
 
     Args:

@@ -22,7 +22,7 @@ from lwm.core.errors import InputError
 from lwm.core.progress import progress
 from lwm.generation.vision_generation import ImageCodec
 from lwm.generation.vision_prompts import Part, codes_from_part
-from lwm.media.framing import frame
+from lwm.media.framing import crop_square
 from lwm.media.images import read_image, to_unit
 from lwm.media.videos import iterate_frames
 
@@ -162,4 +162,4 @@ def _framed(pixels: np.ndarray, size: int) -> UInt8[np.ndarray, "size size 3"]:
         )
     if 0 in pixels.shape:
         raise InputError(f"an image has the shape {list(pixels.shape)}; it has no pixels")
-    return frame(Image.fromarray(pixels), size, "an image")
+    return crop_square(Image.fromarray(pixels), size, "an image")

@@ -8,8 +8,8 @@ from PIL import Image
 
 from lwm.core.errors import InputError
 from lwm.media.choice import Timeline
-from lwm.media.pictures import MOST_BYTES, decode_cost, opaque, open_picture
-from lwm.media.sources import File, complaints
+from lwm.media.sources import File, decoder_errors
+from lwm.media.still_images import MOST_BYTES, decode_cost, opaque, open_picture
 
 
 def animation_times(file: File) -> Timeline | None:
@@ -39,7 +39,7 @@ def animation_frames(file: File, indices: Sequence[int], name: str) -> Iterator[
     Raises:
         InputError: the file is broken, or its pictures are beyond the bounds.
     """
-    with complaints(name, "an animated WebP"):
+    with decoder_errors(name, "an animated WebP"):
         image = open_picture(file, name)
         if decode_cost(image) > MOST_BYTES:
             raise InputError(
@@ -47,7 +47,7 @@ def animation_frames(file: File, indices: Sequence[int], name: str) -> Iterator[
                 f"than {MOST_BYTES >> 20} MiB to decode; scale it down"
             )
     for index in indices:
-        with complaints(name, "an animated WebP"):
+        with decoder_errors(name, "an animated WebP"):
             image.seek(index)
             image.load()
             picture = opaque(image)

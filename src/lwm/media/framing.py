@@ -56,14 +56,14 @@ def resize_strips(
     return narrow.resize(to)
 
 
-def cut_centre(image: Image.Image, size: int) -> UInt8[np.ndarray, "size size 3"]:
+def crop_center(image: Image.Image, size: int) -> UInt8[np.ndarray, "size size 3"]:
     """The square in the middle; half a pixel over goes to the even side, as in the original."""
     left = round((image.width - size) / 2)
     top = round((image.height - size) / 2)
     return np.array(image.crop((left, top, left + size, top + size)))
 
 
-def frame(image: Image.Image, size: int, name: str) -> UInt8[np.ndarray, "size size 3"]:
+def crop_square(image: Image.Image, size: int, name: str) -> UInt8[np.ndarray, "size size 3"]:
     """One RGB picture that is in memory already, resized and cut."""
     to = resized_shape(image.width, image.height, size)
-    return cut_centre(resize_strips([image], image.size, to, name), size)
+    return crop_center(resize_strips([image], image.size, to, name), size)

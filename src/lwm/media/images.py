@@ -16,10 +16,10 @@ from jaxtyping import Float, UInt8
 from PIL import Image
 
 from lwm.core.errors import InputError
-from lwm.media.framing import check_size, cut_centre, resize_strips, resized_shape
+from lwm.media.framing import check_size, crop_center, resize_strips, resized_shape
 from lwm.media.outputs import extension_of, new_file
-from lwm.media.pictures import MOST_BYTES, decode, open_picture
-from lwm.media.sources import Source, complaints, open_source, picture_format
+from lwm.media.sources import MediaSource, decoder_errors, image_format, open_media
+from lwm.media.still_images import MOST_BYTES, decode, open_picture
 
 _WRITERS = {
     ".png": {"format": "PNG"},
@@ -28,24 +28,24 @@ _WRITERS = {
 }
 
 
-def is_image(source: Source) -> bool:
+def is_image(source: MediaSource) -> bool:
     """Whether `read_image` knows the kind of file, an animation included; it may still be broken.
 
     Raises:
         InputError: the file is missing or empty.
     """
-    with open_source(source) as (file, name):
-        if picture_format(file) is None:
+    with open_media(source) as (file, name):
+        if image_format(file) is None:
             return False
         try:
-            with complaints(name, "an image"):
+            with decoder_errors(name, "an image"):
                 open_picture(file, name)
         except InputError:
             return False
     return True
 
 
-def read_image(source: Source, size: int | None) -> UInt8[np.ndarray, "height width 3"]:
+def read_image(source: MediaSource, size: int | None) -> UInt8[np.ndarray, "height width 3"]:
     """The image of a file, or of its bytes, as RGB.
 
     Args:
@@ -56,7 +56,7 @@ def read_image(source: Source, size: int | None) -> UInt8[np.ndarray, "height wi
     """
     if size is not None:
         check_size(size)
-    with open_source(source) as (file, name), complaints(name, "an image"):
+    with open_media(source) as (file, name), decoder_errors(name, "an image"):
         picture = decode(file, name, size)
         width, height = picture.shape
         if size is None:
@@ -75,7 +75,7 @@ def read_image(source: Source, size: int | None) -> UInt8[np.ndarray, "height wi
         small = resize_strips(picture.strips, picture.shape, to, name)
         if picture.turn is not None:
             small = small.transpose(picture.turn)
-        return cut_centre(small, size)
+        return crop_center(small, size)
 
 
 def require_image_name(path: str | os.PathLike[str]) -> None:

@@ -11,14 +11,14 @@ from pathlib import Path
 
 from lwm.core.errors import InputError, LwmError
 
-Source = str | os.PathLike[str] | bytes
+MediaSource = str | os.PathLike[str] | bytes
 File = io.BufferedReader | io.BytesIO
 
 _HEAD = 16  # bytes that tell every kind of picture apart
 
 
 @contextmanager
-def open_source(source: Source) -> Iterator[tuple[File, str]]:
+def open_media(source: MediaSource) -> Iterator[tuple[File, str]]:
     """The file and the name by which sentences call it.
 
     Raises:
@@ -48,7 +48,7 @@ def open_source(source: Source) -> Iterator[tuple[File, str]]:
         yield file, name
 
 
-def picture_format(file: File) -> str | None:
+def image_format(file: File) -> str | None:
     """PNG, JPEG, GIF, WEBP or BMP by the first bytes, None for everything else; leaves the file
     at its start."""
     file.seek(0)
@@ -67,7 +67,7 @@ def picture_format(file: File) -> str | None:
     return None
 
 
-def check_whole(file: File, name: str) -> None:
+def refuse_truncated(file: File, name: str) -> None:
     """Refuses what is shorter than its outermost structure says. Decoders would give the frames
     that are there and be silent about the rest.
 
@@ -134,7 +134,7 @@ def _boxes_size(file: File, length: int) -> int:
 
 
 @contextmanager
-def complaints(name: str, kind: str) -> Iterator[None]:
+def decoder_errors(name: str, kind: str) -> Iterator[None]:
     """Turns whatever a decoder raises over a broken file into one sentence.
 
     Decoders report bad bytes by a dozen exception types, from `struct.error` to `SyntaxError`, so

@@ -25,8 +25,8 @@ from PIL import Image
 
 from lwm.core.errors import InputError
 from lwm.media.choice import Timeline
-from lwm.media.pictures import opaque
-from lwm.media.sources import File, complaints
+from lwm.media.sources import File, decoder_errors
+from lwm.media.still_images import opaque
 
 MOST_FRAME_PIXELS = 1 << 25  # 8K is within; decoders hold up to some twenty frames
 
@@ -128,7 +128,7 @@ def walk(
     keyframes: list[Keyframe] = []
     duration = 0
     packets = 0
-    with complaints(name, "a video"):
+    with decoder_errors(name, "a video"):
         for packet in container.demux(stream):
             if packet.size == 0:
                 continue
@@ -238,7 +238,7 @@ class _Reader:
 
     def advance(self) -> bool:
         """One frame on; False at the end, where the last one stays."""
-        with complaints(self._name, "a video"):
+        with decoder_errors(self._name, "a video"):
             frame = next(self._decoded, None)
         if frame is None:
             return False
@@ -254,7 +254,7 @@ class _Reader:
         """
         if self.frame is None:
             raise InputError(f"no frame of {self._name} can be decoded; get a whole copy of it")
-        with complaints(self._name, "a video"):
+        with decoder_errors(self._name, "a video"):
             clear = any(component.is_alpha for component in self.frame.format.components)
             clear |= self.frame.format.name.startswith("pal")
             picture = self._colours.reformat(self.frame, format="rgba" if clear else "rgb24")
@@ -279,7 +279,7 @@ class _Reader:
 
     def _seek(self, tick: int) -> None:
         self.frame, self.passed, self._fresh = None, 0, False
-        with complaints(self._name, "a video"):
+        with decoder_errors(self._name, "a video"):
             self._container.seek(tick, stream=self._stream, backward=True, any_frame=False)
             self._decoded = self._container.decode(self._stream)
 

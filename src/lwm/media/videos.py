@@ -23,10 +23,10 @@ from PIL import Image
 from lwm.core.errors import InputError
 from lwm.media.animated_webp import animation_frames, animation_times
 from lwm.media.choice import check_choice, choose_frames
-from lwm.media.framing import check_size, frame
+from lwm.media.framing import check_size, crop_square
 from lwm.media.images import is_image
 from lwm.media.outputs import extension_of, new_file
-from lwm.media.sources import Source, check_whole, open_source, picture_format
+from lwm.media.sources import MediaSource, image_format, open_media, refuse_truncated
 from lwm.media.streams import frames_at, open_stream, walk
 
 __all__ = ["is_image", "is_video", "iterate_frames", "read_video", "write_video"]
@@ -34,15 +34,15 @@ __all__ = ["is_image", "is_video", "iterate_frames", "read_video", "write_video"
 _MOST_BYTES = 1 << 32  # of frames that are returned at once
 
 
-def is_video(source: Source) -> bool:
+def is_video(source: MediaSource) -> bool:
     """Whether the file holds moving pictures by its content; an animated GIF or WebP is one, and
     an image as well, a still one is not.
 
     Raises:
         InputError: the file is missing or empty.
     """
-    with open_source(source) as (file, name):
-        kind = picture_format(file)
+    with open_media(source) as (file, name):
+        kind = image_format(file)
         if kind == "WEBP":
             timeline = animation_times(file)
             return timeline is not None and len(timeline.times) > 1
@@ -54,7 +54,7 @@ def is_video(source: Source) -> bool:
 
 
 def read_video(
-    source: Source, size: int, *, max_frames: int | None = None, fps: float | None = None
+    source: MediaSource, size: int, *, max_frames: int | None = None, fps: float | None = None
 ) -> UInt8[np.ndarray, "frames size size 3"]:
     """Frames of a video file, or of its bytes, each framed to a square of `size`.
 
@@ -79,7 +79,7 @@ def read_video(
 
 
 def iterate_frames(
-    source: Source, size: int, *, max_frames: int | None = None, fps: float | None = None
+    source: MediaSource, size: int, *, max_frames: int | None = None, fps: float | None = None
 ) -> Iterator[UInt8[np.ndarray, "size size 3"]]:
     """The frames of `read_video` one by one, for more of them than memory holds.
 
@@ -210,14 +210,14 @@ _WRITERS = {
 
 @contextmanager
 def _sampled(
-    source: Source, size: int, max_frames: int | None, fps: float | None
+    source: MediaSource, size: int, max_frames: int | None, fps: float | None
 ) -> Iterator[tuple[int, Iterator[np.ndarray], str]]:
     """How many frames there will be, the frames, and the name of the file, which stays open."""
     check_size(size)
     check_choice(max_frames, fps)
-    with open_source(source) as (file, name):
-        check_whole(file, name)
-        kind = picture_format(file)
+    with open_media(source) as (file, name):
+        refuse_truncated(file, name)
+        kind = image_format(file)
         if kind == "WEBP":
             timeline = animation_times(file)
             if timeline is None:
@@ -246,7 +246,7 @@ def _framed(
 ) -> Iterator[np.ndarray]:
     """Each picture framed once, and given as often as its index stands in the list."""
     for (_, group), picture in zip(itertools.groupby(indices), pictures, strict=True):
-        small = frame(picture, size, name)
+        small = crop_square(picture, size, name)
         for _ in group:
             yield small
 

@@ -7,17 +7,17 @@ import zlib
 import numpy as np
 import pytest
 from PIL import Image
-from small_pictures import colours, encoded
+from small_media import colours, encoded
 
 from lwm.core.errors import InputError
-from lwm.media import pictures
+from lwm.media import still_images
 from lwm.media.images import read_image
 
 
 @pytest.fixture
 def low_bound(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pictures, "MOST_BYTES", 20_000)
-    monkeypatch.setattr(pictures, "_STRIP_PIXELS", 700)
+    monkeypatch.setattr(still_images, "MOST_BYTES", 20_000)
+    monkeypatch.setattr(still_images, "_STRIP_PIXELS", 700)
 
 
 def refuse_whole(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -54,8 +54,8 @@ def test_a_png_in_strips_is_the_same(
     exif[0x0112] = number
     data = encoded(image, "PNG", exif=exif, **options)
     whole = read_image(data, 16)
-    monkeypatch.setattr(pictures, "MOST_BYTES", 20_000)
-    monkeypatch.setattr(pictures, "_STRIP_PIXELS", 700)
+    monkeypatch.setattr(still_images, "MOST_BYTES", 20_000)
+    monkeypatch.setattr(still_images, "_STRIP_PIXELS", 700)
     refuse_whole(monkeypatch)
     strips = read_image(data, 16)
     if number == 1:
@@ -93,7 +93,7 @@ def test_a_png_in_strips_that_is_broken(low_bound: None) -> None:
 def test_a_jpeg_is_reduced_by_its_decoder(monkeypatch: pytest.MonkeyPatch) -> None:
     data = encoded(colours(400, 301), "JPEG", quality=95)
     whole = read_image(data, 16)
-    monkeypatch.setattr(pictures, "MOST_BYTES", 20_000)
+    monkeypatch.setattr(still_images, "MOST_BYTES", 20_000)
     refuse_whole(monkeypatch)
     assert np.abs(read_image(data, 16).astype(int) - whole).max() <= 6
 

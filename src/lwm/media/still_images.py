@@ -3,7 +3,7 @@ out as strips of opaque RGB rows. Knows nothing of resizing or arrays of videos.
 
 The bounds: at most 2^29 pixels (a picture of 20,000 x 20,000 is within), and at most 512 MiB for
 what a decoder holds of the picture at once; turning it upright takes a second bitmap. A larger one
-is read in pieces where its format allows it (`large_pictures`) and refused where it does not.
+is read in pieces where its format allows it (`large_images`) and refused where it does not.
 """
 
 import threading
@@ -23,8 +23,8 @@ from PIL import (
 )
 
 from lwm.core.errors import InputError
-from lwm.media import large_pictures
-from lwm.media.sources import File, picture_format
+from lwm.media import large_images
+from lwm.media.sources import File, image_format
 
 MOST_PIXELS = 1 << 29
 MOST_BYTES = 1 << 29
@@ -73,7 +73,7 @@ def open_picture(file: File, name: str) -> Image.Image:
     Raises:
         InputError: it is no picture of a kind we read, or has too many pixels.
     """
-    kind = picture_format(file)
+    kind = image_format(file)
     if kind is None:
         raise InputError(f"{name} is not an image; PNG, JPEG, WebP, GIF and BMP can be read")
     with _quietly():
@@ -96,12 +96,12 @@ def decode(file: File, name: str, size: int | None) -> Picture:
     image = open_picture(file, name)
     stored = image.size
     if size is not None and decode_cost(image) > MOST_BYTES:
-        if large_pictures.has_strips(image, file):
+        if large_images.has_strips(image, file):
             turn = _turn(image)
-            strips = map(opaque, large_pictures.strips(image, file, _STRIP_PIXELS))
+            strips = map(opaque, large_images.strips(image, file, _STRIP_PIXELS))
             return Picture(shape=stored, stored=stored, strips=strips, turn=turn)
         if isinstance(image, JpegImagePlugin.JpegImageFile):
-            large_pictures.reduce(image, 2 * size)
+            large_images.reduce(image, 2 * size)
     if decode_cost(image) > MOST_BYTES:
         remedy = (
             "read it at a size" if size is None else "save it as an 8-bit PNG without interlace"
@@ -155,7 +155,7 @@ def decode_cost(image: Image.Image) -> int:
         each = 16
     cost = image.width * image.height * each
     if isinstance(image, JpegImagePlugin.JpegImageFile):
-        cost += large_pictures.coefficient_bytes(image)
+        cost += large_images.coefficient_bytes(image)
     return cost
 
 
