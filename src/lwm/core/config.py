@@ -22,7 +22,7 @@ MAX_JSON_BYTES = 64 << 20
 
 
 class Checked:
-    """Base of configurations whose fields declare their ranges.
+    """Check the ranges that the fields of a configuration declare.
 
     A field written `steps: Annotated[int, Ge(1)] = 1000` refuses smaller values, whether they come
     from JSON, the command line or Python. NaN is outside every range; None is inside.

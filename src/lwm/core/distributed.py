@@ -106,11 +106,15 @@ def join(config: DistributedConfig) -> None:
             "process_id": config.process,
             "cluster_detection_method": "deactivate",
         }
-    group = f"the {config.processes} processes" if config.coordinator else f"those of {cluster}"
+    group = (
+        f"the {config.processes} processes"
+        if config.coordinator
+        else f"the processes of {cluster}"
+    )
     late = (
         f"{group} did not connect to {config.coordinator or 'the coordinator'} within "
         f"{config.timeout} seconds; start every process, and check that each can reach it"
-        f"{'' if config.coordinator else ', or add --distributed.auto no to run alone'}"
+        f"{'' if config.coordinator else ', or add --distributed.auto no to run without them'}"
     )
 
     def give_up() -> None:
@@ -160,7 +164,7 @@ def together() -> Iterator[None]:
     Without it, the other processes would wait for the failed one forever. Every process must enter
     the block. Blocks may be nested: an error in the outer one reaches processes that are in the
     inner one. It does not reach processes inside a collective computation, so work that can fail
-    in one process alone needs a block of its own, without computation.
+    in only one process belongs in a separate block without computation.
 
     Raises:
         LwmError: the error of the first process that raised one.
@@ -196,7 +200,7 @@ def together() -> Iterator[None]:
 
 
 def from_first(work: Callable[[], Any]) -> Any:
-    """Run `work` in process 0 alone and return its result, JSON data, in every process.
+    """Run `work` in process 0 and return its result, JSON data, in every process.
 
     Raises:
         LwmError: the error that `work` raised, in every process.

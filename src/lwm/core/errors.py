@@ -6,7 +6,7 @@ it and exits with code 2. Any other exception is a bug of ours and keeps its tra
 
 
 class LwmError(Exception):
-    """Base of every error that is shown to users."""
+    """Serve as the base of every error that is shown to users."""
 
     exit_code = 2
     agreed = False
@@ -14,16 +14,16 @@ class LwmError(Exception):
 
 
 class ConfigError(LwmError):
-    """A setting is out of range, or two settings contradict each other."""
+    """Signal that a setting is out of range, or that two settings contradict each other."""
 
 
 class CheckpointError(LwmError):
-    """A checkpoint is missing, broken, or in a format that cannot be read."""
+    """Signal that a checkpoint is missing, broken, or in a format that cannot be read."""
 
 
 class InputError(LwmError):
-    """A prompt, a document or a token sequence cannot be used."""
+    """Signal that a prompt, a document, a file or a token sequence cannot be used."""
 
 
 class CapacityError(LwmError):
-    """A request does not fit the model's context or the machine's memory."""
+    """Signal that a request exceeds the model's context or the machine's memory."""

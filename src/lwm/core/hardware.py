@@ -1,7 +1,7 @@
 """State the facts about each platform that the code makes choices by.
 
 Other modules ask `traits` instead of comparing platform names, so a new kind of device is
-described here and nowhere else. The figures behind the CPU's row are in `docs/log.md`.
+described here and nowhere else. `docs/log.md` has the measurements for the CPU.
 """
 
 import time
@@ -19,7 +19,7 @@ Result = TypeVar("Result")
 
 @dataclass(frozen=True, kw_only=True)
 class Traits:
-    """What one platform does well.
+    """Describe what one platform does well.
 
     Args:
         dtype: the fastest floating-point type for inference.
@@ -29,7 +29,7 @@ class Traits:
         transposed_rows: up to how many rows a product is faster with the kernel on the left.
         separate_heads: up to how many query heads per key-value head decode attention is faster
             as one matrix-vector product each.
-        codec_pixels: pixels of the batches that a VQGAN encodes or decodes at once.
+        codec_pixels: pixels in one batch that a VQGAN encodes or decodes.
         codec_batches: whether several such batches run side by side, one per core.
         bounded_launches: whether a program launched on several devices must finish before many
             more are launched (see `mesh.pace`).

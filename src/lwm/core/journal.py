@@ -29,8 +29,7 @@ def read_journal(path: Path) -> Iterator[tuple[int, Any]]:
                 value = json.loads(line)
             except (ValueError, RecursionError) as error:
                 raise InputError(
-                    f"{path}, line {number}, is not valid JSON; remove the line to go on without "
-                    "it"
+                    f"{path}, line {number}, is not valid JSON; remove the line to continue"
                 ) from error
             yield number, value
 

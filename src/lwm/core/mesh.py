@@ -24,7 +24,7 @@ _SHORT = {"dp": DATA, "fsdp": FSDP, "tp": TENSOR, "sp": SEQUENCE}
 
 @dataclass(frozen=True, kw_only=True)
 class MeshShape:
-    """Sizes of the four axes in device order, slowest first.
+    """Hold the sizes of the four axes in device order, slowest first.
 
     At most one is -1 and takes the devices that are left.
     """

@@ -15,13 +15,13 @@ console = Console(stderr=True, highlight=False)
 
 @runtime_checkable
 class Advance(Protocol):
-    """Callback that advances a progress bar."""
+    """Define the callback that advances a progress bar."""
 
     def __call__(self, steps: int = 1) -> None: ...
 
 
 class Bar:
-    """A progress bar with a note beside it."""
+    """Update a progress bar that has a note beside it."""
 
     def __init__(self, display: Progress, description: str, total: int | None) -> None:
         self._display = display
@@ -29,7 +29,7 @@ class Bar:
 
     @property
     def silent(self) -> bool:
-        """Whether the bar is invisible because standard error is not a terminal."""
+        """Return whether the bar is invisible because standard error is not a terminal."""
         return not console.is_terminal
 
     def __call__(self, steps: int = 1, note: str = "") -> None:

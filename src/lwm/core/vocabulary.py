@@ -11,7 +11,7 @@ NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = range(1, 7)
 
 
 class Piece(NamedTuple):
-    """One entry of a vocabulary; its index is its token id."""
+    """Hold one entry of a vocabulary; its index is its token id."""
 
     text: str
     score: float
@@ -20,7 +20,7 @@ class Piece(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class Vocabulary:
-    """Pieces, and the rules that segment text into them.
+    """Hold the pieces and the rules that segment text into them.
 
     Args:
         method: merge pairs of sentencepiece pieces (`pieces`), take the most likely segmentation
