@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import cache
-from typing import Any
+from typing import Any, cast
 
 import jax
 import numpy as np
@@ -17,8 +17,8 @@ from lwm.engine.request import Request, Token
 from lwm.engine.sampling import Sampling
 from lwm.engine.steps import compile_steps
 from lwm.models.cache import make_cache
-from lwm.models.llama import Llama, widened
-from lwm.models.quantized import Codes, narrow
+from lwm.models.llama import Llama, dequantized
+from lwm.models.quantized import QuantizedTensor, lay_out
 
 GREEDY = Sampling(temperature=0)
 
@@ -248,46 +248,47 @@ def test_a_cache_beyond_memory_is_refused_before_it_exists() -> None:
     assert_greedy(prompt(4), ids(run(mine, greedy(prompt(4), 3))[0]))
 
 
-def test_kernels_kept_as_codes_give_the_tokens_of_wide_ones() -> None:
-    """Each layer has others as codes, with offsets and without, as files of mixed types do."""
+def test_quantized_kernels_give_the_tokens_of_dequantized_ones() -> None:
+    """Check layers that quantize different kernels, some with offsets, as mixed files do."""
 
-    def coded(kernel: Any, *, offsets: bool) -> Any:
+    def quantize(kernel: Any, *, offsets: bool) -> Any:
         dense = np.asarray(kernel).reshape(len(kernel), -1, 32)
         low = dense.min(axis=-1) if offsets else np.zeros(dense.shape[:-1], np.float32)
         scales = np.abs(dense - low[..., None]).max(axis=-1) / 127
-        codes = np.rint((dense - low[..., None]) / scales[..., None]).astype(np.int8)
-        codes = codes.reshape(kernel.shape)
-        return jax.device_put(narrow(Codes(codes, scales, low if offsets else None)))
+        values = np.rint((dense - low[..., None]) / scales[..., None]).astype(np.int8)
+        values = values.reshape(kernel.shape)
+        return jax.device_put(lay_out(QuantizedTensor(values, scales, low if offsets else None)))
 
-    given: Any = fused().layers
-    first, second = given
+    first, second = cast(Any, fused().layers)
     layers = (
         replace(
             first,
-            attention_in=coded(first.attention_in, offsets=False),
-            mlp_in=coded(first.mlp_in, offsets=True),
+            attention_in=quantize(first.attention_in, offsets=False),
+            mlp_in=quantize(first.mlp_in, offsets=True),
         ),
         replace(
             second,
-            output=coded(second.output, offsets=False),
-            mlp_in=coded(second.mlp_in, offsets=False),
+            output=quantize(second.output, offsets=False),
+            mlp_in=quantize(second.mlp_in, offsets=False),
         ),
-        replace(first, mlp_in=coded(first.mlp_in, offsets=False)),
+        replace(first, mlp_in=quantize(first.mlp_in, offsets=False)),
     )
     config = replace(CONFIG, num_layers=len(layers))
-    held = replace(fused(), layers=layers)
-    wide = Engine(widened(held), config, slots=2, tokens=256)
+    quantized = replace(fused(), layers=layers)
+    dense = Engine(dequantized(quantized), config, slots=2, tokens=256)
     asked = (greedy(prompt(150), 6), greedy(prompt(40), 6))
-    answers = [ids(events) for events in run(Engine(held, config, slots=2, tokens=256), *asked)]
-    assert answers == [ids(events) for events in run(wide, *asked)]
-    # One layer's wide kernels lie where those of the layer before did.
+    answers = [
+        ids(events) for events in run(Engine(quantized, config, slots=2, tokens=256), *asked)
+    ]
+    assert answers == [ids(events) for events in run(dense, *asked)]
+    # A layer's dequantized kernels reuse the buffers of the layer before.
     kernels = {"mlp_in": layers[0].mlp_in}
     steps = compile_steps(config, None)
-    room = steps.widen(kernels, {})
-    aliased = steps.widen.lower(kernels, room).compile().memory_analysis().alias_size_in_bytes
+    room = steps.dequantize(kernels, {})
+    aliased = steps.dequantize.lower(kernels, room).compile().memory_analysis().alias_size_in_bytes
     assert aliased == room["mlp_in"].nbytes
-    # The weights themselves were not given away.
-    again = Engine(held, config, slots=2, tokens=256)
+    # The weights themselves were not donated.
+    again = Engine(quantized, config, slots=2, tokens=256)
     assert [ids(events) for events in run(again, *asked)] == answers
 
 

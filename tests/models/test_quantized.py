@@ -1,4 +1,4 @@
-"""Narrow kernels against the dense kernels that they stand for."""
+"""Check quantized kernels against the dense kernels that they represent."""
 
 from dataclasses import replace
 
@@ -8,87 +8,93 @@ import numpy as np
 import pytest
 
 from lwm.core.sharding import DECODE
-from lwm.models.llama import (
-    FEW_NARROW_ROWS,
-    Llama,
-    embed_tokens,
-    has_narrow,
-    multiply,
-    text_logits,
-    widened,
+from lwm.models.llama import Llama, dequantized, embed_tokens, multiply, text_logits
+from lwm.models.quantized import (
+    LANES,
+    QUANTIZED_ROWS,
+    BlockFormat,
+    QuantizedKernel,
+    QuantizedTensor,
+    concatenate,
+    has_quantized,
+    lay_out,
 )
-from lwm.models.quantized import LANES, Codes, Grain, Narrow, join, narrow
 
 OUT, INTO = 5 * LANES, 96
-GRAINS = [Grain(32, True), Grain(32, False), Grain(16, True), Grain(16, False)]
+FORMATS = [BlockFormat(size, offsets) for size in (32, 16) for offsets in (True, False)]
 
 
-def kernel(seed: int = 0, *, grain: Grain = GRAINS[0], out: int = OUT) -> Codes:
+def tensor(
+    seed: int = 0, *, block_format: BlockFormat = FORMATS[0], out: int = OUT
+) -> QuantizedTensor:
     random = np.random.default_rng(seed)
-    blocks = (out, INTO // grain.block)
-    return Codes(
+    blocks = (out, INTO // block_format.block_size)
+    return QuantizedTensor(
         random.integers(-128, 128, (out, INTO)).astype(np.int8),
         random.normal(size=blocks).astype(np.float32),
-        random.normal(size=blocks).astype(np.float32) if grain.offsets else None,
+        random.normal(size=blocks).astype(np.float32) if block_format.offsets else None,
     )
 
 
-def dense(kernel: Codes) -> np.ndarray:
-    """The numbers that codes stand for."""
-    wide = kernel.codes.reshape(*kernel.scales.shape, -1) * kernel.scales[..., None]
-    if kernel.offsets is not None:
-        wide += kernel.offsets[..., None]
-    return wide.reshape(kernel.codes.shape)
+def dense(tensor: QuantizedTensor) -> np.ndarray:
+    numbers = tensor.values.reshape(*tensor.scales.shape, -1) * tensor.scales[..., None]
+    if tensor.offsets is not None:
+        numbers += tensor.offsets[..., None]
+    return numbers.reshape(tensor.values.shape)
 
 
-def placed(codes: Codes) -> Narrow:
-    return jax.device_put(narrow(codes))
+def placed(tensor: QuantizedTensor) -> QuantizedKernel:
+    return jax.device_put(lay_out(tensor))
 
 
-@pytest.mark.parametrize("grain", GRAINS)
-def test_a_narrow_kernel_made_wide_is_the_dense_one(grain: Grain) -> None:
-    codes = kernel(grain=grain)
-    assert codes.grain == grain
-    held = placed(codes)
-    assert held.shape == (OUT, INTO)
-    assert sum(x.nbytes for x in jax.tree.leaves(held)) == grain.bytes(OUT * INTO)
-    np.testing.assert_array_equal(held.wide(), dense(codes))
+@pytest.mark.parametrize("block_format", FORMATS)
+def test_dequantized_kernels_equal_the_dense_ones(block_format: BlockFormat) -> None:
+    stored = tensor(block_format=block_format)
+    assert stored.block_format == block_format
+    kernel = placed(stored)
+    assert kernel.shape == (OUT, INTO)
+    assert sum(x.nbytes for x in jax.tree.leaves(kernel)) == block_format.bytes(OUT * INTO)
+    np.testing.assert_array_equal(kernel.dequantize(), dense(stored))
     places = jnp.array([[0, OUT - 1, 7], [8, 9, 8]])
-    np.testing.assert_array_equal(held.rows(places), dense(codes)[np.asarray(places)])
-    np.testing.assert_array_equal(held.rows(jnp.arange(16)), dense(codes)[:16])
+    np.testing.assert_array_equal(kernel.rows(places), dense(stored)[np.asarray(places)])
+    np.testing.assert_array_equal(kernel.rows(jnp.arange(16)), dense(stored)[:16])
 
 
-@pytest.mark.parametrize("grain", GRAINS)
+@pytest.mark.parametrize("block_format", FORMATS)
 @pytest.mark.parametrize(
-    "rows", [(1, 1), (1, 2), (2, 2), (1, FEW_NARROW_ROWS), (1, FEW_NARROW_ROWS + 1), (3, 9)]
+    "rows", [(1, 1), (1, 2), (2, 2), (1, QUANTIZED_ROWS), (1, QUANTIZED_ROWS + 1), (3, 9)]
 )
-def test_products_are_those_of_the_dense_kernel(rows: tuple[int, int], grain: Grain) -> None:
-    codes = kernel(grain=grain)
+def test_products_equal_those_of_the_dense_kernel(
+    rows: tuple[int, int], block_format: BlockFormat
+) -> None:
+    stored = tensor(block_format=block_format)
     x = np.random.default_rng(1).normal(size=(*rows, INTO)).astype(np.float32)
-    expected = x.astype(np.float64) @ dense(codes).T.astype(np.float64)
-    out = jax.jit(multiply)(x, placed(codes))
+    expected = x.astype(np.float64) @ dense(stored).T.astype(np.float64)
+    out = jax.jit(multiply)(x, placed(stored))
     np.testing.assert_allclose(out, expected, rtol=0, atol=1e-6 * np.abs(expected).max())
 
 
 @pytest.mark.parametrize(
-    ("grain", "joint"),
+    ("block_format", "common"),
     [
-        (Grain(32, True), Grain(32, True)),
-        (Grain(32, False), Grain(32, True)),
-        (Grain(16, False), Grain(16, True)),
+        (BlockFormat(32, True), BlockFormat(32, True)),
+        (BlockFormat(32, False), BlockFormat(32, True)),
+        (BlockFormat(16, False), BlockFormat(16, True)),
     ],
 )
-def test_kernels_joined_give_the_outputs_of_each(grain: Grain, joint: Grain) -> None:
-    one, other = kernel(0), kernel(1, grain=grain, out=2 * LANES)
-    joined = join([one, other])
-    assert joined.grain == joint
+def test_concatenated_kernels_give_the_outputs_of_each(
+    block_format: BlockFormat, common: BlockFormat
+) -> None:
+    one, other = tensor(0), tensor(1, block_format=block_format, out=2 * LANES)
+    both = concatenate([one, other])
+    assert both.block_format == common
     expected = np.concatenate([dense(one), dense(other)])
-    np.testing.assert_array_equal(placed(joined).wide(), expected)
+    np.testing.assert_array_equal(placed(both).dequantize(), expected)
 
 
 @pytest.mark.parametrize("tied", [True, False])
-def test_narrow_tables_embed_and_score(tied: bool) -> None:
-    table, head = kernel(0, grain=Grain(16, False)), kernel(1)
+def test_quantized_tables_embed_and_score(tied: bool) -> None:
+    table, head = tensor(0, block_format=BlockFormat(16, False)), tensor(1)
     weights = Llama(
         embedding=placed(table),
         layers=(),
@@ -96,16 +102,16 @@ def test_narrow_tables_embed_and_score(tied: bool) -> None:
         head=None if tied else placed(head),
     )
     tokens = jnp.array([[3, OUT - 1, 0]])
-    found = embed_tokens(weights.embedding, tokens, None, DECODE)
-    np.testing.assert_array_equal(found, dense(table)[np.asarray(tokens)])
-    wide = replace(
+    hidden = embed_tokens(weights.embedding, tokens, None, DECODE)
+    np.testing.assert_array_equal(hidden, dense(table)[np.asarray(tokens)])
+    dense_weights = replace(
         weights,
         embedding=jnp.asarray(dense(table)),
         head=None if tied else jnp.asarray(dense(head).T),
     )
-    assert has_narrow(weights)
-    assert not has_narrow(wide)
-    jax.tree.map(np.testing.assert_array_equal, widened(weights), wide)
-    expected = text_logits(wide, found)
+    assert has_quantized(weights)
+    assert not has_quantized(dense_weights)
+    jax.tree.map(np.testing.assert_array_equal, dequantized(weights), dense_weights)
+    expected = text_logits(dense_weights, hidden)
     atol = 1e-6 * float(jnp.abs(expected).max())
-    np.testing.assert_allclose(text_logits(weights, found), expected, rtol=0, atol=atol)
+    np.testing.assert_allclose(text_logits(weights, hidden), expected, rtol=0, atol=atol)

@@ -19,7 +19,7 @@ from lwm.core.errors import CheckpointError
 from lwm.core.vocabulary import Vocabulary
 from lwm.models.costs import BYTES, weight_bytes
 from lwm.models.llama import FUSED, LlamaConfig
-from lwm.models.quantized import LANES, Codes, Grain, common
+from lwm.models.quantized import LANES, BlockFormat, QuantizedTensor, common_format
 
 VQGAN = "vqgan"
 """Where a model directory keeps the VQGAN whose codes the model reads and writes."""
@@ -49,12 +49,12 @@ class Tensors(Protocol):
     def read(self, name: str) -> np.ndarray: ...
 
 
-class CodedTensors(Protocol):
-    """Tensors of a quantised file, some of which can be had as they are kept."""
+class QuantizedTensors(Protocol):
+    """Provide the tensors of a quantized file as the file stores them."""
 
-    def grain(self, name: str) -> Grain | None: ...
+    def block_format(self, name: str) -> BlockFormat | None: ...
 
-    def codes(self, name: str) -> Codes: ...
+    def quantized(self, name: str) -> QuantizedTensor: ...
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,7 +64,7 @@ class Checkpoint:
     Args:
         source: what the user called it, for messages.
         stored: how the file keeps its numbers, for people: `float32`, `Q4_1`.
-        coded: the same tensors as codes, where the file keeps some so.
+        quantized: the same tensors as the file stores them, where it is quantized.
         vocabulary: where its tokenizer's files are, or the raw material of one, or None.
         vqgan: the directory of the VQGAN that belongs to it, if it brings one.
         ignorable: foreign tensors that carry nothing the model needs.
@@ -77,7 +77,7 @@ class Checkpoint:
     config: LlamaConfig
     table: Table
     tensors: Tensors
-    coded: CodedTensors | None = None
+    quantized: QuantizedTensors | None = None
     vocabulary: Path | Vocabulary | None = None
     vqgan: Path | None = None
     ignorable: Callable[[str], bool] = lambda name: False
@@ -122,36 +122,38 @@ class Checkpoint:
         table = rows(self.table, self.config)
         return lambda ours: inward(table[ours], self.tensors.read, self.config.head_dim)
 
-    def kept_codes(self) -> dict[str, Grain]:
-        """Which kernels, by our name, an engine can keep as the file's codes, and in which grain.
-        What is fused is kept so as a whole, in a grain that suits all its parts, or not at all."""
-        if self.coded is None:
+    def quantized_names(self) -> dict[str, BlockFormat]:
+        """Return, by our names, the kernels that an engine can use quantized, and their formats.
+
+        The parts of a fused kernel are quantized in a common format, or none of them is.
+        """
+        if self.quantized is None:
             return {}
-        found = {}
+        formats = {}
         for ours, parts in rows(self.table, self.config).items():
             if len(parts) == 1 and parts[0].shape[0] % LANES == 0:
-                found[ours] = self.coded.grain(parts[0].theirs)
+                formats[ours] = self.quantized.block_format(parts[0].theirs)
         for i in range(self.config.num_layers):
             for fused in FUSED.values():
                 names = [f"layers.{i}.{part}" for part in fused]
-                grains = [found.get(name) for name in names]
-                known = [grain for grain in grains if grain is not None]
-                joint = common(known) if len(known) == len(grains) else None
-                found |= dict.fromkeys(names, joint)
-        return {name: grain for name, grain in found.items() if grain is not None}
+                parts = [formats.get(name) for name in names]
+                present = [part for part in parts if part is not None]
+                joint = common_format(present) if len(present) == len(parts) else None
+                formats |= dict.fromkeys(names, joint)
+        return {name: each for name, each in formats.items() if each is not None}
 
-    def code_reader(self) -> Callable[[str], Codes]:
-        """Reads one of `kept_codes`, (out, in)."""
-        assert self.coded is not None
-        coded, table = self.coded, rows(self.table, self.config)
-        return lambda ours: coded.codes(table[ours][0].theirs)
+    def quantized_reader(self) -> Callable[[str], QuantizedTensor]:
+        """Return a function that reads one of `quantized_names`, (out, in)."""
+        assert self.quantized is not None
+        quantized, table = self.quantized, rows(self.table, self.config)
+        return lambda ours: quantized.quantized(table[ours][0].theirs)
 
-    def weight_bytes(self, dtype: str, *, keep_codes: bool) -> int:
-        """What the weights take in memory, codes as they are or made wide."""
+    def weight_bytes(self, dtype: str, *, keep_quantized: bool) -> int:
+        """Return what the weights take in memory, quantized kernels as they are or as float32."""
         total, specs = weight_bytes(self.config, dtype), named_specs(self.config)
-        for name, grain in self.kept_codes().items() if keep_codes else ():
+        for name, block_format in self.quantized_names().items() if keep_quantized else ():
             numbers = math.prod(specs[name].shape)
-            total += grain.bytes(numbers) - numbers * BYTES[dtype]
+            total += block_format.bytes(numbers) - numbers * BYTES[dtype]
         return total
 
     def read(self) -> Iterator[tuple[str, np.ndarray]]:

@@ -15,14 +15,14 @@ from lwm.core.params import cast
 from lwm.core.progress import progress
 from lwm.core.sharding import DECODE, TRAINING, named_sharding
 from lwm.models.llama import FUSED, FusedLayer, Layer, Llama, llama_params
-from lwm.models.quantized import Codes, join, narrow
+from lwm.models.quantized import QuantizedTensor, concatenate, lay_out
 
 _PART_OF = {part: whole for whole, parts in FUSED.items() for part in parts}
 
 
 def load_weights(checkpoint: Checkpoint, *, dtype: str, mesh: Mesh | None) -> Llama:
     """The model's weights as inference wants them: layers unrolled, fused where no axis cuts them,
-    in their shards. What a file has as narrow codes stays codes on a CPU without a mesh.
+    in their shards. Quantized kernels stay quantized on a CPU without a mesh.
 
     Memory on the host peaks at one tensor, or one fused group, above what the host's own devices
     keep.
@@ -31,9 +31,9 @@ def load_weights(checkpoint: Checkpoint, *, dtype: str, mesh: Mesh | None) -> Ll
         CapacityError: the weights do not fit into the memory that is free.
     """
     parts = 1 if mesh is None else mesh.shape[TENSOR] * mesh.shape[FSDP]
-    keep_codes = mesh is None and dtype == "float32" and jax.default_backend() == "cpu"
+    keep_quantized = mesh is None and dtype == "float32" and jax.default_backend() == "cpu"
     require_memory(
-        checkpoint.weight_bytes(dtype, keep_codes=keep_codes) // parts,
+        checkpoint.weight_bytes(dtype, keep_quantized=keep_quantized) // parts,
         mesh,
         what=f"{checkpoint.source} in {dtype}",
         remedy="use --dtype bfloat16, or spread it over more devices with --mesh",
@@ -42,7 +42,7 @@ def load_weights(checkpoint: Checkpoint, *, dtype: str, mesh: Mesh | None) -> Ll
     fused = mesh is None or mesh.shape[TENSOR] == 1
     placed = {}
     with progress(f"loading {checkpoint.source}", len(specs)) as advance:
-        stored = _stored(checkpoint) if keep_codes else checkpoint.read()
+        stored = _stored(checkpoint) if keep_quantized else checkpoint.read()
         arrays = _cast(stored, dtype, order="K" if fused else "C")
         for name, axes, array, parts in (
             _fuse(arrays, checkpoint)
@@ -104,21 +104,23 @@ def load_stacked(checkpoint: Checkpoint, *, mesh: Mesh) -> Llama:
     return jax.tree.unflatten(tree, placed)
 
 
-def _stored(checkpoint: Checkpoint) -> Iterator[tuple[str, np.ndarray | Codes]]:
-    """What `Checkpoint.read` gives, but codes of the kernels that can be kept so."""
-    kept = checkpoint.kept_codes()
+def _stored(checkpoint: Checkpoint) -> Iterator[tuple[str, np.ndarray | QuantizedTensor]]:
+    """Read as `Checkpoint.read` does, but kernels that can stay quantized as such."""
+    quantized = checkpoint.quantized_names()
     read = checkpoint.reader()
-    codes = checkpoint.code_reader() if kept else read
+    read_quantized = checkpoint.quantized_reader() if quantized else read
     for name in named_specs(checkpoint.config):
-        yield name, codes(name) if name in kept else read(name)
+        yield name, read_quantized(name) if name in quantized else read(name)
 
 
 def _cast(
-    arrays: Iterable[tuple[str, np.ndarray | Codes]], dtype: str, order: Literal["C", "K"]
+    arrays: Iterable[tuple[str, np.ndarray | QuantizedTensor]],
+    dtype: str,
+    order: Literal["C", "K"],
 ) -> Iterator[tuple[str, Any]]:
     """With order K, a kernel that a file holds as (out, in) is not copied only to be turned."""
     for name, array in arrays:
-        if isinstance(array, Codes):
+        if isinstance(array, QuantizedTensor):
             yield name, array
         else:
             yield name, np.asarray(array, dtype=cast(dtype), order=order)
@@ -126,8 +128,8 @@ def _cast(
 
 def _joined(parts: list[Any]) -> Any:
     """A fused kernel, (out, in)."""
-    if isinstance(parts[0], Codes):
-        return narrow(join(parts))
+    if isinstance(parts[0], QuantizedTensor):
+        return lay_out(concatenate(parts))
     return np.concatenate([x.T for x in parts])
 
 
@@ -137,7 +139,7 @@ def _fuse(
     """Joins the parts of each fused kernel, which come one after another, and turns the kernels of
     layers to (out, in); passes everything else on."""
     specs = named_specs(checkpoint.config)
-    held: list[np.ndarray | Codes] = []
+    held: list[np.ndarray | QuantizedTensor] = []
     for name, array in arrays:
         prefix, _, field = name.rpartition(".")
         axes, whole = specs[name].axes, _PART_OF.get(field)
@@ -146,8 +148,8 @@ def _fuse(
             if field == FUSED[whole][-1]:
                 yield f"{prefix}.{whole}", axes[::-1], _joined(held), len(held)
                 held = []
-        elif isinstance(array, Codes):
-            yield name, axes[::-1], narrow(array), 1
+        elif isinstance(array, QuantizedTensor):
+            yield name, axes[::-1], lay_out(array), 1
         elif prefix and array.ndim == 2:
             yield name, axes[::-1], np.ascontiguousarray(array.T), 1
         else:

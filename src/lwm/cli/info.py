@@ -136,14 +136,14 @@ def _memory(checkpoint: "Checkpoint") -> Table:
     limit = config.max_sequence_length
     lengths = [1 << n for n in range(10, 40) if 1 << n < limit] + [limit]
     kinds = [(dtype, dtype, False) for dtype in BYTES]
-    if checkpoint.kept_codes():
+    if checkpoint.quantized_names():
         kinds.insert(0, (f"{checkpoint.stored} on a CPU", "float32", True))
     table = Table("memory at", *(f"{name}: weights + cache" for name, _, _ in kinds))
     for length in lengths:
         cells = [
-            f"{_size(checkpoint.weight_bytes(dtype, keep_codes=keep_codes))} + "
+            f"{_size(checkpoint.weight_bytes(dtype, keep_quantized=keep_quantized))} + "
             f"{_size(cache_bytes(config, length, dtype))}"
-            for _, dtype, keep_codes in kinds
+            for _, dtype, keep_quantized in kinds
         ]
         table.add_row(_length(length), *cells)
     return table

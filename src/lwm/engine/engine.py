@@ -30,7 +30,8 @@ from lwm.engine.sampling import Sampled, Sampling, SlotSampling
 from lwm.engine.scheduler import Chunk, Feed, Scheduler
 from lwm.engine.steps import compile_steps
 from lwm.models.cache import Cache, cache_capacity, grow_cache, make_cache, require_cache_memory
-from lwm.models.llama import FEW_NARROW_ROWS, Llama, LlamaConfig, has_narrow, widened
+from lwm.models.llama import Llama, LlamaConfig, dequantized
+from lwm.models.quantized import QUANTIZED_ROWS, has_quantized
 
 CHUNKS = (32, 128, 512, 1024)
 """Positions on each device of the `sequence` axis that one prefill step takes."""
@@ -41,11 +42,11 @@ LONGEST_RUN = 5
 WIDTHS = (4, 8)
 """Tokens that a decode step with drafts takes in each slot, the certain one included."""
 
-NARROW_WIDTHS = (2, 4)
-"""The same with weights kept as codes, which make a step of one token cheap: drafts must earn
+QUANTIZED_WIDTHS = (2, 4)
+"""The same with quantized weights, which make a step of one token cheap, so that drafts must save
 more."""
 
-NARROW_SHORTEST = 4
+QUANTIZED_SHORTEST = 4
 """Tokens that such a draft's place must share with the text's end: with fewer it is wrong so often
 that short answers come later than without drafts (docs/log.md)."""
 
@@ -87,8 +88,8 @@ class Engine:
         self._config, self._mesh, self._dtype = config, mesh, dtype
         self._shards = shards = 1 if mesh is None else mesh.shape[SEQUENCE]
         self._count = self.rounded(slots)
-        if self._count > FEW_NARROW_ROWS:
-            weights = widened(weights)
+        if self._count > QUANTIZED_ROWS:
+            weights = dequantized(weights)
         self._weights = weights
         capacity = cache_capacity(tokens, mesh)
         self.cache = self._make_cache(capacity)
@@ -101,9 +102,9 @@ class Engine:
         platform = jax.default_backend() if mesh is None else mesh.devices.flat[0].platform
         widths, rows = WIDTHS, MOST_ROWS.get(platform, MOST_ROWS_ELSEWHERE)
         self._shortest = SHORTEST
-        if has_narrow(weights):
-            widths, rows = NARROW_WIDTHS, FEW_NARROW_ROWS
-            self._shortest = NARROW_SHORTEST
+        if has_quantized(weights):
+            widths, rows = QUANTIZED_WIDTHS, QUANTIZED_ROWS
+            self._shortest = QUANTIZED_SHORTEST
         self._widths = [width for width in widths if drafts and width * self._count <= rows]
         self._requests: dict[int, Request] = {}
         self._drafters: dict[int, Drafter] = {}
@@ -264,8 +265,8 @@ class Engine:
         where = (np.int32(chunk.slot), np.int32(chunk.first))
         layers, cache = self._weights.layers, []
         assert isinstance(layers, tuple)
-        wide = self._steps.wide_layers(layers)
-        for number, (layer, held) in enumerate(zip(wide, self.cache, strict=True), 1):
+        dense = self._steps.dequantized_layers(layers)
+        for number, (layer, held) in enumerate(zip(dense, self.cache, strict=True), 1):
             if number == len(layers):
                 held = self._steps.prefill_last(layer, x, turn, held, *where)
             else:

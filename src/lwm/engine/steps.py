@@ -1,4 +1,4 @@
-"""The steps that the engine compiles: a layer's narrow kernels made wide, a chunk through one
+"""The steps that the engine compiles: a layer's quantized kernels dequantized, a chunk through one
 layer, the next tokens through a run of layers, and the draw of what follows them.
 
 Pure functions of weights, caches and settings; which request is in which slot is the engine's
@@ -30,14 +30,14 @@ from lwm.models.llama import (
     rms_norm,
     text_logits,
 )
-from lwm.models.quantized import Narrow
+from lwm.models.quantized import QuantizedKernel
 
 
-def widen_kernels(
-    kernels: dict[str, Narrow], held: dict[str, Array]
+def dequantize_kernels(
+    kernels: dict[str, QuantizedKernel], buffers: dict[str, Array]
 ) -> dict[str, Float[Array, "out into"]]:
-    """A layer's narrow kernels as float32, in the buffers of those of another layer."""
-    return {name: kernel.wide() for name, kernel in kernels.items()}
+    """Dequantize the kernels of a layer into the buffers of another layer's."""
+    return {name: kernel.dequantize() for name, kernel in kernels.items()}
 
 
 def prefill_layer(
@@ -138,7 +138,7 @@ class Steps(NamedTuple):
 
     embed: Any
     turn: Any
-    widen: Any
+    dequantize: Any
     prefill: Any
     prefill_last: Any
     embed_next: Any
@@ -146,19 +146,23 @@ class Steps(NamedTuple):
     draw: Any
     mark_seen: Any
 
-    def wide_layers(self, layers: Sequence[Layer | FusedLayer]) -> Iterator[Layer | FusedLayer]:
-        """Layers for products of many rows, one at a time: narrow kernels as float32, each in the
-        buffer of the layer before, since fresh memory costs more than the numbers in it."""
+    def dequantized_layers(
+        self, layers: Sequence[Layer | FusedLayer]
+    ) -> Iterator[Layer | FusedLayer]:
+        """Yield layers for products of many rows, their quantized kernels as float32.
+
+        Each reuses the buffers of the layer before: fresh memory costs more than the dequantizing.
+        """
         held: dict[str, Array] = {}
         for layer in layers:
             kernels = {
                 field.name: kernel
                 for field in fields(layer)
-                if isinstance(kernel := getattr(layer, field.name), Narrow)
+                if isinstance(kernel := getattr(layer, field.name), QuantizedKernel)
             }
             if kernels:
                 given = {name: held.pop(name) for name in kernels if name in held}
-                held |= self.widen(kernels, given)
+                held |= self.dequantize(kernels, given)
             yield replace(layer, **{name: held[name] for name in kernels})
 
 
@@ -175,7 +179,7 @@ def compile_steps(config: LlamaConfig, mesh: Mesh | None) -> Steps:
         turn=jax.jit(turn, out_shardings=whole),
         # Kept though no number of it is read: jit would drop the argument, and with it, silently,
         # the giving away of its buffers.
-        widen=jax.jit(widen_kernels, donate_argnums=1, keep_unused=True),
+        dequantize=jax.jit(dequantize_kernels, donate_argnums=1, keep_unused=True),
         prefill=jax.jit(partial(prefill_layer, **static), donate_argnums=(1, 3)),
         prefill_last=jax.jit(partial(prefill_last_layer, **static), donate_argnums=3),
         embed_next=jax.jit(partial(embed_tokens, mesh=mesh, rules=DECODE)),

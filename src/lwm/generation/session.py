@@ -30,7 +30,7 @@ from lwm.core.mesh import SEQUENCE
 from lwm.data.text.templates import Message
 from lwm.generation.model import Model
 from lwm.generation.vision_prompts import has_vision
-from lwm.models.quantized import Narrow
+from lwm.models.quantized import QuantizedKernel
 
 _FORMAT = "lwm-session 1"
 _WORD = {"float32": np.float32, "bfloat16": np.uint16}  # safetensors' numpy has no bfloat16
@@ -163,7 +163,7 @@ def model_fingerprint(model: Model) -> str:
     """Tells models apart by their settings and some of their weights, in every process alike."""
     found = hashlib.sha256(json.dumps(to_dict(model.config)).encode())
     table = model.weights.embedding
-    rows = table.rows(jnp.arange(16)) if isinstance(table, Narrow) else table[:16]
+    rows = table.rows(jnp.arange(16)) if isinstance(table, QuantizedKernel) else table[:16]
     for array in (model.weights.norm, rows):
         found.update(on_host(array.astype(jnp.float32)).tobytes())
     return found.hexdigest()

@@ -25,7 +25,7 @@ from lwm.core.errors import ConfigError
 from lwm.core.mesh import TENSOR
 from lwm.core.params import ParamSpec, normal, ones, stack
 from lwm.core.sharding import Rules, constrain, partition_spec, require_divisible, shard_count
-from lwm.models.quantized import Narrow, multiply_narrow
+from lwm.models.quantized import QUANTIZED_ROWS, QuantizedKernel, multiply_quantized
 from lwm.models.vision_tokens import VisionVocabulary
 
 MAX_LAYERS = 4096
@@ -108,11 +108,11 @@ class FusedLayer:
     """
 
     attention_norm: Float[Array, " embed"]
-    attention_in: Float[Array, "heads_and_kv_heads_dim embed"] | Narrow
-    output: Float[Array, "embed heads_dim"] | Narrow
+    attention_in: Float[Array, "heads_and_kv_heads_dim embed"] | QuantizedKernel
+    output: Float[Array, "embed heads_dim"] | QuantizedKernel
     mlp_norm: Float[Array, " embed"]
-    mlp_in: Float[Array, "gate_and_up embed"] | Narrow
-    down: Float[Array, "embed mlp"] | Narrow
+    mlp_in: Float[Array, "gate_and_up embed"] | QuantizedKernel
+    down: Float[Array, "embed mlp"] | QuantizedKernel
 
 
 FUSED = {"attention_in": ("query", "key", "value"), "mlp_in": ("gate", "up")}
@@ -122,13 +122,13 @@ FUSED = {"attention_in": ("query", "key", "value"), "mlp_in": ("gate", "up")}
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True, kw_only=True)
 class Llama:
-    """All weights; `head` is None where it is the embedding's transpose. A narrow head is (out,
-    in), as every narrow kernel."""
+    """All weights; `head` is None where it is the embedding's transpose. A quantized head is
+    (out, in), as every quantized kernel."""
 
-    embedding: Float[Array, "vocab embed"] | Narrow
+    embedding: Float[Array, "vocab embed"] | QuantizedKernel
     layers: Layer | tuple[Layer | FusedLayer, ...]
     norm: Float[Array, " embed"]
-    head: Float[Array, "embed vocab"] | Narrow | None
+    head: Float[Array, "embed vocab"] | QuantizedKernel | None
 
 
 def llama_params(config: LlamaConfig, *, stacked: bool) -> Llama:
@@ -190,14 +190,14 @@ def rms_norm(
 
 
 def embed_tokens(
-    table: Float[Array, "vocab embed"] | Narrow,
+    table: Float[Array, "vocab embed"] | QuantizedKernel,
     tokens: Int[Array, "batch seq"],
     mesh: Mesh | None,
     rules: Rules,
 ) -> Float[Array, "batch seq embed"]:
     """Looks tokens up. On a mesh each device looks in its own rows, since a plain gather from a
     sharded table would make the compiler assemble the whole of it."""
-    if isinstance(table, Narrow):
+    if isinstance(table, QuantizedKernel):
         return table.rows(tokens)
     if mesh is None or max(shard_count(mesh, axis, rules) for axis in ("vocab", "embed")) == 1:
         return table[tokens]
@@ -221,13 +221,11 @@ def embed_tokens(
 FEW_ROWS = 16
 """Up to so many rows, a CPU multiplies faster with the kernel on the left (docs/log.md)."""
 
-FEW_NARROW_ROWS = 4
-"""Up to so many rows, it multiplies by codes as fast as by a kernel that is kept wide, or faster
-(docs/log.md)."""
-
 
 def multiply(
-    x: Float[Array, "*rows into"], kernel: Float[Array, "out into"] | Narrow, dtype: Any = None
+    x: Float[Array, "*rows into"],
+    kernel: Float[Array, "out into"] | QuantizedKernel,
+    dtype: Any = None,
 ) -> Float[Array, "*rows out"]:
     """`x @ kernel.T`, in x's own type or the one named.
 
@@ -236,10 +234,10 @@ def multiply(
     the compiler from turning the product round again.
     """
     count = math.prod(x.shape[:-1])
-    if isinstance(kernel, Narrow):
-        if count <= FEW_NARROW_ROWS:
-            return multiply_narrow(x.reshape(count, -1), kernel).reshape(*x.shape[:-1], -1)
-        kernel = kernel.wide()
+    if isinstance(kernel, QuantizedKernel):
+        if count <= QUANTIZED_ROWS:
+            return multiply_quantized(x.reshape(count, -1), kernel).reshape(*x.shape[:-1], -1)
+        kernel = kernel.dequantize()
     if not 1 < count <= FEW_ROWS or jax.default_backend() != "cpu":
         return jnp.einsum("...i,oi->...o", x, kernel, preferred_element_type=dtype)
     rows = x.reshape(count, -1)
@@ -366,28 +364,27 @@ def hidden_states(
     return rms_norm(x, weights.norm, config.rms_norm_eps)
 
 
-def has_narrow(weights: Llama) -> bool:
-    """Whether any kernel is kept as codes."""
-    kernels = jax.tree.leaves(weights, is_leaf=lambda x: isinstance(x, Narrow))
-    return any(isinstance(kernel, Narrow) for kernel in kernels)
+def dequantized(weights: Llama) -> Llama:
+    """Return the weights with every quantized kernel as float32.
 
-
-def widened(weights: Llama) -> Llama:
-    """The same weights without codes, for products of more rows than these are good for."""
-    make = jax.jit(lambda kernel: kernel.wide())
-    wide = jax.tree.map(
-        lambda x: make(x) if isinstance(x, Narrow) else x,
+    Products of many rows are faster so.
+    """
+    dequantize = jax.jit(QuantizedKernel.dequantize)
+    dense = jax.tree.map(
+        lambda x: dequantize(x) if isinstance(x, QuantizedKernel) else x,
         weights,
-        is_leaf=lambda x: isinstance(x, Narrow),
+        is_leaf=lambda x: isinstance(x, QuantizedKernel),
     )
-    return replace(wide, head=wide.head.T) if isinstance(weights.head, Narrow) else wide
+    return (
+        replace(dense, head=dense.head.T) if isinstance(weights.head, QuantizedKernel) else dense
+    )
 
 
 def text_logits(
     weights: Llama, hidden: Float[Array, "batch seq embed"]
 ) -> Float[Array, "batch seq vocab"]:
     """Scores of the next token, float32."""
-    if weights.head is None or isinstance(weights.head, Narrow):
+    if weights.head is None or isinstance(weights.head, QuantizedKernel):
         head = weights.embedding if weights.head is None else weights.head
         return multiply(hidden, head, dtype=jnp.float32)
     return jnp.einsum("bse,ev->bsv", hidden, weights.head, preferred_element_type=jnp.float32)

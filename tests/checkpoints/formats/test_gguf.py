@@ -25,7 +25,7 @@ from lwm.engine.request import Request, Token
 from lwm.engine.sampling import Sampling
 from lwm.generation.load import open_tokenizer
 from lwm.models.llama import FusedLayer
-from lwm.models.quantized import Narrow, narrow
+from lwm.models.quantized import QuantizedKernel, lay_out
 
 # Rows of 256 numbers: the blocks of the K types are that long.
 WIDTH, HEADS, KEY_HEADS, HEAD, VOCABULARY = 256, 8, 2, 32, 64
@@ -175,23 +175,29 @@ def test_logits_are_those_of_the_dequantised_weights(tmp_path: Path, kind: Quant
         Quantization.Q5_K, Quantization.Q6_K,
     ],
 )  # fmt: skip
-def test_codes_are_the_files_own_and_stay_codes(tmp_path: Path, kind: Quantization) -> None:
+def test_quantized_kernels_equal_the_files_and_stay_quantized(
+    tmp_path: Path, kind: Quantization
+) -> None:
     file = write_gguf(tmp_path / "model.gguf", quantised(kind))
     checkpoint = open_checkpoint(str(file))
-    read, codes = checkpoint.reader(), checkpoint.code_reader()
-    assert {"embedding", "layers.0.key", "layers.0.down", "head"} <= checkpoint.kept_codes().keys()
-    for ours in checkpoint.kept_codes():
-        kernel, dense = jax.device_put(narrow(codes(ours))), read(ours)
-        np.testing.assert_array_equal(kernel.wide(), dense if ours == "embedding" else dense.T)
-    assert "norm" not in checkpoint.kept_codes()
-    model, wide = lwm.load(file), lwm.load(file, mesh="1,1,1,1")
+    read, quantized = checkpoint.reader(), checkpoint.quantized_reader()
+    names = checkpoint.quantized_names()
+    assert {"embedding", "layers.0.key", "layers.0.down", "head"} <= names.keys()
+    for ours in names:
+        kernel, dense = jax.device_put(lay_out(quantized(ours))), read(ours)
+        expected = dense if ours == "embedding" else dense.T
+        np.testing.assert_array_equal(kernel.dequantize(), expected)
+    assert "norm" not in names
+    model, dense_model = lwm.load(file), lwm.load(file, mesh="1,1,1,1")
     kernels = [layer.mlp_in for layer in model.weights.layers]  # type: ignore[union-attr]
-    assert all(isinstance(kernel, Narrow) for kernel in [model.weights.head, *kernels])
-    assert not isinstance(wide.weights.embedding, Narrow)
-    for loaded, kept in ((model, True), (wide, False)):
-        assert checkpoint.weight_bytes("float32", keep_codes=kept) == held_bytes(loaded)
-    np.testing.assert_allclose(model.logits(TOKENS).text, wide.logits(TOKENS).text, atol=1e-4)
-    said = [list(drawn(each)) for each in (model, wide)]
+    assert all(isinstance(kernel, QuantizedKernel) for kernel in [model.weights.head, *kernels])
+    assert not isinstance(dense_model.weights.embedding, QuantizedKernel)
+    for loaded, quantized in ((model, True), (dense_model, False)):
+        assert checkpoint.weight_bytes("float32", keep_quantized=quantized) == held_bytes(loaded)
+    np.testing.assert_allclose(
+        model.logits(TOKENS).text, dense_model.logits(TOKENS).text, atol=1e-4
+    )
+    said = [list(drawn(each)) for each in (model, dense_model)]
     assert [token.token for token in said[0]] == [token.token for token in said[1]]
     logprobs = [[token.logprob for token in tokens] for tokens in said]
     np.testing.assert_allclose(logprobs[0], logprobs[1], atol=1e-4)
@@ -206,10 +212,10 @@ def drawn(model: lwm.Model) -> Iterator[Token]:
     return model.engine_for(24, 8).stream(request)
 
 
-def test_parts_of_a_kernel_that_differ_are_kept_in_the_finest_of_their_grains(
+def test_a_fused_kernel_uses_the_smallest_block_size_of_its_parts(
     tmp_path: Path,
 ) -> None:
-    """As in files of the mixture Q4_K_M; a part that is no code makes the whole kernel wide."""
+    """Check a file of the mixture Q4_K_M; a part that is not quantized makes the kernel dense."""
     tensors = quantised(Quantization.Q4_K)
     other = quantised(Quantization.Q6_K)
     tensors |= {name: other[name] for name in ("blk.0.attn_v", "blk.0.ffn_down")}
@@ -219,11 +225,11 @@ def test_parts_of_a_kernel_that_differ_are_kept_in_the_finest_of_their_grains(
     layer = model.weights.layers[0]  # type: ignore[index]
     assert isinstance(layer, FusedLayer)
     kernels = (layer.attention_in, layer.output, layer.down)
-    assert all(isinstance(kernel, Narrow) for kernel in kernels)
-    blocks = [kernel.codes.shape[2] for kernel in kernels if isinstance(kernel, Narrow)]
+    assert all(isinstance(kernel, QuantizedKernel) for kernel in kernels)
+    blocks = [kernel.values.shape[2] for kernel in kernels if isinstance(kernel, QuantizedKernel)]
     assert blocks == [16, 32, 16]
-    assert not isinstance(layer.mlp_in, Narrow)
-    held = open_checkpoint(str(file)).weight_bytes("float32", keep_codes=True)
+    assert not isinstance(layer.mlp_in, QuantizedKernel)
+    held = open_checkpoint(str(file)).weight_bytes("float32", keep_quantized=True)
     assert held == held_bytes(model)
     np.testing.assert_allclose(model.logits(TOKENS).text, peer_logits(tensors), atol=1e-4)
 
@@ -258,8 +264,8 @@ def test_tensors_of_many_rows_are_read_in_pieces(tmp_path: Path) -> None:
     found = dict(checkpoint.read())
     np.testing.assert_array_equal(found["embedding"], expected)
     np.testing.assert_array_equal(found["head"], expected.T)
-    codes = jax.device_put(narrow(checkpoint.code_reader()("head")))
-    np.testing.assert_array_equal(codes.wide(), expected)
+    kernel = jax.device_put(lay_out(checkpoint.quantized_reader()("head")))
+    np.testing.assert_array_equal(kernel.dequantize(), expected)
 
 
 @pytest.mark.parametrize(

@@ -19,22 +19,22 @@ from lwm.checkpoints.names import GGUF
 from lwm.core.errors import CheckpointError
 from lwm.core.vocabulary import CONTROL, NORMAL, Piece, Vocabulary
 from lwm.models.llama import LlamaConfig
-from lwm.models.quantized import Codes, Grain
+from lwm.models.quantized import BlockFormat, QuantizedTensor
 
 SUPPORTED = {
     Quantization.F32, Quantization.F16, Quantization.BF16, Quantization.Q8_0, Quantization.Q4_0,
     Quantization.Q4_1, Quantization.Q4_K, Quantization.Q5_K, Quantization.Q6_K,
 }  # fmt: skip
 
-_GRAINS = {
-    Quantization.Q8_0: Grain(32, offsets=False),
-    Quantization.Q4_0: Grain(32, offsets=False),
-    Quantization.Q4_1: Grain(32, offsets=True),
-    Quantization.Q4_K: Grain(32, offsets=True),
-    Quantization.Q5_K: Grain(32, offsets=True),
-    Quantization.Q6_K: Grain(16, offsets=False),
+_FORMATS = {
+    Quantization.Q8_0: BlockFormat(32, offsets=False),
+    Quantization.Q4_0: BlockFormat(32, offsets=False),
+    Quantization.Q4_1: BlockFormat(32, offsets=True),
+    Quantization.Q4_K: BlockFormat(32, offsets=True),
+    Quantization.Q5_K: BlockFormat(32, offsets=True),
+    Quantization.Q6_K: BlockFormat(16, offsets=False),
 }
-"""What a file has as codes of 8 bits or fewer."""
+"""Quantizations that an engine can compute with, at 8 bits or fewer."""
 
 _NUMBERS_AT_A_TIME = 1 << 20
 
@@ -98,30 +98,31 @@ class GgufTensors:
             out[first : first + step] = gguf.dequantize(rows, tensor.tensor_type)
         return out
 
-    def grain(self, name: str) -> Grain | None:
-        """How fine the scales of a matrix are, where the file has it as codes."""
+    def block_format(self, name: str) -> BlockFormat | None:
+        """Return the block format of a matrix, or None where the file does not quantize it."""
         tensor = self._tensors[name]
-        return _GRAINS.get(tensor.tensor_type) if len(tensor.shape) == 2 else None
+        return _FORMATS.get(tensor.tensor_type) if len(tensor.shape) == 2 else None
 
-    def codes(self, name: str) -> Codes:
-        """A matrix that has a grain, as the file has it."""
-        tensor, grain = self._tensors[name], self.grain(name)
-        assert grain is not None, name
+    def quantized(self, name: str) -> QuantizedTensor:
+        """Read a quantized matrix as the file stores it."""
+        tensor, block_format = self._tensors[name], self.block_format(name)
+        assert block_format is not None, name
         forget_pages(self._mapped)
         into, out = (int(n) for n in tensor.shape)
         per_block, size = gguf.GGML_QUANT_SIZES[tensor.tensor_type]
         unpack = _small_blocks if per_block == 32 else _large_blocks
-        codes = np.empty((out, into), np.int8)
-        factors = [np.empty((out, into // grain.block), "f4") for _ in range(1 + grain.offsets)]
+        values = np.empty((out, into), np.int8)
+        shape = (out, into // block_format.block_size)
+        factors = [np.empty(shape, "f4") for _ in range(1 + block_format.offsets)]
         step = max(1, _NUMBERS_AT_A_TIME // max(1, into))
         for first in range(0, out, step):
             rows = slice(first, first + step)
             blocks = np.ascontiguousarray(tensor.data[rows]).reshape(-1, size)
             for whole, part in zip(
-                [codes, *factors], unpack(blocks, tensor.tensor_type), strict=True
+                [values, *factors], unpack(blocks, tensor.tensor_type), strict=True
             ):
                 whole[rows] = part.reshape(whole[rows].shape)
-        return Codes(codes, factors[0], factors[1] if grain.offsets else None)
+        return QuantizedTensor(values, factors[0], factors[1] if block_format.offsets else None)
 
 
 def _nibbles(packed: np.ndarray) -> np.ndarray:
@@ -135,30 +136,32 @@ def _halves(blocks: np.ndarray, first: int, count: int) -> np.ndarray:
 
 
 def _small_blocks(blocks: np.ndarray, kind: Quantization) -> Sequence[np.ndarray]:
-    """Codes, scales and perhaps offsets of blocks of 32 numbers, one a row."""
-    factors = _halves(blocks, 0, 1 + _GRAINS[kind].offsets)
+    """Unpack blocks of 32 numbers, one per row: values, scales and, in some formats, offsets."""
+    factors = _halves(blocks, 0, 1 + _FORMATS[kind].offsets)
     packed = blocks[:, 2 * factors.shape[1] :]
-    codes = packed if kind == Quantization.Q8_0 else _nibbles(packed).reshape(-1, 32)
-    codes = codes.view(np.int8)
-    return codes - np.int8(8) if kind == Quantization.Q4_0 else codes, *factors.T
+    values = packed if kind == Quantization.Q8_0 else _nibbles(packed).reshape(-1, 32)
+    values = values.view(np.int8)
+    return values - np.int8(8) if kind == Quantization.Q4_0 else values, *factors.T
 
 
 def _large_blocks(blocks: np.ndarray, kind: Quantization) -> Sequence[np.ndarray]:
-    """The same of blocks of 256 numbers: codes in parts of 4 bits and 1 or 2, and scales that are
-    codes themselves. Source: `block_q4_K` and its likes in ggml."""
+    """Unpack blocks of 256 numbers: values split into 4 bits and 1 or 2, and quantized scales.
+
+    Source: `block_q4_K` and its relatives in ggml.
+    """
     count = len(blocks)
     if kind == Quantization.Q6_K:
         low, high, scales, _ = np.split(blocks, (128, 192, 208), axis=1)
         low = _nibbles(low.reshape(count, 2, 64)).reshape(count, 8, 32)
         high = high.reshape(count, 2, 1, 32) >> np.array([[0], [2], [4], [6]], np.uint8) & 3
-        codes = (low | high.reshape(count, 8, 32) << 4).view(np.int8) - np.int8(32)
-        return codes, _halves(blocks, 208, 1) * scales.view(np.int8)
+        values = (low | high.reshape(count, 8, 32) << 4).view(np.int8) - np.int8(32)
+        return values, _halves(blocks, 208, 1) * scales.view(np.int8)
     factors = _halves(blocks, 0, 2)
     scales, offsets = Q4_K.get_scale_min(np.ascontiguousarray(blocks[:, 4:16]))
-    codes = _nibbles(blocks[:, -128:].reshape(count, 4, 32)).reshape(count, 8, 32)
+    values = _nibbles(blocks[:, -128:].reshape(count, 4, 32)).reshape(count, 8, 32)
     if kind == Quantization.Q5_K:
-        codes |= (blocks[:, None, 16:48] >> np.arange(8, dtype=np.uint8)[:, None] & 1) << 4
-    return codes.view(np.int8), factors[:, :1] * scales, -(factors[:, 1:] * offsets)
+        values |= (blocks[:, None, 16:48] >> np.arange(8, dtype=np.uint8)[:, None] & 1) << 4
+    return values.view(np.int8), factors[:, :1] * scales, -(factors[:, 1:] * offsets)
 
 
 class _Metadata:
@@ -225,7 +228,7 @@ def open_gguf(file: Path) -> Checkpoint:
         config=_configuration(metadata, tensors, source),
         table=GGUF,
         tensors=stored,
-        coded=stored,
+        quantized=stored,
         vocabulary=_vocabulary(metadata, source),
     )
 
