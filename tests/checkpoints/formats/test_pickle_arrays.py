@@ -1,4 +1,4 @@
-"""The reader of pickles against those that numpy and jax write, and against hostile ones."""
+"""Test the reader of pickles with files of numpy and jax, and with hostile ones."""
 
 import contextlib
 import os
@@ -28,14 +28,14 @@ def write(file: Path, tree: object, protocol: int = 4) -> Path:
 
 
 @pytest.mark.parametrize("protocol", [0, 1, 2, 3, 4, 5])
-def test_every_protocol_and_order_of_bytes_is_read(tmp_path, protocol) -> None:
-    found = read_pickle(write(tmp_path / "x", {"up": {"down": ARRAYS}}, protocol))
-    assert sorted(found) == [f"up/down/{name}" for name in ARRAYS]
+def test_every_protocol_and_byte_order_is_read(tmp_path, protocol) -> None:
+    result = read_pickle(write(tmp_path / "x", {"up": {"down": ARRAYS}}, protocol))
+    assert sorted(result) == [f"up/down/{name}" for name in ARRAYS]
     for name, array in ARRAYS.items():
-        np.testing.assert_array_equal(found[f"up/down/{name}"], array)
+        np.testing.assert_array_equal(result[f"up/down/{name}"], array)
 
 
-def test_both_names_of_numpys_rooms_are_known(tmp_path) -> None:
+def test_modules_of_numpy_1_and_2_are_known(tmp_path) -> None:
     data = pickle.dumps(ARRAYS, protocol=0)
     assert b"numpy._core" in data
     for version in (data, data.replace(b"numpy._core", b"numpy.core")):
@@ -44,9 +44,9 @@ def test_both_names_of_numpys_rooms_are_known(tmp_path) -> None:
 
 
 @pytest.mark.parametrize("protocol", [4, 5])
-def test_arrays_of_jax_are_read(tmp_path, protocol) -> None:
-    found = read_pickle(write(tmp_path / "x", {"w": jnp.arange(4.0)}, protocol))
-    assert found["w"].tolist() == [0, 1, 2, 3]
+def test_jax_arrays_are_read(tmp_path, protocol) -> None:
+    result = read_pickle(write(tmp_path / "x", {"w": jnp.arange(4.0)}, protocol))
+    assert result["w"].tolist() == [0, 1, 2, 3]
 
 
 class Hostile:
@@ -67,14 +67,14 @@ def test_nothing_in_a_pickle_runs(tmp_path, protocol) -> None:
         Hostile(np.memmap, str(marker), "uint8", "w+", 0, (4,)),
     ):
         file = write(tmp_path / "x", {"encoder": {**ARRAYS, "evil": call}}, protocol)
-        with pytest.raises(CheckpointError, match="arrays and dicts alone"):
+        with pytest.raises(CheckpointError, match="more than dicts of arrays"):
             read_pickle(file)
     assert list(tmp_path.iterdir()) == [tmp_path / "x"]
-    pickle.loads(pickle.dumps(Hostile(os.system, f"touch {marker}")))  # the trap does work
+    pickle.loads(pickle.dumps(Hostile(os.system, f"touch {marker}")))  # the payload does work
     assert marker.exists()
 
 
-def test_the_stand_ins_cannot_be_changed(tmp_path) -> None:
+def test_stand_ins_are_immutable(tmp_path) -> None:
     # GLOBAL numpy dtype; BUILD with a state that would set attributes on it.
     for state in (b"}U\x01aK\x01s", b"N}U\x01aK\x01s\x86"):
         (tmp_path / "x").write_bytes(b"\x80\x02cnumpy\ndtype\n" + state + b"b.")
@@ -82,39 +82,52 @@ def test_the_stand_ins_cannot_be_changed(tmp_path) -> None:
             read_pickle(tmp_path / "x")
 
 
-def laughs() -> dict:
+def test_reconstructors_refuse_unusual_arguments(tmp_path) -> None:
+    for call in (
+        b"cnumpy\nndarray\n)R.",
+        b"cnumpy\ndtype\nK\x01\x85R.",
+        b"c_codecs\nencode\nX\x01\x00\x00\x00aX\x05\x00\x00\x00utf-8\x86R.",
+        b"cflax.core.frozen_dict\nFrozenDict\nK\x01\x85R.",
+        b"cjax._src.array\n_reconstruct_array\ncnumpy\nndarray\n)N\x87R.",
+    ):
+        (tmp_path / "x").write_bytes(b"\x80\x02" + call)
+        with pytest.raises(CheckpointError, match="unusual arguments"):
+            read_pickle(tmp_path / "x")
+
+
+def exponential() -> dict:
     tree: dict = {"a": np.zeros(1)}
     for _ in range(30):
         tree = {str(i): tree for i in range(10)}
     return tree
 
 
-def endless() -> dict:
+def recursive() -> dict:
     tree: dict = {}
     tree["a"] = tree
     return tree
 
 
 @pytest.mark.parametrize(
-    ("tree", "said"),
+    ("tree", "message"),
     [
         ([np.zeros(2)], "neither a dict nor an array"),
-        ({1: np.zeros(2)}, "no text"),
+        ({1: np.zeros(2)}, "no string"),
         ({"a": "text"}, "neither a dict nor an array"),
         ({"a": np.zeros(2, np.int32)}, "'i4'"),
-        ({"a": np.array([None])}, "admitted"),
+        ({"a": np.array([None])}, "more than dicts of arrays"),
         ({"a": np.float32(1)}, "numpy._core.multiarray.scalar"),
         ({"a": {1, 2}}, "EMPTY_SET"),
-        (laughs(), "more than"),
-        (endless(), "neither a dict nor an array"),
+        (exponential(), "more than"),
+        (recursive(), "neither a dict nor an array"),
     ],
 )
-def test_other_things_are_refused(tmp_path, tree, said) -> None:
-    with pytest.raises(CheckpointError, match=said):
+def test_other_values_are_refused(tmp_path, tree, message) -> None:
+    with pytest.raises(CheckpointError, match=message):
         read_pickle(write(tmp_path / "x", tree))
 
 
-def test_absurd_sizes_are_refused_before_anything_is_allocated(tmp_path) -> None:
+def test_impossible_sizes_are_refused(tmp_path) -> None:
     data = pickle.dumps({"a": np.zeros((2, 3), np.float32)}, protocol=4)
     at = data.index(b"K\x02K\x03")  # the shape, two small integers
     claimed = data[:at] + b"J\xff\xff\xff\x7f" + data[at + 2 :]
@@ -132,11 +145,11 @@ def test_absurd_sizes_are_refused_before_anything_is_allocated(tmp_path) -> None
             read_pickle(tmp_path / "x")
 
 
-def test_broken_files_raise_one_kind_of_error(tmp_path) -> None:
+def test_broken_files_raise_checkpoint_errors(tmp_path) -> None:
     data = pickle.dumps({"a": {"b": np.arange(4, dtype=np.float32)}}, protocol=4)
     generator = random.Random(0)
     cut = [data[:n] for n in range(0, len(data), 3)]
-    for broken in cut + [_mutated(data, generator) for _ in range(1500)]:
+    for broken in cut + [_mutated(data, generator) for _ in range(1000)]:
         (tmp_path / "x").write_bytes(broken)
         with contextlib.suppress(CheckpointError):  # anything else fails the test
             read_pickle(tmp_path / "x")

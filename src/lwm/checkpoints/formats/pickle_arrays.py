@@ -1,10 +1,10 @@
-"""A pickle of nested dicts of arrays, read without letting it run anything.
+"""Read a pickle of nested dicts of arrays without running anything that it names.
 
-A pickle is a program for a small machine that may call whatever it names. Here the instructions
-are looked through first: only those that build dicts, tuples, numbers, text and bytes are let in,
-and every length is checked against the file. Then the names it may use (of numpy's arrays and
-types, jax's arrays and Flax's dicts) lead to stand-ins that remember what they were given, so that
-not even numpy runs before shape and type are checked. Knows pickles; knows nothing of models.
+A pickle is a program that may call any function. First every instruction is checked: only those
+that build dicts, tuples, numbers, strings and bytes are admitted, and every length must fit the
+file. Then the few names that a pickle of arrays needs (of numpy, jax and Flax) are replaced by
+stand-ins that only record their arguments, so not even numpy runs before shape and type are
+checked.
 
 Sources: the `pickle` and `pickletools` modules; `numpy.ndarray.__reduce_ex__`.
 """
@@ -15,7 +15,7 @@ import math
 import pickle
 import pickletools
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -30,7 +30,21 @@ _INSTRUCTIONS = frozenset(
     EMPTY_DICT DICT SETITEM SETITEMS GLOBAL STACK_GLOBAL REDUCE BUILD
     """.split()  # noqa: SIM905  a table is easier to check
 )
-_TYPES = {"f2": np.float16, "f4": np.float32, "f8": np.float64}
+_RECONSTRUCTORS = frozenset(
+    {
+        ("numpy", "dtype"),
+        ("numpy", "ndarray"),  # only passed on, never called
+        ("numpy.core.multiarray", "_reconstruct"),
+        ("numpy._core.multiarray", "_reconstruct"),
+        ("numpy.core.numeric", "_frombuffer"),
+        ("numpy._core.numeric", "_frombuffer"),
+        ("jax._src.array", "_reconstruct_array"),
+        ("jax._src.device_array", "reconstruct_device_array"),
+        ("flax.core.frozen_dict", "FrozenDict"),
+        ("_codecs", "encode"),  # how protocol 2 writes bytes
+    }
+)
+_DTYPES = {"f2": np.float16, "f4": np.float32, "f8": np.float64}
 _MAX_BYTES = 16 << 30  # a VQGAN is a hundredth of this
 _MAX_DEPTH = 32
 _MAX_ENTRIES = 100_000
@@ -38,11 +52,11 @@ _MAX_MEMO = 1_000_000
 
 
 class _Refused(Exception):
-    """What the file asks for is not part of a dict of arrays."""
+    """Signal that a file contains more than dicts of arrays."""
 
 
-class _Type:
-    """Stands for a numpy type: what it was called, then its byte order."""
+class _Dtype:
+    """Stand for a numpy type: its name, then its byte order."""
 
     __slots__ = ("name", "order")
 
@@ -55,13 +69,13 @@ class _Type:
         self.order = state[1]
 
     def numpy(self) -> np.dtype:
-        if self.name not in _TYPES:
+        if self.name not in _DTYPES:
             raise _Refused(f"an array holds {self.name!r}; numbers must be float16, 32 or 64")
-        return np.dtype(_TYPES[self.name]).newbyteorder(self.order)  # type: ignore[arg-type]
+        return np.dtype(_DTYPES[self.name]).newbyteorder(self.order)  # type: ignore[arg-type]
 
 
 class _Array:
-    """Stands for an array until its bytes come."""
+    """Stand for an array until its bytes are read."""
 
     __slots__ = ("array",)
 
@@ -70,122 +84,77 @@ class _Array:
 
     def __setstate__(self, state: Any) -> None:
         match state:
-            case (_, tuple() as shape, _Type() as kind, fortran, bytes() as raw):
-                self.array = _array(raw, kind, shape, "F" if fortran else "C")
+            case (_, shape, dtype, fortran, bytes() as raw):
+                self.fill(raw, dtype, shape, "F" if fortran else "C")
             case _:
                 raise _Refused("an array has no numbers")
 
-
-def _array(raw: Any, kind: Any, shape: Any, order: Any) -> np.ndarray:
-    if (
-        not isinstance(raw, bytes | bytearray)
-        or not isinstance(kind, _Type)
-        or not isinstance(shape, tuple)
-        or not all(type(n) is int and n >= 0 for n in shape)
-        or len(shape) > 8
-        or order not in ("C", "F")
-    ):
-        raise _Refused("an array is not described as numpy does")
-    dtype = kind.numpy()
-    if math.prod(shape) * dtype.itemsize != len(raw):
-        raise _Refused(f"an array claims the shape {list(shape)} and has {len(raw):,} bytes")
-    flat = np.frombuffer(raw, dtype)
-    return flat.reshape(shape, order=order).astype(dtype.newbyteorder("="), copy=False)
-
-
-class _Callable:
-    """Stands for a function that a pickle may call. It has no attributes that could be set."""
-
-    __slots__ = ()
+    def fill(self, raw: Any, dtype: Any, shape: Any, order: Any) -> None:
+        if (
+            not isinstance(raw, bytes | bytearray)
+            or not isinstance(dtype, _Dtype)
+            or not isinstance(shape, tuple)
+            or not all(type(n) is int and n >= 0 for n in shape)
+            or len(shape) > 8
+            or order not in ("C", "F")
+        ):
+            raise _Refused("an array is not described as numpy does")
+        kind = dtype.numpy()
+        if math.prod(shape) * kind.itemsize != len(raw):
+            raise _Refused(f"an array claims the shape {list(shape)} and has {len(raw):,} bytes")
+        flat = np.frombuffer(raw, kind)
+        native = kind.newbyteorder("=")
+        self.array = flat.reshape(shape, order=order).astype(native, copy=False)
 
 
-class _NewType(_Callable):
-    __slots__ = ()
+class _Reconstructor(NamedTuple):
+    """Stand for a name of `_RECONSTRUCTORS`; immutable, so that a pickle cannot change it."""
 
-    def __call__(self, name: Any, *_: Any) -> _Type:
-        return _Type(name) if isinstance(name, str) else _Type("an unknown type")
+    module: str
+    name: str
 
-
-class _NewArray(_Callable):
-    __slots__ = ()
-
-    def __call__(self, *_: Any) -> _Array:
-        return _Array()
-
-
-class _ArrayClass(_Callable):
-    """`numpy.ndarray`, which is handed on and never called."""
-
-    __slots__ = ()
-
-
-class _FromBuffer(_Callable):
-    __slots__ = ()
-
-    def __call__(self, raw: Any, kind: Any, shape: Any, order: Any) -> _Array:
-        made = _Array()
-        made.array = _array(raw, kind, shape, order)
-        return made
-
-
-class _JaxArray(_Callable):
-    __slots__ = ()
-
-    def __call__(self, make: Any, arguments: Any, state: Any, *_: Any) -> _Array:
-        if not isinstance(make, _NewArray | _FromBuffer) or not isinstance(arguments, tuple):
-            raise _Refused("a jax array is not made of a numpy array")
-        made = make(*arguments)
-        if state is not None:
-            made.__setstate__(state)
-        return made
-
-
-class _Latin(_Callable):
-    """`_codecs.encode`: how protocol 2 writes bytes."""
-
-    __slots__ = ()
-
-    def __call__(self, text: Any, encoding: Any) -> bytes:
-        if not isinstance(text, str) or encoding != "latin1":
-            raise _Refused("bytes are not written in latin1")
-        return text.encode("latin1")
-
-
-class _Dict(_Callable):
-    __slots__ = ()
-
-    def __call__(self, content: Any) -> dict:
-        if not isinstance(content, dict):
-            raise _Refused("a dict has no content")
-        return content
-
-
-_NAMES: dict[tuple[str, str], _Callable] = {
-    ("numpy", "dtype"): _NewType(),
-    ("numpy", "ndarray"): _ArrayClass(),
-    ("numpy.core.multiarray", "_reconstruct"): _NewArray(),
-    ("numpy._core.multiarray", "_reconstruct"): _NewArray(),
-    ("numpy.core.numeric", "_frombuffer"): _FromBuffer(),
-    ("numpy._core.numeric", "_frombuffer"): _FromBuffer(),
-    ("jax._src.array", "_reconstruct_array"): _JaxArray(),
-    ("jax._src.device_array", "reconstruct_device_array"): _JaxArray(),
-    ("flax.core.frozen_dict", "FrozenDict"): _Dict(),
-    ("_codecs", "encode"): _Latin(),
-}
+    def __call__(self, *arguments: Any) -> Any:
+        match self.name, arguments:
+            case "dtype", (str(name), *_):
+                return _Dtype(name)
+            case "_reconstruct", _:
+                return _Array()
+            case "_frombuffer", (raw, dtype, shape, order):
+                result = _Array()
+                result.fill(raw, dtype, shape, order)
+                return result
+            case (
+                "_reconstruct_array" | "reconstruct_device_array",
+                (
+                    _Reconstructor(name="_reconstruct" | "_frombuffer") as make,
+                    tuple(inner),
+                    state,
+                    *_,
+                ),
+            ):
+                result = make(*inner)
+                if state is not None:
+                    result.__setstate__(state)
+                return result
+            case "FrozenDict", (dict(content),):
+                return content
+            case "encode", (str(text), "latin1"):
+                return text.encode("latin1")
+        raise _Refused(f"it calls {self.module}.{self.name} with unusual arguments")
 
 
 class _Unpickler(pickle.Unpickler):
-    def find_class(self, module: str, name: str) -> Any:
-        if (module, name) not in _NAMES:
-            raise _Refused(f"it asks for {module}.{name}")
-        return _NAMES[module, name]
+    def find_class(self, module: str, name: str) -> _Reconstructor:
+        if (module, name) not in _RECONSTRUCTORS:
+            raise _Refused(f"it refers to {module}.{name}")
+        return _Reconstructor(module, name)
 
 
 def read_pickle(file: Path) -> dict[str, np.ndarray]:
-    """Arrays by their path in the nested dicts, joined by slashes.
+    """Read arrays by their path in the nested dicts, joined by slashes.
 
     Raises:
-        CheckpointError: the file cannot be read, is broken, or holds or does anything else.
+        CheckpointError: the file cannot be read, is broken, or contains anything else.
     """
     try:
         if file.stat().st_size > _MAX_BYTES:
@@ -198,13 +167,12 @@ def read_pickle(file: Path) -> dict[str, np.ndarray]:
             f"{file} cannot be read: {error.strerror}; check the path"
         ) from error
     try:
-        _look_through(data)
-        tree = _Unpickler(io.BytesIO(data)).load()
-        return _flatten(tree)
+        _check_instructions(data)
+        return _flatten(_Unpickler(io.BytesIO(data)).load())
     except _Refused as error:
         raise CheckpointError(
-            f"{file} is not a pickle of arrays and dicts alone ({error}), and nothing else is "
-            "admitted, since a pickle can run code; take the original's file"
+            f"{file} contains more than dicts of arrays ({error}), which is refused because a "
+            "pickle can run code; use the original's file"
         ) from error
     except (
         pickle.UnpicklingError, ValueError, TypeError, KeyError, IndexError, AttributeError,
@@ -216,19 +184,19 @@ def read_pickle(file: Path) -> dict[str, np.ndarray]:
         ) from error
 
 
-def _look_through(data: bytes) -> None:
-    """Refuses instructions that do more than build values; `genops` checks every length."""
+def _check_instructions(data: bytes) -> None:
+    """Refuse instructions that do more than build values; `genops` checks every length."""
     for instruction, argument, _ in pickletools.genops(data):
         if instruction.name not in _INSTRUCTIONS:
-            raise _Refused(f"it holds the instruction {instruction.name}")
+            raise _Refused(f"it contains the instruction {instruction.name}")
         if "PUT" in instruction.name and int(argument or 0) > _MAX_MEMO:
-            raise _Refused("it numbers its values absurdly")
+            raise _Refused(f"it numbers a value {argument}, above {_MAX_MEMO:,}")
 
 
 def _flatten(tree: Any) -> dict[str, np.ndarray]:
     arrays: dict[str, np.ndarray] = {}
     waiting: list[tuple[str, Any, int]] = [("", tree, 0)]
-    # Counted, since dicts that hold each other by name could unfold without end.
+    # Visits are counted because dicts that contain each other could unfold without end.
     for visited in itertools.count():
         if not waiting:
             return arrays
@@ -239,11 +207,11 @@ def _flatten(tree: Any) -> dict[str, np.ndarray]:
             arrays[path] = value.array
             continue
         if not isinstance(value, dict) or depth > _MAX_DEPTH:
-            raise _Refused(f"{path or 'the whole'!r} is neither a dict nor an array")
+            raise _Refused(f"{path or 'the root'!r} is neither a dict nor an array")
         if not all(isinstance(key, str) for key in value):
-            raise _Refused(f"a key of {path or 'the whole'!r} is no text")
+            raise _Refused(f"a key of {path or 'the root'!r} is no string")
         if visited + len(waiting) + len(value) > _MAX_ENTRIES:
-            raise _Refused(f"it holds more than {_MAX_ENTRIES:,} arrays and dicts")
+            raise _Refused(f"it contains more than {_MAX_ENTRIES:,} arrays and dicts")
         below = f"{path}/" if path else ""
         waiting += [(below + key, inner, depth + 1) for key, inner in value.items()]
     raise AssertionError
