@@ -160,7 +160,7 @@ def test_tokenised_pictures_are_checked_and_placed(tmp_path: Path) -> None:
             [24, 8, 9, 15, 17],
             "vision id 24, outside the model's vision vocabulary of 24",
         ),
-        ("short", [7, 8, 17], r"line 1: it has 3 vision ids together.* no multiple of 5"),
+        ("short", [7, 8, 17], r"line 1: its 3 vision ids are no multiple of 5"),
         ("unended", [7, 8, 9, 15, 16], "of another VQGAN"),
         ("unused", [7, 8, 20, 15, 17], "frames of 4 codes below 16"),
     ):

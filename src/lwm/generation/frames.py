@@ -57,22 +57,8 @@ def frame_tokens(
     Raises:
         InputError: the model does not see, or the codes are not of its frames or its codebook.
     """
-    vision = require_vision(config)
-    codes = np.asarray(codes)
-    if codes.ndim != 2 or codes.shape[1] != vision.codes_per_frame or len(codes) == 0:
-        raise InputError(
-            f"the codes have shape {list(codes.shape)}; the model needs at least one frame of "
-            f"{vision.codes_per_frame}, so take the VQGAN it was trained with"
-        )
-    if codes.min() < 0 or codes.max() >= vision.codes:
-        raise InputError(
-            f"the codes run from {codes.min()} to {codes.max()}; the model has codes 0 to "
-            f"{vision.codes - 1}, so take the VQGAN it was trained with"
-        )
-    ends = np.full((len(codes), 1), vision.end_of_frame)
-    if ended:
-        ends[-1] = vision.end_of_video
-    return (np.hstack([codes, ends]).ravel() + config.vocab_size).tolist()
+    ids = require_vision(config).interleave(np.asarray(codes), ended=ended)
+    return (ids + config.vocab_size).tolist()
 
 
 @dataclass(frozen=True)
@@ -84,12 +70,8 @@ class AllowedFrameIds:
     frames: int
 
     def __call__(self, answered: int) -> range:
-        frame, place = divmod(answered, self.vision.tokens_per_frame)
-        if place < self.vision.codes_per_frame:
-            return range(self.first, self.first + self.vision.codes)
-        last = frame + 1 == self.frames
-        end = self.first + (self.vision.end_of_video if last else self.vision.end_of_frame)
-        return range(end, end + 1)
+        ids = self.vision.ids_at(answered, self.frames)
+        return range(self.first + ids.start, self.first + ids.stop)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -194,9 +176,8 @@ def generate_frames(
             if frame_done is not None and len(row) % size == vision.codes_per_frame:
                 codes = np.array(row[-vision.codes_per_frame :], np.int32)
                 frame_done(numbers.index(token.request), len(row) // size, codes)
-    whole = [[*rows[number], vision.end_of_video] for number in numbers]
-    frames = np.array(whole, np.int32).reshape(wanted.count, wanted.frames, size)
-    return frames[:, :, : vision.codes_per_frame]
+    whole = np.array([[*rows[number], vision.end_of_video] for number in numbers], np.int32)
+    return np.stack([vision.split(ids) for ids in whole])
 
 
 def _requests(wanted: FrameRequest, config: LlamaConfig, drawn: int) -> list[Request]:

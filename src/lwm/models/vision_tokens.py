@@ -1,37 +1,38 @@
-"""The world model's vocabulary: ids of text first, ids of vision behind them.
+"""Define the token ids of images and videos in a vision-language model.
 
-A model that sees is a Llama with one table of both: what picks the table is the id itself, so
-attention, caches, packing and sharding need to know nothing of it. The original keeps two tables
-and two number spaces, and a mask that says which is meant; `joined` translates. This file knows
-ids of vision; where those of text end is the model's `vocab_size`.
+A vision-language model is a Llama with one table of ids for both kinds: text first, then vision.
+The id alone selects the row, so attention, caches, packing and sharding treat both kinds alike.
+The original keeps two tables, two number spaces and a mask that selects one; `joined` converts.
+Vision ids in this module count from 0; the first vision row of the table is the model's
+`vocab_size`.
 
 Source: LargeWorldModel paper (arXiv 2402.08268), section 4.1.
 """
 
 from dataclasses import dataclass
+from typing import Annotated
 
 import numpy as np
+from annotated_types import Ge
+from jaxtyping import Int, Int32
 
-from lwm.core.errors import ConfigError
+from lwm.core.config import Checked
+from lwm.core.errors import ConfigError, InputError
 
 
 @dataclass(frozen=True, kw_only=True)
-class VisionVocabulary:
-    """The ids of vision, counted from 0 as codes are: codes, two end tokens, some unused."""
+class VisionVocabulary(Checked, section="vision"):
+    """Define the vision ids, counted from 0: VQGAN codes, two end tokens, unused ids."""
 
     size: int = 8448
     """All ids, rows of the table."""
-    codes: int = 8192
+    codes: Annotated[int, Ge(1)] = 8192
     """Entries of the VQGAN's codebook."""
-    codes_per_frame: int = 256
-    """Codes of one picture, row by row."""
+    codes_per_frame: Annotated[int, Ge(1)] = 256
+    """Codes of one image, row by row."""
 
     def __post_init__(self) -> None:
-        if self.codes < 1 or self.codes_per_frame < 1:
-            raise ConfigError(
-                f"vision.codes is {self.codes} and vision.codes_per_frame "
-                f"{self.codes_per_frame}; both must be at least 1"
-            )
+        super().__post_init__()
         if self.size < self.codes + 2:
             raise ConfigError(
                 f"vision.size is {self.size}; {self.codes} codes and two end tokens need at least "
@@ -40,23 +41,83 @@ class VisionVocabulary:
 
     @property
     def end_of_frame(self) -> int:
-        """Follows each frame but the last."""
+        """Return the token that follows each frame but the last."""
         return self.codes
 
     @property
     def end_of_video(self) -> int:
-        """Follows the last frame, and so a picture."""
+        """Return the token that follows the last frame of a video, or an image."""
         return self.codes + 1
 
     @property
     def tokens_per_frame(self) -> int:
+        """Return the number of codes in a frame, plus its end token."""
         return self.codes_per_frame + 1
+
+    def interleave(
+        self, codes: Int[np.ndarray, "frames codes_per_frame"], *, ended: bool = True
+    ) -> Int32[np.ndarray, " tokens"]:
+        """Return the vision ids of frames: the codes of each, followed by its end token.
+
+        Args:
+            ended: whether the last frame ends the video; otherwise another frame is to follow.
+
+        Raises:
+            InputError: there are no frames, or they do not fit this vocabulary.
+        """
+        if codes.ndim != 2 or codes.shape[1] != self.codes_per_frame or len(codes) == 0:
+            raise InputError(
+                f"the codes have shape {list(codes.shape)}; the model needs at least one frame of "
+                f"{self.codes_per_frame}, so use the VQGAN that it was trained with"
+            )
+        if codes.min() < 0 or codes.max() >= self.codes:
+            raise InputError(
+                f"the codes run from {codes.min()} to {codes.max()}; the model has codes 0 to "
+                f"{self.codes - 1}, so use the VQGAN that it was trained with"
+            )
+        return np.hstack([codes, self._ends(len(codes), ended)]).astype(np.int32).ravel()
+
+    def split(self, ids: Int[np.ndarray, " tokens"]) -> Int[np.ndarray, "frames codes_per_frame"]:
+        """Return the codes of the frames of a whole image or video: the inverse of `interleave`.
+
+        Raises:
+            InputError: the ids are not whole frames of this vocabulary.
+        """
+        if len(ids) == 0 or len(ids) % self.tokens_per_frame:
+            raise InputError(
+                f"{len(ids)} vision ids are no multiple of {self.tokens_per_frame}: a frame has "
+                f"{self.codes_per_frame} codes and an end token"
+            )
+        frames = ids.reshape(-1, self.tokens_per_frame)
+        codes, ends = frames[:, :-1], frames[:, -1:]
+        misplaced = (ends != self._ends(len(frames), ended=True)).any()
+        if codes.min() < 0 or codes.max() >= self.codes or misplaced:
+            raise InputError(
+                f"vision ids are not frames of {self.codes_per_frame} codes below {self.codes}, "
+                f"each followed by {self.end_of_frame}, the last by {self.end_of_video}; they are "
+                "of another VQGAN than the model's"
+            )
+        return codes
+
+    def ids_at(self, place: int, frames: int) -> range:
+        """Return the ids that are valid at a place in `frames` interleaved frames."""
+        frame, within = divmod(place, self.tokens_per_frame)
+        if within < self.codes_per_frame:
+            return range(self.codes)
+        end = self.end_of_video if frame + 1 == frames else self.end_of_frame
+        return range(end, end + 1)
+
+    def _ends(self, frames: int, ended: bool) -> Int[np.ndarray, "frames one"]:
+        ends = np.full((frames, 1), self.end_of_frame)
+        if ended:
+            ends[-1] = self.end_of_video
+        return ends
 
 
 def joined(tokens: np.ndarray, vision_mask: np.ndarray, vocab_size: int) -> np.ndarray:
-    """Ids of the one table from ids of two and the mask that says which.
+    """Convert ids of two tables, and the mask that selects one, to ids of one table.
 
     Args:
-        vocab_size: ids of text.
+        vocab_size: number of text ids.
     """
     return np.where(vision_mask, tokens + vocab_size, tokens)

@@ -102,11 +102,11 @@ def _readable(ids: list[int], start: StartingPoint) -> Iterator[str]:
 
 
 def _frames(tokens: list[int], config: LlamaConfig) -> str:
-    """`<3 frames of 256 codes>`; a row may also cut a frame in two."""
+    """`<3 frames of 256 codes>`; a row may also cut a video in two."""
     vision = config.vision
     assert vision is not None
-    frames, rest = divmod(len(tokens), vision.tokens_per_frame)
-    ends = tokens[vision.codes_per_frame :: vision.tokens_per_frame]
-    if rest or any(end not in (vision.end_of_frame, vision.end_of_video) for end in ends):
-        return f"<{len(tokens):,} tokens of cut frames>"
+    try:
+        frames = len(vision.split(np.array(tokens)))
+    except InputError:
+        return f"<{len(tokens):,} tokens of a cut video>"
     return f"<{frames:,} frame{'s' * (frames != 1)} of {vision.codes_per_frame} codes>"

@@ -10,6 +10,7 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Bool, Float32, Int32
 
+from lwm.core.errors import InputError
 from lwm.models.vision_tokens import VisionVocabulary, joined
 
 MAX_TOKENS = 1 << 28  # one example; beyond it stands a broken file, not a long book
@@ -117,18 +118,7 @@ def _require_frames(example: Example, vision: VisionVocabulary) -> None:
     """
     edges = np.flatnonzero(np.diff(example.vision, prepend=False, append=False))
     for start, stop in edges.reshape(-1, 2):
-        ids, size = example.tokens[start:stop], vision.tokens_per_frame
-        if len(ids) % size:
-            raise Broken(
-                f"it has {len(ids)} vision ids together, which is no multiple of {size}: "
-                f"{vision.codes_per_frame} codes and an end for each frame"
-            )
-        frames = ids.reshape(-1, size)
-        ends = np.full(len(frames), vision.end_of_frame)
-        ends[-1] = vision.end_of_video
-        if (frames[:, :-1] >= vision.codes).any() or (frames[:, -1] != ends).any():
-            raise Broken(
-                f"its vision ids are not frames of {vision.codes_per_frame} codes below "
-                f"{vision.codes}, each followed by {vision.end_of_frame}, the last by "
-                f"{vision.end_of_video}; they are of another VQGAN than the model's"
-            )
+        try:
+            vision.split(example.tokens[start:stop])
+        except InputError as error:
+            raise Broken(f"its {error}") from error

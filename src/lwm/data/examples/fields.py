@@ -223,11 +223,9 @@ class FieldsEncoder:
         codes = _codes(key, value, self.vision)
         if 0 < self.max_frames < len(codes):
             codes = codes[np.linspace(0, len(codes) - 1, self.max_frames).astype(int)]
-        ends = np.full((len(codes), 1), self.vision.end_of_frame, np.int32)
-        ends[-1] = self.vision.end_of_video
         before, after = self._markers
         pieces.add(before, weight)
-        pieces.add(np.hstack([codes, ends]).ravel().tolist(), weight, vision=True)
+        pieces.add(self.vision.interleave(codes).tolist(), weight, vision=True)
         pieces.add(after, weight)
 
     def _encode(self, text: str) -> list[int]:
