@@ -27,7 +27,7 @@ from PIL import Image
 
 import lwm
 from lwm.checkpoints.formats.vqgan import read_vqgan, write_vqgan
-from lwm.data.pictures import split
+from lwm.data.images import split_files
 from lwm.data.text.vision_texts import description_request
 from lwm.media.images import is_image, read_image, write_image
 from lwm.media.videos import is_video, read_video, write_video
@@ -83,7 +83,7 @@ def distinct(captioned: Iterable[tuple[str, np.ndarray]]) -> Iterator[tuple[str,
 
 
 def make_files(work: Path) -> None:
-    learnt, kept = split(vqgan_64().data)
+    learnt, kept = split_files(vqgan_64().data)
     files = learnt + kept
     pictures = [file for file in files if is_image(file)]
     videos = [file for file in files if is_video(file) and "distorted" not in file.stem]

@@ -14,7 +14,7 @@ import numpy as np
 import tyro
 
 import lwm
-from lwm.data.pictures import read_pictures, split
+from lwm.data.images import read_image_files, split_files
 from lwm.media.images import to_pixels, write_image
 from lwm.models.likeness import psnr, ssim
 from lwm.recipes.assemble_vqgan import grid
@@ -22,11 +22,11 @@ from lwm.recipes.catalogue.by_name import vqgan_recipe
 
 
 def likeness(codec: lwm.VqganCodec, frames: int, picture: Path | None) -> None:
-    _, held = split(vqgan_recipe("vqgan").data)
+    _, held = split_files(vqgan_recipe("vqgan").data)
     counts = np.zeros(codec.config.codebook_size, int)
     shown: list[tuple[np.ndarray, np.ndarray]] = []
     figures: dict[str, list[float]] = {"images": [], "videos": []}
-    for file, pictures in read_pictures(held, codec.config.image_size, frames):
+    for file, pictures in read_image_files(held, codec.config.image_size, frames):
         pixels = pictures.astype(np.float32) / 127.5 - 1
         codes = codec.encode(pixels)
         back = codec.decode(codes)

@@ -13,7 +13,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM
 
 import lwm
-from lwm.data.text.templates import CHATML, choose, render
+from lwm.data.text.templates import CHATML, choose_template, render
 
 QUESTION = "What is the capital of France?"
 # Without digits beyond ASCII behind a space: there transformers' reading of GGUF differs from the
@@ -95,7 +95,7 @@ def test_the_capital_of_france_here_and_after_export(model: lwm.Model, exported:
 
 def test_the_chat_prompt_is_that_of_transformers(model: lwm.Model, exported: Path) -> None:
     tokenizer = AutoTokenizer.from_pretrained(exported)
-    template = choose("auto", model.tokenizer)
+    template = choose_template("auto", model.tokenizer)
     assert template == model.tokenizer.chat_template
     turns = [
         {"role": "system", "content": "You are terse."},
@@ -111,7 +111,9 @@ def test_the_chat_prompt_is_that_of_transformers(model: lwm.Model, exported: Pat
         chatml = tokenizer.apply_chat_template(
             messages, add_generation_prompt=True, tokenize=False, chat_template=CHATML
         )
-        assert render(choose("chatml", model.tokenizer), messages, model.tokenizer) == chatml
+        assert (
+            render(choose_template("chatml", model.tokenizer), messages, model.tokenizer) == chatml
+        )
         ids = tokenizer(expected, add_special_tokens=False)["input_ids"]
         assert model.tokenizer.encode(expected, specials=False) == ids
 

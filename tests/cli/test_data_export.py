@@ -5,7 +5,7 @@ from pathlib import Path
 
 from commands import Run
 
-from lwm.data.sources.opening import open_source
+from lwm.data.sources.opening import open_records
 
 
 def test_export_writes_what_training_and_haystacks_read(run: Run, tmp_path: Path) -> None:
@@ -15,7 +15,7 @@ def test_export_writes_what_training_and_haystacks_read(run: Run, tmp_path: Path
     ran = run("data", "export", source, "--field", "body", "--out", out, "--characters", 20)
     assert (ran.code, ran.out) == (0, f"{out}\n")
     assert "2 rows, 20 characters" in ran.err
-    written = open_source(str(out))
+    written = open_records(str(out))
     assert [written.read(i) for i in range(len(written))] == [
         {"text": "once upon a time"}, {"text": "the "},
     ]  # fmt: skip

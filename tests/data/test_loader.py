@@ -32,7 +32,7 @@ from lwm.data.rows import draws
 from lwm.data.rows.draws import Order
 from lwm.data.rows.packing import Packing
 from lwm.data.sources.array_record import write_array_record
-from lwm.data.texts import texts
+from lwm.data.texts import training_texts
 
 PACKINGS: list[Packing] = ["concatenate", "pack", "pad"]
 
@@ -227,7 +227,7 @@ def test_held_out_examples_are_the_tail(data: Path) -> None:
     assert not set(seen) & set(held)
     assert held[0][: len(ids(TEXTS[48])) + 1] == (0, *ids(TEXTS[48]))
     config = DataConfig(path=str(data), held_out=0.2, shuffle=False)
-    assert list(texts(config)) == TEXTS[:48]
+    assert list(training_texts(config)) == TEXTS[:48]
 
 
 def test_broken_lines_are_skipped_counted_and_told(tmp_path: Path, told: list[str]) -> None:
@@ -357,7 +357,9 @@ def test_chats_are_learnt_where_the_assistant_speaks(tmp_path: Path) -> None:
     assert tokenizer().decode(learnt).split() == ["Ruth."] * batch["segments"][0].max().item() + [
         "Ruth."
     ]
-    assert list(texts(DataConfig(path=str(path), messages="chat"))) == ["Who?", "Ruth."] * 5
+    assert (
+        list(training_texts(DataConfig(path=str(path), messages="chat"))) == ["Who?", "Ruth."] * 5
+    )
 
 
 @pytest.mark.parametrize(
@@ -385,7 +387,7 @@ def test_a_tokenizer_is_not_trained_on_data_that_the_loader_refuses(
     path = tmp_path / "a.jsonl"
     path.write_bytes(content)
     with pytest.raises(InputError, match=message):
-        texts(DataConfig(path=str(path), **settings))
+        training_texts(DataConfig(path=str(path), **settings))
 
 
 def test_tokenised_examples_pass_as_they_are(tmp_path: Path, told: list[str]) -> None:
@@ -401,7 +403,7 @@ def test_tokenised_examples_pass_as_they_are(tmp_path: Path, told: list[str]) ->
     with pytest.raises(InputError, match=r"fields are 'q,a' and .* holds tokens"):
         loader(path, fields="q,a")
     with pytest.raises(InputError, match="holds tokens, not texts"):
-        list(texts(DataConfig(path=str(path))))
+        list(training_texts(DataConfig(path=str(path))))
 
 
 def test_settings_alone_load_nothing_heavy() -> None:

@@ -18,7 +18,7 @@ from lwm.data import loader as loader_module
 from lwm.data.config import DataConfig, DataSet
 from lwm.data.loader import Loader
 from lwm.data.rows.draws import SHARES, Shares
-from lwm.data.texts import texts
+from lwm.data.texts import training_texts
 
 WEIGHTS = st.lists(st.floats(0.02, 10), min_size=1, max_size=6)
 
@@ -131,7 +131,7 @@ def test_held_out_examples_are_of_every_set(sets: dict[str, DataSet]) -> None:
 
 
 def test_a_tokenizer_is_trained_on_all_sets_in_turn(sets: dict[str, DataSet]) -> None:
-    found = list(texts(DataConfig(mixture=sets)))
+    found = list(training_texts(DataConfig(mixture=sets)))
     assert len(found) == 97
     assert [text.split()[0] for text in found[:6]] == ["ones", "twos", "threes"] * 2
 

@@ -10,7 +10,7 @@ import pytest
 import lwm
 from lwm.checkpoints.formats.vqgan import named_leaves, read_vqgan
 from lwm.core.errors import ConfigError, InputError, LwmError
-from lwm.data.pictures import PictureDataConfig
+from lwm.data.images import ImageDataConfig
 from lwm.media.images import read_image, write_image
 from lwm.models.vqgan import VQGANConfig
 from lwm.recipes import assemble_vqgan
@@ -38,7 +38,7 @@ def tiny(tmp_path) -> VqganRun:
         batch_size=2,
         mesh="1,1,1,1",
         loop=LoopConfig(steps=6, evaluate_every=3),
-        data=PictureDataConfig(path=str(folder), held_out=("held.png",), source_size=16),
+        data=ImageDataConfig(path=str(folder), held_out=("held.png",), source_size=16),
         checkpoint=CheckpointConfig(every=2),
     )  # fmt: skip
 

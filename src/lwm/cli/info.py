@@ -85,7 +85,7 @@ def _known_models() -> Table:
 
 def _facts(checkpoint: "Checkpoint") -> Table:
     from lwm.core.vocabulary import Vocabulary
-    from lwm.data.text.tokenizer import tokenizer_in
+    from lwm.data.text.tokenizer import find_tokenizer
     from lwm.models.costs import parameter_count
 
     config = checkpoint.config
@@ -93,7 +93,7 @@ def _facts(checkpoint: "Checkpoint") -> Table:
         has_tokenizer = True
     else:
         has_tokenizer = checkpoint.vocabulary is not None and (
-            tokenizer_in(checkpoint.vocabulary) is not None
+            find_tokenizer(checkpoint.vocabulary) is not None
         )
     rows = {
         "model": checkpoint.source,

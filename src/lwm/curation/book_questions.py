@@ -32,7 +32,7 @@ from lwm.curation.answer_checks import (
     sentences,
 )
 from lwm.curation.long_chat import ChunkRecord, cut, examples, least_length, seed_of, turn
-from lwm.data.text.templates import Message, choose, render
+from lwm.data.text.templates import Message, choose_template, render
 from lwm.data.text.tokenizer import Tokenizer
 
 QUESTION_TOKENS, ANSWER_TOKENS = 48, 64
@@ -246,7 +246,7 @@ def _misuse(text: str, asked: Container[str] = ()) -> str | None:
 def needed_context(tokenizer: Tokenizer, chunk_tokens: int) -> int:
     """Tokens of the longest conversation that `ask` leads about a chunk."""
     messages = answer_messages(question_messages("", ""), "", "")
-    prompt = render(choose("auto", tokenizer), messages, tokenizer)
+    prompt = render(choose_template("auto", tokenizer), messages, tokenizer)
     around = len(tokenizer.encode(prompt, specials=False))
     # A few for tokens that are written otherwise where texts meet.
     return around + chunk_tokens + 2 * FOCUS_TOKENS + QUESTION_TOKENS + ANSWER_TOKENS + 16

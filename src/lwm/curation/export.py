@@ -15,8 +15,8 @@ from lwm.core.errors import ConfigError, InputError
 from lwm.core.files import new_file, refuse_existing
 from lwm.core.progress import progress
 from lwm.data.examples.examples import Broken, Example, Report
-from lwm.data.sources.huggingface import PREFIX, stream
-from lwm.data.sources.opening import open_source
+from lwm.data.sources.huggingface import PREFIX, stream_rows
+from lwm.data.sources.opening import open_records
 from lwm.data.sources.source import Record
 
 FIELD = "text"
@@ -55,7 +55,7 @@ def export_texts(
     """Writes a file that appears when it is whole.
 
     Args:
-        source: what `open_source` takes; a directory is a Hugging Face data set.
+        source: what `open_records` takes; a directory is a Hugging Face data set.
         field: whose text is written.
         rows: stop behind so many.
         characters: stop behind so many; the last text is cut to fit.
@@ -106,8 +106,8 @@ def _open(
     named = Path(source).expanduser()
     if named.is_dir() or source.startswith(PREFIX):
         name = str(named) if named.is_dir() else source.removeprefix(PREFIX)
-        return (((name, n), row) for n, row in enumerate(stream(name), 1)), None
-    opened = open_source(source)
+        return (((name, n), row) for n, row in enumerate(stream_rows(name), 1)), None
+    opened = open_records(source)
 
     def read() -> Iterator[tuple[tuple[str, int], Record | Broken | None]]:
         for index in range(len(opened)):

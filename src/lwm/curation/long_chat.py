@@ -14,7 +14,7 @@ from typing import Any
 
 from lwm.core.errors import InputError
 from lwm.curation.answer_checks import end_within, sentence_ends
-from lwm.data.text.templates import choose, render
+from lwm.data.text.templates import choose_template, render
 from lwm.data.text.tokenizer import Tokenizer
 
 
@@ -77,7 +77,7 @@ class _Sizes:
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         self._tokenizer = tokenizer
-        template = choose("auto", tokenizer)
+        template = choose_template("auto", tokenizer)
 
         def marks(pairs: int) -> int:
             messages = [turn("user", ""), turn("assistant", "")] * pairs

@@ -21,7 +21,7 @@ from lwm.data.config import DataConfig
 from lwm.data.examples.examples import Report
 from lwm.data.rows.draws import Order, Shares, Stream
 from lwm.data.rows.packing import Row, pack_rows
-from lwm.data.rows.pipeline import Batches, opener
+from lwm.data.rows.pipeline import BatchIterator, opener
 from lwm.data.splits import Part, encoder_of, making, open_split, require_sound
 from lwm.data.text.tokenizer import Tokenizer
 from lwm.models.vision_tokens import VisionVocabulary
@@ -30,7 +30,7 @@ _TOLD = 10  # broken examples that are told one by one
 
 
 class Loader:
-    """Batches of one process, without end.
+    """BatchIterator of one process, without end.
 
     A batch is a dict of arrays [rows, sequence_length]: `tokens`, `targets`, `positions` and
     `segments` int32 (segment -1 is padding), `weights` float32, the loss weight of each target.
@@ -145,7 +145,7 @@ class Loader:
         self._first_of: dict[int, Report] = {}
         self.reports: list[Report] = []
         """The first broken examples."""
-        self.iterator: grain.DatasetIterator[Row] = Batches(
+        self.iterator: grain.DatasetIterator[Row] = BatchIterator(
             opener(stream, pack),
             self._rows,
             workers=_divisor(len(self._rows), config.workers),

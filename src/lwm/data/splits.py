@@ -12,7 +12,7 @@ from lwm.data.examples.conversations import ConversationEncoder
 from lwm.data.examples.examples import Broken, Example, MissingKey, Report
 from lwm.data.examples.fields import FieldsEncoder
 from lwm.data.rows.draws import Split
-from lwm.data.sources.opening import open_source
+from lwm.data.sources.opening import open_records
 from lwm.data.text.tokenizer import Tokenizer
 from lwm.models.vision_tokens import VisionVocabulary
 
@@ -30,7 +30,7 @@ def open_split(
     vision: VisionVocabulary | None,
 ) -> tuple[Split, int]:
     """A data set's split, and the examples of the whole set."""
-    source = open_source(config.path, config.format)
+    source = open_records(config.path, config.format)
     first, count = _bounds(config, len(source), split)
     opened = Split(
         source=source,

@@ -17,7 +17,7 @@ from lwm.data.text.tokenizer_train import LEAST_VOCABULARY, train_tokenizer
 from lwm.models.vision_tokens import VisionVocabulary
 
 
-def texts(config: DataConfig, vision: VisionVocabulary | None = None) -> Iterator[str]:
+def training_texts(config: DataConfig, vision: VisionVocabulary | None = None) -> Iterator[str]:
     """The texts of the training split, in the order of its first pass: what a tokenizer is trained
     on. Of several data sets in turn. Broken examples are passed over.
 

@@ -25,7 +25,7 @@ from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 
 from lwm.core.errors import CapacityError, ConfigError, LwmError
 from lwm.core.progress import progress, say
-from lwm.data.text.templates import choose, render
+from lwm.data.text.templates import choose_template, render
 from lwm.engine.request import Request
 from lwm.engine.sampling import Sampling
 from lwm.engine.scoring import Scorer
@@ -142,7 +142,7 @@ class LwmHarness(TemplateLM):
         self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True
     ) -> str:
         return render(
-            choose("auto", self.tokenizer),
+            choose_template("auto", self.tokenizer),
             chat_history,
             self.tokenizer,
             add_generation_prompt=add_generation_prompt,

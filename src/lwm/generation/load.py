@@ -17,7 +17,7 @@ from lwm.core.errors import ConfigError
 from lwm.core.mesh import make_mesh, require_all_devices
 from lwm.core.sharding import DECODE
 from lwm.core.vocabulary import Vocabulary
-from lwm.data.text.tokenizer import Tokenizer, read_tokenizer, tokenizer_of
+from lwm.data.text.tokenizer import Tokenizer, checkpoint_tokenizer, read_tokenizer
 from lwm.generation.codec import VqganCodec, load_vqgan
 from lwm.generation.model import Model
 from lwm.models.costs import BYTES
@@ -36,7 +36,7 @@ def open_tokenizer(checkpoint: Checkpoint, tokenizer: str | None) -> Tokenizer |
         if isinstance(own, Vocabulary) and found.chat_template is None:
             found = replace(found, chat_template=own.chat_template)
         return found
-    return tokenizer_of(own)
+    return checkpoint_tokenizer(own)
 
 
 def open_codec(

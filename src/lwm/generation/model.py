@@ -16,7 +16,7 @@ from jaxtyping import Int, UInt8
 from lwm.checkpoints.add_vision import require_codebook
 from lwm.core.errors import CapacityError, ConfigError, InputError
 from lwm.core.progress import progress
-from lwm.data.text.templates import TURN_ENDS, Message, choose, render
+from lwm.data.text.templates import TURN_ENDS, Message, choose_template, render
 from lwm.data.text.tokenizer import Tokenizer
 from lwm.engine.engine import Engine, roomy
 from lwm.engine.request import Request
@@ -230,7 +230,7 @@ class Model:
         seeing = self.config.vision is not None and has_vision(messages)
         if seeing and template == "auto":  # in these words `lwm tokenize` teaches to see
             template = "original"
-        chosen = choose(template, self.tokenizer)
+        chosen = choose_template(template, self.tokenizer)
         if seeing:
             tokens = chat_tokens(chosen, messages, self.tokenizer, self.config, self._see)
         else:

@@ -14,9 +14,9 @@ import numpy as np
 from jaxtyping import Int
 
 from lwm.core.errors import InputError
-from lwm.data.text.templates import Message, render, unsaid
+from lwm.data.text.templates import Message, render, unused_text
 from lwm.data.text.tokenizer import Tokenizer
-from lwm.data.text.vision_texts import drawing_text
+from lwm.data.text.vision_texts import generation_request
 from lwm.generation.frames import frame_tokens
 from lwm.models.llama import LlamaConfig
 
@@ -44,7 +44,7 @@ def generation_prompt(tokenizer: Tokenizer, caption: str, kind: str) -> list[int
     """
     if not caption.strip():
         raise InputError("the prompt is empty; say what is to be drawn")
-    return begin(tokenizer, drawing_text(caption, kind))
+    return begin(tokenizer, generation_request(caption, kind))
 
 
 def has_vision(messages: Sequence[Message]) -> bool:
@@ -89,7 +89,7 @@ def chat_tokens(
     said = "".join(str(part.get("text", "")) for part in parts) + "".join(
         str(message.get("content")) for message in messages if isinstance(message, Mapping)
     )
-    marker = unsaid(said)
+    marker = unused_text(said)
     plain = [{**message, "content": _with_markers(message, marker)} for message in messages]
     texts = render(template, plain, tokenizer).split(marker)
     shown = [part for part in parts if part.get("type") != "text"]

@@ -33,9 +33,9 @@ from lwm.core.mesh import SEQUENCE, TENSOR, make_mesh, require_all_devices
 from lwm.core.progress import say
 from lwm.core.sharding import TRAINING
 from lwm.data.loader import Loader
-from lwm.data.text.tokenizer import Tokenizer, read_tokenizer, tokenizer_of
+from lwm.data.text.tokenizer import Tokenizer, checkpoint_tokenizer, read_tokenizer
 from lwm.data.text.tokenizer_train import train_tokenizer
-from lwm.data.texts import texts
+from lwm.data.texts import training_texts
 from lwm.models.costs import training_flops
 from lwm.models.llama import LlamaConfig, require_mesh
 from lwm.models.vqgan import VQGAN, VQGANConfig
@@ -224,14 +224,14 @@ def _open_tokenizer(run: TrainingRun, config: LlamaConfig, source: Checkpoint | 
     if resumed is not None:
         return resumed
     if source is not None:
-        found = tokenizer_of(source.vocabulary)
+        found = checkpoint_tokenizer(source.vocabulary)
         if found is None:
             raise ConfigError(
                 f"--init {run.init} has no tokenizer; add --tokenizer with a tokenizer.json, a "
                 "tokenizer.model or a directory that holds one"
             )
         return found
-    learnt = islice(texts(run.data, config.vision), TOKENIZER_TEXTS)
+    learnt = islice(training_texts(run.data, config.vision), TOKENIZER_TEXTS)
     say(f"training a tokenizer of {config.vocab_size:,} tokens on the data")
     return train_tokenizer(learnt, config.vocab_size)
 

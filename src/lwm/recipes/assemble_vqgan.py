@@ -17,7 +17,7 @@ from lwm.core.config import to_dict
 from lwm.core.errors import ConfigError
 from lwm.core.mesh import make_mesh
 from lwm.core.sharding import TRAINING, shard_count
-from lwm.data.pictures import Crops, read_pictures, split, whole
+from lwm.data.images import Crops, evaluation_batches, read_image_files, split_files
 from lwm.media.images import to_pixels, write_image
 from lwm.models.vqgan import VQGAN, decode, encode
 from lwm.recipes.directory import make_run, require_run, require_same, write_settings
@@ -55,10 +55,10 @@ def train_vqgan(run: VqganRun) -> Path:
     require_run(run.out)
     require_tracking(run.tracking)
     weights = _start(run)
-    learnt, kept = split(run.data)
+    learnt, kept = split_files(run.data)
     size = run.model.image_size
-    pictures = _joined(read_pictures(learnt, run.data.source_size, run.data.frames))
-    held = _joined(read_pictures(kept, size, run.data.frames)) if kept else None
+    pictures = _joined(read_image_files(learnt, run.data.source_size, run.data.frames))
+    held = _joined(read_image_files(kept, size, run.data.frames)) if kept else None
     batches = Crops(pictures, run.data, size=run.side, batch_size=run.batch_size)
     plan = VqganPlan(
         config=run.model, mesh=mesh, optimizer=run.optimizer, codebook=run.codebook,
@@ -71,7 +71,7 @@ def train_vqgan(run: VqganRun) -> Path:
         evaluate=plan.evaluate(),
         place=plan.place,
         batches=batches,
-        held_out=None if held is None else partial(whole, held, run.batch_size),
+        held_out=None if held is None else partial(evaluation_batches, held, run.batch_size),
         learning_rates=np.asarray(jax.vmap(rate)(np.arange(run.loop.steps))),
         reading=VqganReading(pictures=run.batch_size),
         show=None if held is None else Grid(run, held),

@@ -14,7 +14,7 @@ from lwm.core.config import Checked, override
 from lwm.core.distributed import DistributedConfig
 from lwm.core.errors import ConfigError
 from lwm.data.config import DataConfig
-from lwm.data.pictures import PictureDataConfig
+from lwm.data.images import ImageDataConfig
 from lwm.models.likeness import WINDOW
 from lwm.models.llama import LlamaConfig
 from lwm.models.lora import LoraConfig
@@ -177,7 +177,7 @@ class VqganRun(RunSettings):
     seed: int = 0
     """Seed of the random weights and of revived codebook entries; the data has its own."""
     model: VQGANConfig = VQGANConfig()
-    data: PictureDataConfig = PictureDataConfig()
+    data: ImageDataConfig = ImageDataConfig()
     codebook: CodebookConfig = CodebookConfig()
     reconstruction: ReconstructionConfig = ReconstructionConfig()
 

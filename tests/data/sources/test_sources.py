@@ -27,7 +27,7 @@ from lwm.data.sources.array_record import (
     encode_example,
     write_array_record,
 )
-from lwm.data.sources.opening import open_source
+from lwm.data.sources.opening import open_records
 from lwm.data.sources.source import Source
 
 RECORDS = records()
@@ -50,7 +50,7 @@ def lines(path: Path) -> Path:
 
 
 def test_json_lines(tmp_path: Path) -> None:
-    source = open_source(str(lines(tmp_path / "a.jsonl")))
+    source = open_records(str(lines(tmp_path / "a.jsonl")))
     assert read(source) == RECORDS
     assert source.place(4) == (str(tmp_path / "a.jsonl"), 5)
 
@@ -78,13 +78,13 @@ def test_lines_are_where_newlines_say(
 
 def test_lines_across_chunks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(json_lines, "_CHUNK", 7)
-    assert read(open_source(str(lines(tmp_path / "a.jsonl")))) == RECORDS
+    assert read(open_records(str(lines(tmp_path / "a.jsonl")))) == RECORDS
 
 
 def test_windows_line_ends_byte_order_marks_and_blank_lines(tmp_path: Path) -> None:
     path = tmp_path / "a.jsonl"
     path.write_bytes(b'\xef\xbb\xbf{"text": "a"}\r\n\r\n   \n{"text": "b"}\n\n')
-    source = open_source(str(path))
+    source = open_records(str(path))
     assert read(source) == [{"text": "a"}, {"text": "b"}]
     assert source.place(1)[1] == 4
 
@@ -101,7 +101,7 @@ def test_windows_line_ends_byte_order_marks_and_blank_lines(tmp_path: Path) -> N
     ],
 )
 def test_broken_lines(tmp_path: Path, line: bytes, message: str) -> None:
-    source = open_source(str(write_lines(tmp_path / "a.jsonl", [RECORDS[0], line, RECORDS[1]])))
+    source = open_records(str(write_lines(tmp_path / "a.jsonl", [RECORDS[0], line, RECORDS[1]])))
     assert source.read(2) == RECORDS[1]
     with pytest.raises(Broken, match=message):
         source.read(1)
@@ -110,14 +110,14 @@ def test_broken_lines(tmp_path: Path, line: bytes, message: str) -> None:
 def test_long_lines_are_not_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(json_lines, "MAX_LINE_BYTES", 1 << 20)
     path = write_lines(tmp_path / "a.jsonl", [{"text": "a" * (1 << 20)}, RECORDS[0]])
-    source = open_source(str(path))
+    source = open_records(str(path))
     assert source.read(1) == RECORDS[0]
     with pytest.raises(Broken, match="longer than 1 MB"):
         source.read(0)
 
 
 def test_a_file_that_changes_is_told(tmp_path: Path) -> None:
-    source = open_source(str(lines(tmp_path / "a.jsonl")))
+    source = open_records(str(lines(tmp_path / "a.jsonl")))
     write_lines(tmp_path / "a.jsonl", RECORDS[:-1])
     with pytest.raises(InputError, match="was changed after it was opened"):
         source.read(0)
@@ -142,7 +142,7 @@ def test_packed_files(tmp_path: Path, cache: Path, kind: str, remote: bool) -> N
     with fsspec.open(url, "wb") as file:
         file.write(packed(plain, kind))  # type: ignore[union-attr]
     for _ in range(2):
-        assert read(open_source(url)) == RECORDS
+        assert read(open_records(url)) == RECORDS
         assert len(list(cache.iterdir())) == 1
 
 
@@ -157,7 +157,7 @@ def test_spoilt_packed_files(tmp_path: Path, cache: Path, kind: str, spoil: str)
             good[at] ^= 0x5A
     (tmp_path / "a.jsonl").write_bytes(bytes(good))
     with pytest.raises(InputError, match=r"is cut short|cannot be unpacked"):
-        open_source(str(tmp_path / "a.jsonl"))
+        open_records(str(tmp_path / "a.jsonl"))
     assert not list(cache.iterdir())  # nothing half-made stays
 
 
@@ -165,14 +165,14 @@ def test_a_changed_file_gets_a_new_copy(tmp_path: Path) -> None:
     path = tmp_path / "a.jsonl.gz"
     for count in (3, 5):
         path.write_bytes(gzip.compress(write_lines(tmp_path / "b", RECORDS[:count]).read_bytes()))
-        assert len(open_source(str(path))) == count
+        assert len(open_records(str(path))) == count
 
 
 def test_remote_globs(tmp_path: Path) -> None:
     for name, part in (("b", RECORDS[10:]), ("a", RECORDS[:10])):
         with fsspec.open(f"memory://shards/{name}.jsonl", "wb") as file:
             file.write(write_lines(tmp_path / "x", part).read_bytes())  # type: ignore[union-attr]
-    source = open_source("memory://shards/*.jsonl")
+    source = open_records("memory://shards/*.jsonl")
     assert read(source) == RECORDS
     assert source.place(10) == ("memory:///shards/b.jsonl", 1)
 
@@ -184,7 +184,7 @@ def test_files_in_an_archive(tmp_path: Path, pattern: str, before: str) -> None:
     with zipfile.ZipFile(tmp_path / "x.zip", "w") as archive:
         archive.write(write_lines(tmp_path / "a", RECORDS[:10]), "b.jsonl")
         archive.write(write_lines(tmp_path / "a", RECORDS[10:]), "c.jsonl")
-    source = open_source(f"{before}zip://{pattern}::{tmp_path}/x.zip")
+    source = open_records(f"{before}zip://{pattern}::{tmp_path}/x.zip")
     assert read(source) == (RECORDS[:10] if pattern == "b.jsonl" else RECORDS)
     assert source.place(1) == (f"{before}zip://b.jsonl::{tmp_path}/x.zip", 2)
 
@@ -193,7 +193,7 @@ def test_several_files_of_several_kinds(tmp_path: Path) -> None:
     write_lines(tmp_path / "2.jsonl", RECORDS[10:20])
     write_lines(tmp_path / "1.jsonl", RECORDS[:10])
     pq.write_table(pa.Table.from_pylist(RECORDS[20:]), tmp_path / "3.parquet")
-    source = open_source(f"{tmp_path}/*.jsonl, {tmp_path}/3.parquet,book")
+    source = open_records(f"{tmp_path}/*.jsonl, {tmp_path}/3.parquet,book")
     found = read(source)
     assert found[: len(RECORDS)] == RECORDS
     assert found[len(RECORDS)]["book"] == "Genesis"
@@ -207,7 +207,7 @@ def test_parquet(tmp_path: Path) -> None:
         for i in range(3000)
     ]
     pq.write_table(pa.Table.from_pylist(rows), tmp_path / "a", row_group_size=700)
-    assert read(open_source(str(tmp_path / "a"))) == rows
+    assert read(open_records(str(tmp_path / "a"))) == rows
 
 
 def test_parquet_with_dictionaries(tmp_path: Path) -> None:
@@ -218,7 +218,7 @@ def test_parquet_with_dictionaries(tmp_path: Path) -> None:
     with pq.ParquetWriter(tmp_path / "a", schema) as writer:
         for part in (rows[:1050], rows[1050:]):
             writer.write_table(pa.Table.from_pylist(part, schema))
-    assert read(open_source(str(tmp_path / "a"))) == rows
+    assert read(open_records(str(tmp_path / "a"))) == rows
 
 
 def test_parquet_with_a_column_that_cannot_be_turned(tmp_path: Path) -> None:
@@ -226,7 +226,7 @@ def test_parquet_with_a_column_that_cannot_be_turned(tmp_path: Path) -> None:
     numbers = pa.schema([("topics", pa.list_(pa.dictionary(pa.int32(), pa.string())))])
     pq.write_table(pa.Table.from_pylist(rows, numbers), tmp_path / "a", row_group_size=70)
     with pytest.raises(InputError, match="has a column that cannot be read"):
-        open_source(str(tmp_path / "a"))
+        open_records(str(tmp_path / "a"))
 
 
 @pytest.mark.parametrize("format", ["auto", "parquet"])
@@ -234,10 +234,10 @@ def test_broken_parquet(tmp_path: Path, format: str) -> None:
     path = tmp_path / "a.parquet"
     path.write_bytes(b"PAR1" + b"nothing of the kind" * 10)
     with pytest.raises(InputError, match="is no Parquet file"):
-        open_source(str(path), format)
+        open_records(str(path), format)
     pq.write_table(pa.table({"text": pa.array([], pa.string())}), path)
     with pytest.raises(InputError, match="has no rows"):
-        open_source(str(path), format)
+        open_records(str(path), format)
 
 
 @st.composite
@@ -288,7 +288,7 @@ def test_array_record(tmp_path: Path) -> None:
     examples = [example_of(([i, i + 1], [False, True], [False, False])) for i in range(50)]
     path = tmp_path / "out" / "a.array_record"
     assert write_array_record(path, iter(examples)) == 50
-    source = open_source(str(path))
+    source = open_records(str(path))
     assert all(same(a, b) for a, b in zip(read(source), examples, strict=True))
     with pytest.raises(InputError, match="exists"):
         write_array_record(path, examples)
@@ -310,14 +310,14 @@ def test_broken_array_records(tmp_path: Path) -> None:
     data = bytearray(path.read_bytes())
     path.write_bytes(data[: len(data) // 2])
     with pytest.raises(InputError, match="no whole ArrayRecord file"):
-        open_source(str(path))
+        open_records(str(path))
     data[100:130] = bytes(30)
     path.write_bytes(data)
     with pytest.raises(Broken, match="cannot be read"):
-        open_source(str(path)).read(0)
+        open_records(str(path)).read(0)
     (tmp_path / "b").write_text("text\n" * 100_000)
     with pytest.raises(InputError, match="no whole ArrayRecord file"):
-        open_source(str(tmp_path / "b"), "array_record")
+        open_records(str(tmp_path / "b"), "array_record")
 
 
 @pytest.mark.parametrize(
@@ -337,7 +337,7 @@ def test_broken_array_records(tmp_path: Path) -> None:
 def test_what_is_not_there(tmp_path: Path, path: str, message: str) -> None:
     (tmp_path / "empty").touch()
     with pytest.raises(InputError, match=message):
-        open_source(path.format(tmp=tmp_path))
+        open_records(path.format(tmp=tmp_path))
 
 
 def test_a_cache_that_cannot_be_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -345,13 +345,13 @@ def test_a_cache_that_cannot_be_written(tmp_path: Path, monkeypatch: pytest.Monk
     (tmp_path / "file").touch()
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
     with pytest.raises(InputError, match="XDG_CACHE_HOME"):
-        open_source(str(tmp_path / "a.gz"))
+        open_records(str(tmp_path / "a.gz"))
 
 
 def test_hugging_face_without_the_library(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "datasets", None)
     with pytest.raises(InputError, match=r"pip install lwm\[huggingface\]"):
-        open_source("hf:name")
+        open_records("hf:name")
 
 
 def test_hugging_face(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -367,10 +367,10 @@ def test_hugging_face(monkeypatch: pytest.MonkeyPatch) -> None:
     library = ModuleType("datasets")
     library.load_dataset = load_dataset  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "datasets", library)
-    assert read(open_source("hf:owner/name:en:validation")) == RECORDS
-    assert read(open_source("hf:owner/name")) == RECORDS
-    assert read(open_source("owner/name", "huggingface")) == RECORDS
+    assert read(open_records("hf:owner/name:en:validation")) == RECORDS
+    assert read(open_records("hf:owner/name")) == RECORDS
+    assert read(open_records("owner/name", "huggingface")) == RECORDS
     plain = ("owner/name", None, {"split": "train"})
     assert asked == [("owner/name", "en", {"split": "validation"}), plain, plain]
     with pytest.raises(InputError, match=r"'bad' cannot be loaded \(no such dataset\)"):
-        open_source("hf:bad")
+        open_records("hf:bad")

@@ -11,7 +11,7 @@ from tokenizers import models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from lwm.core.errors import CheckpointError, ConfigError, InputError
-from lwm.data.text.templates import CHATML, ORIGINAL, choose, render
+from lwm.data.text.templates import CHATML, ORIGINAL, choose_template, render
 from lwm.data.text.tokenizer import Tokenizer, read_tokenizer
 
 TURNS = [
@@ -74,12 +74,12 @@ def test_chatml_is_written_as_its_definition_says(tokenizer: Tokenizer) -> None:
 
 def test_the_choice_of_a_template(backend: tokenizers.Tokenizer, tokenizer: Tokenizer) -> None:
     own = Tokenizer(backend=backend, chat_template=OWN)
-    assert choose("auto", own) == OWN
-    assert choose("auto", tokenizer) == ORIGINAL
-    assert choose("original", own) == ORIGINAL
-    assert choose("chatml", own) == CHATML
+    assert choose_template("auto", own) == OWN
+    assert choose_template("auto", tokenizer) == ORIGINAL
+    assert choose_template("original", own) == ORIGINAL
+    assert choose_template("chatml", own) == CHATML
     with pytest.raises(ConfigError, match=r"'alpaca'.*auto, original or chatml"):
-        choose("alpaca", own)
+        choose_template("alpaca", own)
 
 
 def test_where_a_checkpoint_keeps_its_template(

@@ -13,8 +13,8 @@ from typing import Any
 
 from lwm.core.errors import InputError
 from lwm.data.examples.examples import Broken, Example
-from lwm.data.examples.fields import encode_text, kind_of, value_of
-from lwm.data.text.templates import choose, render
+from lwm.data.examples.fields import encode_text, json_type, require_key
+from lwm.data.text.templates import choose_template, render
 from lwm.data.text.tokenizer import Tokenizer
 
 _ANCHORS = ("\n", ":", ".")  # one of them never melts into what follows
@@ -43,7 +43,7 @@ class ConversationEncoder:
     template: str = "auto"
 
     def __post_init__(self) -> None:
-        choose(self.template, self.tokenizer)
+        choose_template(self.template, self.tokenizer)
 
     def __call__(
         self, record: Mapping[str, Any], line: int, *, drop_prompt: bool = False
@@ -54,10 +54,10 @@ class ConversationEncoder:
             Broken: the messages are malformed, or the template does not write them in order.
         """
         del line, drop_prompt  # a chat teaches text
-        messages = value_of(record, self.key)
+        messages = require_key(record, self.key)
         if not isinstance(messages, list) or not all(isinstance(m, dict) for m in messages):
             raise Broken(
-                f"the key {self.key!r} holds {kind_of(messages)}, where a list of messages is "
+                f"the key {self.key!r} holds {json_type(messages)}, where a list of messages is "
                 "needed"
             )
         if not messages:
@@ -103,7 +103,7 @@ class ConversationEncoder:
     def _render(self, messages: list[dict[str, Any]], *, ask: bool) -> str:
         try:
             return render(
-                choose(self.template, self.tokenizer),
+                choose_template(self.template, self.tokenizer),
                 messages,
                 self.tokenizer,
                 add_generation_prompt=ask,

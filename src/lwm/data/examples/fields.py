@@ -175,7 +175,7 @@ class FieldsEncoder:
     def _grammar(self, record: Mapping[str, Any], line: int) -> tuple[Field, ...]:
         if not self.fields_from_example:
             return parse_fields(self.fields)
-        found = value_of(record, self.fields_from_example)
+        found = require_key(record, self.fields_from_example)
         if isinstance(found, list) and found:
             if self.fields_index >= len(found):
                 raise Broken(
@@ -188,7 +188,7 @@ class FieldsEncoder:
             found = found[chosen]
         if not isinstance(found, str):
             raise Broken(
-                f"the key {self.fields_from_example!r} holds {kind_of(found)}, where a text of "
+                f"the key {self.fields_from_example!r} holds {json_type(found)}, where a text of "
                 "fields or a list of such texts is needed"
             )
         try:
@@ -202,7 +202,7 @@ class FieldsEncoder:
         """Adds a field; whether it held anything."""
         weight, texts, filled = float(item.learnt), [], False
         for key in item.keys:
-            value = value_of(record, key)
+            value = require_key(record, key)
             if is_vision(key):
                 text = prefix + self.subfield_separator.join(texts)
                 pieces.add(self._encode(text), weight)
@@ -211,7 +211,7 @@ class FieldsEncoder:
                 filled = True
                 continue
             if not isinstance(value, str):
-                raise Broken(f"the key {key!r} holds {kind_of(value)}, where text is needed")
+                raise Broken(f"the key {key!r} holds {json_type(value)}, where text is needed")
             texts.append(value)
             filled |= bool(value)
         pieces.add(self._encode(prefix + self.subfield_separator.join(texts)), weight)
@@ -272,7 +272,7 @@ def encode_text(tokenizer: Tokenizer, text: str) -> list[int]:
     return tokenizer.encode(text, specials=False)
 
 
-def value_of(record: Mapping[str, Any], key: str) -> Any:
+def require_key(record: Mapping[str, Any], key: str) -> Any:
     """Raises:
     MissingKey: names the keys that there are.
     """
@@ -293,7 +293,7 @@ def _codes(key: str, value: Any, vision: VisionVocabulary) -> np.ndarray:
     a_frame, codebook = vision.codes_per_frame, vision.codes
     whole = isinstance(value, list) and all(type(code) is int for code in value)
     if not whole:
-        raise Broken(f"the key {key!r} holds {kind_of(value)}, where a list of codes is needed")
+        raise Broken(f"the key {key!r} holds {json_type(value)}, where a list of codes is needed")
     if not value or len(value) % a_frame:
         raise Broken(
             f"the key {key!r} holds {len(value)} codes, which is no multiple of {a_frame}, the "
@@ -308,7 +308,7 @@ def _codes(key: str, value: Any, vision: VisionVocabulary) -> np.ndarray:
     return np.array(value, np.int32).reshape(-1, a_frame)
 
 
-def kind_of(value: Any) -> str:
+def json_type(value: Any) -> str:
     """What a value of the wrong type is, for a sentence."""
     names = {
         "NoneType": "null",

@@ -1,6 +1,6 @@
 """Rows -> batches through Grain: streams shared out over worker processes, prefetched, resumable.
 
-The state of a `Batches` iterator is each row's `Position`, a few integers. It names neither
+The state of a `BatchIterator` iterator is each row's `Position`, a few integers. It names neither
 workers nor prefetching, so a run may go on with other numbers of both. Knows streams and rows;
 knows nothing of devices.
 """
@@ -79,11 +79,11 @@ class _StreamsIterator(Elements):
         return {}
 
     def set_state(self, state: dict[str, Any]) -> None:
-        assert not state, "streams are resumed through Batches"
+        assert not state, "streams are resumed through BatchIterator"
 
 
-class Batches(grain.DatasetIterator[Row]):
-    """Batches of one process, and the state that a checkpoint keeps.
+class BatchIterator(grain.DatasetIterator[Row]):
+    """BatchIterator of one process, and the state that a checkpoint keeps.
 
     Args:
         rows: the global rows of this process, in the batch's order.

@@ -11,7 +11,7 @@ PREFIX = "hf:"
 _SAVED = ("dataset_info.json", "dataset_dict.json")  # by the library's save_to_disk
 
 
-def stream(name: str) -> Iterator[Mapping[str, Any]]:
+def stream_rows(name: str) -> Iterator[Mapping[str, Any]]:
     """The rows of a dataset in order, fetched as they are read: nothing is kept on disk.
 
     Args:

@@ -23,7 +23,7 @@ _KINDS: dict[str, Callable[[Path, str], Source]] = {
 }
 
 
-def open_source(path: str, format: str = "auto") -> Source:
+def open_records(path: str, format: str = "auto") -> Source:
     """All that a path names, in the order of its parts, the files of a glob by name.
 
     Args:

@@ -48,13 +48,13 @@ TURN_ENDS = {"chatml": "<|im_end|>"}
 TEMPLATES = {"original": ORIGINAL, "chatml": CHATML}
 
 
-def unsaid(said: str) -> str:
+def unused_text(said: str) -> str:
     """Something no one says, to stand for what is put in place of it once a template has written
     the text."""
     return next(text for n in count() if (text := f"\ue000{n}\ue001") not in said)
 
 
-def choose(name: str, tokenizer: Tokenizer) -> str:
+def choose_template(name: str, tokenizer: Tokenizer) -> str:
     """A template by name, or by `auto` the checkpoint's own and else the original's.
 
     Raises:

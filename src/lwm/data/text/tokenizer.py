@@ -126,7 +126,7 @@ def read_tokenizer(path: Path) -> Tokenizer:
         CheckpointError: there is none, or it is broken.
     """
     if path.is_dir():
-        found = tokenizer_in(path)
+        found = find_tokenizer(path)
         if found is None:
             raise CheckpointError(
                 f"{path} holds neither tokenizer.json nor tokenizer.model; name a directory or "
@@ -165,14 +165,14 @@ def from_vocabulary(vocabulary: Vocabulary) -> Tokenizer:
     )
 
 
-def tokenizer_of(source: Path | Vocabulary | None) -> Tokenizer | None:
+def checkpoint_tokenizer(source: Path | Vocabulary | None) -> Tokenizer | None:
     """The tokenizer that a checkpoint brings, as files or as raw pieces, if it brings one."""
     if isinstance(source, Vocabulary):
         return from_vocabulary(source)
-    return None if source is None else tokenizer_in(source)
+    return None if source is None else find_tokenizer(source)
 
 
-def tokenizer_in(directory: Path) -> Tokenizer | None:
+def find_tokenizer(directory: Path) -> Tokenizer | None:
     """The tokenizer of a model directory, if it has one."""
     for name in ("tokenizer.json", "tokenizer.model"):
         if (directory / name).is_file():

@@ -22,12 +22,12 @@ ALONE = "vision"
 of nothing in particular."""
 
 
-def kind_of_frames(frames: int) -> str:
+def image_or_video(frames: int) -> str:
     """What so many frames are called in a sentence."""
     return "an image" if frames == 1 else "a video"
 
 
-def drawing_text(caption: str, kind: str) -> str:
+def generation_request(caption: str, kind: str) -> str:
     """Asks for `an image` or `a video` of something; `<vision>` follows."""
     return f"{SYSTEM} USER: Generate {kind} of {caption} ASSISTANT:"
 
@@ -37,7 +37,7 @@ def description_request(kind: str) -> str:
     return f"Describe this {kind.split()[-1]}."
 
 
-def question_texts(question: str) -> tuple[str, str]:
+def question_parts(question: str) -> tuple[str, str]:
     """What stands before and behind a picture that the user asks something about, as the
     original's chat template writes a message of the question and then the picture."""
     return f"{SYSTEM} USER: {question}\n", " ASSISTANT:"
@@ -55,10 +55,10 @@ def training_line(
     line: dict[str, Any] = {"source": source, "caption": caption}
     if not caption:
         return line | {"fields": [ALONE], "vision": codes.ravel().tolist()}
-    kind = kind_of_frames(len(codes))
-    question, closing = question_texts(description_request(kind))
+    kind = image_or_video(len(codes))
+    question, closing = question_parts(description_request(kind))
     return line | {
-        "drawing": drawing_text(caption, kind),
+        "drawing": generation_request(caption, kind),
         "question": question,
         "closing": closing,
         "fields": [DRAWING, TELLING],

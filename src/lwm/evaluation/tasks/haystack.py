@@ -16,7 +16,7 @@ from jaxtyping import Bool, Int
 
 from lwm.core.errors import InputError
 from lwm.data.examples.examples import Broken
-from lwm.data.sources.opening import open_source
+from lwm.data.sources.opening import open_records
 from lwm.data.text.books import king_james_bible
 from lwm.data.text.documents import read_document
 from lwm.data.text.tokenizer import Tokenizer
@@ -48,7 +48,7 @@ def texts(name: str) -> Iterator[str]:
     elif not _LINES.search(name):
         yield read_document(Path(name))
     else:
-        source = open_source(name)
+        source = open_records(name)
         for index in range(len(source)):
             try:
                 record = source.read(index)

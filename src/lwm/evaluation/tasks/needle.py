@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from lwm.core.errors import CapacityError, ConfigError, InputError
-from lwm.data.text.templates import ORIGINAL, choose
+from lwm.data.text.templates import ORIGINAL, choose_template
 from lwm.data.text.tokenizer import Tokenizer
 from lwm.evaluation.case import Case, Key, Verdict
 from lwm.evaluation.tasks.haystack import Haystack
@@ -120,7 +120,9 @@ class NeedleTask:
 
     @property
     def _original(self) -> bool:
-        return self.template != "none" and choose(self.template, self.tokenizer) == ORIGINAL
+        return (
+            self.template != "none" and choose_template(self.template, self.tokenizer) == ORIGINAL
+        )
 
     def units(self) -> list[list[Key]]:
         seeds = range(self.seed, self.seed + self.rounds)

@@ -5,7 +5,7 @@ written by a chat template and encoded by themselves.
 """
 
 from lwm.core.errors import InputError
-from lwm.data.text.templates import choose, render, unsaid
+from lwm.data.text.templates import choose_template, render, unused_text
 from lwm.data.text.tokenizer import Tokenizer
 
 
@@ -27,9 +27,9 @@ def wrap(
         bos = tokenizer.bos or ""
         head, tail = bos + before, after
     else:
-        marker = unsaid(before + after + answer_prefix)
+        marker = unused_text(before + after + answer_prefix)
         message = {"role": "user", "content": before + marker + after}
-        text = render(choose(template, tokenizer), [message], tokenizer)
+        text = render(choose_template(template, tokenizer), [message], tokenizer)
         if text.count(marker) != 1:
             raise InputError(
                 "the chat template does not write what the user says; choose another with "

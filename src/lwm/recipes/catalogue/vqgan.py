@@ -1,6 +1,6 @@
 """Recipes that train a VQGAN: one for two cores, and the original's size."""
 
-from lwm.data.pictures import PictureDataConfig
+from lwm.data.images import ImageDataConfig
 from lwm.models.vqgan import VQGANConfig
 from lwm.recipes.settings import VqganRun
 from lwm.training.checkpointing import CheckpointConfig
@@ -29,7 +29,7 @@ def vqgan_64() -> VqganRun:
         batch_size=8,
         mesh="1,1,1,1",
         loop=LoopConfig(steps=4000, evaluate_every=250, evaluation_batches=16),
-        data=PictureDataConfig(path="pictures", held_out=HELD_OUT),
+        data=ImageDataConfig(path="pictures", held_out=HELD_OUT),
         optimizer=OptimizerConfig(
             learning_rate=2e-3, final_learning_rate=1e-4, warmup_steps=20, beta2=0.99,
             weight_decay=0.01,
@@ -44,7 +44,7 @@ def vqgan_256() -> VqganRun:
     return VqganRun(
         batch_size=64,
         loop=LoopConfig(steps=100_000),
-        data=PictureDataConfig(source_size=320, smallest=0.5, colours=0.0),
+        data=ImageDataConfig(source_size=320, smallest=0.5, colors=0.0),
         optimizer=OptimizerConfig(
             learning_rate=2e-4, warmup_steps=1000, beta2=0.99, weight_decay=0.01
         ),

@@ -4,7 +4,13 @@ import numpy as np
 import pytest
 
 from lwm.core.errors import ConfigError, InputError
-from lwm.data.pictures import Crops, PictureDataConfig, read_pictures, split, whole
+from lwm.data.images import (
+    Crops,
+    ImageDataConfig,
+    evaluation_batches,
+    read_image_files,
+    split_files,
+)
 from lwm.media.images import write_image
 from lwm.media.videos import write_video
 
@@ -21,13 +27,13 @@ def folder(tmp_path):
 
 
 def test_files_are_found_and_held_out_whole(folder) -> None:
-    config = PictureDataConfig(path=str(folder), held_out=("c*",))
-    learnt, kept = split(config)
+    config = ImageDataConfig(path=str(folder), held_out=("c*",))
+    learnt, kept = split_files(config)
     assert [file.name for file in learnt] == ["dog.png", "run.mp4"]
     assert sorted(file.name for file in kept) == ["cat.png", "cow.jpg"]
-    sizes = {file.name: pictures.shape for file, pictures in read_pictures(learnt, 16, 4)}
+    sizes = {file.name: pictures.shape for file, pictures in read_image_files(learnt, 16, 4)}
     assert sizes == {"dog.png": (1, 16, 16, 3), "run.mp4": (4, 16, 16, 3)}
-    globbed, _ = split(PictureDataConfig(path=f"{folder}/*.png, {folder}/run.mp4"))
+    globbed, _ = split_files(ImageDataConfig(path=f"{folder}/*.png, {folder}/run.mp4"))
     assert [file.name for file in globbed] == ["cat.png", "dog.png", "run.mp4"]
 
 
@@ -42,20 +48,20 @@ def test_files_are_found_and_held_out_whole(folder) -> None:
 )
 def test_nothing_to_learn_from_is_said(folder, path, held_out, said) -> None:
     with pytest.raises(InputError, match=said):
-        split(PictureDataConfig(path=path.format(folder), held_out=held_out))
+        split_files(ImageDataConfig(path=path.format(folder), held_out=held_out))
 
 
-@pytest.mark.parametrize("changes", [{"smallest": 0.0}, {"colours": 2.0}, {"frames": 0}])
+@pytest.mark.parametrize("changes", [{"smallest": 0.0}, {"colors": 2.0}, {"frames": 0}])
 def test_wrong_settings_are_refused(changes) -> None:
     with pytest.raises(ConfigError, match=next(iter(changes))):
-        PictureDataConfig(**changes)
+        ImageDataConfig(**changes)
 
 
 def test_parts_follow_from_their_number_alone() -> None:
     pictures = np.random.default_rng(0).integers(0, 256, (3, 32, 32, 3), np.uint8)
 
     def crops(seed: int = 0) -> Crops:
-        return Crops(pictures, PictureDataConfig(seed=seed), size=8, batch_size=2)
+        return Crops(pictures, ImageDataConfig(seed=seed), size=8, batch_size=2)
 
     first = crops()
     seen = [next(first) for _ in range(3)]
@@ -72,7 +78,7 @@ def test_parts_follow_from_their_number_alone() -> None:
 
 def test_an_uncoloured_whole_picture_is_itself_or_its_mirror() -> None:
     picture = np.random.default_rng(0).integers(0, 256, (1, 8, 8, 3), np.uint8)
-    config = PictureDataConfig(smallest=1.0, colours=0.0)
+    config = ImageDataConfig(smallest=1.0, colors=0.0)
     made = Crops(picture, config, size=8, batch_size=8)
     wanted = picture[0].astype(np.float32) / 127.5 - 1
     mirrored = 0
@@ -85,6 +91,6 @@ def test_an_uncoloured_whole_picture_is_itself_or_its_mirror() -> None:
 
 def test_the_last_batch_is_filled_up_without_weight() -> None:
     pictures = np.full((3, 4, 4, 3), 255, np.uint8)
-    batches = list(whole(pictures, 2))
+    batches = list(evaluation_batches(pictures, 2))
     assert [batch["weights"].tolist() for batch in batches] == [[1, 1], [1, 0]]
     assert (batches[1]["pixels"][0] == 1).all()

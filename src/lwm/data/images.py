@@ -30,7 +30,7 @@ PACKAGED = {
 
 
 @dataclass(frozen=True, kw_only=True)
-class PictureDataConfig:
+class ImageDataConfig:
     """Pictures and videos, which of them are held out, and how they are cut."""
 
     path: str = ""
@@ -45,8 +45,8 @@ class PictureDataConfig:
     """Frames of a video, evenly spread."""
     smallest: float = 0.25
     """Smallest part that is cut, as a share of the side."""
-    colours: float = 0.5
-    """Share of the examples whose colours are exchanged and light is changed."""
+    colors: float = 0.5
+    """Share of the examples whose colors are exchanged and light is changed."""
     seed: int = 0
     """Of what is cut from where."""
 
@@ -58,11 +58,11 @@ class PictureDataConfig:
             raise ConfigError(
                 f"data.smallest is {self.smallest}; it must be above 0 and at most 1"
             )
-        if not 0 <= self.colours <= 1:
-            raise ConfigError(f"data.colours is {self.colours}; it must be from 0 to 1")
+        if not 0 <= self.colors <= 1:
+            raise ConfigError(f"data.colors is {self.colors}; it must be from 0 to 1")
 
 
-def split(config: PictureDataConfig) -> tuple[list[Path], list[Path]]:
+def split_files(config: ImageDataConfig) -> tuple[list[Path], list[Path]]:
     """Files to learn from, and files held out.
 
     Raises:
@@ -127,7 +127,7 @@ def _packaged() -> list[Path]:
     return found
 
 
-def read_pictures(
+def read_image_files(
     files: list[Path], size: int, frames: int
 ) -> Iterator[tuple[Path, UInt8[np.ndarray, "pictures size size 3"]]]:
     """Each file as squares: one of an image, some of a video.
@@ -155,7 +155,7 @@ class Crops:
     def __init__(
         self,
         pictures: UInt8[np.ndarray, "pictures side side 3"],
-        config: PictureDataConfig,
+        config: ImageDataConfig,
         *,
         size: int,
         batch_size: int,
@@ -183,7 +183,7 @@ class Crops:
         pixels = np.asarray(part, np.float32) / 127.5 - 1
         if draw.random() < 0.5:
             pixels = pixels[:, ::-1]
-        if draw.random() < config.colours:
+        if draw.random() < config.colors:
             scale, shift = draw.uniform(0.7, 1.2), draw.uniform(-0.15, 0.15)
             pixels = pixels[..., draw.permutation(3)] * scale + shift
         pixels = np.ascontiguousarray(np.clip(pixels, -1, 1), np.float32)
@@ -198,7 +198,7 @@ class Crops:
         return next(self.iterator)
 
 
-def whole(
+def evaluation_batches(
     pictures: UInt8[np.ndarray, "pictures side side 3"], batch_size: int
 ) -> Iterator[dict[str, np.ndarray]]:
     """Pictures in order, in batches of one size; the last is filled up with weight 0."""
