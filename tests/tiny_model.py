@@ -11,7 +11,7 @@ from lwm.attention.api import AttentionConfig
 from lwm.core.mesh import make_mesh
 from lwm.core.params import initialize, shardings
 from lwm.core.sharding import DECODE
-from lwm.engine.scoring import forward_logits
+from lwm.engine.scoring import Rows, forward_logits
 from lwm.models.llama import FusedLayer, Llama, LlamaConfig, llama_params
 
 # Large weights, so that no two tokens are nearly as likely and every order of sums agrees on which
@@ -66,7 +66,8 @@ def full_logits(tokens: Any) -> np.ndarray:
     row = np.zeros((1, LONGEST), np.int32)
     row[0, : len(tokens)] = tokens
     positions = np.arange(LONGEST, dtype=np.int32)[None]
-    out = _forward()(weights(), row, positions, np.zeros_like(row))
+    rows: Any = Rows(row, positions, np.zeros_like(row))  # type: ignore[arg-type]
+    out = _forward()(weights(), rows)
     return np.asarray(out)[0, : len(tokens)]
 
 

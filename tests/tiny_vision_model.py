@@ -1,20 +1,19 @@
-"""A random model that sees: the tiny one's text model with another table, whose frames are four
-codes."""
+"""Provide a random vision-language model whose frames have four codes, and a tokenizer for it."""
 
 import json
-from functools import cache
+from functools import cache, partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import tiny_model
 import tokenizers
 from tokenizers import decoders, pre_tokenizers
 
+from lwm.attention.api import AttentionConfig
 from lwm.core.params import initialize
 from lwm.data.text.tokenizer import Tokenizer
-from lwm.engine.scoring import forward_logits
+from lwm.engine.scoring import Rows, forward_logits
 from lwm.generation.model import Model
 from lwm.models.llama import Llama, LlamaConfig, llama_params
 from lwm.models.vision_tokens import VisionVocabulary
@@ -34,7 +33,7 @@ def weights() -> Llama:
 
 @cache
 def tokenizer() -> Tokenizer:
-    """A token for each byte, and one that begins a text."""
+    """Make a token for each byte, one that begins a text and one that ends it."""
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     vocabulary = {"<s>": 0, "</s>": 1} | {text: i + 2 for i, text in enumerate(alphabet)}
     added = [
@@ -70,21 +69,18 @@ def model(config: LlamaConfig = CONFIG) -> Model:
 
 @cache
 def _forward() -> Any:
-    config = tiny_model.AttentionConfig(implementation="reference")
-    return jax.jit(
-        lambda weights, *rows: forward_logits(
-            weights, *rows, config=CONFIG, attention_config=config
-        )
-    )
+    attention = AttentionConfig(implementation="reference")
+    return jax.jit(partial(forward_logits, config=CONFIG, attention_config=attention))
 
 
 def following(prompt: Any, answer: Any) -> np.ndarray:
-    """Logits that each token of an answer was drawn from, [answer, table]."""
+    """Compute the logits that each token of an answer was sampled from, [answer, table]."""
     text = [*prompt, *answer]
     row = np.zeros((1, LONGEST), np.int32)
     row[0, : len(text)] = text
     positions = np.arange(LONGEST, dtype=np.int32)[None]
-    out = _forward()(weights(), row, positions, np.zeros_like(row))
+    rows: Any = Rows(row, positions, np.zeros_like(row))  # type: ignore[arg-type]
+    out = _forward()(weights(), rows)
     return np.asarray(out)[0, len(prompt) - 1 : len(text) - 1]
 
 

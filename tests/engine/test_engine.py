@@ -1,17 +1,21 @@
 """The engine's tokens and log-probabilities against plain forward passes over the whole text."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import cache
 from typing import Any, cast
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from tiny_model import CONFIG, following, full_logits, fused, log_softmax, prompt, weights
 
+from lwm.core import memory
 from lwm.core.errors import CapacityError, ConfigError, InputError
 from lwm.core.mesh import make_mesh
+from lwm.engine import runner
 from lwm.engine.engine import Engine
 from lwm.engine.request import Request, Token
 from lwm.engine.sampling import Sampling
@@ -166,18 +170,84 @@ def test_streams_read_in_turn_lose_no_token() -> None:
 
 def test_an_interrupted_step_leaves_no_trace(monkeypatch: pytest.MonkeyPatch) -> None:
     tokens = prompt(150, seed=7)
-    whole = engine()._run_chunk
+    with interrupted(engine(), monkeypatch), pytest.raises(KeyboardInterrupt):
+        list(engine().stream(greedy(tokens, 3)))
+    (events,) = run(engine(), greedy(tokens, 5))
+    assert_greedy(tokens, ids(events))
 
-    def interrupted(chunk: Any) -> None:
-        whole(chunk)
+
+@contextmanager
+def interrupted(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Raise KeyboardInterrupt after each chunk."""
+    prefill = engine._runner.prefill
+
+    def interrupt(chunk: Any) -> None:
+        prefill(chunk)
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(engine(), "_run_chunk", interrupted)
-        with pytest.raises(KeyboardInterrupt):
-            list(engine().stream(greedy(tokens, 3)))
-    (events,) = run(engine(), greedy(tokens, 5))
-    assert_greedy(tokens, ids(events))
+        patch.setattr(engine._runner, "prefill", interrupt)
+        yield
+
+
+def limit_memory(patch: pytest.MonkeyPatch, share: float) -> None:
+    """Let `share` times the cache of the model below fit into memory."""
+    shape = (1, CONFIG.num_kv_heads, CONFIG.head_dim, 2944)  # a capacity of no other test
+    shapes = (shape, (*shape[:2], shape[3], shape[2]))
+    budget = int(share * 2 * CONFIG.num_layers * np.prod(shape) * 4)
+
+    def available(device: Any) -> int:
+        arrays = [x for x in jax.live_arrays() if not x.is_deleted() and x.shape in shapes]
+        return budget - sum(array.nbytes for array in arrays)
+
+    patch.setattr(memory, "available_bytes", available)
+
+
+def test_interruption_needs_no_memory_for_a_second_cache(monkeypatch: pytest.MonkeyPatch) -> None:
+    limit_memory(monkeypatch, 1.5)
+    mine, tokens = Engine(fused(), CONFIG, tokens=2944), prompt(150, seed=7)
+    with interrupted(mine, monkeypatch), pytest.raises(KeyboardInterrupt):
+        list(mine.stream(greedy(tokens, 3)))
+    assert_greedy(tokens, ids(run(mine, greedy(tokens, 5))[0]))
+
+
+def test_failed_allocation_leaves_an_engine_that_works(monkeypatch: pytest.MonkeyPatch) -> None:
+    mine, tokens = Engine(fused(), CONFIG, tokens=2944), prompt(40, seed=7)
+    with monkeypatch.context() as patch:
+        limit_memory(patch, 0.5)
+        with interrupted(mine, monkeypatch), pytest.raises(KeyboardInterrupt):
+            list(mine.stream(greedy(tokens, 3)))
+        for _ in range(2):
+            with pytest.raises(CapacityError, match="free"):
+                list(mine.stream(greedy(tokens, 3)))
+    assert_greedy(tokens, ids(run(mine, greedy(tokens, 5))[0]))
+
+
+def test_failed_growth_leaves_an_engine_that_works(monkeypatch: pytest.MonkeyPatch) -> None:
+    mine, tokens = Engine(fused(), CONFIG, tokens=256), prompt(40, seed=7)
+    run(mine, greedy(tokens, 2))
+
+    def fail(cache: Any, *_: Any) -> None:
+        cache[0].keys.delete()
+        raise MemoryError
+
+    with monkeypatch.context() as patch:
+        patch.setattr(runner, "grow_cache", fail)
+        with pytest.raises(MemoryError):
+            mine.require(1000, 1)
+    assert_greedy(tokens, ids(run(mine, greedy(tokens, 5))[0]))
+
+
+def test_repetition_penalty_survives_an_interruption(monkeypatch: pytest.MonkeyPatch) -> None:
+    sampling = Sampling(temperature=0, repetition_penalty=1e9)
+    request = Request(prompt=prompt(20), max_tokens=10, sampling=sampling)
+    expected = ids(run(engine(), request)[0])
+    mine, answer = engine(), []
+    mine.submit(request)
+    while not mine.scheduler.idle:
+        answer += ids(mine.step())
+        mine.forget()
+    assert answer == expected
 
 
 def test_requests_join_and_are_cancelled_between_steps() -> None:
@@ -283,7 +353,7 @@ def test_quantized_kernels_give_the_tokens_of_dequantized_ones() -> None:
     assert answers == [ids(events) for events in run(dense, *asked)]
     # A layer's dequantized kernels reuse the buffers of the layer before.
     kernels = {"mlp_in": layers[0].mlp_in}
-    steps = compile_steps(config, None)
+    steps = compile_steps(config, None, jnp.float32)
     room = steps.dequantize(kernels, {})
     aliased = steps.dequantize.lower(kernels, room).compile().memory_analysis().alias_size_in_bytes
     assert aliased == room["mlp_in"].nbytes
@@ -352,11 +422,11 @@ def test_a_deep_model_on_simulated_devices_does_not_run_out_of_threads() -> None
 def test_of_the_last_layer_a_chunk_computes_no_attention() -> None:
     """The compiler drops it, with the collectives in it."""
     mesh, size = make_mesh("1,1,1,4"), 128
-    steps, model = compile_steps(CONFIG, mesh), weights("1,1,1,4")
+    steps, model = compile_steps(CONFIG, mesh, jnp.float32), weights("1,1,1,4")
     layers: Any = model.layers
     cache = make_cache(CONFIG, slots=1, capacity=512, dtype="float32", mesh=mesh)
     x = steps.embed(model.embedding, np.zeros((1, size), np.int32))
-    turn = steps.turn(np.arange(size, dtype=np.int32)[None])
+    turn = steps.angles(np.arange(size, dtype=np.int32)[None])
     given = (layers[0], x, turn, cache[0], np.int32(0), np.int32(0))
     for step, whole in ((steps.prefill, True), (steps.prefill_last, False)):
         program = step.lower(*given).compile().as_text()
@@ -378,14 +448,14 @@ class Guesses:
         self.texts = [[*prompt, *answer] for prompt, answer in zip(prompts, answers, strict=True)]
         self.scheduler, self.asked = engine.scheduler, 0
         self.fed: list[int] = []
-        feed = engine._run_decode
+        decode = engine._runner.decode
 
-        def count(feeds: Sequence[Any]) -> list[Token]:
+        def count(feeds: Sequence[Any], *arguments: Any) -> Any:
             self.fed += [len(one.tokens) for one in feeds]
-            return feed(feeds)
+            return decode(feeds, *arguments)
 
-        patch.setattr(engine, "_draft", self.draft)
-        patch.setattr(engine, "_run_decode", count)
+        patch.setattr(engine._drafts, "draft", self.draft)
+        patch.setattr(engine._runner, "decode", count)
 
     def draft(self, request: int, most: int) -> list[int]:
         text = list(self.scheduler.text_of(request))

@@ -20,17 +20,23 @@ from transformers import (
 
 from lwm.core.errors import ConfigError
 from lwm.engine.sampling import (
-    MAX_TOP_LOGPROBS,
+    MAX_ALTERNATIVES,
     Sampled,
     Sampling,
     SlotSampling,
-    keep,
+    filter_min_p,
+    filter_top,
     penalize,
     sample,
 )
 
 VOCAB = 50
-compiled_sample, compiled_keep = jax.jit(sample), jax.jit(keep)
+compiled_sample = jax.jit(sample)
+
+
+@jax.jit
+def keep(logits: Any, top_k: Any, top_p: Any, min_p: Any) -> Any:
+    return filter_min_p(filter_top(logits, top_k, top_p), min_p)
 
 
 def draw(rows: int, seed: int = 0) -> np.ndarray:
@@ -74,7 +80,7 @@ def test_kept_tokens_are_those_transformers_keeps(top_k: int, top_p: float, min_
     text: Any = torch.zeros(40, 1, dtype=torch.long)
     expected: Any = LogitsProcessorList(warpers)(text, torch.tensor(logits))  # type: ignore[arg-type]
     full = [jnp.full(40, x) for x in (top_k, top_p, min_p)]
-    np.testing.assert_array_equal(compiled_keep(jnp.asarray(logits), *full), expected.numpy())
+    np.testing.assert_array_equal(keep(jnp.asarray(logits), *full), expected.numpy())
 
 
 def test_each_row_has_its_own_settings() -> None:
@@ -151,7 +157,7 @@ def test_log_probabilities_are_of_the_models_own_distribution() -> None:
     out = run(logits, how)
     expected = torch.log_softmax(torch.tensor(logits), -1).numpy()
     np.testing.assert_allclose(out.logprobs, expected[np.arange(3), out.tokens], rtol=1e-5)
-    order = np.argsort(-logits, axis=1)[:, :MAX_TOP_LOGPROBS]
+    order = np.argsort(-logits, axis=1)[:, :MAX_ALTERNATIVES]
     np.testing.assert_array_equal(out.top_tokens, order)
     np.testing.assert_allclose(out.top_logprobs, np.take_along_axis(expected, order, 1), rtol=1e-5)
 

@@ -62,7 +62,7 @@ def test_it_goes_on_in_the_slot_that_is_free(kept: tuple[Path, str]) -> None:
     engine = other.engine_for(200, 12, slots=2)
     talk(other, [], "something else")
     messages: list[Any] = load_session(path, other)
-    assert engine.scheduler.longest()[0] == 1
+    assert engine.scheduler.longest_slot()[0] == 1
     assert talk(other, messages, "why?") == expected
     assert other.timings.reused > 80
 

@@ -1,28 +1,28 @@
-"""What is asked of the engine and what it answers, in token ids.
-
-Knows ids and settings; knows no arrays, no model and no text.
-"""
+"""Define what the engine takes and what it returns, in token ids."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Annotated, Literal
 
-from lwm.core.errors import ConfigError
-from lwm.engine.sampling import MAX_TOP_LOGPROBS, Sampling
+from annotated_types import Ge, Le
+
+from lwm.core.config import Checked
+from lwm.engine.sampling import MAX_ALTERNATIVES, Sampling
 
 
 @dataclass(frozen=True, kw_only=True)
-class Request:
-    """A prompt to continue.
+class Request(Checked):
+    """Describe a prompt to continue.
 
     Args:
         prompt: token ids.
-        unconditional: a second prompt that guides the first (`Sampling.guidance`); both rows get
-            the same tokens.
-        stop_tokens: ids that end the answer; the one that did is not part of it.
-        logprobs: how many likeliest alternatives to report with each token.
-        allowed: which ids may be drawn, given how many tokens the answer has so far; a range of
-            one id forces it. Those of text unless given. Such answers are not drafted.
+        unconditional: a second prompt that guides the first one (`Sampling.guidance`); both get
+            the same new tokens.
+        stop_tokens: ids that end the answer and are not part of it.
+        logprobs: how many of the likeliest alternatives to return with each token.
+        allowed: return the range of ids that may come next, for a number of tokens answered so
+            far; a range of one id forces it. Such answers are not drafted. Defaults to the ids of
+            text.
     """
 
     prompt: Sequence[int]
@@ -30,27 +30,26 @@ class Request:
     sampling: Sampling = field(default_factory=Sampling)
     unconditional: Sequence[int] | None = None
     stop_tokens: Sequence[int] = ()
-    logprobs: int = 0
+    logprobs: Annotated[int, Ge(0), Le(MAX_ALTERNATIVES)] = 0
     allowed: Callable[[int], range] | None = None
 
-    def __post_init__(self) -> None:
-        if not 0 <= self.logprobs <= MAX_TOP_LOGPROBS:
-            raise ConfigError(
-                f"logprobs is {self.logprobs}; it must be from 0 to {MAX_TOP_LOGPROBS} "
-                "alternatives"
-            )
+    @property
+    def prompts(self) -> list[Sequence[int]]:
+        """Return the prompt of each slot that the request takes."""
+        return [self.prompt] if self.unconditional is None else [self.prompt, self.unconditional]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Token:
-    """One token of one request; a step may bring several.
+    """Represent one token of one request; a step may return several.
 
     Args:
-        token: the id; None in a last event that brings no token, because a stop token came.
-        logprob: of the token under the model's own distribution over the ids allowed, before
-            temperature and the like.
-        top: the likeliest alternatives and their log-probabilities, as many as asked for.
-        finish: why this is the last token, if it is.
+        request: the number that `Engine.submit` returned.
+        token: the id; None in a last event without a token, after a stop token.
+        logprob: log-probability of the token among the ids allowed, before temperature, penalty
+            and filters.
+        top: the likeliest alternatives and their log-probabilities, as many as requested.
+        finish: why this is the last token; None if it is not.
     """
 
     request: int

@@ -1,79 +1,92 @@
-"""From logits to the next token: one compiled function for slots that each sample in their own
-way.
+"""Choose the next token of every slot from its logits, in one compiled function.
 
-Settings are arrays over slots, so requests with different settings share a step and nothing is
-compiled anew when one joins. What no slot asks for (sorting, top log-probabilities) is passed
-over. Knows logits; knows nothing of models or requests.
+Settings are arrays over slots, so requests with different settings share a step and none of them
+compiles anything. Work that no slot needs, such as sorting, is skipped at run time.
 
-The order is guidance, then the range of ids that a slot may take, then Hugging Face's: repetition
-penalty, temperature, top-k, top-p, min-p.
+The rules apply in this order: guidance, the range of ids that a slot may take, and then those of
+Hugging Face's transformers in its order: repetition penalty, temperature, top-k, top-p, min-p.
+To add a rule, add its setting to `Sampling` and to `SlotSampling`, and apply it in `sample`.
 """
 
 import math
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields, replace
+from typing import Annotated, Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+from annotated_types import Ge, Gt, Le, Lt
 from jaxtyping import Array, Bool, Float, Int, UInt32
 
+from lwm.core.config import Checked
 from lwm.core.errors import ConfigError
 
-MAX_TOP_LOGPROBS = 20
+MAX_ALTERNATIVES = 20
+"""Alternatives that a step can return for each token."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Sampling:
-    """How one request chooses its tokens.
+class Sampling(Checked):
+    """Set how one request chooses its tokens.
 
     Args:
         temperature: 0 takes the likeliest token; 1 samples from the model's distribution.
-        top_k: keep the k likeliest; 0 keeps all.
-        top_p: keep the likeliest whose probabilities sum to p (Holtzman et al. 2020, arXiv
+        top_k: keep the k likeliest ids; 0 keeps all.
+        top_p: keep the likeliest ids whose probabilities sum to p (Holtzman et al. 2020, arXiv
             1904.09751).
-        min_p: keep those at least this fraction as likely as the likeliest (Nguyen et al. 2024,
+        min_p: keep ids at least this fraction as likely as the likeliest one (Nguyen et al. 2024,
             arXiv 2407.01082).
-        repetition_penalty: divides the scores of tokens seen before (Keskar et al. 2019, arXiv
-            1909.05858); 1 leaves them.
-        guidance: classifier-free guidance, `u + guidance * (c - u)`, for requests with a second
-            prompt.
-        seed: of this request's draws; the same seed gives the same tokens whatever else runs.
+        repetition_penalty: divides the logits of ids that the text contains (Keskar et al. 2019,
+            arXiv 1909.05858); 1 changes nothing.
+        guidance: scale of classifier-free guidance, `u + guidance * (c - u)`, for requests with a
+            second prompt.
+        seed: of this request's random numbers; the same seed gives the same tokens whatever other
+            requests run.
     """
 
-    temperature: float = 1.0
-    top_k: int = 0
-    top_p: float = 1.0
-    min_p: float = 0.0
-    repetition_penalty: float = 1.0
-    guidance: float = 1.0
-    seed: int = 0
+    temperature: Annotated[float, Ge(0), Lt(math.inf)] = 1.0
+    top_k: Annotated[int, Ge(0), Lt(2**31)] = 0
+    top_p: Annotated[float, Gt(0), Le(1)] = 1.0
+    min_p: Annotated[float, Ge(0), Le(1)] = 0.0
+    repetition_penalty: Annotated[float, Gt(0)] = 1.0
+    guidance: Annotated[float, Gt(-math.inf), Lt(math.inf)] = 1.0
+    seed: Annotated[int, Ge(0), Lt(2**32)] = 0
 
-    def __post_init__(self) -> None:
-        checks = (
-            ("temperature", 0 <= self.temperature < math.inf, "0 or more"),
-            ("top_k", 0 <= self.top_k < 2**31, "0 (all) or more, below 2147483648"),
-            ("top_p", 0 < self.top_p <= 1, "above 0 and at most 1"),
-            ("min_p", 0 <= self.min_p <= 1, "from 0 to 1"),
-            ("repetition_penalty", self.repetition_penalty > 0, "above 0"),
-            ("guidance", math.isfinite(self.guidance), "a finite number"),
-            ("seed", 0 <= self.seed < 2**32, "from 0 to 4294967295"),
-        )
-        for name, good, range_ in checks:
-            if not good:
-                raise ConfigError(f"{name} is {getattr(self, name)}; it must be {range_}")
+    def updated(self, settings: Mapping[str, Any]) -> "Sampling":
+        """Return a copy with some settings changed.
+
+        Raises:
+            ConfigError: a setting is unknown, of a wrong type or out of range.
+        """
+        names = [field.name for field in fields(self)]
+        for name in settings:
+            if name not in names:
+                raise ConfigError(
+                    f"there is no sampling setting {name!r}; choose from {', '.join(names)}"
+                )
+        try:
+            return replace(self, **settings)
+        except TypeError as error:
+            raise ConfigError(f"a sampling setting is not a number: {error}") from error
+
+
+GREEDY = Sampling(temperature=0.0)
+"""Take the likeliest token."""
 
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True, kw_only=True)
 class SlotSampling:
-    """`Sampling` of every slot, as arrays.
+    """Hold the `Sampling` of every slot, as arrays.
 
     Args:
-        conditional: slot whose token this one takes; itself, but for a guided request's second
-            row.
-        unconditional: slot of the request's second row; itself where there is none.
-        logprobs: whether the slot wants the likeliest alternatives.
-        low, high: the ids that may be drawn, `high` excluded. To what follows the others do not
-            exist: top-k counts among these alone, and so do log-probabilities.
+        conditional: the slot whose token this slot takes: itself, except for the second slot of a
+            guided request.
+        unconditional: the slot of the request's second prompt; itself where there is none.
+        logprobs: whether the slot's request needs alternatives.
+        low, high: the ids allowed, from `low` up to but not including `high`. All later rules, and
+            log-probabilities, count among these ids only.
     """
 
     temperature: Float[Array, " slots"]
@@ -90,11 +103,32 @@ class SlotSampling:
     high: Int[Array, " slots"]
 
 
+_TYPES = {"top_k": np.int32, "seed": np.uint32}  # the other settings are float32
+
+
+def slot_sampling(rows: Sequence[Sampling], **slots: Any) -> SlotSampling:
+    """Stack the settings of all slots.
+
+    Args:
+        rows: settings of each slot.
+        slots: the fields of `SlotSampling` that `Sampling` does not have.
+    """
+    columns: dict[str, Any] = {
+        field.name: np.array(
+            [getattr(row, field.name) for row in rows], _TYPES.get(field.name, np.float32)
+        )
+        for field in fields(Sampling)
+    }
+    return SlotSampling(**columns, **slots)
+
+
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True, kw_only=True)
 class Sampled:
-    """One token a row, its log-probability under the model, and the likeliest alternatives (zeros
-    if nobody asked). Rows are slots, or [slots, width] where drafts were fed."""
+    """Hold one token per row, its log-probability, and alternatives (zeros if no slot needs them).
+
+    Rows are slots, or [slots, width] in a step with drafts.
+    """
 
     tokens: Int[Array, "*rows"]
     logprobs: Float[Array, "*rows"]
@@ -104,82 +138,109 @@ class Sampled:
 
 def penalize(
     logits: Float[Array, "slots vocab"],
-    seen: Bool[Array, "slots vocab"],
+    present: Bool[Array, "slots vocab"],
     penalty: Float[Array, " slots"],
 ) -> Float[Array, "slots vocab"]:
+    """Apply the repetition penalty to the ids that are present in a slot's text."""
     factor = penalty[:, None]
-    return jnp.where(seen, jnp.where(logits > 0, logits / factor, logits * factor), logits)
+    return jnp.where(present, jnp.where(logits > 0, logits / factor, logits * factor), logits)
 
 
-def keep(
+def filter_top(
     logits: Float[Array, "slots vocab"],
     top_k: Int[Array, " slots"],
     top_p: Float[Array, " slots"],
-    min_p: Float[Array, " slots"],
 ) -> Float[Array, "slots vocab"]:
-    """Logits with everything that top-k, top-p and min-p rule out at -inf; the likeliest always
-    stays."""
+    """Set everything that top-k and top-p rule out to -inf; the likeliest id always stays.
+
+    Sorts the vocabulary of all slots, which costs more than the rest of sampling together.
+    """
     vocab = logits.shape[-1]
     ordered = -jnp.sort(-logits, axis=-1)
     rank = jnp.arange(vocab)
     within = rank < jnp.where(top_k > 0, top_k, vocab)[:, None]
     probabilities = jax.nn.softmax(jnp.where(within, ordered, -jnp.inf), axis=-1)
     before = jnp.cumsum(probabilities, axis=-1) - probabilities
-    within &= (before < top_p[:, None]) | (rank == 0)
+    # Sums round to 1 before the last id, which a top-p of 1 must keep nevertheless.
+    limit = jnp.where(top_p < 1, top_p, jnp.inf)[:, None]
+    within &= (before < limit) | (rank == 0)
     least = jnp.min(jnp.where(within, ordered, jnp.inf), axis=-1, keepdims=True)
-    # A probability relative to the likeliest does not depend on what else was ruled out.
-    relative = jnp.exp(logits - ordered[:, :1])
-    return jnp.where((logits >= least) & (relative >= min_p[:, None]), logits, -jnp.inf)
+    return jnp.where(logits >= least, logits, -jnp.inf)
+
+
+def filter_min_p(
+    logits: Float[Array, "slots vocab"], min_p: Float[Array, " slots"]
+) -> Float[Array, "slots vocab"]:
+    """Set ids that are less than `min_p` times as likely as the likeliest one to -inf.
+
+    The ratio does not depend on what other filters ruled out.
+    """
+    relative = jnp.exp(logits - logits.max(axis=-1, keepdims=True))
+    return jnp.where(relative >= min_p[:, None], logits, -jnp.inf)
 
 
 def sample(
     logits: Float[Array, "slots vocab"],
-    seen: Bool[Array, "slots vocab"],
+    present: Bool[Array, "slots vocab"],
     step: Int[Array, " slots"],
-    how: SlotSampling,
+    settings: SlotSampling,
 ) -> Sampled:
-    """The next token of every slot.
+    """Choose the next token of every slot.
 
     Args:
-        seen: tokens of each slot's text so far, for the repetition penalty.
-        step: position of the token drawn, which makes each draw of a seed a new one.
+        present: ids in each slot's text so far, for the repetition penalty.
+        step: position of the new token; each position of a seed has its own random numbers.
     """
-    unconditional = logits[how.unconditional]
-    guided = unconditional + how.guidance[:, None] * (logits - unconditional)
-    logits = jnp.where((how.unconditional != jnp.arange(len(step)))[:, None], guided, logits)
+    unconditional = logits[settings.unconditional]
+    guided = unconditional + settings.guidance[:, None] * (logits - unconditional)
+    is_guided = settings.unconditional != jnp.arange(len(step))
+    logits = jnp.where(is_guided[:, None], guided, logits)
     ids = jnp.arange(logits.shape[-1])
-    allowed = (ids >= how.low[:, None]) & (ids < how.high[:, None])
+    allowed = (ids >= settings.low[:, None]) & (ids < settings.high[:, None])
     logits = jnp.where(allowed, logits, -jnp.inf)
-    scores = penalize(logits, seen, how.repetition_penalty)
-
-    def draw(scores: Array) -> Array:
-        # Below the least temperature, scores would overflow; it is as good as 0.
-        scaled = scores / jnp.maximum(how.temperature, 1e-5)[:, None]
-        narrowed = jnp.any((how.top_k > 0) | (how.top_p < 1) | (how.min_p > 0))
-        scaled = jax.lax.cond(
-            narrowed, lambda x: keep(x, how.top_k, how.top_p, how.min_p), lambda x: x, scaled
-        )
-        keys = jax.vmap(lambda seed, i: jax.random.fold_in(jax.random.key(seed), i))(
-            how.seed, step
-        )
-        drawn = jax.vmap(jax.random.categorical)(keys, scaled)
-        return jnp.where(how.temperature > 0, drawn, scores.argmax(axis=-1)).astype(jnp.int32)
+    scores = penalize(logits, present, settings.repetition_penalty)
 
     def likeliest(scores: Array) -> Array:
         return scores.argmax(axis=-1).astype(jnp.int32)
 
-    tokens = jax.lax.cond(jnp.any(how.temperature > 0), draw, likeliest, scores)
-    tokens = tokens[how.conditional]
-    normaliser = jax.nn.logsumexp(logits, axis=-1)
-    chosen = jnp.take_along_axis(logits, tokens[:, None], axis=-1)[:, 0] - normaliser
-    count = min(MAX_TOP_LOGPROBS, logits.shape[-1])
+    def random(scores: Array) -> Array:
+        chosen = _random_tokens(scores, step, settings)
+        return jnp.where(settings.temperature > 0, chosen, likeliest(scores)).astype(jnp.int32)
+
+    tokens = jax.lax.cond(jnp.any(settings.temperature > 0), random, likeliest, scores)
+    tokens = tokens[settings.conditional]
+    normalizer = jax.nn.logsumexp(logits, axis=-1)
+    logprobs = jnp.take_along_axis(logits, tokens[:, None], axis=-1)[:, 0] - normalizer
+    count = min(MAX_ALTERNATIVES, logits.shape[-1])
 
     def alternatives(logits: Array) -> tuple[Array, Array]:
-        values, found = jax.lax.top_k(logits, count)
-        return found.astype(jnp.int32), values - normaliser[:, None]
+        values, indices = jax.lax.top_k(logits, count)
+        return indices.astype(jnp.int32), values - normalizer[:, None]
 
     def none(logits: Array) -> tuple[Array, Array]:
         return jnp.zeros((len(step), count), jnp.int32), jnp.zeros((len(step), count))
 
-    top_tokens, top = jax.lax.cond(jnp.any(how.logprobs), alternatives, none, logits)
-    return Sampled(tokens=tokens, logprobs=chosen, top_tokens=top_tokens, top_logprobs=top)
+    top_tokens, top = jax.lax.cond(jnp.any(settings.logprobs), alternatives, none, logits)
+    return Sampled(tokens=tokens, logprobs=logprobs, top_tokens=top_tokens, top_logprobs=top)
+
+
+def _random_tokens(
+    scores: Float[Array, "slots vocab"], step: Int[Array, " slots"], settings: SlotSampling
+) -> Int[Array, " slots"]:
+    """Sample every slot after temperature, top-k, top-p and min-p."""
+    # Below this temperature, scores would overflow; it is as good as 0.
+    scores = scores / jnp.maximum(settings.temperature, 1e-5)[:, None]
+    # A filter runs only if it rules something out of a slot that samples among several ids.
+    count = settings.high - settings.low
+    filtered = (settings.temperature > 0) & (count > 1)
+    top_k = jnp.where(filtered & (settings.top_k < count), settings.top_k, 0)
+    top_p = jnp.where(filtered, settings.top_p, 1.0)
+    min_p = jnp.where(filtered, settings.min_p, 0.0)
+    scores = jax.lax.cond(
+        jnp.any((top_k > 0) | (top_p < 1)), filter_top, lambda x, *_: x, scores, top_k, top_p
+    )
+    scores = jax.lax.cond(jnp.any(min_p > 0), filter_min_p, lambda x, *_: x, scores, min_p)
+    keys = jax.vmap(lambda seed, i: jax.random.fold_in(jax.random.key(seed), i))(
+        settings.seed, step
+    )
+    return jax.vmap(jax.random.categorical)(keys, scores)

@@ -1,14 +1,13 @@
-"""Which request runs in which slot, and what the next step computes. Plain Python over token ids:
-no arrays, no devices.
+"""Decide which request runs in which slot, and what the next step computes.
 
-A slot is one row of the cache. A request owns one slot, or two when it is guided by a second
-prompt; it joins when enough slots are free and leaves when it is done, between any two steps. A
-slot keeps the tokens whose keys it holds after its request has left, and a later request that
-starts with the same tokens starts behind them.
+A slot is one row of the cache. A request takes one slot, or two when a second prompt guides it; it
+joins when enough slots are free and leaves when it is done, between any two steps. A slot keeps
+its cached tokens after its request has left, and a later request with the same prefix starts after
+that prefix.
 
-Prefill covers all of a prompt but its last token; that one is fed by the first decode step, which
-so is the only place where tokens are sampled. Behind a request's last token drafts may be fed, see
-`drafting`; those that come true are in the cache already, and what others left there is forgotten.
+Prefill covers all of a prompt except its last token. The first decode step takes that one, so
+tokens are sampled in decode steps only. A decode step may also take drafts after a request's last
+token (see `drafting`); the right ones are cached already, and the wrong ones are discarded.
 """
 
 from collections import deque
@@ -18,14 +17,14 @@ from dataclasses import dataclass, field
 from lwm.core.errors import CapacityError, InputError
 
 _WELL_FILLED = 0.75
-"""Share of a chunk that must be real tokens: padding less than a quarter beats two smaller
-chunks."""
+"""Share of a chunk that must be real tokens: padding of less than a quarter costs less than two
+smaller chunks."""
 
 
 @dataclass(frozen=True)
 class Chunk:
-    """Part of a prompt to prefill: `tokens` at `first` and following positions of `slot`, padded
-    to `size`."""
+    """Represent a part of a prompt to prefill, padded to `size`, from position `first` of a
+    slot."""
 
     slot: int
     first: int
@@ -35,8 +34,10 @@ class Chunk:
 
 @dataclass(frozen=True)
 class Feed:
-    """One slot's part of a decode step: tokens at `position` and on, the first of them certain
-    and the others drafts; behind each the next one is sampled."""
+    """Represent one slot's part of a decode step, from `position` of the slot.
+
+    The first token is certain and the others are drafts; a token is sampled after each of them.
+    """
 
     slot: int
     tokens: tuple[int, ...]
@@ -44,8 +45,8 @@ class Feed:
 
 
 @dataclass(frozen=True)
-class Plan:
-    """One step: at most one chunk, then one decode of every row that is ready."""
+class StepPlan:
+    """Represent one step: at most one chunk, then one decode of all slots that are ready."""
 
     chunk: Chunk | None
     feeds: tuple[Feed, ...]
@@ -53,33 +54,37 @@ class Plan:
 
 @dataclass
 class _Slot:
-    cached: list[int] = field(
-        default_factory=list
-    )  # tokens whose keys and values are in the cache
-    owner: int | None = None
-    released: int = 0  # when it was last given back, to reuse the oldest
+    cached: list[int] = field(default_factory=list)  # tokens whose keys and values are cached
+    request: int | None = None
+    released: int = 0  # when its last request left; the oldest is reused first
+
+
+@dataclass
+class _Waiting:
+    request: int
+    prompts: list[list[int]]
+    max_tokens: int
 
 
 @dataclass
 class _Active:
     request: int
     slots: list[int]
-    texts: list[list[int]]  # prompt and answer of each row
+    texts: list[list[int]]  # prompt and answer of each slot
     remaining: int
 
 
-def _no_draft(request: int, most: int) -> Sequence[int]:
-    return ()
-
-
 class Scheduler:
-    """Slots, the queue before them, and what each slot's cache holds.
+    """Manage the slots, the queue of waiting requests, and the record of cached tokens.
 
     Args:
         slots: rows of the cache.
         capacity: positions of a row.
-        chunks: sizes in which prompts are prefilled, any order.
+        chunks: sizes in which prompts are prefilled, in any order.
         alignment: chunks start at multiples of this, the size of the `sequence` axis.
+
+    Attributes:
+        reused: prompt tokens that were cached already, over all requests.
     """
 
     def __init__(self, *, slots: int, capacity: int, chunks: Sequence[int], alignment: int = 1):
@@ -87,38 +92,38 @@ class Scheduler:
         assert chunks
         assert all(size % alignment == 0 for size in chunks)
         self.capacity = capacity
-        self.reused = 0  # prompt tokens that were not computed again, ever
+        self.reused = 0
         self._chunks = sorted(chunks)
         self._alignment = alignment
         self._slots = [_Slot() for _ in range(slots)]
-        self._waiting: deque[tuple[int, tuple[tuple[int, ...], ...], int]] = deque()
+        self._waiting: deque[_Waiting] = deque()
         self._active: dict[int, _Active] = {}
         self._clock = 0
         self._next_request = 0
 
     def needed_capacity(self, prompt: int, max_tokens: int) -> int:
-        """Positions of a slot that a prompt and its answer may touch, the last chunk's padding
+        """Return how many positions a prompt and its answer use, the last chunk's padding
         included."""
         return max(prompt + max_tokens, prompt - 1 + self._chunks[0])
 
     def submit(self, prompts: Sequence[Sequence[int]], max_tokens: int) -> int:
-        """Queues a request of one row or two; returns its number.
+        """Queue a request of one prompt or two, and return its number.
 
         Raises:
-            InputError: a prompt is empty, or nothing is to be generated.
-            CapacityError: it cannot fit however long it waits.
+            InputError: a prompt is empty, or no token is to be generated.
+            CapacityError: the request can never fit.
         """
         if any(len(prompt) == 0 for prompt in prompts):
             raise InputError("the prompt is empty; give at least one token")
         if max_tokens < 1:
             raise InputError(f"max_tokens is {max_tokens}; it must be at least 1")
         longest = max(len(prompt) for prompt in prompts)
-        if self.needed_capacity(longest, max_tokens) > self.capacity:
+        needed = self.needed_capacity(longest, max_tokens)
+        if needed > self.capacity:
             raise CapacityError(
                 f"the prompt of {longest:,} tokens and {max_tokens:,} more need a cache of "
-                f"{self.needed_capacity(longest, max_tokens):,} positions and this one has "
-                f"{self.capacity:,}; "
-                "shorten the prompt or max_tokens"
+                f"{needed:,} positions and this one has {self.capacity:,}; shorten the prompt or "
+                "max_tokens"
             )
         if len(prompts) > len(self._slots):
             raise CapacityError(
@@ -127,87 +132,93 @@ class Scheduler:
             )
         request = self._next_request
         self._next_request += 1
-        self._waiting.append((request, tuple(tuple(p) for p in prompts), max_tokens))
+        self._waiting.append(_Waiting(request, [list(p) for p in prompts], max_tokens))
         return request
 
     @property
     def idle(self) -> bool:
+        """Return whether no request is active or waiting."""
         return not self._active and not self._waiting
 
     @property
     def active(self) -> tuple[int, ...]:
+        """Return the requests that have slots."""
         return tuple(self._active)
 
     def slots_of(self, request: int) -> tuple[int, ...]:
+        """Return the slots of an active request."""
         return tuple(self._active[request].slots)
 
     def text_of(self, request: int, row: int = 0) -> tuple[int, ...]:
-        """Prompt and answer so far."""
+        """Return the prompt and the answer so far, for one of a request's prompts."""
         return tuple(self._active[request].texts[row])
 
     def length_of(self, request: int) -> int:
-        """Tokens of the first row's prompt and answer so far."""
+        """Return the number of tokens of the first prompt and the answer so far."""
         return len(self._active[request].texts[0])
 
     def prefilled(self, request: int) -> int:
-        """Tokens of the first row's prompt whose keys are in the cache; 0 while it waits."""
+        """Return how many tokens of the first prompt are cached; 0 while the request waits."""
         active = self._active.get(request)
         return len(self._slots[active.slots[0]].cached) if active else 0
 
-    def longest(self) -> tuple[int, tuple[int, ...]]:
-        """The slot that holds most, and the tokens whose keys it holds."""
+    def longest_slot(self) -> tuple[int, tuple[int, ...]]:
+        """Return the slot with the most cached tokens, and these tokens."""
         slot = max(range(len(self._slots)), key=lambda i: len(self._slots[i].cached))
         return slot, tuple(self._slots[slot].cached)
 
-    def hold(self, tokens: Sequence[int]) -> int:
-        """Notes that a free slot will hold these tokens, which the caller writes; returns it."""
+    def fill_slot(self, tokens: Sequence[int]) -> int:
+        """Record tokens as cached in a free slot and return it; the caller fills the cache."""
         assert len(tokens) <= self.capacity
-        free = [i for i, slot in enumerate(self._slots) if slot.owner is None]
-        slot = min(free, key=lambda i: self._slots[i].released)
+        slot = min(self._free(), key=lambda i: self._slots[i].released)
         self._slots[slot].cached = list(tokens)
         return slot
 
+    def _free(self) -> list[int]:
+        return [i for i, slot in enumerate(self._slots) if slot.request is None]
+
     def admit(self) -> list[int]:
-        """Gives free slots to waiting requests, first come first served; returns those that
-        joined."""
+        """Give free slots to waiting requests in their order; return those that got theirs."""
         joined = []
         while self._waiting:
-            request, prompts, max_tokens = self._waiting[0]
-            free = [i for i, slot in enumerate(self._slots) if slot.owner is None]
-            if len(free) < len(prompts):
+            waiting, free = self._waiting[0], self._free()
+            if len(free) < len(waiting.prompts):
                 break
             self._waiting.popleft()
             chosen = []
-            for prompt in prompts:
+            for prompt in waiting.prompts:
                 slot = max(free, key=lambda i: (self._shared(i, prompt), -self._slots[i].released))
                 free.remove(slot)
                 chosen.append(slot)
                 shared = self._shared(slot, prompt)
                 self.reused += shared
                 del self._slots[slot].cached[shared:]
-                self._slots[slot].owner = request
-            self._active[request] = _Active(
-                request, chosen, [list(prompt) for prompt in prompts], max_tokens
+                self._slots[slot].request = waiting.request
+            self._active[waiting.request] = _Active(
+                waiting.request, chosen, waiting.prompts, waiting.max_tokens
             )
-            joined.append(request)
+            joined.append(waiting.request)
         return joined
 
     def _shared(self, slot: int, prompt: Sequence[int]) -> int:
-        """How many of a prompt's tokens, but for its last, a slot already holds, down to where a
-        chunk may start."""
+        """Count a prompt's tokens, except its last, that are cached in a slot, rounded down to
+        where a chunk may start."""
         count = 0
-        for held, wanted in zip(self._slots[slot].cached, prompt[:-1], strict=False):
-            if held != wanted:
+        for cached, token in zip(self._slots[slot].cached, prompt[:-1], strict=False):
+            if cached != token:
                 break
             count += 1
         return count // self._alignment * self._alignment if count < len(prompt) - 1 else count
 
-    def plan(self, draft: Callable[[int, int], Sequence[int]] = _no_draft) -> Plan:
-        """What the next step computes. The cache is taken to hold it once this returns.
+    def plan(
+        self, draft: Callable[[int, int], Sequence[int]] = lambda request, limit: ()
+    ) -> StepPlan:
+        """Plan the next step, and record its tokens as cached.
 
         Args:
-            draft: guesses at a request's next tokens, at most so many; asked once for each request
-                of one row that is past its prompt and has more than one token to go.
+            draft: return a draft of a request's next tokens, at most as many as its second
+                argument; called once for each request of one prompt that decodes and has more than
+                one token to go.
         """
         chunk = self._next_chunk()
         feeds = []
@@ -218,41 +229,41 @@ class Scheduler:
             )
             if not ready:
                 continue
-            most = active.remaining - 1
-            drafts = draft(active.request, most) if most and len(active.slots) == 1 else ()
-            assert len(drafts) <= most
+            limit = active.remaining - 1
+            drafts = draft(active.request, limit) if limit and len(active.slots) == 1 else ()
+            assert len(drafts) <= limit
             for slot, text in zip(active.slots, active.texts, strict=True):
                 tokens = (text[-1], *drafts)
                 feeds.append(Feed(slot, tokens, len(text) - 1))
                 self._slots[slot].cached.extend(tokens)
-        return Plan(chunk, tuple(feeds))
+        return StepPlan(chunk, tuple(feeds))
 
     def _next_chunk(self) -> Chunk | None:
         for active in self._active.values():
             for slot, text in zip(active.slots, active.texts, strict=True):
                 cached = self._slots[slot].cached
-                left = len(text) - 1 - len(cached)
-                if left <= 0:
+                remaining = len(text) - 1 - len(cached)
+                if remaining <= 0:
                     continue
-                size = self._chunk_size(left, self.capacity - len(cached))
-                tokens = tuple(text[len(cached) : len(cached) + min(size, left)])
+                size = self._chunk_size(remaining, self.capacity - len(cached))
+                tokens = tuple(text[len(cached) : len(cached) + min(size, remaining)])
                 chunk = Chunk(slot, len(cached), tokens, size)
                 cached.extend(tokens)
                 return chunk
         return None
 
-    def _chunk_size(self, left: int, room: int) -> int:
-        """The largest chunk that the tokens left fill, or one they fill nearly; else the least."""
+    def _chunk_size(self, remaining: int, room: int) -> int:
+        """Choose the largest chunk that the remaining tokens fill, or nearly fill; else the
+        smallest."""
         fitting = [
             size
             for size in self._chunks
-            if size <= room and min(left, size) >= _WELL_FILLED * size
+            if size <= room and min(remaining, size) >= _WELL_FILLED * size
         ]
         return max(fitting, default=self._chunks[0])
 
     def record(self, request: int, token: int) -> bool:
-        """Appends a sampled token to every row of a request; tells whether its allowance is used
-        up."""
+        """Append a sampled token to a request; return whether it was the last one allowed."""
         active = self._active[request]
         for slot, text in zip(active.slots, active.texts, strict=True):
             cached = self._slots[slot].cached
@@ -263,22 +274,23 @@ class Scheduler:
         return active.remaining == 0
 
     def release(self, request: int) -> None:
-        """Ends a request, active or waiting; its slots keep what they hold."""
+        """End a request, active or waiting; its slots keep their cached tokens."""
         active = self._active.pop(request, None)
         if active is None:
-            self._waiting = deque(entry for entry in self._waiting if entry[0] != request)
+            self._waiting = deque(entry for entry in self._waiting if entry.request != request)
             return
         self._clock += 1
-        for slot, text in zip(active.slots, active.texts, strict=True):
-            del self._slots[slot].cached[len(text) :]  # drafts that nobody confirmed
-            self._slots[slot].owner = None
-            self._slots[slot].released = self._clock
+        for index, text in zip(active.slots, active.texts, strict=True):
+            slot = self._slots[index]
+            del slot.cached[len(text) :]  # drafts that were never confirmed
+            slot.request, slot.released = None, self._clock
 
     def forget(self) -> None:
-        """The cache is lost: what active requests need of it is prefilled again."""
+        """Record that nothing is cached; active requests are prefilled again."""
         for slot in self._slots:
             slot.cached.clear()
 
     def grow(self, capacity: int) -> None:
+        """Record that rows of the cache have more positions."""
         assert capacity >= self.capacity
         self.capacity = capacity

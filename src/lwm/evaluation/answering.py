@@ -9,8 +9,9 @@ import numpy as np
 
 from lwm.core.errors import CapacityError
 from lwm.data.text.templates import TURN_ENDS
-from lwm.engine.engine import Engine, roomy
+from lwm.engine.engine import Engine
 from lwm.engine.request import Request
+from lwm.engine.runner import reserved_length
 from lwm.engine.sampling import Sampling
 from lwm.evaluation.case import Case
 from lwm.generation.model import Model
@@ -75,13 +76,10 @@ class ModelAnswerer:
         slots = int(np.clip(self._budget // longest, 1, len(cases)))
         # Of these cases alone, whatever was asked before: how sums round hangs on the cache's
         # shape, and a run that goes on must give the same answers.
-        shape = (slots, roomy(longest))
-        if self.engine is None or shape != self._shape:
+        shape = (slots, reserved_length(longest, self._model.config))
+        if self.engine is None or shape != self._shape or self.engine.scheduler.capacity < longest:
             self.engine = None  # its cache goes before another comes
-            self.engine = Engine(
-                self._model.weights, self._model.config, slots=slots, tokens=shape[1],
-                dtype=self._model.dtype, mesh=self._model.mesh,
-            )  # fmt: skip
+            self.engine = self._model.new_engine(slots, longest)
             self._shape = shape
         for first in range(0, len(cases), slots):
             yield cases[first : first + slots]

@@ -18,8 +18,9 @@ from lwm.core.errors import CapacityError, ConfigError, InputError
 from lwm.core.progress import progress
 from lwm.data.text.templates import TURN_ENDS, Message, choose_template, render
 from lwm.data.text.tokenizer import Tokenizer
-from lwm.engine.engine import Engine, roomy
+from lwm.engine.engine import Engine
 from lwm.engine.request import Request
+from lwm.engine.runner import weights_for
 from lwm.engine.sampling import Sampling
 from lwm.engine.scoring import Logits, Scorer, require_ids
 from lwm.generation.frames import IMAGE, VIDEO, FrameDone, require_vision
@@ -34,7 +35,7 @@ from lwm.generation.vision_generation import (
     video_codes,
 )
 from lwm.generation.vision_prompts import Part, See, chat_tokens, has_vision, text_of
-from lwm.models.llama import Llama, LlamaConfig
+from lwm.models.llama import QUANTIZED_ROWS, Llama, LlamaConfig
 from lwm.models.vision_tokens import joined
 from lwm.models.vqgan import VQGANConfig
 
@@ -64,6 +65,7 @@ class Model:
         self._scorer: Scorer | None = None
         self._engine: Engine | None = None
         self._codec: ImageCodec | None = None
+        self._dequantized: Llama | None = None
         self._see: See = MediaEncoder(lambda: self.codec)
         self.timings = Timings()
 
@@ -329,13 +331,25 @@ class Model:
         """
         if self._engine is None or not 1 <= self._engine.slots / self._engine.rounded(slots) <= 2:
             self._engine = None  # its cache goes before another comes
-            room = roomy(prompt + max_tokens)
-            self._engine = Engine(
-                self.weights, self.config, slots=slots, tokens=room, dtype=self.dtype,
-                mesh=self.mesh,
-            )  # fmt: skip
+            self._engine = self.new_engine(slots, prompt + max_tokens)
         self._engine.require(prompt, max_tokens)
         return self._engine
+
+    def new_engine(self, slots: int, tokens: int) -> Engine:
+        """Make an engine for requests of up to `tokens` tokens, with headroom for longer ones.
+
+        All engines of a model share one dequantized copy of quantized weights.
+
+        Raises:
+            CapacityError: the cache or the dequantized weights do not fit into memory.
+        """
+        weights = self.weights if slots <= QUANTIZED_ROWS else self._dequantized
+        if weights is None:
+            weights = self._dequantized = weights_for(self.weights, slots)
+        return Engine(
+            weights, self.config, slots=slots, tokens=tokens, headroom=True, dtype=self.dtype,
+            mesh=self.mesh,
+        )  # fmt: skip
 
     def _require_context(self, length: int, answer: int = 0) -> None:
         limit = self.config.max_sequence_length

@@ -44,7 +44,7 @@ def save_session(path: Path, model: Model, messages: Sequence[Message]) -> None:
         InputError: the file cannot be written.
     """
     engine = model.engine_for(1, 1)
-    slot, tokens = engine.scheduler.longest()
+    slot, tokens = engine.scheduler.longest_slot()
     places = _places(len(tokens), engine.scheduler.capacity, model)
     arrays = {"tokens": np.array(tokens, np.int32)}
     for number, layer in enumerate(engine.cache):
@@ -86,13 +86,11 @@ def load_session(path: Path, model: Model) -> list[Message]:
             messages = json.loads(facts["messages"])
             tokens = file.get_tensor("tokens")
             engine = model.engine_for(len(tokens), 1)
-            slot = engine.scheduler.hold(tokens.tolist())
+            slot = engine.scheduler.fill_slot(tokens.tolist())
             places = _places(len(tokens), engine.scheduler.capacity, model)
             try:
-                engine.cache = tuple(
-                    _held(layer, file, number, slot, places, model.dtype)
-                    for number, layer in enumerate(engine.cache)
-                )
+                for number, layer in enumerate(engine.cache):
+                    engine.cache[number] = _held(layer, file, number, slot, places, model.dtype)
             except BaseException:
                 engine.forget()  # layers before the one that failed were given away
                 raise

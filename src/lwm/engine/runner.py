@@ -1,0 +1,240 @@
+"""Hold the weights and the cache on their devices, and run the compiled steps on them."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jaxtyping import Array
+
+from lwm.attention.cached import LayerCache
+from lwm.attention.order import striped
+from lwm.core.errors import CapacityError
+from lwm.core.memory import require_memory
+from lwm.core.mesh import SEQUENCE, pace
+from lwm.engine.sampling import Sampled, SlotSampling
+from lwm.engine.scheduler import Chunk, Feed
+from lwm.engine.steps import compile_steps
+from lwm.models.cache import cache_capacity, grow_cache, make_cache, require_cache_memory
+from lwm.models.llama import QUANTIZED_ROWS, Llama, LlamaConfig, dequantized
+from lwm.models.quantized import QuantizedKernel, has_quantized
+
+CHUNKS = (32, 128, 512, 1024)
+"""Positions on each device of the `sequence` axis that one prefill step takes."""
+
+_MOST_LAYERS = 5
+"""Most layers that one dispatch of a decode step computes."""
+
+
+def reserved_length(tokens: int, config: LlamaConfig) -> int:
+    """Return the length of cache to reserve for a request, with room to grow within the model's
+    context.
+
+    There are few such lengths, because each one compiles a decode step.
+    """
+    unit = max(256, 1 << max(0, tokens.bit_length() - 3))
+    length = max(1024, -(-tokens // unit) * unit)
+    return max(tokens, min(length, config.max_sequence_length))
+
+
+def weights_for(weights: Llama, slots: int) -> Llama:
+    """Return the weights to run `slots` requests at a time with.
+
+    Quantized kernels are fast for few rows only; for more they are dequantized, once for all
+    steps.
+
+    Raises:
+        CapacityError: the dequantized copy does not fit into memory.
+    """
+    if slots <= QUANTIZED_ROWS or not has_quantized(weights):
+        return weights
+    leaves = jax.tree.leaves(weights, is_leaf=lambda x: isinstance(x, QuantizedKernel))
+    sizes = [
+        kernel.shape[0] * kernel.shape[1]
+        for kernel in leaves
+        if isinstance(kernel, QuantizedKernel)
+    ]
+    require_memory(
+        4 * sum(sizes),
+        None,
+        what=f"a float32 copy of the quantized weights, for {slots} slots,",
+        remedy=f"run at most {QUANTIZED_ROWS} at a time; guided generation takes two for each",
+    )
+    return dequantized(weights)
+
+
+class Runner:
+    """Hold a model's weights and the cache of an engine, and run steps on them.
+
+    Args:
+        dtype: of the cache.
+        tokens: least number of positions in each slot.
+        headroom: reserve `reserved_length` positions if they fit into memory.
+
+    Attributes:
+        capacity: positions of a slot.
+    """
+
+    def __init__(
+        self,
+        weights: Llama,
+        config: LlamaConfig,
+        *,
+        slots: int,
+        tokens: int,
+        headroom: bool,
+        dtype: str,
+        mesh: Mesh | None,
+    ) -> None:
+        self._weights, self._config, self._slots = weights, config, slots
+        self._dtype, self._mesh = dtype, mesh
+        self._shards = 1 if mesh is None else mesh.shape[SEQUENCE]
+        self._without_layers = replace(weights, layers=())
+        self._steps = compile_steps(config, mesh, weights.norm.dtype)
+        # One compiled layer, or a run of a few, serves for all: the cost of compiling a chunk size
+        # or a width of drafts does not grow with the model's depth.
+        self._run = max(n for n in range(1, _MOST_LAYERS + 1) if config.num_layers % n == 0)
+        self._cache: list[LayerCache] = []
+        self._present: Array | None = None
+        self.capacity = 0
+        self.capacity = self._affordable(tokens, headroom)
+        self.allocate()
+
+    @property
+    def chunks(self) -> list[int]:
+        """Return the sizes of prefill steps."""
+        return [size * self._shards for size in CHUNKS]
+
+    @property
+    def cache(self) -> list[LayerCache]:
+        """Return the cache of each layer, which a caller may replace."""
+        self.allocate()
+        return self._cache
+
+    def allocate(self) -> bool:
+        """Make the cache if there is none; return whether a new one was made.
+
+        Raises:
+            CapacityError: the cache does not fit into memory.
+        """
+        if self._cache:
+            return False
+        self._cache = list(
+            make_cache(
+                self._config,
+                slots=self._slots,
+                capacity=self.capacity,
+                dtype=self._dtype,
+                mesh=self._mesh,
+            )
+        )
+        whole = NamedSharding(self._mesh, PartitionSpec()) if self._mesh else jax.devices()[0]
+        self._present = jnp.zeros((self._slots, self._config.table_size), bool, device=whole)
+        return True
+
+    def release(self) -> None:
+        """Free the cache, also where an exception's traceback still refers to it."""
+        for array in jax.tree.leaves((self._cache, self._present)):
+            array.delete()
+        self._cache, self._present = [], None
+
+    def grow(self, tokens: int) -> None:
+        """Make the cache longer, keeping its contents.
+
+        Raises:
+            CapacityError: the longer cache does not fit into memory.
+        """
+        capacity = self._affordable(tokens, headroom=True)
+        if self._cache:
+            try:
+                self._cache = list(grow_cache(tuple(self._cache), capacity, self._mesh))
+            except BaseException:
+                self.release()  # some layers are freed already
+                raise
+        self.capacity = capacity
+
+    def _affordable(self, tokens: int, headroom: bool) -> int:
+        """Choose a capacity with room to grow if it fits into memory, else the least one."""
+        least = cache_capacity(tokens, self._mesh)
+        if headroom:
+            padded = cache_capacity(reserved_length(tokens, self._config), self._mesh)
+            try:
+                self._require_memory(padded)
+                return padded
+            except CapacityError:
+                if padded == least:
+                    raise
+        self._require_memory(least)
+        return least
+
+    def _require_memory(self, capacity: int) -> None:
+        if self._cache:
+            # While a cache grows, each old layer is freed after the new one is made.
+            capacity += capacity // self._config.num_layers - self.capacity
+        require_cache_memory(
+            self._config,
+            slots=self._slots,
+            capacity=capacity,
+            dtype=self._dtype,
+            mesh=self._mesh,
+        )
+
+    def set_text(self, slot: int, tokens: Sequence[int]) -> None:
+        """Set the tokens that the repetition penalty of a slot counts as present."""
+        row = np.zeros(self._config.table_size, bool)
+        row[list(tokens)] = True
+        self._present = self._steps.mark_present(self._present, slot, row)
+
+    def prefill(self, chunk: Chunk) -> None:
+        """Compute the keys and values of a chunk."""
+        tokens = np.zeros(chunk.size, np.int32)
+        tokens[: len(chunk.tokens)] = chunk.tokens
+        order = striped(chunk.size, self._shards)
+        positions = (chunk.first + np.arange(chunk.size, dtype=np.int32))[order]
+        x = self._steps.embed(self._weights.embedding, tokens[order][None])
+        angles = self._steps.angles(positions[None])
+        place = (np.int32(chunk.slot), np.int32(chunk.first))
+        layers, cache = self._weights.layers, self._cache
+        assert isinstance(layers, tuple)
+        last = len(layers) - 1
+        # Each layer's cache is donated, and replaced in the list at once, so that `release` finds
+        # every array after an interruption.
+        for index, layer in enumerate(self._steps.dequantized_layers(layers)):
+            if index < last:
+                x, cache[index] = self._steps.prefill(layer, x, angles, cache[index], *place)
+            else:
+                cache[index] = self._steps.prefill_last(layer, x, angles, cache[index], *place)
+            pace(cache[index])
+
+    def decode(self, feeds: Sequence[Feed], width: int, settings: SlotSampling) -> Sampled:
+        """Compute the next tokens of all slots, and sample a token after each of them.
+
+        Args:
+            width: tokens of each slot, padding included.
+
+        Returns:
+            Arrays on the host, [slots, width].
+        """
+        tokens = np.zeros((self._slots, width), np.int32)
+        positions = np.full((self._slots, width), -1, np.int32)
+        for feed in feeds:
+            count = len(feed.tokens)
+            tokens[feed.slot, :count] = feed.tokens
+            positions[feed.slot, :count] = feed.position + np.arange(count)
+        x = self._steps.embed_next(self._weights.embedding, tokens)
+        angles = self._steps.angles(np.maximum(positions, 0))
+        layers, cache = self._weights.layers, self._cache
+        assert isinstance(layers, tuple)
+        for first in range(0, len(layers), self._run):
+            run = slice(first, first + self._run)
+            old = tuple(cache[run])
+            x, cache[run] = self._steps.decode(layers[run], x, angles, old, positions)
+            pace(cache[run])
+        sampled, self._present = self._steps.sample(
+            self._without_layers, x, self._present, tokens, positions, settings
+        )
+        result: Any = jax.device_get(sampled)
+        return result
