@@ -18,11 +18,15 @@ from lwm.core.mesh import make_mesh
 from lwm.engine import runner
 from lwm.engine.engine import Engine
 from lwm.engine.request import Request, Token
-from lwm.engine.sampling import Sampling
+from lwm.engine.runner import reserved_length, weights_for
+from lwm.engine.sampling import Sampling, slot_sampling
+from lwm.engine.scoring import Rows, Scorer
 from lwm.engine.steps import compile_steps
-from lwm.models.cache import make_cache
+from lwm.generation.model import Model
+from lwm.models.cache import cache_capacity, make_cache
+from lwm.models.costs import cache_bytes
 from lwm.models.llama import Llama, dequantized
-from lwm.models.quantized import QuantizedTensor, lay_out
+from lwm.models.quantized import QuantizedTensor, has_quantized, lay_out
 
 GREEDY = Sampling(temperature=0)
 
@@ -360,6 +364,76 @@ def test_quantized_kernels_give_the_tokens_of_dequantized_ones() -> None:
     # The weights themselves were not donated.
     again = Engine(quantized, config, slots=2, tokens=256)
     assert [ids(events) for events in run(again, *asked)] == answers
+
+
+def test_dequantized_weights_are_made_once_and_only_where_they_fit(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    kernel = np.zeros((64, 32), np.int8)
+    table = jax.device_put(lay_out(QuantizedTensor(kernel, np.ones((64, 1), np.float32), None)))
+    model = Model(
+        source="tiny", config=CONFIG, weights=replace(fused(), embedding=table),
+        open_tokenizer=lambda: None, dtype="float32", mesh=None,
+    )  # fmt: skip
+    first, second = (model.new_engine(slots, 256)._runner._weights for slots in (5, 8))
+    assert not has_quantized(first)
+    assert first is second
+    assert has_quantized(model.new_engine(4, 256)._runner._weights)
+    monkeypatch.setattr(memory, "available_bytes", lambda device: 64 * 32 * 4 - 1)
+    with pytest.raises(CapacityError, match=r"float32 copy of the quantized weights.*at most 4"):
+        weights_for(model.weights, 5)
+
+
+def test_reserved_length_stays_within_the_context() -> None:
+    config = replace(CONFIG, max_sequence_length=550_000)
+    assert reserved_length(530_000, config) == 550_000
+    assert reserved_length(530_000, replace(config, max_sequence_length=1 << 20)) == 655_360
+    assert reserved_length(5_000, replace(config, max_sequence_length=4_096)) == 5_000
+    assert reserved_length(10, config) == 1024
+
+
+def test_headroom_is_left_out_where_memory_is_short(monkeypatch: pytest.MonkeyPatch) -> None:
+    config = replace(CONFIG, max_sequence_length=1 << 20)
+    needed = cache_bytes(config, cache_capacity(2100, None), "float32")
+    monkeypatch.setattr(memory, "available_bytes", lambda device: needed)
+    mine = Engine(fused(), config, tokens=2100, headroom=True)
+    assert mine.scheduler.capacity == 2176
+    monkeypatch.setattr(memory, "available_bytes", lambda device: 10 * needed)
+    assert Engine(fused(), config, tokens=2100, headroom=True).scheduler.capacity == 2560
+    mine.require(2200, 1)
+    assert mine.scheduler.capacity == 2560
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_float32_products_are_exact_in_every_step(dtype: str) -> None:
+    """Check the precision of all dots, which accelerators would otherwise round."""
+    model = jax.tree.map(lambda x: x.astype(dtype), fused())
+    steps = compile_steps(CONFIG, None, jnp.dtype(dtype))
+    cache = tuple(make_cache(CONFIG, slots=1, capacity=256, dtype=dtype))
+    layers: Any = model.layers
+    zero, row = np.int32(0), np.zeros((1, 32), np.int32)
+    settings = slot_sampling(
+        [Sampling()], conditional=row[0, :1], unconditional=row[0, :1],
+        logprobs=np.zeros(1, bool), low=row[0, :1], high=row[0, :1] + 64,
+    )  # fmt: skip
+    x, angles = steps.embed(model.embedding, row), steps.angles(row)
+    x1, angles1 = x[:, :1], steps.angles(row[:, :1])
+    present = np.zeros((1, 64), bool)
+    rows = Rows(row, row, row)  # type: ignore[arg-type]
+    scorer = Scorer(model, CONFIG, None)
+    lowered = {
+        "prefill": steps.prefill.lower(layers[0], x, angles, cache[0], zero, zero),
+        "last": steps.prefill_last.lower(layers[0], x, angles, cache[0], zero, zero),
+        "decode": steps.decode.lower(layers, x1, angles1, cache, row[:, :1]),
+        "sample": steps.sample.lower(model, x1, present, row[:, :1], row[:, :1], settings),
+        "logits": scorer._logits.lower(model, rows),
+        "scores": scorer._scores.lower(model, rows, row),
+    }
+    for name, step in lowered.items():
+        dots = [line for line in step.as_text().splitlines() if "dot_general" in line]
+        assert dots, name
+        for dot in dots:
+            assert ("HIGHEST" in dot) == (dtype == "float32"), (name, dot)
 
 
 def test_requests_that_cannot_run_are_refused() -> None:

@@ -19,6 +19,7 @@ from transformers import (
 )
 
 from lwm.core.errors import ConfigError
+from lwm.engine import sampling
 from lwm.engine.sampling import (
     MAX_ALTERNATIVES,
     Sampled,
@@ -216,6 +217,44 @@ def test_each_slot_has_its_own_range_and_one_id_is_forced() -> None:
         out = run(logits, how, step=np.full(4, step, np.int32))
         assert ((out.tokens >= low) & (out.tokens < high)).all()
         assert (out.tokens[1], out.logprobs[1]) == (7, 0)
+
+
+@pytest.mark.parametrize(
+    ("rows", "sorts"),
+    [
+        ([Sampling(top_k=VOCAB)], 0),
+        ([Sampling(top_k=18), Sampling(top_p=1.0, min_p=0.1)], 0),
+        ([Sampling(top_k=5, top_p=0.5, temperature=0)], 0),
+        ([Sampling(top_k=17)], 1),
+        ([Sampling(), Sampling(top_p=0.9)], 1),
+    ],
+)
+def test_vocabulary_is_sorted_only_where_that_rules_something_out(
+    rows: list[Sampling], sorts: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Check slots with 18 ids allowed, by counting sorts while the step runs."""
+    count: list[int] = []
+
+    def counted(*arguments: Any) -> Any:
+        jax.debug.callback(lambda: count.append(1))
+        return filter_top(*arguments)
+
+    monkeypatch.setattr(sampling, "filter_top", counted)
+    bounds = {"low": np.full(len(rows), 11, np.int32), "high": np.full(len(rows), 29, np.int32)}
+    logits, present = draw(len(rows)), np.zeros((len(rows), VOCAB), bool)
+    sampled = jax.jit(lambda *x: sample(*x))(
+        logits, present, np.zeros(len(rows), np.int32), settings(rows, **bounds)
+    )
+    jax.block_until_ready(sampled)
+    jax.effects_barrier()
+    assert len(count) == sorts
+
+
+def test_top_p_of_one_keeps_every_id_beside_a_slot_that_sorts() -> None:
+    logits = np.full((2, 4096), -30.0, np.float32)
+    logits[:, 0] = 0.0
+    filtered = filter_top(jnp.asarray(logits), jnp.array([0, 3]), jnp.array([1.0, 1.0]))
+    assert np.isfinite(filtered[0]).all()
 
 
 @pytest.mark.parametrize(

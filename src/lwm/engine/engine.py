@@ -25,8 +25,8 @@ from lwm.engine.request import Request, Token
 from lwm.engine.runner import Runner, weights_for
 from lwm.engine.sampling import GREEDY, Sampled, SlotSampling, slot_sampling
 from lwm.engine.scheduler import Feed, Scheduler
-from lwm.models.llama import QUANTIZED_ROWS, Llama, LlamaConfig
-from lwm.models.quantized import has_quantized
+from lwm.models.llama import Llama, LlamaConfig
+from lwm.models.quantized import QUANTIZED_ROWS, has_quantized
 
 
 class Engine:
@@ -106,11 +106,10 @@ class Engine:
         needed = self.scheduler.needed_capacity(prompt, max_tokens)
         if needed <= self.scheduler.capacity:
             return
+        capacity = self._runner.affordable(needed, headroom=True)
         try:
-            self._runner.grow(needed)
-        except CapacityError:
-            raise
-        except BaseException:
+            self._runner.grow(capacity)
+        except BaseException:  # some layers are freed already
             self.forget()
             raise
         self.scheduler.grow(self._runner.capacity)

@@ -19,8 +19,8 @@ from lwm.engine.sampling import Sampled, SlotSampling
 from lwm.engine.scheduler import Chunk, Feed
 from lwm.engine.steps import compile_steps
 from lwm.models.cache import cache_capacity, grow_cache, make_cache, require_cache_memory
-from lwm.models.llama import QUANTIZED_ROWS, Llama, LlamaConfig, dequantized
-from lwm.models.quantized import QuantizedKernel, has_quantized
+from lwm.models.llama import Llama, LlamaConfig, dequantized
+from lwm.models.quantized import QUANTIZED_ROWS, QuantizedKernel, has_quantized
 
 CHUNKS = (32, 128, 512, 1024)
 """Positions on each device of the `sequence` axis that one prefill step takes."""
@@ -100,7 +100,7 @@ class Runner:
         self._cache: list[LayerCache] = []
         self._present: Array | None = None
         self.capacity = 0
-        self.capacity = self._affordable(tokens, headroom)
+        self.capacity = self.affordable(tokens, headroom)
         self.allocate()
 
     @property
@@ -141,23 +141,18 @@ class Runner:
             array.delete()
         self._cache, self._present = [], None
 
-    def grow(self, tokens: int) -> None:
-        """Make the cache longer, keeping its contents.
-
-        Raises:
-            CapacityError: the longer cache does not fit into memory.
-        """
-        capacity = self._affordable(tokens, headroom=True)
+    def grow(self, capacity: int) -> None:
+        """Make the cache longer, keeping its contents."""
         if self._cache:
-            try:
-                self._cache = list(grow_cache(tuple(self._cache), capacity, self._mesh))
-            except BaseException:
-                self.release()  # some layers are freed already
-                raise
+            self._cache = list(grow_cache(tuple(self._cache), capacity, self._mesh))
         self.capacity = capacity
 
-    def _affordable(self, tokens: int, headroom: bool) -> int:
-        """Choose a capacity with room to grow if it fits into memory, else the least one."""
+    def affordable(self, tokens: int, headroom: bool) -> int:
+        """Return a capacity with room to grow if it fits into memory, else the least one.
+
+        Raises:
+            CapacityError: not even the least one fits.
+        """
         least = cache_capacity(tokens, self._mesh)
         if headroom:
             padded = cache_capacity(reserved_length(tokens, self._config), self._mesh)

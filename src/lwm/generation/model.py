@@ -35,7 +35,8 @@ from lwm.generation.vision_generation import (
     video_codes,
 )
 from lwm.generation.vision_prompts import Part, See, chat_tokens, has_vision, text_of
-from lwm.models.llama import QUANTIZED_ROWS, Llama, LlamaConfig
+from lwm.models.llama import Llama, LlamaConfig
+from lwm.models.quantized import QUANTIZED_ROWS
 from lwm.models.vision_tokens import joined
 from lwm.models.vqgan import VQGANConfig
 
