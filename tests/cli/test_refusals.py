@@ -148,8 +148,8 @@ def test_meshes_that_do_not_fit(refused: Run, tiny: Path) -> None:
     command = ("chat", tiny, *PROMPT, "--mesh")
     refused(r"heads \(4\).*3 parts", *command, "1,1,3,1")
     refused("8 devices but 4 are present", *command, "1,1,1,8")
-    refused("'1,2' is not understood", *command, "1,2")
-    refused("'one,1,1,1' is not understood", *command, "one,1,1,1")
+    refused("the mesh '1,2' cannot be parsed", *command, "1,2")
+    refused("the mesh 'one,1,1,1' cannot be parsed", *command, "one,1,1,1")
     refused(r"mesh sizes are \(0, 1, 1, 1\)", *command, "0,1,1,1")
     refused("3 does not divide the 4 devices", *command, "1,-1,3,1")
 

@@ -1,49 +1,46 @@
-"""`lwm data`: look at training data and make some."""
+"""Inspect, write and export training data: `lwm data`."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import make_dataclass
 from pathlib import Path
 from typing import Annotated
 
 import tyro
 
 from lwm.cli.flags import Load, LoadFlags, ModelName
-from lwm.cli.train import configure
-from lwm.core.errors import ConfigError, InputError
+from lwm.cli.parsing import UsageError, parse
+from lwm.cli.train import default_run
+from lwm.core.errors import InputError
 from lwm.core.files import refuse_existing
 from lwm.core.progress import say
-
-
-@dataclass(frozen=True)
-class _Shown:
-    """How much is shown."""
-
-    rows: int = 2
-    """Rows to show."""
 
 
 def inspect(arguments: Sequence[str]) -> None:
     """Show rows of a recipe's data, decoded, and count its tokens.
 
     Args:
-        arguments: what follows `lwm data inspect`: a recipe's name, --rows, the recipe's settings.
+        arguments: What follows `lwm data inspect`: a recipe and its settings, and --rows.
     """
     if not arguments or arguments[0].startswith("-"):
-        raise ConfigError(
-            "write 'lwm data inspect RECIPE [--rows N] ...', with a recipe of 'lwm train --list' "
-            "and its settings"
+        raise UsageError(
+            "lwm data inspect",
+            "the recipe must come first; write 'lwm data inspect RECIPE [--rows N] ...' with a "
+            "recipe of 'lwm train --list' and its settings",
         )
-    name, *settings = arguments
-    shown, rest = tyro.cli(_Shown, args=settings, return_unknown_args=True, add_help=False)
-    run = configure(name, rest, "data inspect")
     from lwm.recipes.inspection import inspect_rows
+    from lwm.recipes.settings import TrainingRun
 
-    for line in inspect_rows(run, shown.rows):
+    name, *settings = arguments
+    rows = Annotated[int, tyro.conf.arg(help="Number of rows to show.")]
+    run = Annotated[TrainingRun, tyro.conf.arg(name="")]
+    inspection = make_dataclass("Inspection", [("rows", rows, 2), ("run", run)], kw_only=True)
+    result = parse(
+        inspection, f"lwm data inspect {name}", settings,
+        default=inspection(run=default_run(name, settings)),
+        description=f"Show rows of the data of the recipe {name}, and count its tokens.",
+    )  # fmt: skip
+    for line in inspect_rows(result.run, result.rows):
         print(line)
-
-
-def inspect_help() -> None:
-    """Stands for `inspect` in the list of verbs."""
 
 
 def questions(
@@ -67,19 +64,19 @@ def questions(
     seed: int = 0,
     load: Load = LoadFlags(),
 ) -> None:
-    """Have a model write questions and answers about a book, as long chat examples.
+    """Let a model write questions and answers about a book, as long chat examples.
 
-    Interrupted and called again, it goes on where it was: what the model wrote is kept chunk by
-    chunk beside --out, in OUT.chunks.jsonl.
+    An interrupted run continues when the command is repeated: each chunk's questions are saved in
+    OUT.chunks.jsonl.
 
     Args:
-        out: File to write, JSON lines for 'lwm train chat --data.path'.
-        chunk_tokens: Longest piece of the book that a question is asked about.
-        length: Most tokens of an example.
-        chunks: Only the first so many chunks of the book.
-        tries: Times that a chunk is asked about before it is dropped.
-        temperature: 0 takes the likeliest token; higher is more varied.
-        seed: The same seed gives the same questions.
+        out: JSON lines file to write, for 'lwm train chat --data.path'.
+        chunk_tokens: Maximum length in tokens of the passage that a question is about.
+        length: Maximum length of an example in tokens.
+        chunks: Number of chunks to use, from the start of the book; defaults to all.
+        tries: Attempts at each chunk before it is dropped.
+        temperature: 0 takes the most likely token; higher values are more varied.
+        seed: Seed of the sampling; the same seed gives the same questions.
     """
     from lwm.curation.book_questions import (
         ChunkRecord,
@@ -106,7 +103,7 @@ def questions(
     summary = write_questions(
         writer, text, out, config, length=length, most_chunks=chunks, report=report
     )
-    say(f"({summary}; what was written for each chunk is kept in {chunks_file(out)})")
+    say(f"({summary}; the questions of each chunk are in {chunks_file(out)})")
     print(out)
 
 
@@ -118,3 +115,33 @@ def _read_book(book: str) -> str:
     if name == "book" and not Path(book).exists():
         return king_james_bible(part if colon else None)
     return read_document(Path(book))
+
+
+def export(
+    source: Annotated[
+        str,
+        tyro.conf.Positional,
+        tyro.conf.arg(
+            metavar="SOURCE",
+            help="hf:NAME or hf:NAME:CONFIGURATION:SPLIT, the directory of a Hugging Face data "
+            "set, a Parquet or JSON lines file, a glob, a URL, or 'book'.",
+        ),
+    ],
+    /,
+    out: Path,
+    field: str = "text",
+    rows: int | None = None,
+    characters: int | None = None,
+) -> None:
+    """Export one field of a data set as JSON lines with the key 'text'.
+
+    Args:
+        out: File to write.
+        field: Field whose text is exported.
+        rows: Maximum number of rows.
+        characters: Maximum number of characters; the last text is truncated to fit.
+    """
+    from lwm.curation.export import export_texts
+
+    say(f"({export_texts(source, out, field=field, rows=rows, characters=characters)})")
+    print(out)

@@ -1,18 +1,18 @@
-"""`lwm`: gathers the verbs, and turns a user's mistake into one sentence and exit code 2."""
+"""Run the `lwm` command: choose the verb, and report a user's mistake in one sentence."""
 
 import os
 import sys
+import textwrap
 import threading
 import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tyro.extras import SubcommandApp
-
 from lwm.cli.chat import chat
 from lwm.cli.convert import convert
-from lwm.cli.data import inspect, inspect_help, questions
-from lwm.cli.data_export import export
+from lwm.cli.data import export, inspect, questions
 from lwm.cli.demo import demo
 from lwm.cli.eval_compare import compare
 from lwm.cli.eval_needle import multi_needle, needle
@@ -21,84 +21,131 @@ from lwm.cli.eval_suite import suite
 from lwm.cli.eval_video_needle import video_needle
 from lwm.cli.generate import generate_image, generate_text, generate_video
 from lwm.cli.info import info
+from lwm.cli.parsing import UsageError, closest_name, parse
 from lwm.cli.tokenize import tokenize
-from lwm.cli.train import train, train_help
+from lwm.cli.train import train
 from lwm.core.errors import LwmError
 
 
-def _keep_compiled_code() -> None:
-    """Lets a later run start from the code that an earlier one compiled."""
+@dataclass(frozen=True)
+class Group:
+    """A command that consists of further commands."""
+
+    summary: str
+    commands: "dict[str, Group | Callable[..., None]]"
+
+
+LWM = Group(
+    "Train, evaluate, run and convert Large World Models.",
+    {
+        "demo": demo,
+        "chat": chat,
+        "generate": Group(
+            "Generate text, images or videos from a prompt.",
+            {"text": generate_text, "image": generate_image, "video": generate_video},
+        ),
+        "train": train,
+        "tokenize": tokenize,
+        "data": Group(
+            "Inspect, write or export training data.",
+            {"inspect": inspect, "qa": questions, "export": export},
+        ),
+        "eval": Group(
+            "Evaluate a model, and report scores with plots.",
+            {
+                "needle": needle,
+                "multi-needle": multi_needle,
+                "perplexity": perplexity,
+                "suite": suite,
+                "video-needle": video_needle,
+                "compare": compare,
+            },
+        ),
+        "convert": convert,
+        "info": info,
+    },
+)
+RECIPE_VERBS = (train, inspect)
+"""Verbs that parse their own arguments, because their options depend on a recipe."""
+
+
+def main() -> None:
+    """Run the command line of this process."""
+    _cache_compiled_code()
+    _ignore_closed_event_loops()
+    try:
+        _run("lwm", LWM, sys.argv[1:])
+    except LwmError as error:
+        command = error.command if isinstance(error, UsageError) else "lwm"
+        print(f"{command}: {error}", file=sys.stderr)
+        warnings.simplefilter("ignore")  # warnings about work that the error interrupted
+        sys.exit(error.exit_code)
+    except KeyboardInterrupt:
+        sys.exit(130)
+    except BrokenPipeError:  # the program that reads our output has ended
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(141)
+    except OSError as error:  # a path that cannot be reached, a full disk
+        problem = f"lwm: {error.strerror or error}: {error.filename or ''}"
+        print(problem.rstrip(": "), file=sys.stderr)
+        sys.exit(2)
+
+
+def _run(command: str, group: Group, arguments: Sequence[str]) -> None:
+    see = f"see '{command} --help'"
+    if not arguments:
+        raise UsageError(command, f"name one of {', '.join(group.commands)}; {see}")
+    name, *rest = arguments
+    if name in ("-h", "--help"):
+        print(_help(command, group))
+        return
+    if name not in group.commands:
+        meant = closest_name(name, group.commands)
+        raise UsageError(
+            command, f"unknown command {name!r}; {f'did you mean {meant}?' if meant else see}"
+        )
+    match group.commands[name]:
+        case Group() as inner:
+            _run(f"{command} {name}", inner, rest)
+        case verb if verb in RECIPE_VERBS:
+            verb(rest)
+        case verb:
+            parse(verb, f"{command} {name}", rest)
+
+
+def _help(command: str, group: Group) -> str:
+    """Describe a group's commands, one line each where they fit."""
+    lines = [f"usage: {command} [-h] COMMAND ...", "", group.summary, "", "commands:"]
+    for name, entry in group.commands.items():
+        summary = entry.summary if isinstance(entry, Group) else (entry.__doc__ or "")
+        first = " ".join(summary.partition("\n\n")[0].split())
+        lines += textwrap.wrap(
+            f"  {name:<14}{first}", width=80, subsequent_indent=" " * 16, break_long_words=False
+        )
+    return "\n".join([*lines, "", f"'{command} COMMAND --help' describes a command."])
+
+
+def _cache_compiled_code() -> None:
+    """Let later runs reuse the code that this one compiles."""
     base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(Path(base) / "lwm" / "compiled"))
 
 
-def _let_the_main_thread_speak() -> None:
-    """What fails in another thread, a checkpoint's writer above all, reaches the main thread as an
-    error; the trace of its own would only stand round the sentence that tells it."""
-    told = sys.unraisablehook
-    threading.excepthook = lambda _: None
+def _ignore_closed_event_loops() -> None:
+    """Silence the native threads that write a checkpoint after its event loop has closed.
 
-    def tell(error: Any) -> None:  # native threads come here
-        if threading.current_thread() is threading.main_thread():
-            told(error)
+    When a write fails, for example because the disk is full, orbax raises the error in the main
+    thread and closes the event loop. TensorStore's threads then cannot deliver the results of the
+    other writes, and each would print a trace around the one sentence that reports the error.
+    """
+    report = sys.unraisablehook
 
-    sys.unraisablehook = tell
+    def report_unknown(error: Any) -> None:
+        native = isinstance(threading.current_thread(), threading._DummyThread)
+        if not (native and str(error.exc_value) == "Event loop is closed"):
+            report(error)
 
-
-def application() -> SubcommandApp:
-    generate = SubcommandApp()
-    generate.command(name="text")(generate_text)
-    generate.command(name="image")(generate_image)
-    generate.command(name="video")(generate_video)
-    data = SubcommandApp()
-    data.command(name="inspect", help="Show rows of a recipe's data.")(inspect_help)
-    data.command(name="qa")(questions)
-    data.command(export)
-    evaluate = SubcommandApp()
-    evaluate.command(needle)
-    evaluate.command(multi_needle)
-    evaluate.command(perplexity)
-    evaluate.command(suite)
-    evaluate.command(video_needle)
-    evaluate.command(compare)
-    app = SubcommandApp()
-    app.command(demo)
-    app.command(chat)
-    app.command(generate, name="generate", help="Generate from a prompt.")
-    app.command(name="train", help="Train by a recipe; --list shows them.")(train_help)
-    app.command(tokenize)
-    app.command(data, name="data", help="Look at training data and make some.")
-    app.command(evaluate, name="eval", help="Measure a model; draw what was found.")
-    app.command(convert)
-    app.command(info)
-    return app
-
-
-def main() -> None:
-    """Entry point of the `lwm` command."""
-    _keep_compiled_code()
-    _let_the_main_thread_speak()
-    try:
-        match sys.argv[1:]:  # settings of these depend on the recipe
-            case ["train", *arguments]:
-                return train(arguments)
-            case ["data", "inspect", *arguments]:
-                return inspect(arguments)
-        application().cli(prog="lwm", description="The Large World Model, whole and reproducible.")
-    except LwmError as error:
-        print(f"lwm: {error}", file=sys.stderr)
-        warnings.simplefilter("ignore")  # work that the error cut short is no news
-        sys.exit(error.exit_code)
-    except KeyboardInterrupt:
-        sys.exit(130)
-    except BrokenPipeError:  # the reader of our output has left
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(141)
-    except OSError as error:  # a path that cannot be reached, a disk that is full
-        print(
-            f"lwm: {error.strerror or error}: {error.filename or ''}".rstrip(": "), file=sys.stderr
-        )
-        sys.exit(2)
+    sys.unraisablehook = report_unknown
 
 
 if __name__ == "__main__":

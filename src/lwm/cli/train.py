@@ -1,36 +1,33 @@
-"""`lwm train`: a recipe by name, with settings changed by dotted flags after it."""
+"""Train by a recipe: `lwm train`."""
 
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-import tyro
 from rich.table import Table
 
 from lwm.cli.info import print_table
+from lwm.cli.parsing import parse
 from lwm.core.errors import ConfigError
 
 if TYPE_CHECKING:
-    from lwm.recipes.settings import TrainingRun, VqganRun
-
-
-_MIXTURE = ["--data", "mixture"]
+    from lwm.recipes.settings import TrainingRun
 
 
 def train(arguments: Sequence[str]) -> None:
-    """Train by a recipe.
+    """Train a model by a recipe; --list shows the recipes.
 
     Args:
-        arguments: what follows `lwm train`: a recipe's name and its settings, or --list.
+        arguments: What follows `lwm train`: a recipe and its settings, or --list.
     """
-    from lwm.recipes.catalogue.by_name import RECIPES, VQGAN_RECIPES, summaries
+    from lwm.recipes.catalogue.by_name import RECIPES, VQGAN_RECIPES, summaries, vqgan_recipe
 
     if "--list" in arguments or not arguments or arguments[0] in ("-h", "--help"):
-        table = Table("recipe", "what it is")
+        table = Table("recipe", "what it trains")
         for name, summary in summaries().items():
             table.add_row(name, summary)
         print_table(table)
-        print("lwm train RECIPE --help shows its settings.")
+        print("'lwm train RECIPE --help' describes the settings of a recipe.")
         return
     name, *settings = arguments
     if name.startswith("-"):
@@ -40,77 +37,59 @@ def train(arguments: Sequence[str]) -> None:
         )
     if name in VQGAN_RECIPES:
         from lwm.recipes.assemble_vqgan import train_vqgan
+        from lwm.recipes.settings import VqganRun
 
-        print(train_vqgan(_configure_vqgan(name, settings)))
+        summary, default = VQGAN_RECIPES[name].__doc__, vqgan_recipe(name)
+        run = parse(VqganRun, f"lwm train {name}", settings, default=default, description=summary)
+        print(train_vqgan(run))
         return
-    run = configure(name, settings)
     from lwm.recipes.assemble import train_model
 
-    print(train_model(run))
+    print(train_model(configure(name, settings)))
 
 
-def train_help() -> None:
-    """Stands for `train` in the list of verbs."""
-    train(["--help"])
-
-
-def configure(name: str, settings: Sequence[str], verb: str = "train") -> "TrainingRun":
-    """The run of a recipe with its settings changed.
-
-    A size that is named replaces the recipe's own model, but for what it sees, and a path the data
-    sets that it mixes, and fields those that its examples bring; what else is set counts on top of
-    it. Settings of a data set that the recipe does not have add it.
+def configure(name: str, settings: Sequence[str]) -> "TrainingRun":
+    """Return the run of a recipe with its settings changed.
 
     Raises:
-        ConfigError: no such recipe.
-        SystemExit: a setting is unknown or of the wrong type; tyro has said which.
+        ConfigError: There is no such recipe.
+        UsageError: A setting is unknown or of the wrong type.
     """
-    from lwm.recipes.catalogue.by_name import RECIPES, recipe
+    from lwm.recipes.catalogue.by_name import RECIPES
     from lwm.recipes.settings import TrainingRun
 
-    default = _with_room(recipe(name), settings)
-    return tyro.cli(
-        TrainingRun,
-        default=default,
-        args=list(settings),
-        prog=f"lwm {verb} {name}",
-        description=RECIPES[name].__doc__,
-    )
+    default = default_run(name, settings)
+    summary = RECIPES[name].__doc__
+    return parse(TrainingRun, f"lwm train {name}", settings, default=default, description=summary)
 
 
-def _with_room(default: "TrainingRun", settings: Sequence[str]) -> "TrainingRun":
-    """The recipe's run without what the settings replace whole, and with what they name anew."""
+def default_run(name: str, settings: Sequence[str]) -> "TrainingRun":
+    """Return the run of a recipe, adapted to the settings that will be applied to it.
+
+    A setting that replaces a whole part discards what the recipe says of that part: --model.size
+    its model except for vision and RoPE theta, --data.path its mixture, --data.fields the other
+    ways to choose fields. A setting of a data set that the mixture lacks adds that data set.
+
+    Raises:
+        ConfigError: There is no such recipe.
+    """
     from lwm.data.config import DataSet
+    from lwm.recipes.catalogue.by_name import recipe
     from lwm.recipes.settings import ModelSettings
 
-    named = [setting.split("=")[0].replace("_", "-") for setting in settings]
-    if "--model.size" in named:
-        own = default.model
-        default = replace(
-            default, model=ModelSettings(rope_theta=own.rope_theta, vision=own.vision)
-        )
-    if "--data.path" in named:
-        default = replace(default, data=replace(default.data, mixture={}))
-    if "--data.fields" in named:
-        default = replace(default, data=replace(default.data, fields_from_example="", messages=""))
-    if "--data.fields-from-example" in named:
-        default = replace(default, data=replace(default.data, messages=""))
-    flags = [flag.split(".") for flag in named]
-    mixed = [parts[2] for parts in flags if parts[:2] == _MIXTURE and len(parts) > 3]
-    if new := {part: DataSet() for part in mixed if part not in default.data.mixture}:
-        mixture = default.data.mixture | new
-        default = replace(default, data=replace(default.data, path="", mixture=mixture))
-    return default
-
-
-def _configure_vqgan(name: str, settings: Sequence[str]) -> "VqganRun":
-    from lwm.recipes.catalogue.by_name import VQGAN_RECIPES, vqgan_recipe
-    from lwm.recipes.settings import VqganRun
-
-    return tyro.cli(
-        VqganRun,
-        default=vqgan_recipe(name),
-        args=list(settings),
-        prog=f"lwm train {name}",
-        description=VQGAN_RECIPES[name].__doc__,
-    )
+    run = recipe(name)
+    model, data = run.model, run.data
+    options = [setting.partition("=")[0].replace("_", "-") for setting in settings]
+    if "--model.size" in options:
+        model = ModelSettings(rope_theta=model.rope_theta, vision=model.vision)
+    if "--data.path" in options:
+        data = replace(data, mixture={})
+    if "--data.fields" in options:
+        data = replace(data, fields_from_example="", messages="")
+    if "--data.fields-from-example" in options:
+        data = replace(data, messages="")
+    parts = [option.split(".") for option in options]
+    mixed = [part[2] for part in parts if part[:2] == ["--data", "mixture"] and len(part) > 3]
+    if added := {data_set: DataSet() for data_set in mixed if data_set not in data.mixture}:
+        data = replace(data, path="", mixture=data.mixture | added)
+    return replace(run, model=model, data=data)
