@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as some
 
 from lwm.core.errors import ConfigError, InputError
-from lwm.models.vision_tokens import VisionVocabulary, joined
+from lwm.models.vision_tokens import VisionVocabulary, single_table_ids
 
 VISION = VisionVocabulary(codes=16, codes_per_frame=4, size=24)
 
@@ -70,7 +70,7 @@ def test_codes_of_another_vqgan_are_refused(codes: np.ndarray, message: str) -> 
 
 def test_ids_of_two_tables_become_ids_of_one() -> None:
     tokens, mask = np.array([[5, 5, 0]]), np.array([[False, True, True]])
-    assert joined(tokens, mask, 32).tolist() == [[5, 37, 32]]
+    assert single_table_ids(tokens, mask, 32).tolist() == [[5, 37, 32]]
 
 
 @pytest.mark.parametrize(

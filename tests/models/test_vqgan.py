@@ -12,7 +12,7 @@ from lwm.core import params
 from lwm.core.errors import ConfigError, InputError
 from lwm.generation import codec as codecs
 from lwm.generation.codec import VqganCodec
-from lwm.models.vqgan import VQGANConfig, nearest, vqgan_params
+from lwm.models.vqgan import VQGANConfig, nearest_codes, vqgan_params
 
 SCAN = Path(__file__).parents[1] / "fixtures" / "original" / "scan"
 TINY = VQGANConfig(
@@ -77,12 +77,12 @@ def test_pictures_need_not_be_square_nor_many(tiny) -> None:
 def test_the_nearest_entry_is_taken_and_the_first_of_equal_ones() -> None:
     codebook = np.array([[4, 0], [1, 1], [1, 1], [-2, 0]], np.float32)
     latents = np.array([[[[1, 1], [3, -1], [-9, 0], [0.9, 1.2]]]], np.float32)
-    assert nearest(jnp.asarray(codebook), jnp.asarray(latents)).tolist() == [[[1, 0, 3, 1]]]
+    assert nearest_codes(jnp.asarray(codebook), jnp.asarray(latents)).tolist() == [[[1, 0, 3, 1]]]
     many = np.random.default_rng(0).normal(size=(20, 5)).astype(np.float32)
     places = np.random.default_rng(1).normal(size=(2, 3, 4, 5)).astype(np.float32)
     distances = ((places[..., None, :] - many) ** 2).sum(-1)
     np.testing.assert_array_equal(
-        nearest(jnp.asarray(many), jnp.asarray(places)), distances.argmin(-1)
+        nearest_codes(jnp.asarray(many), jnp.asarray(places)), distances.argmin(-1)
     )
 
 

@@ -29,7 +29,7 @@ from lwm.attention.kernels import cpu
 from lwm.attention.mask import Ranges, Side, allowed, needed, ranges
 from lwm.attention.online_softmax import Sums, finish, start
 
-SAVED = "attention"
+CHECKPOINT_NAME = "attention"
 """Name under which a rematerialisation policy may keep an output and its log-sum-exp, all that the
 backward pass needs of the forward pass besides queries, keys and values."""
 
@@ -247,8 +247,8 @@ def _attention_forward(
     keys = cut_keys(key, value, key_side, key_cut)
     sums = forward(start(queries.data.shape[:-1], query.shape[-1]), queries, keys, causal=causal)
     blocks, logsumexp = finish(sums)
-    out = checkpoint_name(query_cut.undo_queries(blocks).astype(query.dtype), SAVED)
-    logsumexp = checkpoint_name(logsumexp, SAVED)
+    out = checkpoint_name(query_cut.undo_queries(blocks).astype(query.dtype), CHECKPOINT_NAME)
+    logsumexp = checkpoint_name(logsumexp, CHECKPOINT_NAME)
     return out, (query, key, value, query_side, key_side, out, logsumexp)
 
 

@@ -249,12 +249,12 @@ def _decode(
         sums = jax.lax.fori_loop(0, -(-used // DECODE_SLAB), slab, sums)
     out, logsumexp = finish(sums)
     if shards > 1:
-        out = merge(out, logsumexp, SEQUENCE)
+        out = merge_shards(out, logsumexp, SEQUENCE)
     out = out.reshape(slots, kv_heads, width, group, dim).swapaxes(1, 2)
     return out.reshape(slots, width, heads, dim).astype(query.dtype), cache
 
 
-def merge(
+def merge_shards(
     out: Float[Array, "*rows dim"], logsumexp: Float[Array, "*rows"], axis: str
 ) -> Float[Array, "*rows dim"]:
     """One attention from each device's attention over its own keys, by log-sum-exp."""

@@ -20,7 +20,7 @@ from jaxtyping import Array, Float
 
 from lwm.attention.blocks import Cut, Keys, Queries, cut_keys, cut_queries
 from lwm.attention.blockwise import (
-    SAVED,
+    CHECKPOINT_NAME,
     backward,
     blockwise_attention,
     forward,
@@ -31,7 +31,7 @@ from lwm.attention.online_softmax import Sums, finish, start
 from lwm.core.errors import ConfigError
 
 
-def rotate(tree: Any, axis: str) -> Any:
+def send_to_next(tree: Any, axis: str) -> Any:
     """Sends this device's arrays to the next one round the ring."""
     size = jax.lax.axis_size(axis)
     return jax.lax.ppermute(tree, axis, [(i, (i + 1) % size) for i in range(size)])
@@ -42,7 +42,7 @@ def ring_forward(sums: Sums, queries: Queries, keys: Keys, axis: str, *, causal:
 
     def step(carry: tuple[Sums, Keys], _: None) -> tuple[tuple[Sums, Keys], None]:
         sums, keys = carry
-        incoming = rotate(keys, axis)
+        incoming = send_to_next(keys, axis)
         return (forward(sums, queries, keys, causal=causal), incoming), None
 
     hops = jax.lax.axis_size(axis) - 1
@@ -68,8 +68,8 @@ def _ring_forward(
     keys = cut_keys(key, value, key_side, key_cut)
     sums = start(queries.data.shape[:-1], query.shape[-1])
     blocks, logsumexp = finish(ring_forward(sums, queries, keys, axis, causal=causal))
-    out = checkpoint_name(query_cut.undo_queries(blocks).astype(query.dtype), SAVED)
-    logsumexp = checkpoint_name(logsumexp, SAVED)
+    out = checkpoint_name(query_cut.undo_queries(blocks).astype(query.dtype), CHECKPOINT_NAME)
+    logsumexp = checkpoint_name(logsumexp, CHECKPOINT_NAME)
     return out, (query, key, value, query_side, key_side, out, logsumexp)
 
 
@@ -86,17 +86,17 @@ def _ring_backward(
 
     def step(carry: Any, _: None) -> tuple[Any, None]:
         dq, keys, sums = carry
-        incoming = rotate(keys, axis)
+        incoming = send_to_next(keys, axis)
         # What the earlier devices summed for the present block arrives while our own part is
         # computed.
-        arrived = rotate(sums, axis)
+        arrived = send_to_next(sums, axis)
         dq, *part = backward(dq, queries, saved, keys, causal=causal)
         return (dq, incoming, jax.tree.map(jnp.add, arrived, tuple(part))), None
 
     zeros = jnp.zeros(keys.key.shape, jnp.float32)
     carry = (jnp.zeros(queries.data.shape, jnp.float32), keys, (zeros, zeros))
     (dq, _, sums), _ = jax.lax.scan(step, carry, length=jax.lax.axis_size(axis))
-    dk, dv = rotate(sums, axis)  # one last hop brings every block's gradient home
+    dk, dv = send_to_next(sums, axis)  # one last hop brings every block's gradient home
     dq = query_cut.undo_queries(dq) * query.shape[-1] ** -0.5
     dk, dv = key_cut.undo_keys(dk), key_cut.undo_keys(dv)
     return dq.astype(query.dtype), dk.astype(key.dtype), dv.astype(value.dtype), None, None

@@ -14,23 +14,23 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 
-class Rotation(NamedTuple):
+class RotaryAngles(NamedTuple):
     """Cosine and sine of each position's angles, float32."""
 
     cosine: Float[Array, "batch seq half"]
     sine: Float[Array, "batch seq half"]
 
 
-def rotation(positions: Int[Array, "batch seq"], head_dim: int, theta: float) -> Rotation:
+def rotary_angles(positions: Int[Array, "batch seq"], head_dim: int, theta: float) -> RotaryAngles:
     """The angle of pair i at position p is p / theta ** (2i / head_dim)."""
     exponents = np.arange(0, head_dim, 2, dtype=np.float32) / np.float32(head_dim)
     frequencies = (1.0 / np.float32(theta) ** exponents).astype(np.float32)
     angles = positions[..., None].astype(jnp.float32) * frequencies
-    return Rotation(jnp.cos(angles), jnp.sin(angles))
+    return RotaryAngles(jnp.cos(angles), jnp.sin(angles))
 
 
-def rotate(
-    x: Float[Array, "batch seq heads dim"], by: Rotation
+def apply_rotary(
+    x: Float[Array, "batch seq heads dim"], by: RotaryAngles
 ) -> Float[Array, "batch seq heads dim"]:
     """Turns each pair of each head; computed in float32, returned in x's own type."""
     cosine, sine = by.cosine[:, :, None, :], by.sine[:, :, None, :]

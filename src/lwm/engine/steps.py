@@ -15,7 +15,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Bool, Float, Int
 
 from lwm.attention.cached import LayerCache, decode_attention, prefill_attention
-from lwm.attention.rope import Rotation, rotation
+from lwm.attention.rope import RotaryAngles, rotary_angles
 from lwm.core.hardware import precise
 from lwm.core.sharding import DECODE, PREFILL
 from lwm.engine.sampling import Sampled, SlotSampling, sample
@@ -43,7 +43,7 @@ def dequantize_kernels(
 def prefill_layer(
     layer: Layer | FusedLayer,
     x: Float[Array, "1 size embed"],
-    angles: Rotation,
+    angles: RotaryAngles,
     cache: LayerCache,
     slot: Array,
     first: Array,
@@ -69,7 +69,7 @@ def prefill_last_layer(*arguments: Any, config: LlamaConfig, mesh: Mesh | None) 
 def decode_layers(
     layers: Sequence[Layer | FusedLayer],
     x: Float[Array, "slots width embed"],
-    angles: Rotation,
+    angles: RotaryAngles,
     caches: Cache,
     positions: Int[Array, "slots width"],
     *,
@@ -194,7 +194,7 @@ def compile_steps(config: LlamaConfig, mesh: Mesh | None, dtype: Any) -> Steps:
     def jit(function: Callable[..., Any], **options: Any) -> Any:
         return jax.jit(precise(function, dtype), **options)
 
-    angles = partial(rotation, head_dim=config.head_dim, theta=config.rope_theta)
+    angles = partial(rotary_angles, head_dim=config.head_dim, theta=config.rope_theta)
     return Steps(
         embed=jit(partial(embed_tokens, mesh=mesh, rules=PREFILL)),
         angles=jit(angles, out_shardings=whole),

@@ -17,7 +17,7 @@ from jaxtyping import Float, Int
 
 from lwm.checkpoints.formats.vqgan import read_vqgan
 from lwm.core.errors import InputError
-from lwm.models.vqgan import VQGAN, VQGANConfig, decode, encode
+from lwm.models.vqgan import VQGAN, VQGANConfig
 
 BATCH_PIXELS = 1 << 20
 """Pixels of a batch; 16 pictures of 256 x 256. Bounds activations, not what may be asked for."""
@@ -38,8 +38,8 @@ class VqganCodec:
     def __init__(self, config: VQGANConfig, weights: VQGAN) -> None:
         self.config = config
         self._weights = jax.device_put(weights, jax.local_devices()[0])
-        self._encode = jax.jit(partial(encode, config=config))
-        self._decode = jax.jit(partial(decode, config=config))
+        self._encode = jax.jit(partial(encode_images, config=config))
+        self._decode = jax.jit(partial(decode_images, config=config))
 
     @cached_property
     def fingerprint(self) -> str:

@@ -37,7 +37,7 @@ from lwm.generation.vision_generation import (
 from lwm.generation.vision_prompts import Part, See, chat_tokens, has_vision, text_of
 from lwm.models.llama import Llama, LlamaConfig
 from lwm.models.quantized import QUANTIZED_ROWS
-from lwm.models.vision_tokens import joined
+from lwm.models.vision_tokens import single_table_ids
 from lwm.models.vqgan import VQGANConfig
 
 
@@ -161,7 +161,7 @@ class Model:
         self._require_context(ids.shape[-1])
         if self._scorer is None:
             self._scorer = Scorer(self.weights, self.config, self.mesh)
-        logits = self._scorer.logits(joined(ids, mask, self.config.vocab_size))
+        logits = self._scorer.logits(single_table_ids(ids, mask, self.config.vocab_size))
         if vision is None:
             return Logits(text=logits)
         text, seen = np.split(logits, [self.config.vocab_size], axis=-1)

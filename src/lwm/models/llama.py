@@ -20,7 +20,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int
 
-from lwm.attention.rope import Rotation, rotate, rotation
+from lwm.attention.rope import RotaryAngles, apply_rotary, rotary_angles
 from lwm.core.errors import ConfigError
 from lwm.core.mesh import TENSOR
 from lwm.core.params import ParamSpec, normal, ones, stack
@@ -293,7 +293,7 @@ def feed_forward(
 def apply_layer(
     layer: Layer | FusedLayer,
     x: Float[Array, "batch seq embed"],
-    turn: Rotation,
+    angles: RotaryAngles,
     cache: Any,
     config: LlamaConfig,
     attend: Attend,
@@ -305,7 +305,7 @@ def apply_layer(
     """One layer: attention and feed-forward network, each on the normalised input and added to it.
 
     Args:
-        turn: rotary angles of the tokens' positions, which need not be in order.
+        angles: rotary angles of the tokens' positions, which need not be in order.
         attend: attention to this layer's keys and values, and to what `cache` holds of earlier
             ones.
         mlp_block: positions of a device's part that pass the feed-forward network at a time.
@@ -317,8 +317,8 @@ def apply_layer(
 
     normed = rms_norm(x, layer.attention_norm, config.rms_norm_eps)
     query, key, value = project(layer, normed, config)
-    query = rotate(split(query, config.num_heads, "heads"), turn)
-    key = rotate(split(key, config.num_kv_heads, "kv_heads"), turn)
+    query = apply_rotary(split(query, config.num_heads, "heads"), angles)
+    key = apply_rotary(split(key, config.num_kv_heads, "kv_heads"), angles)
     mixed, cache = attend(query, key, split(value, config.num_kv_heads, "kv_heads"), cache)
     mixed = mixed.reshape(*x.shape[:2], -1)
     x = x + (mixed @ layer.output if isinstance(layer, Layer) else multiply(mixed, layer.output))
@@ -349,7 +349,7 @@ def hidden_states(
         remat: what the backward pass computes again, as `jax.checkpoint` does; for stacked layers.
         dtype: of the activations; the embedding's unless given.
     """
-    turn = rotation(positions, config.head_dim, config.rope_theta)
+    angles = rotary_angles(positions, config.head_dim, config.rope_theta)
     apply = partial(apply_layer, config=config, attend=attend, mesh=mesh, rules=rules)
     x = embed_tokens(weights.embedding, tokens, mesh, rules)
     x = x if dtype is None else x.astype(dtype)
@@ -357,10 +357,10 @@ def hidden_states(
     if isinstance(weights.layers, tuple):
         traced_once = jax.jit(apply)
         for layer in weights.layers:
-            x, _ = traced_once(layer, x, turn, None)
+            x, _ = traced_once(layer, x, angles, None)
     else:
-        one = remat(lambda layer, x, turn: apply(prepare(layer), x, turn, None)[0])
-        x, _ = jax.lax.scan(lambda x, layer: (one(layer, x, turn), None), x, weights.layers)
+        one = remat(lambda layer, x, angles: apply(prepare(layer), x, angles, None)[0])
+        x, _ = jax.lax.scan(lambda x, layer: (one(layer, x, angles), None), x, weights.layers)
     return rms_norm(x, weights.norm, config.rms_norm_eps)
 
 

@@ -74,7 +74,7 @@ def lora_params(config: LlamaConfig, lora: LoraConfig) -> dict[str, Adapter]:
     return stack(adapters, config.num_layers)
 
 
-def merge(layer: Layer, adapters: dict[str, Adapter], scale: float) -> Layer:
+def merge_adapters(layer: Layer, adapters: dict[str, Adapter], scale: float) -> Layer:
     """The layer with its changes added, in the type of its kernels."""
     changed = {}
     for target, adapter in adapters.items():

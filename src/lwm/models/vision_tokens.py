@@ -2,8 +2,8 @@
 
 A vision-language model is a Llama with one table of ids for both kinds: text first, then vision.
 The id alone selects the row, so attention, caches, packing and sharding treat both kinds alike.
-The original keeps two tables, two number spaces and a mask that selects one; `joined` converts.
-Vision ids in this module count from 0; the first vision row of the table is the model's
+The original keeps two tables, two number spaces and a mask that selects one; `single_table_ids`
+converts. Vision ids in this module count from 0; the first vision row of the table is the model's
 `vocab_size`.
 
 Source: LargeWorldModel paper (arXiv 2402.08268), section 4.1.
@@ -114,7 +114,7 @@ class VisionVocabulary(Checked, section="vision"):
         return ends
 
 
-def joined(tokens: np.ndarray, vision_mask: np.ndarray, vocab_size: int) -> np.ndarray:
+def single_table_ids(tokens: np.ndarray, vision_mask: np.ndarray, vocab_size: int) -> np.ndarray:
     """Convert ids of two tables, and the mask that selects one, to ids of one table.
 
     Args:

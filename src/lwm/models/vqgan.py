@@ -241,7 +241,7 @@ def _network(
     )
 
 
-def latents(
+def encode_latents(
     weights: VQGAN, pixels: Float[Array, "batch height width 3"], config: VQGANConfig
 ) -> Float[Array, "batch rows columns code_channels"]:
     """What the encoder makes of pictures, before each place takes its nearest entry."""
@@ -256,7 +256,7 @@ def latents(
     return convolve(weights.to_codes, x)
 
 
-def nearest(
+def nearest_codes(
     codebook: Float[Array, "codes code_channels"],
     latents: Float[Array, "batch rows columns code_channels"],
 ) -> Int[Array, "batch rows columns"]:
@@ -267,7 +267,7 @@ def nearest(
     return jnp.argmin((codebook**2).sum(-1) - 2 * products, axis=-1).astype(jnp.int32)
 
 
-def pixels_of(
+def decode_latents(
     weights: VQGAN,
     entries: Float[Array, "batch rows columns code_channels"],
     config: VQGANConfig,
@@ -283,18 +283,18 @@ def pixels_of(
     return convolve(network.conv_out, jax.nn.silu(normalise(network.norm, x, config.norm_groups)))
 
 
-def encode(
+def encode_images(
     weights: VQGAN, pixels: Float[Array, "batch height width 3"], config: VQGANConfig
 ) -> Int[Array, "batch rows columns"]:
     """Codes of pictures in [-1, 1]; `downsampling` must divide their sides."""
-    return nearest(weights.codebook, latents(weights, pixels, config))
+    return nearest_codes(weights.codebook, encode_latents(weights, pixels, config))
 
 
-def decode(
+def decode_images(
     weights: VQGAN, codes: Int[Array, "batch rows columns"], config: VQGANConfig
 ) -> Float[Array, "batch height width 3"]:
     """Pictures in [-1, 1] of codes."""
-    return jnp.clip(pixels_of(weights, weights.codebook[codes], config), -1, 1)
+    return jnp.clip(decode_latents(weights, weights.codebook[codes], config), -1, 1)
 
 
 def convolve(

@@ -19,7 +19,7 @@ from lwm.core.mesh import make_mesh
 from lwm.core.sharding import TRAINING, shard_count
 from lwm.data.images import Crops, evaluation_batches, read_image_files, split_files
 from lwm.media.images import to_pixels, write_image
-from lwm.models.vqgan import VQGAN, decode, encode
+from lwm.models.vqgan import VQGAN, decode_images, encode_images
 from lwm.recipes.directory import make_run, require_run, require_same, write_settings
 from lwm.recipes.learn import learn
 from lwm.recipes.settings import VqganRun
@@ -124,7 +124,9 @@ class Grid:
         rows = np.linspace(0, len(held) - 1, min(_ROWS, len(held))).astype(int)
         self._pictures, self._file = held[rows], run.out / GRID
         self._through = jax.jit(
-            lambda weights, pixels: decode(weights, encode(weights, pixels, run.model), run.model)
+            lambda weights, pixels: decode_images(
+                weights, encode_images(weights, pixels, run.model), run.model
+            )
         )
 
     def __call__(self, step: int, state: VqganState) -> None:

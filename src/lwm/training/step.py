@@ -16,13 +16,13 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int
 
 from lwm.attention.api import AttentionConfig, attention
-from lwm.attention.blockwise import SAVED
+from lwm.attention.blockwise import CHECKPOINT_NAME
 from lwm.attention.mask import Side
 from lwm.core.errors import ConfigError
 from lwm.core.params import cast
 from lwm.core.sharding import TRAINING, constrain
 from lwm.models.llama import Layer, Llama, LlamaConfig, hidden_states, llama_params
-from lwm.models.lora import AdaptedLayer, LoraConfig, merge
+from lwm.models.lora import AdaptedLayer, LoraConfig, merge_adapters
 from lwm.training.loss import LossSums, cross_entropy
 
 
@@ -153,7 +153,7 @@ def _remat(name: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
         case "full":
             return jax.checkpoint
         case _:
-            policy = jax.checkpoint_policies.save_only_these_names(SAVED)
+            policy = jax.checkpoint_policies.save_only_these_names(CHECKPOINT_NAME)
             return partial(jax.checkpoint, policy=policy)
 
 
@@ -174,7 +174,7 @@ def sums_of(
     def prepare(layer: Any) -> Layer:
         """Gathers one layer from its `fsdp` shards, in the type it computes in."""
         if isinstance(layer, AdaptedLayer):
-            layer = merge(layer.layer, layer.adapters, lora.scale)
+            layer = merge_adapters(layer.layer, layer.adapters, lora.scale)
         return jax.tree.map(
             lambda spec, kernel: constrain(kernel.astype(dtype), mesh, spec.axes, _GATHERED),
             layer_specs,

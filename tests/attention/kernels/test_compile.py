@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from lwm.attention.kernels.compile import CompilerError, compiled
+from lwm.attention.kernels.compile import CompilerError, compile_c_function
 
 with_a_compiler = pytest.mark.skipif(
     not any(map(shutil.which, ("cc", "gcc", "clang"))), reason="there is no C compiler here"
@@ -39,15 +39,15 @@ def kept(tmp_path: Path) -> dict[str, Any]:
 def test_a_library_is_compiled_once_for_what_decides_it(
     source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert compiled(source, "number")() == 3
+    assert compile_c_function(source, "number")() == 3
     first = kept(tmp_path)
     assert len(first) == 1
-    assert compiled(source, "number")() == 3
+    assert compile_c_function(source, "number")() == 3
     assert kept(tmp_path) == first
     source.write_text(SOURCE.replace("NUMBER 3", "NUMBER 4"))
-    assert compiled(source, "number")() == 4
+    assert compile_c_function(source, "number")() == 4
     monkeypatch.setenv("CFLAGS", "-DNUMBER=5 -w")
-    assert compiled(source, "number")() == 5
+    assert compile_c_function(source, "number")() == 5
     assert len(kept(tmp_path)) == 3
     assert kept(tmp_path).items() > first.items()
 
@@ -58,14 +58,14 @@ def test_a_damaged_library_is_made_anew(
     source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, damage: bytes
 ) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "elsewhere"))
-    compiled(source, "number")
+    compile_c_function(source, "number")
     (good,) = (tmp_path / "elsewhere" / "lwm").iterdir()
     # In another place, since what is loaded once stays so under its path.
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     library = tmp_path / "cache" / "lwm" / good.name
     library.parent.mkdir(parents=True)
     library.write_bytes(damage)
-    assert compiled(source, "number")() == 3
+    assert compile_c_function(source, "number")() == 3
     assert library.read_bytes() == good.read_bytes()
 
 
@@ -81,7 +81,7 @@ def test_where_nothing_can_be_kept_it_is_compiled_for_the_process(
     else:
         cache.mkdir()
         cache.chmod(0o777)
-    assert compiled(source, "number")() == 3
+    assert compile_c_function(source, "number")() == 3
     assert kept(tmp_path) == {}
 
 
@@ -91,7 +91,7 @@ def test_what_does_not_compile_is_told_with_the_compilers_own_reason(
 ) -> None:
     source.write_text(SOURCE.replace("NUMBER;", "#error;"))
     with pytest.raises(CompilerError, match=r"does not compile number\.c: .*error: "):
-        compiled(source, "number")
+        compile_c_function(source, "number")
     assert kept(tmp_path) == {}
 
 
@@ -109,4 +109,4 @@ def test_a_compiler_that_is_none_is_told(
 ) -> None:
     monkeypatch.setenv("CC", compiler)
     with pytest.raises(CompilerError, match=said):
-        compiled(source, "number")
+        compile_c_function(source, "number")

@@ -18,7 +18,7 @@ from lwm.attention.api import attention
 from lwm.attention.blocks import Cut, Keys, Queries, cut_keys, cut_queries
 from lwm.attention.blockwise import forward, forward_in_xla
 from lwm.attention.kernels import cpu
-from lwm.attention.kernels.compile import compiled
+from lwm.attention.kernels.compile import compile_c_function
 from lwm.attention.mask import Side, ranges, side
 from lwm.attention.online_softmax import Sums, finish, start
 
@@ -191,7 +191,7 @@ PROCESSORS = ["-mno-avx2 -mno-fma", "-mno-avx512f", "-D__AVX512F__=1"]
 @pytest.mark.parametrize("flags", PROCESSORS)
 def test_other_processors_compute_the_same(flags: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CFLAGS", flags)
-    handler = compiled(Path(cpu.__file__).with_suffix(".c"), "lwm_blockwise_forward")
+    handler = compile_c_function(Path(cpu.__file__).with_suffix(".c"), "lwm_blockwise_forward")
     name = f"lwm_blockwise_forward {flags}"
     jax.ffi.register_ffi_target(name, jax.ffi.pycapsule(handler), platform="cpu")
     monkeypatch.setattr(cpu, "_TARGET", name)

@@ -101,7 +101,7 @@ def _open(source: Path, function: str) -> Any:
             return _load(library, function)
 
 
-def compiled(source: Path, function: str) -> Any:
+def compile_c_function(source: Path, function: str) -> Any:
     """A function of a C source that knows XLA's foreign function interface, compiled or found.
 
     CC and CFLAGS count as everywhere.

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from lwm.attention.blocks import Keys, Queries
-from lwm.attention.kernels.compile import CompilerError, compiled
+from lwm.attention.kernels.compile import CompilerError, compile_c_function
 from lwm.attention.online_softmax import Sums
 from lwm.core.progress import say
 
@@ -24,7 +24,7 @@ def registered() -> bool:
     """Whether XLA knows the kernel, which is compiled at the first question; where it cannot be,
     a remark says so."""
     try:
-        handler = compiled(Path(__file__).with_suffix(".c"), _TARGET)
+        handler = compile_c_function(Path(__file__).with_suffix(".c"), _TARGET)
     except CompilerError as error:
         say(f"Attention on this CPU is left to XLA, which is slower: {error}.")
         return False

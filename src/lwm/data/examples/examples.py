@@ -11,7 +11,7 @@ import numpy as np
 from jaxtyping import Bool, Float32, Int32
 
 from lwm.core.errors import InputError
-from lwm.models.vision_tokens import VisionVocabulary, joined
+from lwm.models.vision_tokens import VisionVocabulary, single_table_ids
 
 MAX_TOKENS = 1 << 28  # one example; beyond it stands a broken file, not a long book
 
@@ -68,7 +68,7 @@ class Example:
         """Ids of the one table of a model with so many ids of text."""
         if not self.vision.any():
             return self.tokens
-        return joined(self.tokens, self.vision, text_vocab)
+        return single_table_ids(self.tokens, self.vision, text_vocab)
 
     @classmethod
     def of_text(cls, tokens: list[int], weights: list[float]) -> "Example":

@@ -20,7 +20,14 @@ from lwm.core import params
 from lwm.core.errors import ConfigError
 from lwm.core.sharding import TRAINING, partition_spec
 from lwm.models.likeness import psnr, ssim
-from lwm.models.vqgan import VQGAN, VQGANConfig, latents, nearest, pixels_of, vqgan_params
+from lwm.models.vqgan import (
+    VQGAN,
+    VQGANConfig,
+    decode_latents,
+    encode_latents,
+    nearest_codes,
+    vqgan_params,
+)
 from lwm.training.optimizer import OptimizerConfig, make_optimizer
 from lwm.training.vqgan.codebook import (
     CodebookConfig,
@@ -228,8 +235,8 @@ class VqganPlan:
     def _loss(
         self, weights: VQGAN, pixels: Float[Array, "batch height width 3"]
     ) -> tuple[Float[Array, ""], dict[str, Array]]:
-        found = latents(weights, pixels, self.config)
-        codes = nearest(weights.codebook, jax.lax.stop_gradient(found))
+        found = encode_latents(weights, pixels, self.config)
+        codes = nearest_codes(weights.codebook, jax.lax.stop_gradient(found))
         entries = weights.codebook[codes]
         commitment = ((found - jax.lax.stop_gradient(entries)) ** 2).mean()
         loss = self.codebook.commitment * commitment
@@ -237,7 +244,7 @@ class VqganPlan:
             loss += ((jax.lax.stop_gradient(found) - entries) ** 2).mean()
         # Straight through: the decoder sees entries, the encoder gets the decoder's gradient.
         through = found + jax.lax.stop_gradient(entries - found)
-        back = pixels_of(weights, through, self.config)
+        back = decode_latents(weights, through, self.config)
         reconstruction = self._reconstruction(pixels, back).mean()
         return loss + reconstruction, {
             "latents": jax.lax.stop_gradient(found),
@@ -257,8 +264,8 @@ class VqganPlan:
 
     def _evaluate(self, state: VqganState, _: None, batch: VqganBatch) -> VqganSums:
         weights = state.weights
-        codes = nearest(weights.codebook, latents(weights, batch.pixels, self.config))
-        back = jnp.clip(pixels_of(weights, weights.codebook[codes], self.config), -1, 1)
+        codes = nearest_codes(weights.codebook, encode_latents(weights, batch.pixels, self.config))
+        back = jnp.clip(decode_latents(weights, weights.codebook[codes], self.config), -1, 1)
         places = jnp.broadcast_to(batch.weights[:, None, None], codes.shape)
         return VqganSums(
             loss=batch.weights @ self._reconstruction(batch.pixels, back),
