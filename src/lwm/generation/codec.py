@@ -17,7 +17,7 @@ from jaxtyping import Float, Int
 
 from lwm.checkpoints.formats.vqgan import read_vqgan
 from lwm.core.errors import InputError
-from lwm.models.vqgan import VQGAN, VQGANConfig
+from lwm.models.vqgan import VQGAN, VQGANConfig, decode_images, encode_images
 
 BATCH_PIXELS = 1 << 20
 """Pixels of a batch; 16 pictures of 256 x 256. Bounds activations, not what may be asked for."""
