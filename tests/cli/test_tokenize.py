@@ -64,11 +64,11 @@ def test_a_folder_becomes_a_file_that_trains(run: Run, folder: Path, vqgan: Path
     )  # fmt: skip
     assert ran.code == 0, ran.err
     assert ran.out == f"{out}\n"
-    told = ran.err.splitlines()
-    assert "broken.jpg" in told[0]
-    assert told[1].startswith("1 of 10 files cannot be read and were left out")
-    assert told[2].startswith("5 of 10 files have no caption and were left out, 3.png for one")
-    assert told[3] == "(5 captioned pictures, 8 frames of 4 codes)"
+    lines = ran.err.splitlines()
+    assert "broken.jpg" in lines[0]
+    assert lines[1].startswith("skipped 1 of 10 files that cannot be read")
+    assert lines[2].startswith("skipped 5 of 10 files without a caption, such as 3.png")
+    assert lines[3] == "(5 captioned images, 8 frames of 4 codes)"
     lines = [json.loads(line) for line in out.read_text(encoding="utf-8").splitlines()]
     assert [line["caption"] for line in lines] == [
         "the thing 0", "the thing 1", "two", "a two", "the thing v",
@@ -134,7 +134,7 @@ def test_a_run_that_is_killed_goes_on(run: Run, folder: Path, vqgan: Path) -> No
         ("fps is 0.0", ["FOLDER", "VQGAN", "OUT", "--fps", "0"]),
         ("max_frames is 0", ["FOLDER", "VQGAN", "OUT", "--max-frames", "0"]),
         ("batch_size is 0", ["FOLDER", "VQGAN", "OUT", "--batch-size", "0"]),
-        ("--workers 2 goes with", ["FOLDER", "VQGAN", "OUT", "--workers", "2"]),
+        ("--workers 2 needs --engine ray", ["FOLDER", "VQGAN", "OUT", "--workers", "2"]),
         ("none of 1 files has a caption", ["FOLDER/7.png", "VQGAN", "OUT"]),
         ("none of 1 files can be read", ["FOLDER/broken.jpg", "VQGAN", "OUT"]),
         ("give the tokenizer", ["FOLDER", "VQGAN", "--out", "a.array_record"]),

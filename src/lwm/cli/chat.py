@@ -1,4 +1,4 @@
-"""`lwm chat`: talk to a model, about documents, pictures and videos if some are given."""
+"""Chat with a model, also about documents, images and videos: `lwm chat`."""
 
 import sys
 from pathlib import Path
@@ -21,14 +21,16 @@ from lwm.core.progress import console, say
 if TYPE_CHECKING:
     from lwm.generation.model import Model
 
+Files = Annotated[tuple[Path, ...], tyro.conf.UseAppendAction]
+
 
 def chat(
     model: ModelName,
     /,
     prompt: str | None = None,
-    document: Annotated[tuple[Path, ...], tyro.conf.UseAppendAction] = (),
-    image: Annotated[tuple[Path, ...], tyro.conf.UseAppendAction] = (),
-    video: Annotated[tuple[Path, ...], tyro.conf.UseAppendAction] = (),
+    document: Files = (),
+    image: Files = (),
+    video: Files = (),
     max_frames: int | None = None,
     fps: float | None = None,
     session: Path | None = None,
@@ -37,59 +39,60 @@ def chat(
     load: Load = LoadFlags(),
     sampling: Sampling = SamplingFlags(),
 ) -> None:
-    """Talk to a model; --prompt answers once, without it an interactive session.
+    """Chat with a model: answer one --prompt, or start an interactive session.
 
     Args:
-        prompt: A question to answer once.
-        document: A txt, md, html or pdf file to talk about; may be given several times.
-        image: A picture to talk about; may be given several times, also among videos.
-        video: A video to talk about; may be given several times, also among pictures.
-        max_frames: Frames taken of each video, evenly; 8 unless this or --fps is given.
-        fps: Frames taken of each second of a video.
-        session: A file that keeps the conversation and what the model has read; one that is there
-            is gone on with.
-        system: What the model is told before the conversation.
-        template: How turns are written: auto (the model's own), original, or chatml.
+        prompt: Question to answer once.
+        document: A txt, md, html or pdf file to chat about.
+        image: Image to chat about.
+        video: Video to chat about.
+        max_frames: Frames sampled evenly from each video; defaults to 8 unless --fps is set.
+        fps: Frames sampled from each second of a video.
+        session: File that saves the conversation and the cache; an existing one is continued.
+        system: System message.
+        template: Chat template: auto (the model's), original, or chatml.
     """
-    from lwm.data.text.documents import read_document
-
     if prompt is not None and not prompt.strip():
-        raise InputError("the prompt is empty; ask something after --prompt")
-    if session is not None and session.exists() and (document or image or video or system):
+        raise InputError("the prompt is empty; write a question after --prompt")
+    resumed = session is not None and session.exists()
+    if resumed and (document or image or video or system):
         raise InputError(
-            f"the session {session} is there and has its context; ask without --document, "
-            "--image, --video and --system, or name another --session"
+            f"the session {session} exists and has its context; leave out --document, --image, "
+            "--video and --system, or name another --session"
         )
     if session is not None and not session.absolute().parent.is_dir():
         raise InputError(
             f"the session {session} cannot be written: there is no directory {session.parent}"
         )
+    # Everything that may be refused is read before the user types.
+    from lwm.data.text.documents import read_document
+
     context = "\n\n".join(read_document(path) for path in document)
     loaded = load.load(model)
-    loaded.tokenizer  # noqa: B018  refuses a model without one before anybody types
-    shown = [
-        {kind: path, "type": kind}
-        | ({"max_frames": max_frames, "fps": fps} if kind == "video" else {})
+    loaded.tokenizer  # noqa: B018
+    frames = {"max_frames": max_frames, "fps": fps}
+    codes = [
+        loaded.codes({"type": kind, kind: path} | (frames if kind == "video" else {}))
         for kind, path in in_order({"image": image, "video": video}, sys.argv)
     ]
-    for part in shown:
-        loaded.codes(part)  # what cannot be seen is told before anybody types
-    conversation = Conversation(loaded, context, shown, system, template, sampling)
-    if session is not None and session.exists():
+    parts = [{"type": "codes", "codes": frame_codes} for frame_codes in codes]
+    settings = {"template": template, **vars(sampling)}
+    conversation = Conversation(loaded, context, parts, system, settings)
+    if session is not None and resumed:
         conversation.resume(session)
     try:
         if prompt is not None:
             conversation.ask(prompt)
         else:
-            _talk(conversation, session)
-    finally:  # what was read took its time
+            _interact(conversation, session)
+    finally:  # prefilling may have taken long, so an interrupted session is saved as well
         if session is not None:
-            conversation.keep(session)
+            conversation.save(session)
 
 
-def _talk(conversation: "Conversation", session: Path | None) -> None:
-    """Questions and answers until the user leaves."""
-    say("Ask something. /reset starts anew, /exit or Ctrl-D leaves.")
+def _interact(conversation: "Conversation", session: Path | None) -> None:
+    """Answer questions from standard input until it ends."""
+    say("Type a question; /reset clears the conversation, /exit or Ctrl-D ends it.")
     while (line := _read_line()) is not None:
         match line.strip():
             case "":
@@ -97,77 +100,77 @@ def _talk(conversation: "Conversation", session: Path | None) -> None:
             case "/exit" | "/quit":
                 return
             case "/reset" if session is not None:
-                say(f"{session} keeps this conversation; leave, and begin another --session.")
+                say(f"{session} saves this conversation; exit, and start another --session.")
             case "/reset":
                 conversation.reset()
-                say("The conversation starts anew.")
+                say("The conversation is cleared.")
             case question:
                 try:
                     conversation.ask(question)
-                except CapacityError as error:  # the session can go on with a shorter one
-                    say(f"{error}; or start anew with /reset")
+                except CapacityError as error:  # a shorter question may fit
+                    say(f"{error}; or clear the conversation with /reset")
                 except KeyboardInterrupt:
                     say("(stopped)")
 
 
 class Conversation:
-    """Turns so far; documents go before the first question, pictures and videos behind it, as the
-    original asks.
+    """Hold the turns of a conversation.
 
     Args:
-        shown: pictures and videos, as parts of a message.
+        context: Text of documents, put before the first question.
+        parts: Images and videos as message parts, put after the first question as in the original.
+        system: System message.
+        settings: Template and sampling, as `Model.chat` takes them.
     """
 
     def __init__(
         self,
         model: "Model",
         context: str,
-        shown: list[dict[str, Any]],
+        parts: list[dict[str, Any]],
         system: str | None,
-        template: str,
-        how: SamplingFlags,
+        settings: dict[str, Any],
     ) -> None:
-        self._model, self._context, self._shown = model, context, shown
-        self._template, self._how = template, how
-        self._opening = [] if system is None else [{"role": "system", "content": system}]
+        self._model, self._context, self._parts = model, context, parts
+        self._system = [] if system is None else [{"role": "system", "content": system}]
+        self._settings = settings
         self._turns: list[dict[str, Any]] = []
 
     def reset(self) -> None:
+        """Forget all turns."""
         self._turns = []
 
     def resume(self, session: Path) -> None:
-        """Goes on with what a file kept."""
+        """Continue a saved conversation."""
         from lwm.generation.session import load_session
 
         self._turns = [dict(message) for message in load_session(session, self._model)]
-        self._opening = []  # it is among the turns
+        self._system = []  # it is among the turns
 
-    def keep(self, session: Path) -> None:
+    def save(self, session: Path) -> None:
+        """Save the conversation and the model's cache, unless nothing was answered."""
         from lwm.generation.session import save_session
 
-        if not self._turns:  # nothing has been asked
-            return
-        save_session(session, self._model, [*self._opening, *self._turns])
-        say(f"({session} keeps this conversation)")
+        if self._turns:
+            save_session(session, self._model, [*self._system, *self._turns])
+            say(f"(saved the conversation in {session})")
 
     def ask(self, question: str) -> None:
-        """Streams the answer to standard output; the turn counts only if it ends."""
+        """Print the answer as it is generated; the turn counts only if the answer ends."""
         content: Any = question
         if self._context and not self._turns:
             content = f"{self._context}\n\n{question}"
-        if self._shown and not self._turns:
-            content = [{"type": "text", "text": content}, *self._shown]
+        if self._parts and not self._turns:
+            content = [{"type": "text", "text": content}, *self._parts]
         turns = [*self._turns, {"role": "user", "content": content}]
-        pieces = self._model.chat(
-            [*self._opening, *turns], stream=True, template=self._template, **self._how.settings()
-        )
-        text = print_stream(pieces)
-        self._turns = [*turns, {"role": "assistant", "content": text}]
+        pieces = self._model.chat([*self._system, *turns], stream=True, **self._settings)
+        answer = print_stream(pieces)
+        self._turns = [*turns, {"role": "assistant", "content": answer}]
         say(f"({self._model.timings})")
 
 
 def _read_line() -> str | None:
-    """A line from the user; None at the end of input. The sign to type goes to standard error."""
+    """Read a line, or None at the end of input; the prompt goes to standard error."""
     try:
         return console.input("> ") if sys.stdin.isatty() else input()
     except EOFError:

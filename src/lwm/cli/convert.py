@@ -1,4 +1,4 @@
-"""`lwm convert`: any checkpoint into our directory or Hugging Face's."""
+"""Convert a checkpoint into our format or Hugging Face's: `lwm convert`."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -28,22 +28,25 @@ def convert(
     vqgan_config: Path | None = None,
     seed: int = 0,
 ) -> None:
-    """Convert a checkpoint, tensor by tensor.
+    """Convert a checkpoint, one tensor at a time.
 
     Args:
         source: Any MODEL.
-        destination: A directory to make.
+        destination: Directory to create.
         format: Ours, or the one that transformers loads as LlamaForCausalLM.
-        config: For the original's checkpoints: a size (7b) or a JSON file of settings.
-        tokenizer: A tokenizer to put beside the weights, where the source brings none.
-        dtype: Type of the numbers written; bfloat16 if the source is, else float32.
-        add_vision: Give a text model ids of vision, random until they are trained.
-        vision_codes: With --add-vision: codes of the VQGAN; 8192 unless --vqgan says otherwise.
-        vision_codes_per_frame: With --add-vision: codes of a picture; 256 unless --vqgan says
-            otherwise.
-        vqgan: A VQGAN to put beside the weights: a directory, a run, or the original's pickle.
-        vqgan_config: For the original's pickle of a VQGAN: a JSON file of its settings.
-        seed: With --add-vision: of the random numbers.
+        config: Settings of an original checkpoint: a size such as 7b, or a JSON file.
+        tokenizer: Tokenizer to save beside the weights; defaults to the source's.
+        dtype: Type of the converted weights; defaults to bfloat16 if the source has it, else
+            float32.
+        add_vision: Add vision tokens to a text model; their weights are random until trained.
+        vision_codes: Codes of the VQGAN, with --add-vision; defaults to those of --vqgan, else
+            8192.
+        vision_codes_per_frame: Codes per image, with --add-vision; defaults to those of --vqgan,
+            else 256.
+        vqgan: VQGAN to save beside the weights: a directory, a training run, or the original's
+            pickle.
+        vqgan_config: JSON file with the settings of a pickled VQGAN.
+        seed: Seed of the random weights of --add-vision.
     """
     refuse_existing(destination)
     from lwm.checkpoints.add_vision import require_codebook
@@ -64,10 +67,12 @@ def convert(
         )
     if vqgan is not None:
         require_codebook(read_vqgan(vqgan, vqgan_config)[0], str(vqgan), checkpoint.config, source)
-    found, missing = None, f"{source} brings no tokenizer"
+    save_tokenizer = None
+    missing = f"{source} has no tokenizer"
     try:
-        found = open_tokenizer(checkpoint, tokenizer)
-    except CheckpointError as error:
+        if (opened := open_tokenizer(checkpoint, tokenizer)) is not None:
+            save_tokenizer = opened.save
+    except CheckpointError as error:  # the weights are worth converting without it
         if tokenizer is not None:
             raise
         missing = str(error)
@@ -76,11 +81,11 @@ def convert(
         destination,
         form=format,
         dtype=dtype or ("bfloat16" if checkpoint.stored == "bfloat16" else "float32"),
-        save_tokenizer=(lambda directory: None) if found is None else found.save,
+        save_tokenizer=save_tokenizer or (lambda directory: None),
         vqgan=vqgan or checkpoint.vqgan,
         vqgan_config=vqgan_config,
     )
-    if found is None:
+    if save_tokenizer is None:
         say(f"{destination} has no tokenizer ({missing}); text will need --tokenizer")
     print(destination)
 
@@ -97,9 +102,9 @@ def _with_vision(
     from lwm.checkpoints.formats.vqgan import read_vqgan
     from lwm.models.vqgan import VQGANConfig
 
-    usual = VQGANConfig() if vqgan is None else read_vqgan(vqgan, vqgan_config)[0]
+    codec = VQGANConfig() if vqgan is None else read_vqgan(vqgan, vqgan_config)[0]
     vision = vocabulary_for(
-        usual.codebook_size if codes is None else codes,
-        usual.codes_per_frame if codes_per_frame is None else codes_per_frame,
+        codec.codebook_size if codes is None else codes,
+        codec.codes_per_frame if codes_per_frame is None else codes_per_frame,
     )
     return add_vision(checkpoint, vision, seed=seed)

@@ -1,5 +1,4 @@
-"""`lwm demo`: the tour on the embedded default, a small real model and a real book, with
-figures."""
+"""Demonstrate a small real model on a real book, with timings: `lwm demo`."""
 
 import os
 import sys
@@ -24,8 +23,8 @@ Next:
 
 
 def demo() -> None:
-    """The tour: a real model answers questions about a real book, also over a ring of devices."""
-    # The ring runs on four simulated devices; they must be asked for before jax starts.
+    """Take a tour: a real model answers questions about a book, also over a ring of devices."""
+    # The ring runs on four simulated devices, which must be configured before jax starts.
     os.environ.setdefault("JAX_PLATFORMS", "cpu")
     os.environ.setdefault("JAX_NUM_CPU_DEVICES", "4")
     from lwm.data.text.books import king_james_bible
@@ -35,27 +34,27 @@ def demo() -> None:
     middle = passage.index(". ", len(passage) // 2) + 2
     planted = f"{passage[:middle]}{NEEDLE} {passage[middle:]}"
 
-    alone = _Tour(None)
+    single = _Tour(None)
     _title("1. A plain question")
-    alone.ask("What is the capital of France?", expected="Paris")
-    size = len(alone.model.tokenizer.encode(passage))
+    single.ask("What is the capital of France?", expected="Paris")
+    size = len(single.model.tokenizer.encode(passage))
     _title(f"2. Questions about a passage: the Book of {BOOK}, King James Bible, {size:,} tokens")
-    alone.ask("What is the name of Naomi's husband?", expected="Elimelech", about=passage)
-    alone.ask("Which city did they come to?", expected="Bethlehem", about=passage)
+    single.ask("What is the name of Naomi's husband?", expected="Elimelech", about=passage)
+    single.ask("Which city did they come to?", expected="Bethlehem", about=passage)
     _title("3. A needle planted in the middle of the passage")
-    found = alone.ask(NEEDLE_QUESTION, expected="7421936", about=planted)
-    del alone.model  # its weights need not stand beside those of the ring
+    answer = single.ask(NEEDLE_QUESTION, expected="7421936", about=planted)
+    del single.model  # frees its weights before the ring loads its own
 
     _title(f"4. The same passage read over a ring of four simulated devices (--mesh {RING})")
     ring = _Tour(RING)
-    again = ring.ask(NEEDLE_QUESTION, expected="7421936", about=planted)
-    print(f"      {'the same answer' if again == found else 'ANOTHER ANSWER'} as on one device")
+    same = ring.ask(NEEDLE_QUESTION, expected="7421936", about=planted) == answer
+    print(f"      {'the same answer' if same else 'ANOTHER ANSWER'} as on one device")
 
     _title("5. Speed, compiling included where a step ran for the first time")
-    print(f"   one device    {alone.speed()}")
+    print(f"   one device    {single.speed()}")
     print(f"   ring of four  {ring.speed()}; simulated: the four share this machine's cores")
     print(f"\nDone in {time.perf_counter() - started:.0f} seconds.\n\n{NEXT}")
-    if not (alone.right and ring.right and again == found):
+    if not (single.right and ring.right and same):
         print("lwm: the demo went wrong: see the answers marked above", file=sys.stderr)
         sys.exit(1)
 
@@ -65,30 +64,30 @@ def _title(text: str) -> None:
 
 
 class _Tour:
-    """Asks one model, shows the answers, and compares each with what must be in it."""
+    """Ask one model, print the answers, and compare each with what it must contain."""
 
     def __init__(self, mesh: str | None) -> None:
         from lwm.generation.load import load
 
         self.model = load(MODEL, mesh=mesh)
         self.right = True
-        self._seen: list[Timings] = []
+        self._timings: list[Timings] = []
 
     def ask(self, question: str, *, expected: str, about: str | None = None) -> str:
         content = question if about is None else f"{about}\n\n{question}"
         print(f"   Q: {question}\n   A: ", end="", flush=True)
         message = [{"role": "user", "content": content}]
         answer = print_stream(self.model.chat(message, max_tokens=24, stream=True))
-        good = expected in answer
-        self.right &= good
-        self._seen.append(self.model.timings)
-        verdict = "right" if good else f"WRONG, it should say {expected}"
+        right = expected in answer
+        self.right &= right
+        self._timings.append(self.model.timings)
+        verdict = "right" if right else f"WRONG, it should say {expected}"
         print(f"      {verdict}; {self.model.timings}", flush=True)
         return answer
 
     def speed(self) -> str:
-        read = sum(seen.prompt - seen.reused for seen in self._seen)
-        reading = sum(seen.prefill_seconds for seen in self._seen)
-        written = sum(seen.answer - 1 for seen in self._seen)
-        writing = sum(seen.answer_seconds for seen in self._seen)
+        read = sum(timings.prompt - timings.reused for timings in self._timings)
+        reading = sum(timings.prefill_seconds for timings in self._timings)
+        written = sum(timings.answer - 1 for timings in self._timings)
+        writing = sum(timings.answer_seconds for timings in self._timings)
         return f"reads {read / reading:,.0f} tokens/s, writes {written / writing:,.1f} tokens/s"

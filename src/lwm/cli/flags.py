@@ -1,9 +1,9 @@
-"""Flags that several verbs share."""
+"""Options that several verbs share, and how their answers are printed."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Annotated, Literal, TypeVar
 
 import tyro
 
@@ -28,43 +28,46 @@ ModelName = Annotated[
 
 @dataclass(frozen=True, kw_only=True)
 class LoadFlags:
-    """How a MODEL is loaded."""
+    """Choose how the model is loaded."""
 
     config: str | None = None
-    """For the original's checkpoints: a size (7b) or a JSON file of settings."""
+    """Settings of an original checkpoint: a size such as 7b, or a JSON file."""
     tokenizer: str | None = None
-    """A tokenizer.json, a tokenizer.model, or a directory that holds one."""
+    """A tokenizer.json, a tokenizer.model, or a directory with one; defaults to the model's."""
     vqgan: str | None = None
-    """What turns pictures into the model's codes, where it brings none: a directory, a run, or the
-    original's pickle."""
+    """VQGAN for images and videos: a directory, a training run, or the original's pickle; defaults
+    to the model's."""
     vqgan_config: str | None = None
-    """For the original's pickle of a VQGAN: a JSON file of its settings."""
+    """JSON file with the settings of a pickled VQGAN."""
     dtype: Literal["float32", "bfloat16"] | None = None
-    """Type of weights and cache; float32 on a CPU and bfloat16 elsewhere unless given."""
+    """Type of weights and cache; defaults to float32 on a CPU and bfloat16 elsewhere."""
     mesh: str | None = None
-    """Devices along data,fsdp,tensor,sequence, as in 1,1,1,4; one device unless given."""
+    """Devices along data,fsdp,tensor,sequence, such as 1,1,1,4; defaults to one device."""
 
     def load(
         self, model: str, *, theta: float | None = None, length: int | None = None
     ) -> "Model":
-        """Loads a model.
+        """Load a model.
 
         Args:
-            theta: another base of the rotary positions; with it `length` may go beyond the
-                model's context.
+            theta: RoPE base to use instead of the model's; allows a `length` above its context.
+            length: Number of tokens that the context must hold.
+
+        Raises:
+            CapacityError: The context is shorter than `length`, and there is no `theta`.
         """
         from lwm.checkpoints.open import open_checkpoint
         from lwm.generation.load import load
 
         context = None
         if length is not None:
-            own = open_checkpoint(model, config=self.config).config.max_sequence_length
-            if length > own and theta is None:
+            limit = open_checkpoint(model, config=self.config).config.max_sequence_length
+            if length > limit and theta is None:
                 raise CapacityError(
-                    f"the longest length is {length:,} and the context of {model} is {own:,}; "
-                    "shorten --lengths, or give a larger --theta to go beyond it"
+                    f"the longest length is {length:,} and the context of {model} is {limit:,}; "
+                    "shorten --lengths, or extend the context with a larger --theta"
                 )
-            context = max(own, length)
+            context = max(limit, length)
         return load(
             model, config=self.config, tokenizer=self.tokenizer, vqgan=self.vqgan,
             vqgan_config=self.vqgan_config,
@@ -74,17 +77,16 @@ class LoadFlags:
 
 @dataclass(frozen=True, kw_only=True)
 class SharedLoadFlags(LoadFlags):
-    """How a MODEL is loaded, by one process or by several together."""
+    """Choose how the model is loaded, by one process or by several together."""
 
     distributed: DistributedConfig = DistributedConfig()
 
     @contextmanager
     def joined(self) -> Iterator[None]:
-        """Joins the other processes, before anything else; what a verb does with them stands
-        inside, so that an error of one ends all.
+        """Join the other processes; an error of one of them in this block ends all.
 
         Raises:
-            ConfigError: the processes contradict each other, or one does not come.
+            ConfigError: The processes contradict each other, or one does not connect in time.
         """
         join(self.distributed)
         with together():
@@ -93,53 +95,50 @@ class SharedLoadFlags(LoadFlags):
 
 @dataclass(frozen=True, kw_only=True)
 class SamplingFlags:
-    """How tokens are chosen."""
+    """Choose how tokens are sampled."""
 
     max_tokens: int = 512
-    """Longest answer, in tokens."""
+    """Maximum length of the answer in tokens."""
     temperature: float = 0.0
-    """0 takes the likeliest token; higher is more varied."""
+    """0 takes the most likely token; higher values are more varied."""
     top_k: int = 0
-    """Choose among the k likeliest tokens; 0 means all."""
+    """Sample from the k most likely tokens; 0 means all."""
     top_p: float = 1.0
-    """Choose among the likeliest tokens whose probabilities sum to this."""
+    """Sample from the most likely tokens whose probabilities sum to this."""
     min_p: float = 0.0
-    """Choose among tokens at least this fraction as likely as the likeliest."""
+    """Sample from tokens at least this fraction as likely as the most likely one."""
     repetition_penalty: float = 1.0
-    """Above 1, makes tokens that were seen before less likely."""
+    """Values above 1 make tokens that occurred before less likely."""
     seed: int = 0
-    """The same seed gives the same answer."""
+    """Seed of the sampling; the same seed gives the same answer."""
     stop: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
-    """Text that ends the answer; may be given several times."""
-
-    def settings(self) -> dict[str, Any]:
-        return dict(vars(self))
+    """String that ends the answer."""
 
 
-Load = Annotated[LoadFlags, tyro.conf.OmitArgPrefixes]
+Load = Annotated[LoadFlags, tyro.conf.OmitArgPrefixes, tyro.conf.arg(name="model")]
 SharedLoad = Annotated[SharedLoadFlags, tyro.conf.arg(name="")]
-"""For verbs that several processes run together: `--distributed.*` besides, and `joined`."""
+"""For verbs that several processes run together; adds `--distributed.*`."""
 Sampling = Annotated[SamplingFlags, tyro.conf.OmitArgPrefixes]
 
 
-def in_order(given: Mapping[str, Sequence[T]], arguments: Sequence[str]) -> list[tuple[str, T]]:
-    """Values of several repeatable flags in the order of the command line, with their flag.
+def in_order(values: Mapping[str, Sequence[T]], arguments: Sequence[str]) -> list[tuple[str, T]]:
+    """Pair values of repeatable options with their option, in the order of the command line.
 
     Args:
-        given: by flag, the values in their order among themselves.
-        arguments: the command line as it was written.
+        values: By option, its values in their order.
+        arguments: The command line.
     """
-    rest = {flag: list(values) for flag, values in given.items()}
-    found = []
+    rest = {option: list(its_values) for option, its_values in values.items()}
+    pairs = []
     for argument in arguments:
-        flag = argument.partition("=")[0].removeprefix("--")
-        if argument.startswith("--") and rest.get(flag):
-            found.append((flag, rest[flag].pop(0)))
-    return found + [(flag, value) for flag, values in rest.items() for value in values]
+        option = argument.partition("=")[0].removeprefix("--")
+        if argument.startswith("--") and rest.get(option):
+            pairs.append((option, rest[option].pop(0)))
+    return pairs + [(option, value) for option, left in rest.items() for value in left]
 
 
 def print_stream(pieces: Iterable[str]) -> str:
-    """Prints text as it comes, ends the line, and returns the whole."""
+    """Print text as it arrives, end the line, and return the whole text."""
     parts = []
     for piece in pieces:
         print(piece, end="", flush=True)

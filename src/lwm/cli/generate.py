@@ -1,4 +1,4 @@
-"""`lwm generate`: text that goes on from a prompt, pictures and videos of one."""
+"""Generate text, images and videos from a prompt: `lwm generate`."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,7 +24,7 @@ def generate_text(
     load: Load = LoadFlags(),
     sampling: Sampling = SamplingFlags(max_tokens=256),
 ) -> None:
-    """Continue a prompt, without any chat form.
+    """Continue a prompt, without a chat template.
 
     Args:
         prompt: Text to continue.
@@ -32,45 +32,43 @@ def generate_text(
     if not prompt.strip():
         raise InputError("the prompt is empty; write some text to continue after --prompt")
     loaded = load.load(model)
-    print_stream(loaded.generate(prompt, stream=True, **sampling.settings()))
+    print_stream(loaded.generate(prompt, stream=True, **vars(sampling)))
     say(f"({loaded.timings})")
 
 
 @dataclass(frozen=True, kw_only=True)
-class DrawingFlags:
-    """How codes of pictures are chosen."""
+class VisionSamplingFlags:
+    """Choose how images and frames are sampled."""
 
     guidance: float | None = None
-    """How strongly the prompt guides, 1 for not at all and in half the time; 5 for an image and
-    the first frame of a video, 1 behind it, unless given."""
+    """Strength of classifier-free guidance; 1 is none and takes half the time. Defaults to 5 for
+    images and the first frame of a video, and to 1 for later frames."""
     top_k: int | None = None
-    """Choose among the k likeliest codes, 0 for all; 8192 for an image and the first frame of a
-    video, 1000 behind it, unless given."""
+    """Sample from the k most likely codes; 0 means all. Defaults to 8192 for images and the first
+    frame of a video, and to 1000 for later frames."""
     temperature: float = 1.0
-    """0 takes the likeliest code; higher is more varied."""
+    """0 takes the most likely code; higher values are more varied."""
     top_p: float = 1.0
-    """Choose among the likeliest codes whose probabilities sum to this."""
+    """Sample from the most likely codes whose probabilities sum to this."""
     seed: int = 0
-    """The same seed gives the same pictures."""
+    """Seed of the sampling; the same seed gives the same images."""
     negative_prompt: str | None = None
-    """What guidance leads away from, where it is not 1; anything unless given."""
+    """Text that guidance leads away from; only used if --guidance is not 1."""
     count: int = 1
-    """How many to draw, all at once."""
+    """Number of images or videos, generated together."""
     preview: Path | None = None
-    """A directory for frames as they are drawn."""
+    """Directory to write each frame to as soon as it is generated."""
 
     def settings(self) -> dict[str, Any]:
-        """What is not the model's usual."""
-        given = {name: value for name, value in vars(self).items() if value is not None}
-        given.pop("preview", None)
-        return given
-
-    def require_count(self) -> None:
+        """Return what `Model.image` and `Model.video` take, without what was not chosen."""
         if self.count < 1:
-            raise InputError(f"--count is {self.count}; ask for at least 1")
+            raise InputError(f"--count is {self.count}; it must be at least 1")
+        chosen = {name: value for name, value in vars(self).items() if value is not None}
+        chosen.pop("preview", None)
+        return chosen
 
 
-Drawing = Annotated[DrawingFlags, tyro.conf.OmitArgPrefixes]
+VisionSampling = Annotated[VisionSamplingFlags, tyro.conf.OmitArgPrefixes]
 
 
 def generate_image(
@@ -79,21 +77,21 @@ def generate_image(
     prompt: str,
     out: Path = Path("image.png"),
     load: Load = LoadFlags(),
-    drawing: Drawing = DrawingFlags(),
+    sampling: VisionSampling = VisionSamplingFlags(),
 ) -> None:
-    """Draw pictures of a prompt; prints where they are.
+    """Generate images from a prompt, and print their paths.
 
     Args:
-        prompt: What is to be drawn.
-        out: A .png, .jpg or .jpeg file; of several, each name gets a number.
+        prompt: Description of the image.
+        out: A .png, .jpg or .jpeg file to write; with --count, each name gets a number.
     """
     from lwm.media.images import require_image_name, write_image
 
     require_image_name(out)
-    drawing.require_count()
+    settings = sampling.settings()
     loaded = load.load(model)
-    drawn = loaded.image(prompt, frame_done=_preview(loaded, drawing), **drawing.settings())
-    for path, pixels in zip(_names(out, drawing.count), drawn, strict=True):
+    images = loaded.image(prompt, frame_done=_preview(loaded, sampling.preview), **settings)
+    for path, pixels in zip(_numbered(out, sampling.count), images, strict=True):
         write_image(path, pixels)
         print(path)
 
@@ -108,22 +106,22 @@ def generate_video(
     first_frame: Path | None = None,
     continued: Annotated[Path | None, tyro.conf.arg(name="continue")] = None,
     load: Load = LoadFlags(),
-    drawing: Drawing = DrawingFlags(),
+    sampling: VisionSampling = VisionSamplingFlags(),
 ) -> None:
-    """Draw videos of a prompt; prints where they are.
+    """Generate videos from a prompt, and print their paths.
 
     Args:
-        prompt: What is to be drawn.
-        out: A .mp4, .webm or .gif file; of several, each name gets a number.
-        frames: Frames of the whole video, given ones included.
-        fps: Frames a second, of the video drawn and of one that is continued.
-        first_frame: A picture to begin with.
-        continued: A video to go on from.
+        prompt: Description of the video.
+        out: A .mp4, .webm or .gif file to write; with --count, each name gets a number.
+        frames: Number of frames, including those of --first-frame or --continue.
+        fps: Frames per second, of the generated video and of the one to continue.
+        first_frame: Image to begin with.
+        continued: Video to continue.
     """
     from lwm.media.videos import require_video_name, write_video
 
     require_video_name(out, fps)
-    drawing.require_count()
+    settings = sampling.settings()
     if first_frame is not None and continued is not None:
         raise InputError("--first-frame and --continue both say how it begins; give one of them")
     loaded = load.load(model)
@@ -132,34 +130,31 @@ def generate_video(
         before = loaded.codes({"type": "image", "image": first_frame})[None]
     elif continued is not None:
         before = loaded.codes({"type": "video", "video": continued, "fps": fps})[None]
-    drawn = loaded.video(
-        prompt, frames=frames, before=before, frame_done=_preview(loaded, drawing),
-        **drawing.settings(),
-    )  # fmt: skip
-    for path, pixels in zip(_names(out, drawing.count), drawn, strict=True):
+    preview = _preview(loaded, sampling.preview)
+    videos = loaded.video(prompt, frames=frames, before=before, frame_done=preview, **settings)
+    for path, pixels in zip(_numbered(out, sampling.count), videos, strict=True):
         write_video(path, pixels, fps=fps)
         print(path)
 
 
-def _names(out: Path, count: int) -> list[Path]:
+def _numbered(out: Path, count: int) -> list[Path]:
     if count == 1:
         return [out]
     return [out.with_stem(f"{out.stem}-{number + 1}") for number in range(count)]
 
 
-def _preview(model: "Model", drawing: DrawingFlags) -> "FrameDone | None":
-    """Writes each frame as soon as it is drawn."""
+def _preview(model: "Model", directory: Path | None) -> "FrameDone | None":
+    """Return a callback that writes each frame as soon as it is generated."""
     from lwm.generation.frames import require_vision
 
     require_vision(model.config)
-    directory = drawing.preview
     if directory is None:
         return None
     try:
         directory.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise InputError(
-            f"--preview {directory} cannot be made: {error.strerror}; choose another directory"
+            f"--preview {directory} cannot be created: {error.strerror}; choose another directory"
         ) from error
     from lwm.generation.vision_generation import decode_frames
     from lwm.media.images import write_image

