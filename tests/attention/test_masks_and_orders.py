@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given
 
 from lwm.attention.api import attention
-from lwm.attention.blocks import Cut
+from lwm.attention.blocks import BlockLayout
 from lwm.attention.mask import allowed, needed, pad, ranges, side
 from lwm.attention.order import striped, zigzag, zigzag_length
 from lwm.core.mesh import make_mesh
@@ -85,7 +85,7 @@ def test_padding_neither_sees_nor_is_seen() -> None:
 
 @given(st.integers(1, 200), st.integers(1, 40), st.integers(1, 3))
 def test_cutting_and_undoing_is_the_identity(run: int, block: int, chunks: int) -> None:
-    cut = Cut.of(run * chunks, block, chunks)
+    cut = BlockLayout.of(run * chunks, block, chunks)
     # A block never straddles two chunks and is no longer than asked for.
     assert cut.block <= block
     blocks = -(-run // cut.block)
@@ -95,12 +95,12 @@ def test_cutting_and_undoing_is_the_identity(run: int, block: int, chunks: int) 
 
 def test_blocks_hold_the_positions_of_one_chunk_each() -> None:
     x = jnp.arange(22).reshape(1, 22)
-    cut = Cut.of(22, 4, 2)
-    blocks = cut.apply(x, fill=-1)
+    cut = BlockLayout.of(22, 4, 2)
+    blocks = cut.split(x, fill=-1)
     assert blocks.shape == (1, 6, 4)
     np.testing.assert_array_equal(blocks[0, 2], [8, 9, 10, -1])
     np.testing.assert_array_equal(blocks[0, 3], [11, 12, 13, 14])
-    np.testing.assert_array_equal(cut.undo(blocks), x)
+    np.testing.assert_array_equal(cut.join(blocks), x)
 
 
 @given(st.integers(1, 8), st.integers(1, 12))
@@ -129,10 +129,10 @@ def blocks_per_rank(order: np.ndarray, shards: int, runs: int, block: int) -> np
     """Key blocks that the queries of each rank meet under causality, counted by dense masks of
     whole blocks."""
     length = len(order)
-    cut = Cut.of(length // shards, block, runs)
+    cut = BlockLayout.of(length // shards, block, runs)
     parts = jnp.asarray(order.astype(np.int32)).reshape(shards, 1, -1)
     found = ranges(
-        jax.tree.map(lambda *x: jnp.concatenate(x), *[cut.side(side(p)) for p in parts])
+        jax.tree.map(lambda *x: jnp.concatenate(x), *[cut.split_side(side(p)) for p in parts])
     )
     flat = jax.tree.map(lambda x: x.reshape(-1), found)
     counts = needed(

@@ -163,7 +163,7 @@ BLOCKWISE = [
 def either_way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """The kernel for CPUs, which float32 gets here, and what other devices get."""
     if request.param == "xla":
-        monkeypatch.setattr(cpu, "serves", lambda *_: False)
+        monkeypatch.setattr(cpu, "supports", lambda *_: False)
 
 
 @pytest.mark.usefixtures("either_way")

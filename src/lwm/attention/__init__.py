@@ -1,1 +1,1 @@
-"""Compute exact attention: dense, blockwise, around a ring of devices, and over caches."""
+"""Compute exact attention: over whole sequences, over sharded ones, and over a key-value cache."""

@@ -1,25 +1,29 @@
-"""The one entry point to attention over whole sequences.
+"""Compute attention over whole sequences, by the implementation and strategy of a configuration.
 
-Chooses an implementation by configuration and, on a mesh whose `sequence` axis is longer than 1, a
-strategy. Attention that reads a cache is in `cached`. Knows the logical axes of its own arrays;
-knows nothing of models.
+Attention to a key-value cache is in `cached`.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import Literal
+from typing import Annotated, Literal
 
 import jax
 import jax.numpy as jnp
+from annotated_types import Ge
 from jax.sharding import Mesh
 from jaxtyping import Array, Float
 
-from lwm.attention.blockwise import blockwise_attention
 from lwm.attention.mask import Side, pad
 from lwm.attention.order import zigzag_length
 from lwm.attention.reference import reference_attention
-from lwm.attention.ring import all_gather_attention, ring_attention, ulysses_attention
-from lwm.core.errors import ConfigError
+from lwm.attention.strategies import (
+    all_gather_attention,
+    blockwise_attention,
+    ring_attention,
+    ulysses_attention,
+)
+from lwm.core.config import Checked
 from lwm.core.mesh import SEQUENCE
 from lwm.core.sharding import TRAINING, partition_spec
 
@@ -31,20 +35,13 @@ _STRATEGIES = {
 
 
 @dataclass(frozen=True, kw_only=True)
-class AttentionConfig:
-    """How attention is computed; what it computes is the same for every setting."""
+class AttentionConfig(Checked, section="attention"):
+    """Configure how attention is computed; the result is the same for every setting."""
 
     implementation: Literal["blockwise", "reference"] = "blockwise"
     strategy: Literal["ring", "all_gather", "ulysses"] = "ring"  # over the sequence axis
-    query_block: int = 512
-    key_block: int = 512
-
-    def __post_init__(self) -> None:
-        for name in ("query_block", "key_block"):
-            if getattr(self, name) < 1:
-                raise ConfigError(
-                    f"attention.{name} is {getattr(self, name)}; it must be at least 1 position"
-                )
+    query_block: Annotated[int, Ge(1)] = 512
+    key_block: Annotated[int, Ge(1)] = 512
 
 
 def attention(
@@ -58,37 +55,37 @@ def attention(
     config: AttentionConfig = AttentionConfig(),
     mesh: Mesh | None = None,
 ) -> Float[Array, "batch queries heads dim"]:
-    """Attention of queries to the keys their positions and segments allow.
+    """Compute attention of queries to the keys that their positions and segments allow.
 
-    On a mesh the arrays are global and sharded by the training rules. The order of the sequence is
-    the caller's: any gives the right answer, the zigzag of `order` gives it in balance. Lengths
-    need not be multiples of anything.
+    On a mesh the arrays are global and sharded by the training rules. The sequence may be in any
+    order; the zigzag order of `order` balances the work. Lengths need not be multiples of
+    anything.
 
     Raises:
-        ConfigError: the strategy cannot serve these heads on this mesh.
+        ConfigError: the strategy does not support these heads on this mesh.
     """
+    arrays = (query, key, value, query_side, key_side)
     if config.implementation == "reference":
-        return reference_attention(query, key, value, query_side, key_side, causal=causal)
-    blockwise = partial(
-        blockwise_attention,
-        causal=causal,
-        query_block=config.query_block,
-        key_block=config.key_block,
-    )
+        return reference_attention(*arrays, causal=causal)
+    options = {
+        "causal": causal,
+        "query_block": config.query_block,
+        "key_block": config.key_block,
+    }
     if mesh is None or mesh.size == 1:
-        return blockwise(query, key, value, query_side, key_side)
-    shards = mesh.shape[SEQUENCE]
-    if shards == 1:
-        local = blockwise
-    else:
-        local = partial(
-            _STRATEGIES[config.strategy],
-            axis=SEQUENCE,
-            causal=causal,
-            query_block=config.query_block,
-            key_block=config.key_block,
-        )
-    queries, keys = query.shape[1], key.shape[1]
+        return blockwise_attention(*arrays, **options)
+    if mesh.shape[SEQUENCE] == 1:
+        return _sharded(partial(blockwise_attention, **options), *arrays, mesh=mesh)
+    strategy = partial(_STRATEGIES[config.strategy], axis=SEQUENCE, **options)
+    return _sharded(strategy, *arrays, mesh=mesh)
+
+
+def _sharded(
+    local: Callable[..., Array], query: Array, key: Array, value: Array,
+    query_side: Side, key_side: Side, *, mesh: Mesh,
+) -> Array:  # fmt: skip
+    """Pad the sequences to zigzag lengths and run `local` on each device's part."""
+    shards, queries, keys = mesh.shape[SEQUENCE], query.shape[1], key.shape[1]
     if shards > 1:
         query, query_side = _pad(query, query_side, zigzag_length(queries, shards))
         value, _ = _pad(value, key_side, zigzag_length(keys, shards))

@@ -1,7 +1,6 @@
-"""Sequences cut into blocks, for attention that goes block by block.
+"""Split queries and keys into blocks, so that attention never builds the whole square of scores.
 
-Queries whose heads share keys become rows of one matrix product. Knows arrays, positions and
-segments; knows nothing of softmax.
+Query heads that share a key-value head become rows of one matrix product.
 """
 
 from dataclasses import dataclass
@@ -14,12 +13,11 @@ from lwm.attention.mask import PADDING, Ranges, Side, ranges
 
 
 @dataclass(frozen=True)
-class Cut:
-    """How a sequence axis is cut: into `chunks` equal runs, each into blocks of equal size, padded
-    at the end of each run.
+class BlockLayout:
+    """Describe how a sequence is split: into equal chunks, and each chunk into equal blocks.
 
-    Chunks keep the two runs of a zigzag shard apart: a block across both would span nearly all
-    positions and be needed by everybody.
+    The last block of each chunk is padded. Chunks separate the two runs of positions of a zigzag
+    shard: a block with both runs would span nearly all positions, and every query would need it.
     """
 
     length: int
@@ -27,60 +25,64 @@ class Cut:
     block: int
 
     @staticmethod
-    def of(length: int, block: int, chunks: int = 1) -> "Cut":
-        """Blocks of at most `block` positions, evened out so that little is padded."""
+    def of(length: int, block: int, chunks: int = 1) -> "BlockLayout":
+        """Choose equal blocks of at most `block` positions, with as little padding as possible."""
         assert length % chunks == 0, (length, chunks)
         run = length // chunks
-        return Cut(length, chunks, -(-run // -(-run // block)))
+        return BlockLayout(length, chunks, -(-run // -(-run // block)))
 
-    def apply(self, x: Array, fill: int = 0) -> Array:
-        """[batch, seq, ...] -> [batch, blocks, block, ...]"""
+    def split(self, x: Array, fill: int = 0) -> Array:
+        """Split [batch, seq, ...] into [batch, blocks, block, ...]."""
         run = self.length // self.chunks
         x = x.reshape(x.shape[0], self.chunks, run, *x.shape[2:])
         extra = [(0, 0), (0, 0), (0, -run % self.block)] + [(0, 0)] * (x.ndim - 3)
         x = jnp.pad(x, extra, constant_values=fill)
         return x.reshape(x.shape[0], -1, self.block, *x.shape[3:])
 
-    def undo(self, x: Array) -> Array:
-        """[batch, blocks, block, ...] -> [batch, seq, ...]"""
+    def join(self, x: Array) -> Array:
+        """Join [batch, blocks, block, ...] to [batch, seq, ...]."""
         run = self.length // self.chunks
         x = x.reshape(x.shape[0], self.chunks, -1, *x.shape[3:])[:, :, :run]
         return x.reshape(x.shape[0], self.length, *x.shape[3:])
 
-    def side(self, side: Side) -> Side:
+    def split_side(self, side: Side) -> Side:
+        """Split positions and segments."""
         return Side(
-            positions=self.apply(side.positions), segments=self.apply(side.segments, PADDING)
+            positions=self.split(side.positions), segments=self.split(side.segments, PADDING)
         )
 
-    def queries(
+    def split_queries(
         self, x: Float[Array, "batch seq heads dim"], kv_heads: int
     ) -> Float[Array, "batch blocks kv_heads group block dim"]:
-        """Heads that share keys become one matrix product's rows."""
-        blocks = self.apply(x)
+        """Split queries, grouping the heads that share a key-value head."""
+        blocks = self.split(x)
         blocks = blocks.reshape(*blocks.shape[:3], kv_heads, -1, x.shape[-1])
         return blocks.transpose(0, 1, 3, 4, 2, 5)
 
-    def keys(
-        self, x: Float[Array, "batch seq kv_heads dim"]
-    ) -> Float[Array, "batch blocks kv_heads block dim"]:
-        return self.apply(x).swapaxes(2, 3)
-
-    def undo_queries(
+    def join_queries(
         self, x: Float[Array, "batch blocks kv_heads group block dim"]
     ) -> Float[Array, "batch seq heads dim"]:
+        """Join blocks in the form of queries; the inverse of `split_queries`."""
         x = x.transpose(0, 1, 4, 2, 3, 5)
-        return self.undo(x.reshape(*x.shape[:3], -1, x.shape[-1]))
+        return self.join(x.reshape(*x.shape[:3], -1, x.shape[-1]))
 
-    def undo_keys(
+    def split_keys(
+        self, x: Float[Array, "batch seq kv_heads dim"]
+    ) -> Float[Array, "batch blocks kv_heads block dim"]:
+        """Split keys or values."""
+        return self.split(x).swapaxes(2, 3)
+
+    def join_keys(
         self, x: Float[Array, "batch blocks kv_heads block dim"]
     ) -> Float[Array, "batch seq kv_heads dim"]:
-        return self.undo(x.swapaxes(2, 3))
+        """Join blocks in the form of keys; the inverse of `split_keys`."""
+        return self.join(x.swapaxes(2, 3))
 
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True, kw_only=True)
 class Queries:
-    """Query blocks, scaled by dim ** -0.5."""
+    """Hold query blocks, scaled by dim ** -0.5."""
 
     data: Float[Array, "*batch blocks kv_heads group block dim"]
     side: Side
@@ -90,25 +92,31 @@ class Queries:
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True, kw_only=True)
 class Keys:
-    """Key and value blocks."""
+    """Hold blocks of keys and values."""
 
     key: Float[Array, "*batch blocks kv_heads block dim"]
     value: Float[Array, "*batch blocks kv_heads block dim"]
     side: Side
 
 
-def cut_queries(
-    query: Float[Array, "batch seq heads dim"], side: Side, kv_heads: int, cut: Cut
+def make_queries(
+    query: Float[Array, "batch seq heads dim"], side: Side, kv_heads: int, layout: BlockLayout
 ) -> Queries:
-    blocks = cut.side(side)
+    """Scale queries and split them into blocks."""
+    blocks = layout.split_side(side)
     scaled = (query * query.shape[-1] ** -0.5).astype(query.dtype)
-    return Queries(data=cut.queries(scaled, kv_heads), side=blocks, ranges=ranges(blocks))
+    return Queries(data=layout.split_queries(scaled, kv_heads), side=blocks, ranges=ranges(blocks))
 
 
-def cut_keys(
+def make_keys(
     key: Float[Array, "batch seq kv_heads dim"],
     value: Float[Array, "batch seq kv_heads dim"],
     side: Side,
-    cut: Cut,
+    layout: BlockLayout,
 ) -> Keys:
-    return Keys(key=cut.keys(key), value=cut.keys(value), side=cut.side(side))
+    """Split keys and values into blocks."""
+    return Keys(
+        key=layout.split_keys(key),
+        value=layout.split_keys(value),
+        side=layout.split_side(side),
+    )

@@ -1,9 +1,9 @@
-"""Who may attend to whom, from one number or two per position.
+"""Decide which queries may attend to which keys, from a position and a segment per token.
 
-A mask is never a square: it is the positions and segment ids of queries and keys, compared where
-and when a block is computed. Segments with equal ids see each other; a negative id is padding,
-which sees nothing and is seen by nothing. Every implementation in this room reads masks through
-this file, and so does the benchmark that counts blocks.
+A mask is never stored as a square: positions and segments of queries and keys are compared for
+each block when it is computed. Tokens attend within their own segment; a negative segment is
+padding, which neither attends nor is attended to. Every implementation of attention uses these
+functions.
 """
 
 from dataclasses import dataclass
@@ -18,7 +18,7 @@ PADDING = -1
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True, kw_only=True)
 class Side:
-    """Positions and segment ids of the queries or of the keys."""
+    """Hold the positions and segments of the queries, or of the keys."""
 
     positions: Int[Array, "*batch seq"]
     segments: Int[Array, "*batch seq"]
@@ -27,7 +27,7 @@ class Side:
 def side(
     positions: Int[Array, "*batch seq"], segments: Int[Array, "*batch seq"] | None = None
 ) -> Side:
-    """A side whose tokens all share a segment unless told otherwise."""
+    """Make a side; segments default to one segment for all tokens."""
     return Side(
         positions=positions,
         segments=jnp.zeros_like(positions) if segments is None else segments,
@@ -35,7 +35,7 @@ def side(
 
 
 def allowed(query: Side, key: Side, *, causal: bool) -> Bool[Array, "*batch queries keys"]:
-    """The square for one block, or in the reference for everything."""
+    """Return the mask of one block, or of everything in the reference implementation."""
     query_segments, key_segments = query.segments[..., :, None], key.segments[..., None, :]
     mask = (query_segments == key_segments) & (key_segments >= 0)
     if causal:
@@ -44,7 +44,7 @@ def allowed(query: Side, key: Side, *, causal: bool) -> Bool[Array, "*batch quer
 
 
 def pad(side: Side, length: int) -> Side:
-    """Grows the last axis to `length` with padding."""
+    """Extend the last axis to `length` with padding."""
     extra = [(0, 0)] * (side.positions.ndim - 1) + [(0, length - side.positions.shape[-1])]
     return Side(
         positions=jnp.pad(side.positions, extra),
@@ -55,8 +55,10 @@ def pad(side: Side, length: int) -> Side:
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True, kw_only=True)
 class Ranges:
-    """Least and greatest position and segment of the real tokens of each block; empty where all is
-    padding."""
+    """Hold the least and greatest position and segment of each block's tokens, without padding.
+
+    The ranges of a block of only padding are empty.
+    """
 
     first_position: Int[Array, "*blocks"]
     last_position: Int[Array, "*blocks"]
@@ -65,7 +67,7 @@ class Ranges:
 
 
 def ranges(side: Side) -> Ranges:
-    """Ranges of a side already cut into blocks, [..., blocks, block]."""
+    """Return the ranges of a side that is split into blocks, [..., blocks, block]."""
     real = side.segments >= 0
     most = jnp.iinfo(jnp.int32).max
     return Ranges(
@@ -77,12 +79,12 @@ def ranges(side: Side) -> Ranges:
 
 
 def needed(query: Ranges, key: Ranges, *, causal: bool) -> Bool[Array, "*blocks"]:
-    """Whether a pair of blocks holds an allowed pair of tokens; broadcasts over blocks.
+    """Return whether a pair of blocks may hold an allowed pair of tokens; broadcast over blocks.
 
-    Exact where segments are contiguous and each block's positions form a run, as in packed rows
-    and in zigzag shards; otherwise it may name a block too many, never one too few.
+    The answer is exact if segments are contiguous and each block's positions form a run, as in
+    packed rows and zigzag shards. Otherwise it may include a block too many, never omit one.
     """
-    meet = (query.first_segment <= key.last_segment) & (key.first_segment <= query.last_segment)
+    overlap = (query.first_segment <= key.last_segment) & (key.first_segment <= query.last_segment)
     if causal:
-        meet &= key.first_position <= query.last_position
-    return meet
+        overlap &= key.first_position <= query.last_position
+    return overlap

@@ -1,12 +1,11 @@
-"""Orders in which a sequence is laid over the devices of the `sequence` axis.
+"""Order a sequence over the devices of the `sequence` axis, so that causal attention is balanced.
 
-Causal attention over contiguous shards leaves the ring waiting for its last device. Two orders
-balance it:
+With contiguous shards the ring would wait for its last device. Two orders balance it:
 - zigzag: device r of R holds chunks r and 2R-1-r. For whole sequences (training, scoring).
-- striped: position p lies on device p mod R. For caches, because the place of a token depends on
-  its position alone, whatever the size of the chunk that brought it, and so every write is local.
+- striped: position p is on device p mod R. For caches: the place of a token depends only on its
+  position, whatever the size of the chunk that it came in, so every write is local.
 
-Everything downstream sees positions, never an order. Sources: zhuzilin/ring-flash-attention
+Other modules use positions and do not depend on an order. Sources: zhuzilin/ring-flash-attention
 (zigzag); Striped Attention, Brandon et al. 2023 (arXiv 2311.09431).
 """
 
@@ -15,7 +14,7 @@ from jaxtyping import Int
 
 
 def zigzag(length: int, shards: int) -> Int[np.ndarray, " length"]:
-    """Index of the token at each place: `x[:, zigzag(n, r)]` is x laid out for r devices.
+    """Return the token at each place: `x[:, zigzag(n, r)]` lays x out for r devices.
 
     Args:
         length: a multiple of 2 * shards; `zigzag_length` rounds up to one.
@@ -27,11 +26,11 @@ def zigzag(length: int, shards: int) -> Int[np.ndarray, " length"]:
 
 
 def zigzag_length(length: int, shards: int) -> int:
-    """The length to pad to."""
+    """Return the length to pad a sequence to."""
     return -(-length // (2 * shards)) * 2 * shards
 
 
 def striped(length: int, shards: int) -> Int[np.ndarray, " length"]:
-    """Index of the token at each place when position p lies on device p mod `shards`."""
+    """Return the token at each place when position p is on device p mod `shards`."""
     assert length % shards == 0, (length, shards)
     return np.arange(length).reshape(-1, shards).T.reshape(-1)

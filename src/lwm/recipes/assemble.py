@@ -15,7 +15,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from lwm.attention.ring import require_heads
+from lwm.attention.strategies import require_heads
 from lwm.checkpoints.add_vision import require_codebook
 from lwm.checkpoints.checkpoint import VQGAN as VQGAN_DIRECTORY
 from lwm.checkpoints.checkpoint import Checkpoint

@@ -16,8 +16,8 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int
 
 from lwm.attention.api import AttentionConfig, attention
-from lwm.attention.blockwise import CHECKPOINT_NAME
 from lwm.attention.mask import Side
+from lwm.attention.strategies import CHECKPOINT_NAME
 from lwm.core.errors import ConfigError
 from lwm.core.params import cast
 from lwm.core.sharding import TRAINING, constrain

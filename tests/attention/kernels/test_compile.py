@@ -98,10 +98,10 @@ def test_what_does_not_compile_is_told_with_the_compilers_own_reason(
 @pytest.mark.parametrize(
     ("compiler", "said"),
     [
-        ("no-such-compiler", "no C compiler is here; install gcc or clang"),
+        ("no-such-compiler", "there is no C compiler; install gcc or clang"),
         ("false", "false does not compile number.c"),
-        ('"', "number.c is not compiled: No closing quotation"),
-        ("  ", "no C compiler is here"),
+        ('"', "number.c cannot be compiled: No closing quotation"),
+        ("  ", "there is no C compiler"),
     ],
 )
 def test_a_compiler_that_is_none_is_told(

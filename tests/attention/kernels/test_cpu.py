@@ -15,12 +15,12 @@ import numpy as np
 import pytest
 
 from lwm.attention.api import attention
-from lwm.attention.blocks import Cut, Keys, Queries, cut_keys, cut_queries
-from lwm.attention.blockwise import forward, forward_in_xla
+from lwm.attention.blocks import BlockLayout, Keys, Queries, make_keys, make_queries
+from lwm.attention.blockwise import accumulate, accumulate_in_xla
 from lwm.attention.kernels import cpu
 from lwm.attention.kernels.compile import compile_c_function
 from lwm.attention.mask import Side, ranges, side
-from lwm.attention.online_softmax import Sums, finish, start
+from lwm.attention.online_softmax import Sums, initial_sums, normalize
 
 # Sizes around those that the kernel works in: panels of 16 or 32 columns, 6 or 12 rows at a time,
 # tiles of 128 keys, tasks of 192 rows.
@@ -55,23 +55,23 @@ def blocks(
         jax.tree.map(lambda x, n=n: x[:, length - n :], whole) for n in (queries, keys)
     )
     return (
-        cut_queries(
+        make_queries(
             normal(batch, queries, kv_heads * group, dim), first, kv_heads,
-            Cut.of(queries, query_block),
+            BlockLayout.of(queries, query_block),
         ),
-        cut_keys(
+        make_keys(
             normal(batch, keys, kv_heads, dim), normal(batch, keys, kv_heads, dim), second,
-            Cut.of(keys, key_block),
+            BlockLayout.of(keys, key_block),
         ),
     )  # fmt: skip
 
 
 def begin(queries: Queries) -> Sums:
-    return start(queries.data.shape[:-1], queries.data.shape[-1])
+    return initial_sums(queries.data.shape[:-1], queries.data.shape[-1])
 
 
 def assert_same(actual: Sums, expected: Sums) -> None:
-    for one, other in zip(finish(actual), finish(expected), strict=True):
+    for one, other in zip(normalize(actual), normalize(expected), strict=True):
         one, other = np.asarray(one), np.asarray(other)
         assert (np.isneginf(one) == np.isneginf(other)).all()
         one, other = (np.where(np.isneginf(x), 0, x) for x in (one, other))
@@ -82,11 +82,11 @@ with_a_compiler = pytest.mark.skipif(not cpu.registered(), reason="there is no C
 
 
 def kernel(sums: Sums, queries: Queries, keys: Keys, *, causal: bool = True) -> Sums:
-    assert cpu.serves(queries, keys)
-    return cpu.forward(sums, queries, keys, causal=causal)
+    assert cpu.supports(queries, keys)
+    return cpu.accumulate_in_c(sums, queries, keys, causal=causal)
 
 
-in_xla = jax.jit(forward_in_xla, static_argnames="causal")
+in_xla = jax.jit(accumulate_in_xla, static_argnames="causal")
 
 
 @with_a_compiler
@@ -102,7 +102,7 @@ def test_the_kernel_is_what_xla_computes(shape: tuple[int, ...]) -> None:
 @with_a_compiler
 def test_it_is_taken_for_float32_and_nothing_else() -> None:
     queries, keys = blocks(SHAPES[1])
-    lower = jax.jit(partial(forward, causal=True)).lower
+    lower = jax.jit(partial(accumulate, causal=True)).lower
     assert "lwm_blockwise_forward" in lower(begin(queries), queries, keys).as_text()
     halves = [
         jax.tree.map(lambda x: x.astype(jnp.bfloat16) if x.dtype == jnp.float32 else x, side)
@@ -166,7 +166,7 @@ def test_what_is_not_a_number_stays_so() -> None:
     queries, keys = blocks(SHAPES[2], segments=False)
     broken = queries.data.at[0, 1, 0, 0, 7, 3].set(jnp.nan)
     queries = Queries(data=broken, side=queries.side, ranges=queries.ranges)
-    out = np.array(finish(kernel(begin(queries), queries, keys))[0])
+    out = np.array(normalize(kernel(begin(queries), queries, keys))[0])
     assert np.isnan(out[0, 1, 0, 0, 7]).all()
     out[0, 1, 0, 0, 7] = 0
     assert np.isfinite(out).all()
@@ -220,5 +220,5 @@ def test_without_a_compiler_xla_does_it_and_one_remark_says_so() -> None:
         check=True,
     )
     assert done.stdout.split() == ["72.0", "72.0"]
-    assert done.stderr.count("left to XLA") == 1
-    assert "no C compiler is here" in done.stderr
+    assert done.stderr.count("computed by XLA") == 1
+    assert "there is no C compiler" in done.stderr

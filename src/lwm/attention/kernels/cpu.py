@@ -1,8 +1,8 @@
-"""Blockwise attention's forward step as a kernel of our own for CPUs, in C (blockwise_cpu.c).
+"""Accumulate blocks of attention on a CPU by a kernel in C (cpu.c).
 
 XLA passes each block of scores through memory for maximum, exponential and sum; the kernel keeps
-them in a core's own cache. It is for float32, the type that a CPU is fast at, and needs a C
-compiler on the machine. What it computes stands in `blockwise`.
+them in a core's own cache. It supports float32, the fast type of CPUs, and needs a C compiler on
+the machine. `blockwise.accumulate_in_xla` defines what it computes.
 """
 
 from functools import cache
@@ -21,19 +21,18 @@ _TARGET = "lwm_blockwise_forward"
 
 @cache
 def registered() -> bool:
-    """Whether XLA knows the kernel, which is compiled at the first question; where it cannot be,
-    a remark says so."""
+    """Compile the kernel and register it with XLA; warn and return False if that fails."""
     try:
         handler = compile_c_function(Path(__file__).with_suffix(".c"), _TARGET)
     except CompilerError as error:
-        say(f"Attention on this CPU is left to XLA, which is slower: {error}.")
+        say(f"Attention on this CPU is computed by XLA, which is slower: {error}.")
         return False
     jax.ffi.register_ffi_target(_TARGET, jax.ffi.pycapsule(handler), platform="cpu")
     return True
 
 
-def serves(queries: Queries, keys: Keys) -> bool:
-    """Whether the kernel is here and takes these arrays."""
+def supports(queries: Queries, keys: Keys) -> bool:
+    """Return whether the kernel is available and supports these arrays."""
     arrays = (queries.data, keys.key, keys.value)
     return (
         jax.default_backend() == "cpu"
@@ -42,8 +41,8 @@ def serves(queries: Queries, keys: Keys) -> bool:
     )
 
 
-def forward(sums: Sums, queries: Queries, keys: Keys, *, causal: bool) -> Sums:
-    """Lets every query block meet every key block it needs; all have a batch axis in front."""
+def accumulate_in_c(sums: Sums, queries: Queries, keys: Keys, *, causal: bool) -> Sums:
+    """Add to each query block the key blocks that it needs; all arrays have a batch axis."""
     sides = [
         x.astype(jnp.int32)
         for side in (queries.side, keys.side)
