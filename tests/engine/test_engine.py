@@ -528,7 +528,7 @@ class Guesses:
             self.fed += [len(one.tokens) for one in feeds]
             return decode(feeds, *arguments)
 
-        patch.setattr(engine._drafts, "draft", self.draft)
+        patch.setattr(engine, "_draft", self.draft)
         patch.setattr(engine._runner, "decode", count)
 
     def draft(self, request: int, most: int) -> list[int]:

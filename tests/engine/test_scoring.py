@@ -19,7 +19,7 @@ from lwm.core.params import abstract
 from lwm.engine import scoring
 from lwm.engine.scoring import Rows, Scorer, forward_scores, padded_length
 from lwm.generation.model import Model
-from lwm.generation.timings import Timings
+from lwm.generation.text_generation import Timings
 from lwm.models.llama import llama_params
 from lwm.models.vision_tokens import VisionVocabulary
 

@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 from tiny_vision_model import CONFIG, VISION, following, ids, weights
 
-from lwm.core.errors import CapacityError, InputError
+from lwm.core.errors import CapacityError, ConfigError, InputError
 from lwm.engine.engine import Engine
 from lwm.engine.request import Request
 from lwm.engine.sampling import Sampling
-from lwm.generation.frames import AllowedFrameIds, FrameRequest, frame_tokens, generate_frames
+from lwm.generation.frames import FrameRequest, frame_tokens, generate_frames
 
 GREEDY = Sampling(temperature=0)
 PROMPT, OTHER = ids("a red apple<vision>"), ids("<s><vision>")
@@ -39,9 +39,13 @@ def test_codes_stand_between_their_ends() -> None:
     assert frame_tokens(codes, CONFIG, ended=False) == [*expected[:-1], low + 20]
 
 
-def test_inside_a_frame_codes_and_behind_it_its_end() -> None:
-    allowed = AllowedFrameIds(VISION, CONFIG.vocab_size, 2)
-    assert [allowed(n) for n in range(10)] == [
+def allowed(frames: int) -> Any:
+    (request,) = FrameRequest(prompt=PROMPT, unconditional=OTHER, frames=frames).requests(CONFIG)
+    return request.allowed
+
+
+def test_codes_come_in_a_frame_and_its_end_after_it() -> None:
+    assert [allowed(2)(n) for n in range(10)] == [
         *[CODES] * 4, range(END, END + 1), *[CODES] * 4, range(LAST, LAST + 1),
     ]  # fmt: skip
 
@@ -142,7 +146,7 @@ def test_a_conversation_never_takes_an_id_of_vision() -> None:
 def test_alternatives_of_a_code_are_codes() -> None:
     request = Request(
         prompt=PROMPT, max_tokens=5, sampling=GREEDY, logprobs=20,
-        allowed=AllowedFrameIds(VISION, CONFIG.vocab_size, 1),
+        allowed=allowed(1),
     )  # fmt: skip
     events = list(engine().stream(request))
     assert [len(event.top) for event in events] == [20, 20, 20, 20, 1]
@@ -153,12 +157,12 @@ def test_alternatives_of_a_code_are_codes() -> None:
 @pytest.mark.parametrize(
     ("changes", "error", "message"),
     [
-        ({"frames": 0}, InputError, "frames is 0"),
-        ({"count": 0}, InputError, "count is 0"),
+        ({"frames": 0}, ConfigError, "frames is 0"),
+        ({"count": 0}, ConfigError, "count is 0"),
         ({"frames": 60}, CapacityError, r"60 frames of 5 tokens.*19.*318.*256.*at most 47"),
         ({"before": np.zeros((1, 1, 3), np.int32)}, InputError, r"shape \[1, 3\].*frame of 4"),
         ({"before": np.full((1, 1, 4), 20)}, InputError, "20 to 20.*0 to 19"),
-        ({"before": np.full((2, 1, 4), 1), "count": 3}, InputError, "2 videos.*3 are asked"),
+        ({"before": np.full((2, 1, 4), 1), "count": 3}, InputError, "2 videos.*3 are to be"),
     ],
 )
 def test_what_cannot_be_drawn_is_refused(
@@ -168,4 +172,4 @@ def test_what_cannot_be_drawn_is_refused(
         draw(**changes)
     assert engine().scheduler.idle
     fitting = FrameRequest(prompt=PROMPT, unconditional=OTHER, frames=47, sampling=GREEDY)
-    assert sum(fitting.positions(VISION)) <= CONFIG.max_sequence_length
+    assert sum(fitting.length(VISION)) <= CONFIG.max_sequence_length

@@ -1,15 +1,15 @@
-"""What is shown, as codes: files, bytes, URLs and arrays alike, each looked at once."""
+"""Check that files, bytes, URLs and arrays of images and videos become codes."""
 
 import base64
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
 
 from lwm.core.errors import InputError
-from lwm.generation.media_inputs import MediaEncoder
+from lwm.generation.media_inputs import encode_part
 from lwm.media.images import write_image
 from lwm.media.videos import write_video
 
@@ -17,12 +17,10 @@ SIZE = 8
 
 
 class Reds:
-    """A code for each quarter of a picture: how red it is."""
+    """Encode each quarter of an image as its mean red."""
 
     config = SimpleNamespace(image_size=SIZE)
-
-    def __init__(self) -> None:
-        self.batches: list[int] = []
+    batches: ClassVar[list[int]] = []
 
     def encode(self, pixels: Any, /) -> Any:
         self.batches.append(len(pixels))
@@ -34,24 +32,16 @@ class Reds:
         raise NotImplementedError
 
 
-@pytest.fixture
-def reds() -> Reds:
-    return Reds()
-
-
-@pytest.fixture
-def eyes(reds: Reds) -> MediaEncoder:
-    return MediaEncoder(lambda: reds)
+def encode(part: dict[str, Any]) -> np.ndarray:
+    return encode_part(part, Reds)
 
 
 def flat(red: int, side: int = SIZE) -> np.ndarray:
     return np.broadcast_to(np.array([red, 9, 9], np.uint8), (side, side, 3)).copy()
 
 
-def test_a_picture_is_the_same_however_it_is_given(
-    eyes: MediaEncoder, reds: Reds, tmp_path: Path
-) -> None:
-    path = tmp_path / "a picture.png"
+def test_an_image_has_the_same_codes_from_every_source(tmp_path: Path) -> None:
+    path = tmp_path / "an image.png"
     pixels = flat(0, 20)
     pixels[:, 10:] = 200
     write_image(path, pixels)
@@ -66,27 +56,24 @@ def test_a_picture_is_the_same_however_it_is_given(
         {"type": "image_url", "image_url": path.as_uri()},
     ]
     for part in parts:
-        assert np.abs(eyes(part) - [[0, 200, 0, 200]]).max() < 9  # resizing blurs the edge
-    # The path, its text and its URL are one file; the bytes and the data: URL are one too.
-    assert reds.batches == [1, 1, 1]
-    write_image(path, flat(50, 20))  # and a file that changed is another
-    np.testing.assert_array_equal(eyes(parts[1]), [[50] * 4])
+        assert np.abs(encode(part) - [[0, 200, 0, 200]]).max() < 9  # resizing blurs the edge
+    write_image(path, flat(50, 20))  # a file that changes is read again
+    np.testing.assert_array_equal(encode(parts[1]), [[50] * 4])
 
 
-def test_frames_of_a_video_are_sampled_and_encoded_together(
-    eyes: MediaEncoder, reds: Reds, tmp_path: Path
-) -> None:
+def test_frames_of_a_video_are_sampled_and_encoded_in_batches(tmp_path: Path) -> None:
+    Reds.batches.clear()
     frames = np.stack([flat(red) for red in range(0, 250, 5)])
-    found = eyes({"type": "video", "video": frames})
-    np.testing.assert_array_equal(found[:, 0], np.linspace(0, 49, 8).astype(int) * 5)
-    assert eyes({"type": "video", "video": frames, "max_frames": 40}).shape == (40, 4)
-    assert reds.batches == [8, 32, 8]
+    codes = encode({"type": "video", "video": frames})
+    np.testing.assert_array_equal(codes[:, 0], np.linspace(0, 49, 8).astype(int) * 5)
+    assert encode({"type": "video", "video": frames, "max_frames": 40}).shape == (40, 4)
+    assert Reds.batches == [8, 32, 8]
     path = tmp_path / "clip.mp4"
     write_video(path, np.repeat(np.repeat(frames, 4, axis=1), 4, axis=2), fps=10.0)
-    seen = eyes({"type": "video", "video": path, "fps": 2.0})
-    assert len(seen) == 10
-    assert np.abs(seen[:, 0] - np.arange(0, 250, 25)).max() < 12  # the format loses a little
-    assert len(eyes({"type": "video", "video": path})) == 8
+    codes = encode({"type": "video", "video": path, "fps": 2.0})
+    assert len(codes) == 10
+    assert np.abs(codes[:, 0] - np.arange(0, 250, 25)).max() < 12  # the format loses a little
+    assert len(encode({"type": "video", "video": path})) == 8
 
 
 @pytest.mark.parametrize(
@@ -94,26 +81,46 @@ def test_frames_of_a_video_are_sampled_and_encoded_together(
     [
         ({"type": "image", "image": None}, "NoneType"),
         ({"type": "image", "image": "nowhere.png"}, "nowhere.png"),
-        ({"type": "image", "image": "https://example.org/a.png"}, "lies on the network"),
+        ({"type": "image", "image": "https://example.org/a.png"}, "is on the network"),
         ({"type": "image", "image": "data:image/png;base64,%%%"}, "data: URL"),
         ({"type": "image", "image": np.zeros((4, 4), np.uint8)}, r"\[4, 4\]"),
         ({"type": "image", "image": np.zeros((4, 4, 3), np.float32)}, "float32"),
         ({"type": "video", "video": np.zeros((4, 4, 3), np.uint8)}, "frames, height, width"),
         ({"type": "video", "video": np.zeros((2, 4, 4, 3), np.uint8), "fps": 2.0}, "max_frames"),
         ({"type": "sound", "sound": b""}, "'sound'"),
+        *(
+            ({"type": "video", "video": video, "max_frames": value}, rf"max_frames.* {words}")
+            for video in (np.zeros((2, 4, 4, 3), np.uint8), "nowhere.mp4")
+            for value, words in (
+                (0, "is 0"),
+                (-3, "is -3"),
+                ([1], r"\[1\]"),
+                (2.5, "2.5"),
+                ("2", "'2'"),
+                (True, "True"),
+            )
+        ),
+        *(
+            ({"type": "video", "video": "nowhere.mp4", "fps": value}, f"fps.* {words}")
+            for value, words in (
+                (0, "is 0"),
+                (float("nan"), "is nan"),
+                ("2", "'2'"),
+                (True, "True"),
+                ([1], "1"),
+            )
+        ),
     ],
 )
-def test_what_cannot_be_seen_is_refused(
-    eyes: MediaEncoder, part: dict[str, Any], words: str
-) -> None:
+def test_bad_parts_are_refused(part: dict[str, Any], words: str) -> None:
     with pytest.raises(InputError, match=words):
-        eyes(part)
+        encode(part)
 
 
-def test_a_picture_as_a_video_and_text_as_a_picture(eyes: MediaEncoder, tmp_path: Path) -> None:
+def test_an_image_is_no_video_and_a_text_no_image(tmp_path: Path) -> None:
     write_image(tmp_path / "still.png", flat(3))
     with pytest.raises(InputError, match=r"still\.png"):
-        eyes({"type": "video", "video": tmp_path / "still.png"})
+        encode({"type": "video", "video": tmp_path / "still.png"})
     (tmp_path / "text.png").write_text("no picture", encoding="utf-8")
     with pytest.raises(InputError, match=r"text\.png"):
-        eyes({"type": "image", "image": tmp_path / "text.png"})
+        encode({"type": "image", "image": tmp_path / "text.png"})

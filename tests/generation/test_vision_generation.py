@@ -11,9 +11,10 @@ from tiny_vision_model import CONFIG, VISION, following, ids, model, tokenizer
 
 from lwm.core.errors import CapacityError, ConfigError, InputError
 from lwm.engine.sampling import Sampling
+from lwm.generation.codec import decode_frames
 from lwm.generation.frames import IMAGE, VIDEO, FrameRequest, frame_tokens, generate_frames
 from lwm.generation.model import Model
-from lwm.generation.vision_generation import decode_frames, video_codes
+from lwm.generation.vision_generation import video_codes
 
 
 class Shades:
@@ -129,6 +130,14 @@ def test_what_cannot_be_drawn_is_refused(
         world.video(**arguments)
 
 
+def test_pixels_are_rounded_as_images_are() -> None:
+    """Check codes whose pixels lie between two levels."""
+    levels = np.arange(16).reshape(1, 1, 16)
+    codec: Any = SimpleNamespace(decode=lambda codes: (codes[..., None] + 0.6) / 127.5 - 1)
+    expected = np.arange(1, 17).reshape(1, 1, 4, 4, 1)
+    np.testing.assert_array_equal(decode_frames(codec, levels), expected)
+
+
 def test_a_model_that_cannot_draw_says_why(world: Model) -> None:
     blind = Model(
         source="tiny", config=tiny_model.CONFIG, weights=tiny_model.fused(),
@@ -136,12 +145,12 @@ def test_a_model_that_cannot_draw_says_why(world: Model) -> None:
     )  # fmt: skip
     with pytest.raises(InputError, match="text model"):
         blind.image("an apple")
-    with pytest.raises(InputError, match="'codes' and tiny reads text alone"):
+    with pytest.raises(InputError, match="'codes' and tiny reads text only"):
         blind.chat([{"role": "user", "content": [{"type": "codes", "codes": [[1]]}]}])
-    with pytest.raises(ConfigError, match="tiny-vision-model brings no VQGAN"):
+    with pytest.raises(ConfigError, match="tiny-vision-model has no VQGAN"):
         model().image("an apple")
     wanted = FrameRequest(prompt=[1], unconditional=[1], sampling=Sampling())
     with pytest.raises(InputError, match="text model"):
         generate_frames(lambda *needs: pytest.fail("made"), tiny_model.CONFIG, wanted)
-    with pytest.raises(ConfigError, match="3 codes, which make no square"):
+    with pytest.raises(ConfigError, match="3 codes, which are not a square"):
         decode_frames(Shades(), np.zeros((1, 1, 3), int))

@@ -8,7 +8,12 @@ from tiny_vision_model import CONFIG, ids, tokenizer
 
 from lwm.core.errors import InputError
 from lwm.data.text.templates import CHATML, ORIGINAL
-from lwm.generation.vision_prompts import begin, chat_tokens, codes_from_part, generation_prompt
+from lwm.generation.vision_prompts import (
+    chat_tokens,
+    codes_from_part,
+    generation_prompt,
+    start_of_frames,
+)
 
 ONE, TWO = [[1, 2, 3, 4]], [[5, 6, 7, 8], [9, 10, 11, 12]]
 
@@ -62,7 +67,7 @@ def test_parts_keep_their_order_over_several_turns() -> None:
 def test_drawing_prompts_are_the_originals() -> None:
     asked = "<s>You are a helpful assistant. USER: Generate a video of a cat ASSISTANT:"
     assert generation_prompt(tokenizer(), "a cat", "a video") == ids(asked) + ids("<vision>")
-    assert begin(tokenizer()) == ids("<s><vision>")
+    assert start_of_frames(tokenizer()) == ids("<s><vision>")
 
 
 @pytest.mark.parametrize(
@@ -83,7 +88,7 @@ def test_parts_that_cannot_be_shown_are_refused(content: list[Any], message: str
 
 
 def test_a_template_that_leaves_a_picture_out_is_refused() -> None:
-    with pytest.raises(InputError, match="writes 0 of the conversation's 1 pictures"):
+    with pytest.raises(InputError, match="writes 0 of the conversation's 1 images"):
         chat(part(ONE), template="nothing")
 
 

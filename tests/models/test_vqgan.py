@@ -1,5 +1,6 @@
 """The VQGAN against the original's outputs, and one picture against many."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import jax
@@ -10,6 +11,7 @@ import pytest
 import lwm
 from lwm.core import params
 from lwm.core.errors import ConfigError, InputError
+from lwm.core.hardware import traits
 from lwm.generation import codec as codecs
 from lwm.generation.codec import VqganCodec
 from lwm.models.vqgan import VQGANConfig, nearest_codes, vqgan_params
@@ -56,7 +58,7 @@ def test_the_default_is_the_originals_size() -> None:
 
 def test_a_batch_gives_what_its_pictures_give_alone(tiny, monkeypatch) -> None:
     # Five of at most four a batch: a full one, and a rest that is padded.
-    monkeypatch.setattr(codecs, "CPU_BATCH_PIXELS", 4 * 64)
+    monkeypatch.setattr(codecs, "traits", lambda: replace(traits(), codec_pixels=4 * 64))
     pixels = pictures(5)
     codes = tiny.encode(pixels)
     assert codes.shape == (5, 4, 4)
@@ -66,6 +68,20 @@ def test_a_batch_gives_what_its_pictures_give_alone(tiny, monkeypatch) -> None:
     assert np.abs(back).max() <= 1
     alone = np.concatenate([tiny.decode(x[None]) for x in codes])
     np.testing.assert_allclose(back, alone, atol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_float32_products_are_exact(tiny, dtype: str) -> None:
+    """Check the precision of products, which accelerators would otherwise round."""
+    weights = jax.tree.map(lambda x: x.astype(dtype), tiny._weights)
+    codec = VqganCodec(TINY, weights)
+    pixels, codes = np.zeros((1, 8, 8, 3), dtype), np.zeros((1, 4, 4), np.int32)
+    for step in (codec._encode.lower(weights, pixels), codec._decode.lower(weights, codes)):
+        lines = step.as_text().splitlines()
+        products = [x for x in lines if "dot_general" in x or "stablehlo.convolution" in x]
+        assert products
+        for product in products:
+            assert ("HIGHEST" in product) == (dtype == "float32"), product
 
 
 def test_pictures_need_not_be_square_nor_many(tiny) -> None:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from lwm.cli.flags import print_stream
 
 if TYPE_CHECKING:
-    from lwm.generation.timings import Timings
+    from lwm.generation.text_generation import Timings
 
 MODEL, BOOK = "smollm2", "Ruth"
 RING = "1,1,1,4"

@@ -68,10 +68,9 @@ def _evaluate(model: str, flags: VideoNeedleFlags, load: SharedLoadFlags) -> Non
         paint,
         require_room,
     )
+    from lwm.generation.codec import decode_frames, encode_frames
     from lwm.generation.frames import require_vision
-    from lwm.generation.media_inputs import encode_frames
     from lwm.generation.session import model_fingerprint
-    from lwm.generation.vision_generation import decode_frames
 
     counts = parse_lengths(flags.frames, "frames")
     depths = parse_depths(flags.depths, flags.depth_spacing)

@@ -156,7 +156,7 @@ def _preview(model: "Model", directory: Path | None) -> "FrameDone | None":
         raise InputError(
             f"--preview {directory} cannot be created: {error.strerror}; choose another directory"
         ) from error
-    from lwm.generation.vision_generation import decode_frames
+    from lwm.generation.codec import decode_frames
     from lwm.media.images import write_image
 
     def write(number: int, frame: int, codes: "np.ndarray") -> None:

@@ -18,9 +18,6 @@ import numpy as np
 LONGEST = 5
 """An earlier place that shares this many of the last tokens is as good as one that shares more."""
 
-SHORTEST = 3
-"""Least number of shared tokens: drafts from two are wrong too often (docs/log.md)."""
-
 LONGEST_PAUSE = 16
 """Steps without a draft after many wrong ones in a row."""
 
@@ -30,18 +27,13 @@ class DraftSettings:
     """Set the size of drafts.
 
     Args:
-        widths: numbers of tokens per slot that a decode step with drafts takes, the certain token
-            included, ascending; each compiles a step. Empty for no drafts.
-        shortest: least number of shared tokens.
+        widths: tokens per slot in a decode step with drafts, the certain token included,
+            ascending; each width compiles a step.
+        shortest: fewest shared tokens; drafts from two are wrong too often (docs/log.md).
     """
 
-    widths: tuple[int, ...] = (4, 8)
-    shortest: int = SHORTEST
-
-    def limited(self, slots: int, tokens: int) -> "DraftSettings":
-        """Leave out widths at which a step takes more than `tokens` tokens in all slots."""
-        widths = tuple(width for width in self.widths if width * slots <= tokens)
-        return DraftSettings(widths=widths, shortest=self.shortest)
+    widths: Sequence[int] = (4, 8)
+    shortest: int = 3
 
 
 QUANTIZED_DRAFTS = DraftSettings(widths=(2, 4), shortest=4)
@@ -57,39 +49,38 @@ class Drafter:
         room: number of tokens that may be added to it.
     """
 
-    def __init__(self, text: Sequence[int], room: int, shortest: int = SHORTEST) -> None:
+    def __init__(
+        self, text: Sequence[int], room: int, settings: DraftSettings = DraftSettings()
+    ) -> None:
         self._tokens = np.empty(len(text) + room, np.int32)
         self._tokens[: len(text)] = text
         self._length = len(text)
-        self._shortest = shortest
+        self._settings = settings
         self._pause = 0  # length of the pause after the last wrong draft
         self._remaining = 0  # steps of that pause that remain
         self._trusted = False  # the last draft was right to its end
 
-    def extend(self, tokens: Sequence[int]) -> None:
-        """Append tokens that were generated."""
-        self._tokens[self._length : self._length + len(tokens)] = tokens
-        self._length += len(tokens)
+    def draft(self, limit: int) -> list[int]:
+        """Return a draft of at most `limit` tokens, possibly empty; call it once per step.
 
-    def draft(self, first: int, further: int) -> list[int]:
-        """Return a draft of the next tokens, possibly empty; call it once per step.
-
-        Args:
-            first: most tokens of the first draft, and after one that was not right to its end.
-            further: most tokens after one that was.
+        It fills the least width, or the greatest one if the last draft was right to its end.
         """
         if self._remaining > 0:
             self._remaining -= 1
             return []
         start = self._earlier_place()
-        count = further if self._trusted else first
+        count = min(limit, self._settings.widths[-1 if self._trusted else 0] - 1)
         return self._tokens[start : min(start + count, self._length)].tolist()
 
-    def judge(self, drafted: int, accepted: int) -> None:
-        """Record how many tokens of the last draft were right."""
-        self._trusted = accepted == drafted
-        self._pause = 0 if accepted else min(LONGEST_PAUSE, max(1, 2 * self._pause))
-        self._remaining = self._pause
+    def record(self, tokens: Sequence[int], drafted: int = 0) -> None:
+        """Append the tokens of a step; after a draft, all but the last of them were drafted."""
+        self._tokens[self._length : self._length + len(tokens)] = tokens
+        self._length += len(tokens)
+        if drafted:
+            accepted = len(tokens) - 1
+            self._trusted = accepted == drafted
+            self._pause = 0 if accepted else min(LONGEST_PAUSE, max(1, 2 * self._pause))
+            self._remaining = self._pause
 
     def _earlier_place(self) -> int:
         """Find the index after the latest place that shares most of the last tokens.
@@ -103,43 +94,6 @@ class Drafter:
             ends = ends[text[ends - size + 1] == text[self._length - size]]
             if len(ends) == 0:
                 break
-            if size >= self._shortest:
+            if size >= self._settings.shortest:
                 best = int(ends[-1]) + 1
         return best
-
-
-class Drafts:
-    """Keep a drafter for each request that may be drafted."""
-
-    def __init__(self, settings: DraftSettings) -> None:
-        self._settings = settings
-        self._drafters: dict[int, Drafter] = {}
-
-    def add(self, request: int, prompt: Sequence[int], max_tokens: int) -> None:
-        """Start drafting for a request, unless drafts are off or it has been added before."""
-        if self._settings.widths and request not in self._drafters:
-            self._drafters[request] = Drafter(prompt, max_tokens, self._settings.shortest)
-
-    def draft(self, request: int, limit: int) -> Sequence[int]:
-        """Return a draft of at most `limit` tokens."""
-        drafter = self._drafters.get(request)
-        if drafter is None:
-            return ()
-        first, further = self._settings.widths[0] - 1, self._settings.widths[-1] - 1
-        return drafter.draft(min(first, limit), min(further, limit))
-
-    def record(self, request: int, tokens: Sequence[int], drafted: int) -> None:
-        """Append the tokens of a step, of which all but the last were drafted."""
-        drafter = self._drafters.get(request)
-        if drafter is not None:
-            drafter.extend(tokens)
-            if drafted:
-                drafter.judge(drafted, len(tokens) - 1)
-
-    def discard(self, request: int) -> None:
-        """Stop drafting for a request; do nothing for one that was not added."""
-        self._drafters.pop(request, None)
-
-    def width(self, tokens: int) -> int:
-        """Return the width of the step that takes at most `tokens` tokens per slot."""
-        return 1 if tokens == 1 else min(w for w in self._settings.widths if w >= tokens)

@@ -10,6 +10,7 @@ settings; requests join and leave between steps. A server calls `submit`, `step`
 """
 
 from collections.abc import Generator, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -20,7 +21,7 @@ from lwm.core.errors import InputError
 from lwm.core.hardware import traits
 from lwm.core.mesh import DATA, SEQUENCE
 from lwm.core.progress import Advance
-from lwm.engine.drafting import QUANTIZED_DRAFTS, Drafts, DraftSettings
+from lwm.engine.drafting import QUANTIZED_DRAFTS, Drafter, DraftSettings
 from lwm.engine.request import Request, Token
 from lwm.engine.runner import Runner, weights_for
 from lwm.engine.sampling import GREEDY, Sampled, SlotSampling, slot_sampling
@@ -83,7 +84,9 @@ class Engine:
         settings, limit = DraftSettings(), traits(mesh).draft_tokens
         if has_quantized(weights):
             settings, limit = QUANTIZED_DRAFTS, QUANTIZED_ROWS
-        self._drafts = Drafts(settings.limited(self.slots, limit if drafts else 0))
+        widths = [width for width in settings.widths if drafts and width * self.slots <= limit]
+        self._draft_settings = replace(settings, widths=widths)
+        self._drafters: dict[int, Drafter] = {}
         self._requests: dict[int, Request] = {}
         self._undelivered: dict[int, list[Token]] = {}  # tokens of streams that did not run a step
 
@@ -140,7 +143,7 @@ class Engine:
 
     def _end(self, request: int) -> None:
         del self._requests[request]
-        self._drafts.discard(request)
+        self._drafters.pop(request, None)
         self.scheduler.release(request)
 
     def step(self) -> list[Token]:
@@ -172,12 +175,19 @@ class Engine:
             for row, slot in enumerate(self.scheduler.slots_of(number)):
                 self._runner.set_text(slot, self.scheduler.text_of(number, row))
             request = self._requests[number]
-            if request.allowed is None:
-                self._drafts.add(number, request.prompt, request.max_tokens)
-        plan = self.scheduler.plan(self._drafts.draft)
+            drafted = self._draft_settings.widths and request.allowed is None
+            if drafted and number not in self._drafters:
+                self._drafters[number] = Drafter(
+                    request.prompt, request.max_tokens, self._draft_settings
+                )
+        plan = self.scheduler.plan(self._draft)
         if plan.chunk is not None:
             self._runner.prefill(plan.chunk)
         return self._decode(plan.feeds) if plan.feeds else []
+
+    def _draft(self, request: int, limit: int) -> Sequence[int]:
+        drafter = self._drafters.get(request)
+        return () if drafter is None else drafter.draft(limit)
 
     def stream(
         self, request: Request, advance: Advance | None = None
@@ -221,7 +231,8 @@ class Engine:
         decoding = [
             number for number in self.scheduler.active if self.scheduler.slots_of(number)[0] in fed
         ]
-        width = self._drafts.width(max(map(len, fed.values())))
+        longest = max(map(len, fed.values()))
+        width = min(w for w in (1, *self._draft_settings.widths) if w >= longest)
         sampled = self._runner.decode(feeds, width, self._slot_sampling(decoding))
         tokens = []
         for number in decoding:
@@ -242,7 +253,9 @@ class Engine:
                 return tokens
             if column < len(drafts) and token.token != drafts[column]:
                 break
-        self._drafts.record(number, [int(token.token or 0) for token in tokens], len(drafts))
+        if number in self._drafters:
+            ids = [token.token for token in tokens if token.token is not None]
+            self._drafters[number].record(ids, len(drafts))
         return tokens
 
     def _token(self, number: int, slot: int, column: int, sampled: Sampled) -> Token:

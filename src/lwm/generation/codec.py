@@ -1,72 +1,87 @@
-"""Pictures to codes and back, in batches: what `lwm.load_vqgan` returns.
-
-Places the weights once, cuts any number of pictures into batches of bounded size, and compiles
-once for each size of batch. Knows numpy arrays; knows nothing of files of pictures.
-"""
+"""Convert images to codes and back, in batches of bounded size: what `lwm.load_vqgan` returns."""
 
 import hashlib
 import os
+from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property, partial
+from itertools import islice
+from math import isqrt
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import jax
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, UInt8
 
 from lwm.checkpoints.formats.vqgan import read_vqgan
-from lwm.core.errors import InputError
+from lwm.core.errors import ConfigError, InputError
+from lwm.core.hardware import precise, traits
+from lwm.core.progress import progress
+from lwm.media.images import to_pixels, to_unit
 from lwm.models.vqgan import VQGAN, VQGANConfig, decode_images, encode_images
 
-BATCH_PIXELS = 1 << 20
-"""Pixels of a batch; 16 pictures of 256 x 256. Bounds activations, not what may be asked for."""
-CPU_BATCH_PIXELS = 1 << 15
-"""The same on a CPU, where activations that outgrow its cache cost more than batches gain."""
+_FRAMES = 32  # frames of a video that are in memory at a time while it is encoded
+
+
+@runtime_checkable
+class ImageCodec(Protocol):
+    """Convert pixels [n, height, width, 3] in [-1, 1] to codes [n, rows, columns] and back.
+
+    `config.image_size` is the side of the images.
+    """
+
+    @property
+    def config(self) -> Any: ...
+
+    def encode(self, pixels: Any, /) -> Any: ...
+
+    def decode(self, codes: Any, /) -> Any: ...
 
 
 class VqganCodec:
-    """A VQGAN ready to use.
+    """Encode and decode images with a VQGAN; each batch size compiles once.
 
     Args:
         weights: arrays on the host or on a device.
 
     Attributes:
-        config: sizes, among them `codebook_size`, `image_size` and `codes_per_frame`.
+        config: sizes, such as `codebook_size`, `image_size` and `codes_per_frame`.
     """
 
     def __init__(self, config: VQGANConfig, weights: VQGAN) -> None:
         self.config = config
         self._weights = jax.device_put(weights, jax.local_devices()[0])
-        self._encode = jax.jit(partial(encode_images, config=config))
-        self._decode = jax.jit(partial(decode_images, config=config))
+        dtype = jax.tree.leaves(self._weights)[0].dtype
+        self._encode = jax.jit(precise(partial(encode_images, config=config), dtype))
+        self._decode = jax.jit(precise(partial(decode_images, config=config), dtype))
 
     @cached_property
     def fingerprint(self) -> str:
-        """Tells two VQGANs apart by their sizes and weights."""
-        found = hashlib.sha256(repr(self.config).encode())
+        """Return a hash of the sizes and weights."""
+        digest = hashlib.sha256(repr(self.config).encode())
         for leaf in jax.tree.leaves(self._weights):
-            found.update(np.ascontiguousarray(leaf).data)
-        return found.hexdigest()[:16]
+            digest.update(np.ascontiguousarray(leaf).data)
+        return digest.hexdigest()[:16]
 
     def encode(
         self, pixels: np.ndarray, *, batch: int | None = None
-    ) -> Int[np.ndarray, "pictures rows columns"]:
-        """Codes of pictures, by which `downsampling` pixels of a side become one code.
+    ) -> Int[np.ndarray, "images rows columns"]:
+        """Compute the codes of images; `downsampling` pixels of a side become one code.
 
         Args:
-            pixels: [pictures, height, width, 3], RGB in [-1, 1].
-            batch: pictures computed at once, rounded down to a power of two; by `BATCH_PIXELS`
-                unless given.
+            pixels: [images, height, width, 3], RGB in [-1, 1].
+            batch: images per batch, rounded down to a power of two; defaults to what suits the
+                platform.
 
         Raises:
-            InputError: the array is no batch of pictures in [-1, 1], or its sides cannot be
-                divided.
+            InputError: the array is no batch of images in [-1, 1], or the codes do not divide
+                their sides.
         """
         pixels = np.asarray(pixels)
         if pixels.ndim != 4 or pixels.shape[-1] != 3:
             raise InputError(
-                f"pixels have shape {list(pixels.shape)}; [pictures, height, width, 3] is needed"
+                f"pixels have shape {list(pixels.shape)}; [images, height, width, 3] is needed"
             )
         if not np.issubdtype(pixels.dtype, np.floating):
             raise InputError(
@@ -76,83 +91,110 @@ class VqganCodec:
         if any(side == 0 or side % step for side in pixels.shape[1:3]):
             raise InputError(
                 f"pixels are {pixels.shape[1]} high and {pixels.shape[2]} wide; this VQGAN needs "
-                f"multiples of {step}, resize or crop them"
+                f"multiples of {step}, so resize or crop them"
             )
-        if pixels.size and not np.abs(pixels).max() <= 1.001:  # also refuses what is no number
+        if pixels.size and not np.abs(pixels).max() <= 1.001:  # also refuses NaN
             raise InputError(
                 f"pixels range from {pixels.min():.3g} to {pixels.max():.3g}; they must lie in "
                 "[-1, 1]: x / 127.5 - 1 for bytes"
             )
-        side = [n // step for n in pixels.shape[1:3]]
-        pixels = pixels.astype(np.float32)
-        return self._in_batches(self._encode, pixels, step, (*side,), np.int32, batch)
+        area = pixels.shape[1] * pixels.shape[2]
+        result = np.empty((len(pixels), *(n // step for n in pixels.shape[1:3])), np.int32)
+        self._in_batches(self._encode, pixels.astype(np.float32), result, area, batch)
+        return result
 
-    def decode(self, codes: np.ndarray) -> Float[np.ndarray, "pictures height width 3"]:
-        """Pictures in [-1, 1] of codes.
+    def decode(self, codes: np.ndarray) -> Float[np.ndarray, "images height width 3"]:
+        """Compute images in [-1, 1] from codes.
 
         Args:
-            codes: integers, [pictures, rows, columns].
+            codes: integers, [images, rows, columns].
 
         Raises:
-            InputError: the array is no batch of grids of codes, or holds others than the codebook
-                has.
+            InputError: the array is no batch of grids of codes of the codebook.
         """
         codes = np.asarray(codes)
         if codes.ndim != 3 or 0 in codes.shape[1:] or not np.issubdtype(codes.dtype, np.integer):
             raise InputError(
                 f"codes are {codes.dtype} of shape {list(codes.shape)}; integers "
-                "[pictures, rows, columns] are needed"
+                "[images, rows, columns] are needed"
             )
         size = self.config.codebook_size
         if codes.size and (codes.min() < 0 or codes.max() >= size):
             wrong = codes.min() if codes.min() < 0 else codes.max()
             raise InputError(
                 f"the code {wrong} is not in the codebook, which has the entries 0 to {size - 1}; "
-                "these codes are of another VQGAN, or hold end tokens"
+                "these codes are of another VQGAN, or contain end tokens"
             )
-        side = [n * self.config.downsampling for n in codes.shape[1:]]
-        return self._in_batches(self._decode, codes.astype(np.int32), 1, (*side, 3), np.float32)
+        height, width = (n * self.config.downsampling for n in codes.shape[1:])
+        result = np.empty((len(codes), height, width, 3), np.float32)
+        self._in_batches(self._decode, codes.astype(np.int32), result, height * width)
+        return result
 
     def _in_batches(
         self,
-        work: Any,
-        x: np.ndarray,
-        step: int,
-        shape: tuple[int, ...],
-        dtype: Any,
+        compute: Callable[..., Any],
+        inputs: np.ndarray,
+        result: np.ndarray,
+        area: int,
         batch: int | None = None,
-    ) -> np.ndarray:
-        out = np.empty((len(x), *shape), dtype)
-        places = x.shape[1] * x.shape[2] * (self.config.downsampling // step) ** 2
-        cpu = jax.devices()[0].platform == "cpu"
-        bound = (CPU_BATCH_PIXELS if cpu else BATCH_PIXELS) // places
-        most = 1 << max(0, (batch or bound).bit_length() - 1)
-        workers = (os.cpu_count() or 1) if cpu else 1
-        most = min(most, 1 << max(0, -(-len(x) // workers) - 1).bit_length())
+    ) -> None:
+        """Fill `result` by batches of inputs, each of `area` pixels."""
+        platform = traits()
+        size = 1 << max(0, (batch or platform.codec_pixels // area).bit_length() - 1)
+        workers = (os.cpu_count() or 1) if platform.codec_batches else 1
+        size = min(size, 1 << max(0, -(-len(inputs) // workers) - 1).bit_length())
 
-        def compute(start: int) -> None:
-            part = x[start : start + most]
-            # Powers of two alone, so that few programs are compiled.
+        def fill(start: int) -> None:
+            part = inputs[start : start + size]
+            # Powers of two only, so that few programs are compiled.
             rows = 1 << (len(part) - 1).bit_length()
-            padded = np.concatenate([part, np.zeros((rows - len(part), *x.shape[1:]), x.dtype)])
-            found = np.asarray(work(self._weights, padded))
-            out[start : start + len(part)] = found[: len(part)]
+            padding = np.zeros((rows - len(part), *inputs.shape[1:]), inputs.dtype)
+            outputs = np.asarray(compute(self._weights, np.concatenate([part, padding])))
+            result[start : start + len(part)] = outputs[: len(part)]
 
-        # A batch on each core of a CPU goes faster than one after another on all of them.
         with ThreadPoolExecutor(workers) as pool:
-            list(pool.map(compute, range(0, len(x), most)))
-        return out
+            list(pool.map(fill, range(0, len(inputs), size)))
 
 
 def load_vqgan(path: str | Path, *, config: str | Path | None = None) -> VqganCodec:
-    """A VQGAN from our directory, a training run, or the original's pickle.
+    """Load a VQGAN from our directory, a training run, or the original's pickle.
 
     Args:
-        config: for a pickle, a JSON file with the original's keys; its defaults unless given.
+        config: for a pickle, a JSON file with the original's keys; defaults to its defaults.
 
     Raises:
-        CheckpointError: nothing is there, it is broken, or it is of another size.
+        CheckpointError: the path does not exist, is broken, or is of another size.
         ConfigError: the settings are wrong.
     """
-    found, weights = read_vqgan(Path(path), None if config is None else Path(config))
-    return VqganCodec(found, weights)
+    return VqganCodec(*read_vqgan(Path(path), None if config is None else Path(config)))
+
+
+def encode_frames(
+    codec: ImageCodec, frames: Iterable[UInt8[np.ndarray, "height width 3"]]
+) -> Int[np.ndarray, "frames codes_per_frame"]:
+    """Compute the codes of frames, which may come from a generator."""
+    remaining, parts = iter(frames), []
+    with progress("encoding frames", None) as advance:
+        while batch := list(islice(remaining, _FRAMES)):
+            codes = codec.encode(to_unit(np.stack(batch)))
+            parts.append(np.asarray(codes).reshape(len(batch), -1))
+            advance(len(batch))
+    return np.concatenate(parts)
+
+
+def decode_frames(
+    codec: ImageCodec, codes: Int[np.ndarray, "videos frames codes_per_frame"]
+) -> UInt8[np.ndarray, "videos frames height width 3"]:
+    """Compute the pixels of frames, from 0 to 255.
+
+    Raises:
+        ConfigError: the codes of a frame are not a square.
+    """
+    side = isqrt(codes.shape[-1])
+    if side * side != codes.shape[-1]:
+        raise ConfigError(
+            f"a frame has {codes.shape[-1]} codes, which are not a square; the model's "
+            "codes_per_frame is not that of a VQGAN"
+        )
+    pixels = to_pixels(np.asarray(codec.decode(codes.reshape(-1, side, side))))
+    return pixels.reshape(*codes.shape[:2], *pixels.shape[1:])

@@ -1,12 +1,7 @@
-"""What `lwm.load` returns: a model with its tokenizer, ready to score, continue, converse, draw.
+"""Define `Model`, which `lwm.load` returns: weights with a tokenizer and a codec, ready to score
+and to generate text, images and videos."""
 
-Puts the rooms below together for one user; it holds no logic of its own that they
-could hold.
-"""
-
-import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import closing
 from typing import Any, Literal, overload
 
 import numpy as np
@@ -15,26 +10,23 @@ from jaxtyping import Int, UInt8
 
 from lwm.checkpoints.add_vision import require_codebook
 from lwm.core.errors import CapacityError, ConfigError, InputError
-from lwm.core.progress import progress
-from lwm.data.text.templates import TURN_ENDS, Message, choose_template, render
+from lwm.data.text.templates import TURN_ENDS, Message, choose, render
 from lwm.data.text.tokenizer import Tokenizer
 from lwm.engine.engine import Engine
-from lwm.engine.request import Request
 from lwm.engine.runner import weights_for
-from lwm.engine.sampling import Sampling
 from lwm.engine.scoring import Logits, Scorer, require_ids
+from lwm.generation.codec import ImageCodec, decode_frames
 from lwm.generation.frames import IMAGE, VIDEO, FrameDone, require_vision
-from lwm.generation.media_inputs import MediaEncoder
-from lwm.generation.stop_strings import until_stop
-from lwm.generation.timings import Timings
-from lwm.generation.vision_generation import (
-    ImageCodec,
-    decode_frames,
-    image_codes,
-    sampling_from,
-    video_codes,
+from lwm.generation.media_inputs import encode_part
+from lwm.generation.text_generation import (
+    Timings,
+    stop_strings,
+    stream_tokens,
+    text_request,
+    until_stop,
 )
-from lwm.generation.vision_prompts import Part, See, chat_tokens, has_vision, text_of
+from lwm.generation.vision_generation import video_codes
+from lwm.generation.vision_prompts import Part, chat_tokens, has_vision, text_of
 from lwm.models.llama import Llama, LlamaConfig
 from lwm.models.quantized import QUANTIZED_ROWS
 from lwm.models.vision_tokens import single_table_ids
@@ -42,10 +34,15 @@ from lwm.models.vqgan import VQGANConfig
 
 
 class Model:
-    """A loaded model. Made by `lwm.generation.load.load`.
+    """Generate and score with a loaded model. `lwm.generation.load.load` makes it.
 
     Args:
         source: the name it was loaded by, for messages.
+        open_tokenizer, open_codec: open what the checkpoint or the user provides, on first use;
+            None if neither does.
+
+    Attributes:
+        timings: of the last answer.
     """
 
     def __init__(
@@ -61,21 +58,20 @@ class Model:
     ) -> None:
         self.source, self.config, self.dtype, self.mesh = source, config, dtype, mesh
         self.weights = weights
+        self.timings = Timings()
         self._open_tokenizer, self._open_codec = open_tokenizer, open_codec
         self._tokenizer: Tokenizer | None = None
+        self._codec: ImageCodec | None = None
         self._scorer: Scorer | None = None
         self._engine: Engine | None = None
-        self._codec: ImageCodec | None = None
         self._dequantized: Llama | None = None
-        self._see: See = MediaEncoder(lambda: self.codec)
-        self.timings = Timings()
 
     @property
     def tokenizer(self) -> Tokenizer:
-        """Opened on first use, so that what needs no text needs no tokenizer.
+        """Return the tokenizer, which is opened on first use.
 
         Raises:
-            ConfigError: the checkpoint has none and none was given.
+            ConfigError: there is none.
             CheckpointError: it is broken, or of an unknown kind.
         """
         if self._tokenizer is None:
@@ -83,18 +79,18 @@ class Model:
         if self._tokenizer is None:
             raise ConfigError(
                 f"{self.source} has no tokenizer, and text needs one; add --tokenizer (in Python: "
-                "tokenizer=) "
-                "with a tokenizer.json, a tokenizer.model or a directory that holds one"
+                "tokenizer=) with a tokenizer.json, a tokenizer.model or a directory that "
+                "contains one"
             )
         return self._tokenizer
 
     @property
     def codec(self) -> ImageCodec:
-        """Turns pictures into codes and back; opened on first use, or set to another.
+        """Return the codec of images, which is opened on first use; it can be replaced.
 
         Raises:
-            InputError: the model does not see.
-            ConfigError: it brings no VQGAN and none was given, or one of other codes.
+            InputError: this is a text model.
+            ConfigError: there is no VQGAN, or its codes are not the model's.
             CheckpointError: the VQGAN is broken.
         """
         require_vision(self.config)
@@ -102,7 +98,7 @@ class Model:
             self._codec = self._open_codec()
         if self._codec is None:
             raise ConfigError(
-                f"{self.source} brings no VQGAN, which turns pictures into codes and back; add "
+                f"{self.source} has no VQGAN, which turns images into codes and back; add "
                 "--vqgan (in Python: vqgan=) with the one it was trained with"
             )
         return self._codec
@@ -114,58 +110,44 @@ class Model:
         self._codec = codec
 
     def codes(self, part: Part) -> Int[np.ndarray, "frames codes_per_frame"]:
-        """Codes of a picture or a video, a part of a message as `chat` takes them.
+        """Compute the codes of an image or a video, given as a part of a message (see `chat`).
 
         Raises:
-            InputError: the model does not see, or what is shown cannot be read.
-            ConfigError: it has no VQGAN.
+            InputError: this is a text model, or the image or video cannot be read.
+            ConfigError: there is no VQGAN.
         """
         require_vision(self.config)
-        return self._see(part)
+        return encode_part(part, lambda: self.codec)
 
     def logits(self, tokens: Any, *, vision_mask: Any = None) -> Logits:
-        """Scores of the next token at every position of whole sequences.
+        """Compute the logits of the next token at every position of whole sequences.
 
         Args:
-            tokens: ids, [batch, seq]; needs no tokenizer.
-            vision_mask: for a model that sees, which of the tokens are ids of vision, counted
-                from 0 as codes are; none of them unless given.
+            tokens: ids, [batch, seq]; no tokenizer is needed.
+            vision_mask: for a vision-language model, which of the tokens are vision ids, counted
+                from 0; defaults to none.
 
         Raises:
-            InputError: not a rectangle of ids of the vocabulary, or a mask of another shape.
-            CapacityError: longer than the model's context.
+            InputError: the tokens are not a rectangle of ids of the vocabulary, or the mask has
+                another shape.
+            CapacityError: the sequences exceed the model's context.
         """
-        vision = self.config.vision
+        vision, vocab_size = self.config.vision, self.config.vocab_size
         if vision_mask is not None and vision is None:
             raise InputError(
                 f"{self.source} is a text model and takes no vision_mask; leave it out"
             )
-        try:
-            ids = np.asarray(tokens)
-        except ValueError:  # rows of different lengths
-            ids = np.array([])
-        if ids.ndim != 2 or ids.size == 0 or not np.issubdtype(ids.dtype, np.integer):
-            raise InputError(
-                f"tokens have shape {list(ids.shape)} and type {ids.dtype}; whole numbers [batch, "
-                "seq] are needed, at least one"
-            )
-        mask = np.zeros(ids.shape, bool) if vision_mask is None else np.asarray(vision_mask)
-        if mask.shape != ids.shape or mask.dtype != bool:
-            raise InputError(
-                f"vision_mask has shape {list(mask.shape)} and type {mask.dtype}; true or false "
-                f"for each of the tokens {list(ids.shape)} is needed"
-            )
-        require_ids(ids[~mask], self.config.vocab_size, "tokens")
+        ids, mask = _ids_and_mask(tokens, vision_mask)
+        require_ids(ids[~mask], vocab_size, "tokens")
         if vision is not None:
-            require_ids(ids[mask], vision.size, "tokens of vision")
+            require_ids(ids[mask], vision.size, "vision tokens")
         self._require_context(ids.shape[-1])
         if self._scorer is None:
             self._scorer = Scorer(self.weights, self.config, self.mesh)
-        logits = self._scorer.logits(single_table_ids(ids, mask, self.config.vocab_size))
+        logits = self._scorer.logits(single_table_ids(ids, mask, vocab_size))
         if vision is None:
             return Logits(text=logits)
-        text, seen = np.split(logits, [self.config.vocab_size], axis=-1)
-        return Logits(text=text, vision=seen)
+        return Logits(text=logits[..., :vocab_size], vision=logits[..., vocab_size:])
 
     @overload
     def generate(self, prompt: str, *, stream: Literal[False] = False, **settings: Any) -> str: ...
@@ -178,23 +160,23 @@ class Model:
     def generate(
         self, prompt: str, *, stream: bool = False, **settings: Any
     ) -> str | Iterator[str]:
-        """Continues a text.
+        """Continue a text.
 
         Args:
-            stream: give pieces of text as they come instead of the whole.
+            stream: return an iterator over pieces of text instead of the whole text.
             settings: `max_tokens` (256), `temperature` (0), `top_k`, `top_p`, `min_p`,
                 `repetition_penalty`, `seed` as in `Sampling`, and `stop`, strings that end the
                 answer.
 
         Raises:
             InputError: the prompt is empty.
-            CapacityError: the prompt is longer than the context, or its cache does not fit into
-                memory.
+            ConfigError: a setting is unknown or out of range.
+            CapacityError: the prompt exceeds the context, or its cache does not fit into memory.
         """
         if not prompt.strip():
             raise InputError("the prompt is empty; give some text to continue")
         tokens = self.tokenizer.encode(prompt)
-        return self._answer(tokens, stream, settings, continues=True)
+        return self._answer(tokens, stream, settings, after=tokens)
 
     @overload
     def chat(
@@ -214,37 +196,54 @@ class Model:
         template: str = "auto",
         **settings: Any,
     ) -> str | Iterator[str]:
-        """Answers the last message of a conversation.
+        """Answer the last message of a conversation.
 
-        What earlier turns left in the cache is used again, so a long document is read once.
+        The cache keeps earlier turns, so a long document is prefilled once. Each call encodes the
+        images and videos in its messages; for a conversation about a video, call `codes` once and
+        send a part `{"type": "codes", "codes": codes}`.
 
         Args:
-            messages: OpenAI's shape; content is text, or a list of parts of which each is text or
-                a picture or a video (see `media_inputs.MediaEncoder`).
-            template: `auto` (the original's where something is shown, or the checkpoint brings
-                none, else its own), `original` or `chatml`.
+            messages: in OpenAI's shape; content is text, or a list of parts, each of which is text
+                or an image or a video (see `media_inputs.encode_part`).
+            template: `auto` (the checkpoint's; the original's if it has none, or if there are
+                images), `original` or `chatml`.
             settings: as for `generate`.
 
         Raises:
-            InputError: a message is malformed, or brings images to a model that cannot see.
-            CapacityError: the conversation is longer than the context, or its cache does not fit
-                into memory.
+            InputError: a message is malformed, or has images and this is a text model.
+            ConfigError: a setting is unknown or out of range.
+            CapacityError: the conversation exceeds the context, or its cache does not fit into
+                memory.
         """
-        seeing = self.config.vision is not None and has_vision(messages)
-        if seeing and template == "auto":  # in these words `lwm tokenize` teaches to see
+        with_vision = self.config.vision is not None and has_vision(messages)
+        if with_vision and template == "auto":  # the form of the training data for images
             template = "original"
-        chosen = choose_template(template, self.tokenizer)
-        if seeing:
-            tokens = chat_tokens(chosen, messages, self.tokenizer, self.config, self._see)
+        chosen = choose(template, self.tokenizer)
+        if with_vision:
+            tokens = chat_tokens(chosen, messages, self.tokenizer, self.config, self.codes)
         else:
             plain = [{**m, "content": text_of(m, source=self.source)} for m in messages]
-            text = render(chosen, plain, self.tokenizer)
-            tokens = self.tokenizer.encode(text, specials=False)
+            tokens = self.tokenizer.encode(render(chosen, plain, self.tokenizer), specials=False)
         if template in TURN_ENDS:
-            stop = settings.get("stop", ())
-            given = (stop,) if isinstance(stop, str) else tuple(stop)
-            settings["stop"] = (*given, TURN_ENDS[template])
+            settings["stop"] = (*stop_strings(settings), TURN_ENDS[template])
         return self._answer(tokens, stream, settings)
+
+    def _answer(
+        self,
+        tokens: list[int],
+        stream: bool,
+        settings: dict[str, Any],
+        after: Sequence[int] = (),
+    ) -> str | Iterator[str]:
+        """Generate text; `after` is the text that it continues without a break."""
+        self._require_context(len(tokens), answer=1)
+        request = text_request(tokens, settings, self.tokenizer, self.config.max_sequence_length)
+        engine = self.engine_for(len(tokens), request.max_tokens)
+        self.timings = Timings(prompt=len(tokens))
+        answer = stream_tokens(engine, request, self.timings)
+        text = self.tokenizer.decode_stream(answer, after=after)
+        pieces = until_stop(text, stop_strings(settings))
+        return pieces if stream else "".join(pieces)
 
     def image(
         self,
@@ -255,26 +254,24 @@ class Model:
         frame_done: FrameDone | None = None,
         **settings: Any,
     ) -> UInt8[np.ndarray, "*count height width 3"]:
-        """A picture of a prompt, or `count` of them, drawn together.
+        """Generate an image from a prompt, or `count` images at once.
 
         Args:
-            count: how many; unless given one, without an axis in front.
-            negative_prompt: what guidance leads away from; anything unless given.
-            frame_done: told of each picture's codes as it is done.
-            settings: of `Sampling`, for others than the original's (`frames.IMAGE`).
+            count: number of images; by default one, without a leading axis.
+            negative_prompt: what guidance leads away from; by default an empty prompt.
+            frame_done: called with the codes of each finished image.
+            settings: of `Sampling`; defaults to the original's (`frames.IMAGE`).
 
         Raises:
-            InputError: the prompt is empty, or the model does not see.
+            InputError: the prompt is empty, or this is a text model.
+            ConfigError: a setting is unknown or out of range.
             CapacityError: the context or the memory is too small.
         """
-        codec = self.codec
-        codes = image_codes(
-            self.engine_for, self.config, self.tokenizer, prompt, count=_number(count),
-            negative_prompt=negative_prompt, sampling=sampling_from(IMAGE, settings),
-            frame_done=frame_done,
-        )  # fmt: skip
-        drawn = decode_frames(codec, codes)[:, 0]
-        return drawn[0] if count is None else drawn
+        images = self.video(
+            prompt, frames=1, count=1 if count is None else count, negative_prompt=negative_prompt,
+            frame_done=frame_done, **settings,
+        )[:, 0]  # fmt: skip
+        return images[0] if count is None else images
 
     def video(
         self,
@@ -287,37 +284,38 @@ class Model:
         frame_done: FrameDone | None = None,
         **settings: Any,
     ) -> UInt8[np.ndarray, "*count frames height width 3"]:
-        """A video of a prompt, or `count` of them, drawn together; the first frame as an image,
-        unless given.
+        """Generate a video from a prompt, or `count` videos at once.
+
+        The first frame is generated as an image, unless there are earlier frames.
 
         Args:
             frames: of the whole video, earlier ones included.
-            count: how many; unless given one, without an axis in front.
-            before: codes of earlier frames to go on from, [1 or count, frames, codes_per_frame].
+            count: number of videos; by default one, without a leading axis.
+            before: codes of earlier frames to continue, [1 or count, frames, codes_per_frame].
             negative_prompt, frame_done: as for `image`.
-            settings: of `Sampling`, for others than the original's (`frames.IMAGE` for a first
-                frame, `frames.VIDEO` behind it).
+            settings: of `Sampling`; defaults to the original's (`frames.IMAGE` for a first frame,
+                `frames.VIDEO` for the others).
 
         Raises:
-            InputError: the prompt is empty, or the model does not see.
+            InputError: the prompt is empty, or this is a text model.
+            ConfigError: a setting is unknown or out of range.
             CapacityError: the context or the memory is too small.
         """
         codec = self.codec
         codes = video_codes(
             self.engine_for, self.config, self.tokenizer, prompt, frames=frames,
-            count=_number(count),
-            before=before, negative_prompt=negative_prompt,
-            sampling=sampling_from(VIDEO, settings),
-            first_sampling=sampling_from(IMAGE, settings), frame_done=frame_done,
+            count=1 if count is None else count, before=before, negative_prompt=negative_prompt,
+            sampling=VIDEO.updated(settings), first_sampling=IMAGE.updated(settings),
+            frame_done=frame_done,
         )  # fmt: skip
-        drawn = decode_frames(codec, codes)
-        return drawn[0] if count is None else drawn
+        videos = decode_frames(codec, codes)
+        return videos[0] if count is None else videos
 
     def restart(self, tokens: int) -> None:
-        """Forgets what the cache holds and makes room for `tokens`.
+        """Discard the cached tokens and reserve a cache of `tokens` positions.
 
-        What follows then depends on nothing that came before, to the last bit: how much of a
-        prompt is still held decides in what pieces the rest is computed, hence how sums round.
+        What follows then does not depend on earlier requests, to the last bit: the cached part of
+        a prompt decides in which chunks the rest is computed, and so how sums round.
 
         Raises:
             CapacityError: the cache does not fit into memory.
@@ -325,19 +323,22 @@ class Model:
         self.engine_for(tokens, 1).scheduler.forget()
 
     def engine_for(self, prompt: int, max_tokens: int, slots: int = 1) -> Engine:
-        """The engine, made on first use, with a cache that holds a prompt and its answer.
+        """Return the engine, made on first use, with a cache for a prompt and its answer.
 
-        One with too few slots, or far too many, makes way for another: empty slots cost time in
-        every step, and two caches side by side memory.
+        An engine with too few slots, or with more than twice as many, is replaced: empty slots
+        cost time in every step, and two caches at once cost memory.
+
+        Raises:
+            CapacityError: the cache or the dequantized weights do not fit into memory.
         """
         if self._engine is None or not 1 <= self._engine.slots / self._engine.rounded(slots) <= 2:
-            self._engine = None  # its cache goes before another comes
+            self._engine = None  # its cache is freed before another is made
             self._engine = self.new_engine(slots, prompt + max_tokens)
         self._engine.require(prompt, max_tokens)
         return self._engine
 
     def new_engine(self, slots: int, tokens: int) -> Engine:
-        """Make an engine for requests of up to `tokens` tokens, with headroom for longer ones.
+        """Make an engine for requests of `tokens` positions, with headroom for longer ones.
 
         All engines of a model share one dequantized copy of quantized weights.
 
@@ -357,56 +358,26 @@ class Model:
         if length + answer > limit:
             raise CapacityError(
                 f"the prompt has {length:,} tokens and the context of {self.source} is {limit:,}"
-                f"{', the answer included' if answer else ''}; shorten the prompt or take a model "
+                f"{', the answer included' if answer else ''}; shorten the prompt or use a model "
                 "of longer context"
             )
 
-    def _answer(
-        self, tokens: list[int], stream: bool, settings: dict[str, Any], continues: bool = False
-    ) -> str | Iterator[str]:
-        stop = settings.pop("stop", ())
-        stops = (stop,) if isinstance(stop, str) else tuple(stop)
-        # A stop string that is a token of its own never shows in the text.
-        own = [self.tokenizer.backend.token_to_id(text) for text in stops]
-        max_tokens = settings.pop("max_tokens", 256)
-        if max_tokens < 1:
-            raise ConfigError(f"max_tokens is {max_tokens}; it must be at least 1")
-        sampling = sampling_from(Sampling(temperature=0.0), settings)
-        self._require_context(len(tokens), answer=1)
-        request = Request(
-            prompt=tokens,
-            max_tokens=min(max_tokens, self.config.max_sequence_length - len(tokens)),
-            sampling=sampling,
-            stop_tokens=(*self.tokenizer.eos, *(token for token in own if token is not None)),
+
+def _ids_and_mask(tokens: Any, vision_mask: Any) -> tuple[np.ndarray, np.ndarray]:
+    """Check the shapes and types of the arguments of `Model.logits`."""
+    try:
+        ids = np.asarray(tokens)
+    except ValueError:  # rows of different lengths
+        ids = np.array([])
+    if ids.ndim != 2 or ids.size == 0 or not np.issubdtype(ids.dtype, np.integer):
+        raise InputError(
+            f"tokens have shape {list(ids.shape)} and type {ids.dtype}; whole numbers [batch, "
+            "seq] are needed, at least one"
         )
-        engine = self.engine_for(len(tokens), request.max_tokens)
-        answer = self._tokens(engine, request)
-        text = self.tokenizer.decode_stream(answer, after=tokens if continues else ())
-        pieces = until_stop(text, stops)
-        return pieces if stream else "".join(pieces)
-
-    def _tokens(self, engine: Engine, request: Request) -> Iterator[int]:
-        """Token ids of the answer, counted and timed."""
-        figures = self.timings = Timings(prompt=len(request.prompt))
-        reused = engine.scheduler.reused
-        started = time.perf_counter()
-        with progress("reading the prompt", len(request.prompt)) as advance:
-            events = engine.stream(request, advance)
-            first = next(events)
-        figures.prefill_seconds = time.perf_counter() - started
-        figures.reused = engine.scheduler.reused - reused
-        started = time.perf_counter()
-        with closing(events):  # also when the reader of the answer stops early
-            event = first
-            while True:
-                if event.token is not None:
-                    figures.answer += 1
-                    figures.answer_seconds = time.perf_counter() - started
-                    yield event.token
-                if event.finish is not None:
-                    return
-                event = next(events)
-
-
-def _number(count: int | None) -> int:
-    return 1 if count is None else count
+    mask = np.zeros(ids.shape, bool) if vision_mask is None else np.asarray(vision_mask)
+    if mask.shape != ids.shape or mask.dtype != bool:
+        raise InputError(
+            f"vision_mask has shape {list(mask.shape)} and type {mask.dtype}; true or false "
+            f"for each of the tokens {list(ids.shape)} is needed"
+        )
+    return ids, mask

@@ -1,13 +1,12 @@
-"""A conversation with what the cache holds of it, in a file: a long video is read once and asked
-about on other days.
+"""Save a conversation and its cache to a file, and load it again, so that a long video or document
+is prefilled once.
 
-The file is safetensors, positions in order, so that it fits any mesh; pictures and videos are in
-it as codes. Knows models, caches and messages; knows no terminal.
+The file is safetensors with positions in order, so that it fits any mesh; images and videos are
+stored as codes.
 """
 
 import hashlib
 import json
-import os
 from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
@@ -26,6 +25,7 @@ from lwm.attention.cached import LayerCache
 from lwm.core.config import to_dict
 from lwm.core.distributed import on_host
 from lwm.core.errors import InputError
+from lwm.core.files import new_file
 from lwm.core.mesh import SEQUENCE
 from lwm.data.text.templates import Message
 from lwm.generation.model import Model
@@ -33,12 +33,13 @@ from lwm.generation.vision_prompts import has_vision
 from lwm.models.quantized import QuantizedKernel
 
 _FORMAT = "lwm-session 1"
-_WORD = {"float32": np.float32, "bfloat16": np.uint16}  # safetensors' numpy has no bfloat16
+_STORED = {"float32": np.float32, "bfloat16": np.uint16}  # safetensors' numpy has no bfloat16
 
 
 def save_session(path: Path, model: Model, messages: Sequence[Message]) -> None:
-    """Writes a conversation and the cache of its longest beginning, whole or not at all; a file
-    that is there is replaced.
+    """Write a conversation and the cache of the slot with the most tokens.
+
+    An existing file is replaced when the new one is complete.
 
     Raises:
         InputError: the file cannot be written.
@@ -47,63 +48,63 @@ def save_session(path: Path, model: Model, messages: Sequence[Message]) -> None:
     slot, tokens = engine.scheduler.longest_slot()
     places = _places(len(tokens), engine.scheduler.capacity, model)
     arrays = {"tokens": np.array(tokens, np.int32)}
-    for number, layer in enumerate(engine.cache):
+    for index, layer in enumerate(engine.cache):
         keys, values = np.asarray(layer.keys[slot]), np.asarray(layer.values[slot])
-        arrays[f"keys.{number}"] = _plain(keys[:, :, places].swapaxes(1, 2))
-        arrays[f"values.{number}"] = _plain(values[:, places])
-    told = [_with_codes(model, message) for message in messages]
-    facts = {
+        arrays[f"keys.{index}"] = _plain(keys[:, :, places].swapaxes(1, 2))
+        arrays[f"values.{index}"] = _plain(values[:, places])
+    metadata = {
         "format": _FORMAT, "model": model_fingerprint(model), "dtype": model.dtype,
-        "messages": json.dumps(told),
+        "messages": json.dumps([_with_codes(model, message) for message in messages]),
     }  # fmt: skip
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
-        save_file(arrays, partial, metadata=facts)
-        partial.replace(path)
+        with new_file(path, replace=True) as partial:
+            save_file(arrays, partial, metadata=metadata)
     except (OSError, SafetensorError) as error:
-        raise InputError(f"the session {path} cannot be written: {error}; make room") from error
-    finally:
-        partial.unlink(missing_ok=True)
+        raise InputError(
+            f"the session {path} cannot be written: {error}; free some space or name another file"
+        ) from error
 
 
 def load_session(path: Path, model: Model) -> list[Message]:
-    """Puts what a session holds into the model's cache; returns its conversation.
+    """Load a session into the model's cache, and return its conversation.
 
     Raises:
-        InputError: the file is no session, is broken, or of another model.
+        InputError: the file is not a session, is broken, or is of another model.
         CapacityError: its cache does not fit into memory.
     """
     try:
         with safe_open(path, framework="numpy") as file:
-            facts = file.metadata() or {}
-            if facts.get("format") != _FORMAT:
-                raise InputError(f"{path} is no session of 'lwm chat'; name another file")
-            if (facts.get("model"), facts.get("dtype")) != (model_fingerprint(model), model.dtype):
+            metadata = file.metadata() or {}
+            if metadata.get("format") != _FORMAT:
+                raise InputError(f"{path} is not a session of 'lwm chat'; name another file")
+            expected = (model_fingerprint(model), model.dtype)
+            if (metadata.get("model"), metadata.get("dtype")) != expected:
                 raise InputError(
                     f"the session {path} is of another model than {model.source} as "
                     f"{model.dtype}; load the one it was made with, or name another file"
                 )
-            messages = json.loads(facts["messages"])
+            messages = json.loads(metadata["messages"])
             tokens = file.get_tensor("tokens")
             engine = model.engine_for(len(tokens), 1)
             slot = engine.scheduler.fill_slot(tokens.tolist())
             places = _places(len(tokens), engine.scheduler.capacity, model)
             try:
-                for number, layer in enumerate(engine.cache):
-                    engine.cache[number] = _held(layer, file, number, slot, places, model.dtype)
+                cache = engine.cache
+                for index, layer in enumerate(cache):
+                    cache[index] = _filled(layer, file, index, slot, places, model.dtype)
             except BaseException:
-                engine.forget()  # layers before the one that failed were given away
+                engine.forget()  # earlier layers were donated
                 raise
     except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
         reason = " ".join(str(error).split())[:200]
-        raise InputError(f"the session {path} cannot be read ({reason}); begin another") from error
+        raise InputError(f"the session {path} cannot be read ({reason}); start another") from error
     if not isinstance(messages, list) or not all(isinstance(one, dict) for one in messages):
-        raise InputError(f"the session {path} holds no messages; begin another")
+        raise InputError(f"the session {path} has no messages; start another")
     return messages
 
 
 def _places(count: int, capacity: int, model: Model) -> Int[np.ndarray, " count"]:
-    """Where in a slot the first positions lie; see `attention.order.striped`."""
+    """Return the indices of the first positions in a slot; see `attention.order.striped`."""
     shards = 1 if model.mesh is None else model.mesh.shape[SEQUENCE]
     position = np.arange(count)
     return position % shards * (capacity // shards) + position // shards
@@ -114,38 +115,38 @@ def _plain(x: np.ndarray) -> np.ndarray:
 
 
 @lru_cache(maxsize=8)
-def _writer(sharding: Sharding) -> Any:
-    """Replaces a row of an array; compiled once for all layers."""
+def _row_writer(sharding: Sharding) -> Any:
+    """Compile a function that replaces a row of an array, once for all layers."""
     return jax.jit(
         lambda old, row, new: old.at[row].set(new), donate_argnums=0, out_shardings=sharding
     )
 
 
-def _held(
-    layer: LayerCache, file: Any, number: int, slot: int, places: np.ndarray, dtype: str
+def _filled(
+    layer: LayerCache, file: Any, index: int, slot: int, places: np.ndarray, dtype: str
 ) -> LayerCache:
-    """A layer's cache with a session's keys and values in one slot."""
+    """Return a layer's cache with a session's keys and values in one slot."""
 
     def put(old: jax.Array, new: np.ndarray) -> jax.Array:
-        return _writer(old.sharding)(old, np.int32(slot), new)
+        return _row_writer(old.sharding)(old, np.int32(slot), new)
 
-    def row(name: str, shape: tuple[int, ...], axis: int) -> np.ndarray:
-        found = file.get_tensor(name)
-        heads, _, dim = sized = (layer.values.shape[1], len(places), layer.values.shape[3])
-        if found.shape != sized or found.dtype != _WORD[dtype]:
-            raise ValueError(f"{name} has the shape {list(found.shape)}, not {list(sized)}")
-        found = found.view(jnp.dtype(dtype))
-        whole = np.zeros((heads, shape[axis], dim), found.dtype)
-        whole[:, places] = found
+    def row(name: str, capacity: int) -> np.ndarray:
+        stored = file.get_tensor(name)
+        heads, _, dim = expected = (layer.values.shape[1], len(places), layer.values.shape[3])
+        if stored.shape != expected or stored.dtype != _STORED[dtype]:
+            raise ValueError(f"{name} has the shape {list(stored.shape)}, not {list(expected)}")
+        stored = stored.view(jnp.dtype(dtype))
+        whole = np.zeros((heads, capacity, dim), stored.dtype)
+        whole[:, places] = stored
         return whole
 
-    keys = row(f"keys.{number}", layer.keys.shape, 3).swapaxes(1, 2)
-    values = row(f"values.{number}", layer.values.shape, 2)
+    keys = row(f"keys.{index}", layer.keys.shape[3]).swapaxes(1, 2)
+    values = row(f"values.{index}", layer.values.shape[2])
     return LayerCache(put(layer.keys, keys), put(layer.values, values))
 
 
 def _with_codes(model: Model, message: Message) -> Message:
-    """A message whose pictures and videos are codes, since files come and go."""
+    """Replace images and videos in a message by their codes, since files may disappear."""
     if not has_vision([message]):
         return message
     content = [
@@ -158,10 +159,10 @@ def _with_codes(model: Model, message: Message) -> Message:
 
 
 def model_fingerprint(model: Model) -> str:
-    """Tells models apart by their settings and some of their weights, in every process alike."""
-    found = hashlib.sha256(json.dumps(to_dict(model.config)).encode())
+    """Return a hash of a model's settings and of some weights, the same in every process."""
+    digest = hashlib.sha256(json.dumps(to_dict(model.config)).encode())
     table = model.weights.embedding
     rows = table.rows(jnp.arange(16)) if isinstance(table, QuantizedKernel) else table[:16]
     for array in (model.weights.norm, rows):
-        found.update(on_host(array.astype(jnp.float32)).tobytes())
-    return found.hexdigest()
+        digest.update(on_host(array.astype(jnp.float32)).tobytes())
+    return digest.hexdigest()

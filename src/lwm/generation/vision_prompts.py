@@ -1,8 +1,7 @@
-"""Prompts of models that see: what is asked in words, round the codes of pictures.
+"""Build prompts of vision-language models: text with the codes of images and videos in it.
 
-A prompt is ids of text with ids of vision between `<vision>` and `</vision>`, which are ordinary
-text to the tokenizer; each piece of text is encoded by itself, as in training. Knows messages and
-codes; knows no pixels, so somebody else turns a picture into codes.
+The codes of an image or video stand between `<vision>` and `</vision>`, which are ordinary text to
+the tokenizer. Each piece of text is encoded separately, as in training.
 
 Source: LargeWorldModel paper (arXiv 2402.08268), section 4; the forms are those of its code.
 """
@@ -14,7 +13,7 @@ import numpy as np
 from jaxtyping import Int
 
 from lwm.core.errors import InputError
-from lwm.data.text.templates import Message, render, unused_text
+from lwm.data.text.templates import Message, render, unsaid
 from lwm.data.text.tokenizer import Tokenizer
 from lwm.data.text.vision_texts import generation_request
 from lwm.generation.frames import frame_tokens
@@ -23,37 +22,37 @@ from lwm.models.llama import LlamaConfig
 OPEN, CLOSE = "<vision>", "</vision>"
 
 Part = Mapping[str, Any]
-"""Part of a message's content: `{"type": "text", "text": ...}`, or one that shows something."""
+"""Part of a message's content: `{"type": "text", "text": ...}`, or an image or a video."""
 
-See = Callable[[Part], Int[np.ndarray, "frames codes_per_frame"]]
-"""Turns a part that shows something into codes, or refuses it with an `InputError`."""
+EncodePart = Callable[[Part], Int[np.ndarray, "frames codes_per_frame"]]
+"""Return the codes of an image or video part, or raise an `InputError`."""
 
 
-def begin(tokenizer: Tokenizer, text: str = "") -> list[int]:
-    """A text from its very beginning, up to where frames begin."""
+def start_of_frames(tokenizer: Tokenizer, text: str = "") -> list[int]:
+    """Return a text with its beginning-of-text token, up to where frames start."""
     if tokenizer.bos:
         text = tokenizer.bos + text
     return [*tokenizer.encode_part(text), *tokenizer.encode_part(OPEN)]
 
 
 def generation_prompt(tokenizer: Tokenizer, caption: str, kind: str) -> list[int]:
-    """Asks for `an image` or `a video` of something.
+    """Return a prompt for `an image` or `a video` of something.
 
     Raises:
         InputError: the caption is empty.
     """
     if not caption.strip():
-        raise InputError("the prompt is empty; say what is to be drawn")
-    return begin(tokenizer, generation_request(caption, kind))
+        raise InputError("the prompt is empty; say what to generate")
+    return start_of_frames(tokenizer, generation_request(caption, kind))
 
 
 def has_vision(messages: Sequence[Message]) -> bool:
-    """Whether a message shows something."""
+    """Return whether any message has an image or a video."""
     return any(part.get("type") != "text" for message in messages for part in _parts(message))
 
 
 def text_of(message: Message, *, source: str) -> Any:
-    """The text of a message whose content may be a list of parts.
+    """Return the text of a message whose content may be a list of parts.
 
     Raises:
         InputError: a part is not text.
@@ -65,7 +64,7 @@ def text_of(message: Message, *, source: str) -> Any:
         if part.get("type") != "text":
             raise InputError(
                 f"the message has a part of type {part.get('type')!r} and {source} reads text "
-                "alone; send text parts, or load a model that sees"
+                "only; send text parts, or load a vision-language model"
             )
     return "\n".join(str(part.get("text", "")) for part in content)
 
@@ -75,43 +74,42 @@ def chat_tokens(
     messages: Sequence[Message],
     tokenizer: Tokenizer,
     config: LlamaConfig,
-    see: See,
+    encode_part: EncodePart,
 ) -> list[int]:
-    """A conversation as ids, its pictures and videos as codes where they stand among the words.
+    """Return a conversation as ids, with images and videos as codes in their places.
 
     Args:
-        messages: OpenAI's shape; parts of one message are put on lines of their own.
+        messages: in OpenAI's shape; parts of one message are separated by line breaks.
 
     Raises:
-        InputError: a message is malformed, or the codes are not of the model's kind.
+        InputError: a message is malformed, or codes do not fit the model's vision vocabulary.
     """
     parts = [part for message in messages for part in _parts(message)]
-    said = "".join(str(part.get("text", "")) for part in parts) + "".join(
+    texts_of_all = "".join(str(part.get("text", "")) for part in parts) + "".join(
         str(message.get("content")) for message in messages if isinstance(message, Mapping)
     )
-    marker = unused_text(said)
+    marker = unsaid(texts_of_all)
     plain = [{**message, "content": _with_markers(message, marker)} for message in messages]
     texts = render(template, plain, tokenizer).split(marker)
-    shown = [part for part in parts if part.get("type") != "text"]
-    if len(texts) != len(shown) + 1:
+    media = [part for part in parts if part.get("type") != "text"]
+    if len(texts) != len(media) + 1:
         raise InputError(
-            f"the chat template writes {len(texts) - 1} of the conversation's {len(shown)} "
-            "pictures; choose another with --template"
+            f"the chat template writes {len(texts) - 1} of the conversation's {len(media)} "
+            "images and videos; choose another with --template"
         )
     ids = tokenizer.encode_part(texts[0])
-    for part, text in zip(shown, texts[1:], strict=True):
+    for part, text in zip(media, texts[1:], strict=True):
         ids += tokenizer.encode_part(OPEN)
-        ids += frame_tokens(see(part), config)
+        ids += frame_tokens(encode_part(part), config)
         ids += tokenizer.encode_part(CLOSE) + tokenizer.encode_part(text)
     return ids
 
 
 def codes_from_part(part: Part) -> np.ndarray:
-    """Codes from a part that brings them itself, `{"type": "codes", "codes": [[...], ...]}`, a row
-    for each frame.
+    """Return the codes in a part `{"type": "codes", "codes": [[...], ...]}`, one row per frame.
 
     Raises:
-        InputError: it is another kind of part, or its codes are no rows of whole numbers.
+        InputError: the part has another type, or its codes are not rows of whole numbers.
     """
     kind = part.get("type")
     if kind != "codes":
@@ -126,7 +124,7 @@ def codes_from_part(part: Part) -> np.ndarray:
     if codes.ndim != 2 or not np.issubdtype(codes.dtype, np.integer):
         raise InputError(
             f"the codes of a message have shape {list(codes.shape)} and type {codes.dtype}; whole "
-            "numbers [frames, codes of a frame] are needed"
+            "numbers [frames, codes_per_frame] are needed"
         )
     return codes
 

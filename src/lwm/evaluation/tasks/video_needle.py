@@ -26,9 +26,8 @@ from lwm.core.errors import CapacityError, ConfigError, InputError
 from lwm.data.text.templates import ORIGINAL
 from lwm.data.text.tokenizer import Tokenizer
 from lwm.evaluation.case import Case, Key, Verdict
+from lwm.generation.codec import ImageCodec, encode_frames
 from lwm.generation.frames import require_vision
-from lwm.generation.media_inputs import encode_frames
-from lwm.generation.vision_generation import ImageCodec
 from lwm.generation.vision_prompts import chat_tokens, codes_from_part
 from lwm.media.videos import iterate_frames
 from lwm.models.llama import LlamaConfig

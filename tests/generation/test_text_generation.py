@@ -7,7 +7,7 @@ import pytest
 from hypothesis import example, given, settings
 
 from lwm.core.errors import InputError
-from lwm.generation.stop_strings import until_stop
+from lwm.generation.text_generation import until_stop
 
 letters = st.text("ab", max_size=6)
 

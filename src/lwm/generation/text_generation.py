@@ -1,0 +1,132 @@
+"""Generate text from a prompt of token ids: build the request, stop at stop strings, measure."""
+
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import closing
+from dataclasses import dataclass
+from typing import Any
+
+from lwm.core.errors import ConfigError, InputError
+from lwm.core.progress import progress
+from lwm.data.text.tokenizer import Tokenizer
+from lwm.engine.engine import Engine
+from lwm.engine.request import Request
+from lwm.engine.sampling import GREEDY
+
+
+@dataclass
+class Timings:
+    """Measure an answer, in tokens and seconds.
+
+    Args:
+        prompt: tokens of the prompt; `reused` of them were cached.
+        prefill_seconds: time to the first token, compilation included.
+        answer: tokens generated; `answer_seconds` is the time for all but the first.
+    """
+
+    prompt: int = 0
+    reused: int = 0
+    prefill_seconds: float = 0.0
+    answer: int = 0
+    answer_seconds: float = 0.0
+
+    def __str__(self) -> str:
+        computed = self.prompt - self.reused
+        parts = [f"prompt {self.prompt:,} tokens"]
+        if self.reused:
+            parts.append(f"{self.reused:,} of them reused")
+        if self.prefill_seconds > 0:
+            parts.append(f"read at {computed / self.prefill_seconds:,.0f} tokens/s")
+        parts.append(f"answer {self.answer:,} tokens")
+        if self.answer > 1 and self.answer_seconds > 0:
+            parts.append(f"written at {(self.answer - 1) / self.answer_seconds:,.1f} tokens/s")
+        return ", ".join(parts)
+
+
+def stop_strings(settings: Mapping[str, Any]) -> tuple[str, ...]:
+    """Return the `stop` setting, one string or several, as a tuple."""
+    stop = settings.get("stop", ())
+    return (stop,) if isinstance(stop, str) else tuple(stop)
+
+
+def text_request(
+    prompt: Sequence[int], settings: Mapping[str, Any], tokenizer: Tokenizer, context: int
+) -> Request:
+    """Build the request that continues a prompt within a model's context.
+
+    Args:
+        settings: `max_tokens` (256), `stop`, and those of `Sampling`; the default temperature is
+            0.
+
+    Raises:
+        ConfigError: a setting is unknown or out of range.
+    """
+    sampling = {name: x for name, x in settings.items() if name not in ("max_tokens", "stop")}
+    max_tokens = settings.get("max_tokens", 256)
+    if max_tokens < 1:
+        raise ConfigError(f"max_tokens is {max_tokens}; it must be at least 1")
+    # A stop string that is one token never occurs in the decoded text.
+    stops = [tokenizer.backend.token_to_id(text) for text in stop_strings(settings)]
+    return Request(
+        prompt=prompt,
+        max_tokens=min(max_tokens, context - len(prompt)),
+        sampling=GREEDY.updated(sampling),
+        stop_tokens=(*tokenizer.eos, *(token for token in stops if token is not None)),
+    )
+
+
+def stream_tokens(engine: Engine, request: Request, timings: Timings) -> Iterator[int]:
+    """Iterate over the token ids of an answer, and fill in its timings."""
+    reused = engine.scheduler.reused
+    started = time.perf_counter()
+    with progress("reading the prompt", len(request.prompt)) as advance:
+        tokens = engine.stream(request, advance)
+        token = next(tokens)
+    timings.prefill_seconds = time.perf_counter() - started
+    timings.reused = engine.scheduler.reused - reused
+    started = time.perf_counter()
+    with closing(tokens):  # also when the caller stops early
+        while True:
+            if token.token is not None:
+                timings.answer += 1
+                timings.answer_seconds = time.perf_counter() - started
+                yield token.token
+            if token.finish is not None:
+                return
+            token = next(tokens)
+
+
+def until_stop(pieces: Iterable[str], stops: Sequence[str]) -> Iterator[str]:
+    """Iterate over pieces of text up to the first stop string, which may span several pieces.
+
+    Text that may be the beginning of a stop string is buffered until more text decides.
+
+    Raises:
+        InputError: a stop string is empty.
+    """
+    if any(not stop for stop in stops):
+        raise InputError("a stop string is empty; leave it out or give it at least one character")
+    buffer = ""
+    for piece in pieces:
+        buffer += piece
+        # The start of the earliest complete stop string, and of the earliest that may become one.
+        complete = _find(buffer, stops)
+        partial = len(buffer) - max((_overlap(buffer, stop) for stop in stops), default=0)
+        if complete is not None and complete <= partial:
+            break
+        if partial:
+            yield buffer[:partial]
+            buffer = buffer[partial:]
+    text = buffer[: _find(buffer, stops)]
+    if text:
+        yield text
+
+
+def _find(text: str, stops: Sequence[str]) -> int | None:
+    return min((at for at in (text.find(stop) for stop in stops) if at >= 0), default=None)
+
+
+def _overlap(text: str, stop: str) -> int:
+    """Return the length of the longest end of `text` that begins `stop`."""
+    longest = min(len(text), len(stop) - 1)
+    return next((n for n in range(longest, 0, -1) if text.endswith(stop[:n])), 0)
