@@ -133,9 +133,13 @@ def test_what_cannot_be_drawn_is_refused(
 def test_pixels_are_rounded_as_images_are() -> None:
     """Check codes whose pixels lie between two levels."""
     levels = np.arange(16).reshape(1, 1, 16)
-    codec: Any = SimpleNamespace(decode=lambda codes: (codes[..., None] + 0.6) / 127.5 - 1)
-    expected = np.arange(1, 17).reshape(1, 1, 4, 4, 1)
-    np.testing.assert_array_equal(decode_frames(codec, levels), expected)
+
+    class Between(Shades):
+        def decode(self, codes: Any, /) -> Any:
+            return (np.repeat(codes[..., None], 3, axis=-1) + 0.6) / 127.5 - 1
+
+    expected = np.repeat(np.arange(1, 17).reshape(1, 1, 4, 4, 1), 3, axis=-1)
+    np.testing.assert_array_equal(decode_frames(Between(), levels), expected)
 
 
 def test_a_model_that_cannot_draw_says_why(world: Model) -> None:

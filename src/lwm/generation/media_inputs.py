@@ -56,10 +56,14 @@ def encode_part(
 def _frame_limits(part: Part) -> tuple[int | None, float | None]:
     """Check the `max_frames` and `fps` of a video."""
     max_frames, fps = part.get("max_frames"), part.get("fps")
-    for name, value, kind in (("max_frames", max_frames, Integral), ("fps", fps, Real)):
-        if value is not None and (isinstance(value, bool) or not isinstance(value, kind)):
-            what = "a whole number" if kind is Integral else "a number"
-            raise InputError(f"{name} of a video is {value!r}; it must be {what}")
+    if max_frames is not None:
+        if isinstance(max_frames, bool) or not isinstance(max_frames, Integral):
+            raise InputError(f"max_frames is {max_frames!r}; it must be a whole number")
+        max_frames = int(max_frames)
+    if fps is not None:
+        if isinstance(fps, bool) or not isinstance(fps, Real):
+            raise InputError(f"fps is {fps!r}; it must be a number")
+        fps = float(fps)
     check_choice(max_frames, fps)
     return (MAX_FRAMES if max_frames is None and fps is None else max_frames), fps
 

@@ -10,7 +10,7 @@ from jaxtyping import Int, UInt8
 
 from lwm.checkpoints.add_vision import require_codebook
 from lwm.core.errors import CapacityError, ConfigError, InputError
-from lwm.data.text.templates import TURN_ENDS, Message, choose, render
+from lwm.data.text.templates import TURN_ENDS, Message, choose_template, render
 from lwm.data.text.tokenizer import Tokenizer
 from lwm.engine.engine import Engine
 from lwm.engine.runner import weights_for
@@ -218,7 +218,7 @@ class Model:
         with_vision = self.config.vision is not None and has_vision(messages)
         if with_vision and template == "auto":  # the form of the training data for images
             template = "original"
-        chosen = choose(template, self.tokenizer)
+        chosen = choose_template(template, self.tokenizer)
         if with_vision:
             tokens = chat_tokens(chosen, messages, self.tokenizer, self.config, self.codes)
         else:

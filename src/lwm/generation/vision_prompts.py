@@ -13,7 +13,7 @@ import numpy as np
 from jaxtyping import Int
 
 from lwm.core.errors import InputError
-from lwm.data.text.templates import Message, render, unsaid
+from lwm.data.text.templates import Message, render, unused_text
 from lwm.data.text.tokenizer import Tokenizer
 from lwm.data.text.vision_texts import generation_request
 from lwm.generation.frames import frame_tokens
@@ -88,7 +88,7 @@ def chat_tokens(
     texts_of_all = "".join(str(part.get("text", "")) for part in parts) + "".join(
         str(message.get("content")) for message in messages if isinstance(message, Mapping)
     )
-    marker = unsaid(texts_of_all)
+    marker = unused_text(texts_of_all)
     plain = [{**message, "content": _with_markers(message, marker)} for message in messages]
     texts = render(template, plain, tokenizer).split(marker)
     media = [part for part in parts if part.get("type") != "text"]
