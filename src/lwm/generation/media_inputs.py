@@ -47,10 +47,11 @@ def encode_part(
         return codes_from_part(part)
     codec = open_codec()
     source, size = _source(part.get(kind), kind), codec.config.image_size
-    if kind.startswith("image"):
-        pixels = _framed(source, size) if isinstance(source, np.ndarray) else None
-        return encode_frames(codec, [read_image(source, size) if pixels is None else pixels])
-    return encode_frames(codec, _video_frames(source, size, *_frame_limits(part)))
+    if kind.startswith("video"):
+        return encode_frames(codec, _video_frames(source, size, *_frame_limits(part)))
+    if isinstance(source, np.ndarray):
+        return encode_frames(codec, [_framed(source, size)])
+    return encode_frames(codec, [read_image(source, size)])
 
 
 def _frame_limits(part: Part) -> tuple[int | None, float | None]:
