@@ -1,5 +1,8 @@
-"""Small images and videos that say what they are: smooth colours for comparing, and frames whose
-number is painted into them as eight blocks, black for 0 and white for 1."""
+"""Make small images and videos for tests.
+
+Images have smooth colors for comparison. Video frames show their number as eight blocks, black for
+0 and white for 1.
+"""
 
 import io
 from collections.abc import Sequence
@@ -13,8 +16,8 @@ from PIL import Image
 SIDE = 64
 
 
-def colours(width: int, height: int, seed: int = 0) -> Image.Image:
-    """A smooth RGB picture without symmetry."""
+def smooth_image(width: int, height: int, seed: int = 0) -> Image.Image:
+    """Return an RGB image without symmetry."""
     corners = np.random.default_rng(seed).integers(0, 256, (3, 4, 3), dtype=np.uint8)
     return Image.fromarray(corners).resize((width, height))
 
@@ -32,7 +35,7 @@ def numbered(number: int) -> np.ndarray:
 
 
 def number_of(frame: np.ndarray) -> int:
-    """Reads what `numbered` painted, also from a frame that was resized."""
+    """Read the number that `numbered` painted, also from a resized frame."""
     step = frame.shape[1] / 8
     middle = frame[frame.shape[0] // 2, :, 0]
     bits = [middle[int((place + 0.5) * step)] > 127 for place in range(8)]
@@ -51,7 +54,7 @@ def video(
     turn: tuple[int, bool] = (0, False),
     sound: bool = False,
 ) -> bytes:
-    """Encodes by PyAV alone; `ticks` are the moments of the frames in milliseconds."""
+    """Encode a video with PyAV; `ticks` are the times of the frames in milliseconds."""
     file = io.BytesIO()
     with av.open(file, "w", format=container, options=container_options or {}) as output:
         stream = output.add_stream(codec, rate=rate, options=options or {})
@@ -74,7 +77,7 @@ def video(
 
 
 def add_sound(output: av.container.OutputContainer) -> None:
-    """Half a second of silence."""
+    """Add half a second of silence."""
     sound = output.add_stream("aac", rate=8000)
     assert isinstance(sound, av.AudioStream)
     for start in range(0, 4096, 1024):

@@ -1,5 +1,4 @@
-"""Files that are not what they should be: one sentence each, and never anything but an
-`InputError`."""
+"""Check that broken files raise `InputError` with one sentence, and never another exception."""
 
 import io
 import random
@@ -12,7 +11,7 @@ import av.stream
 import numpy as np
 import pytest
 from PIL import Image
-from small_media import add_sound, colours, encoded, numbered, video
+from small_media import add_sound, encoded, numbered, smooth_image, video
 
 from lwm.core.errors import InputError
 from lwm.media import streams
@@ -22,7 +21,7 @@ from lwm.media.videos import is_video, read_video, write_video
 FRAMES = [numbered(index) for index in range(12)]
 
 
-def test_what_is_no_file(tmp_path: Path) -> None:
+def test_missing_and_empty_files_and_bad_sizes_are_refused(tmp_path: Path) -> None:
     (tmp_path / "empty.mp4").write_bytes(b"")
     for read in (read_image, read_video):
         with pytest.raises(InputError, match=r"missing\.png does not exist"):
@@ -35,10 +34,10 @@ def test_what_is_no_file(tmp_path: Path) -> None:
             read(b"", 16)
         for size in (0, -1, 10_000):
             with pytest.raises(InputError, match=f"size is {size}; it must lie between"):
-                read(encoded(colours(9, 9), "PNG"), size)
+                read(encoded(smooth_image(9, 9), "PNG"), size)
 
 
-def test_text_by_another_name(tmp_path: Path) -> None:
+def test_text_named_as_an_image_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "poem.png"
     path.write_text("Rough winds do shake the darling buds of May\n" * 50)
     with pytest.raises(
@@ -51,7 +50,7 @@ def test_text_by_another_name(tmp_path: Path) -> None:
     assert not is_video(path)
 
 
-def test_a_text_that_names_other_files_is_not_followed(tmp_path: Path) -> None:
+def test_playlists_cannot_open_other_files(tmp_path: Path) -> None:
     (tmp_path / "real.mp4").write_bytes(video(FRAMES))
     for text in (
         f"ffconcat version 1.0\nfile {tmp_path / 'real.mp4'}\n",
@@ -61,36 +60,36 @@ def test_a_text_that_names_other_files_is_not_followed(tmp_path: Path) -> None:
             read_video(text.encode(), 16)
 
 
-def test_images_and_videos_are_told_apart() -> None:
+def test_images_and_videos_are_distinguished() -> None:
     for kind in ("PNG", "JPEG", "BMP"):
         with pytest.raises(InputError, match=r"still image|not a video"):
-            read_video(encoded(colours(20, 20), kind), 16)
+            read_video(encoded(smooth_image(20, 20), kind), 16)
     with pytest.raises(InputError, match="is not an image"):
         read_image(video(FRAMES), 16)
 
 
 @pytest.mark.parametrize("container", ["mp4", "matroska", "avi"])
 @pytest.mark.parametrize("part", [0.3, 0.6, 0.95])
-def test_a_video_cut_short(container: str, part: float) -> None:
+def test_a_truncated_video_is_refused(container: str, part: float) -> None:
     file = video(FRAMES, container=container)
     with pytest.raises(InputError, match="cut short"):
         read_video(file[: int(len(file) * part)], 16)
 
 
-def test_a_video_cut_short_behind_its_index(tmp_path: Path) -> None:
+def test_a_video_truncated_after_its_index_is_refused(tmp_path: Path) -> None:
     write_video(tmp_path / "a.mp4", FRAMES)
     file = (tmp_path / "a.mp4").read_bytes()
     assert file.index(b"moov") < file.index(b"mdat")
     with pytest.raises(InputError, match="cut short"):
         read_video(file[:-200], 16)
-    # With the length mended, the index still knows what is missing.
+    # With an open length, the index still shows that frames are missing.
     place = file.index(b"mdat") - 4
     open_ended = file[:place] + bytes(4) + file[place + 4 : -200]
     with pytest.raises(InputError, match="cut short"):
         read_video(open_ended, 16)
 
 
-def test_sound_alone() -> None:
+def test_audio_without_video_is_refused() -> None:
     file = io.BytesIO()
     with av.open(file, "w", format="mp4") as container:
         add_sound(container)
@@ -99,11 +98,11 @@ def test_sound_alone() -> None:
     assert not is_video(file.getvalue())
 
 
-def test_sound_beside_pictures_is_passed_over() -> None:
+def test_audio_beside_video_is_ignored() -> None:
     assert len(read_video(video(FRAMES, sound=True), 16)) == len(FRAMES)
 
 
-def test_a_cover_is_no_video() -> None:
+def test_a_cover_image_is_not_a_video() -> None:
     file = io.BytesIO()
     with av.open(file, "w", format="mp4") as container:
         cover = container.add_stream("png", rate=1)
@@ -112,25 +111,25 @@ def test_a_cover_is_no_video() -> None:
         cover.pix_fmt = "rgb24"
         cover.disposition = av.stream.Disposition.attached_pic
         add_sound(container)
-        packet = av.Packet(encoded(colours(16, 16), "PNG"))
+        packet = av.Packet(encoded(smooth_image(16, 16), "PNG"))
         packet.stream, packet.pts, packet.dts, packet.time_base = cover, 0, 0, Fraction(1)
         container.mux(packet)
     with pytest.raises(InputError, match="has no video stream, only audio and video"):
         read_video(file.getvalue(), 16)
 
 
-def test_frames_beyond_the_bound(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_large_frames_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     file = video(FRAMES)
-    monkeypatch.setattr(streams, "MOST_FRAME_PIXELS", 1000)
+    monkeypatch.setattr(streams, "MAX_FRAME_PIXELS", 1000)
     with pytest.raises(InputError, match="frames of 64 x 64 pixels; up to 1000"):
         read_video(file, 16)
 
 
-def spoiled(data: bytes, chance: random.Random) -> bytes:
+def corrupted(data: bytes, chance: random.Random) -> bytes:
     if chance.random() < 0.4:
         return data[: chance.randrange(1, len(data))]
     result = bytearray(data)
-    # Headers more often than their share of the bytes.
+    # Change headers more often than their share of the bytes.
     end = min(200, len(data)) if chance.random() < 0.5 else len(data)
     for _ in range(chance.choice([1, 3, 20])):
         result[chance.randrange(end)] = chance.randrange(256)
@@ -138,21 +137,21 @@ def spoiled(data: bytes, chance: random.Random) -> bytes:
 
 
 def works(read: Callable[[], np.ndarray]) -> bool:
-    """Whether it does; what does not must say so in one line."""
+    """Return whether reading works; otherwise the message must be one line."""
     try:
         result = read()
     except InputError as refusal:
-        said = str(refusal)
+        message = str(refusal)
     else:
         assert result.shape[-3:] == (16, 16, 3)
         return True
-    assert said
-    assert "\n" not in said
+    assert message
+    assert "\n" not in message
     return False
 
 
-def pictures() -> dict[str, bytes]:
-    image = colours(70, 50)
+def image_files() -> dict[str, bytes]:
+    image = smooth_image(70, 50)
     exif = Image.Exif()
     exif[0x0112], exif[0x0110] = 6, "camera"
     animated = {
@@ -173,11 +172,11 @@ def pictures() -> dict[str, bytes]:
     }
 
 
-@pytest.mark.parametrize("kind", list(pictures()))
-def test_spoiled_pictures_work_or_are_refused(kind: str) -> None:
-    data, chance, refused = pictures()[kind], random.Random(kind), 0
+@pytest.mark.parametrize("kind", list(image_files()))
+def test_corrupted_images_work_or_are_refused(kind: str) -> None:
+    data, chance, refused = image_files()[kind], random.Random(kind), 0
     for _ in range(60):
-        bad = spoiled(data, chance)
+        bad = corrupted(data, chance)
         for read in (read_image, read_video) if "animated" in kind else (read_image,):
             refused += not works(lambda read=read, bad=bad: read(bad, 16))
     assert refused > 5
@@ -193,11 +192,11 @@ def test_spoiled_pictures_work_or_are_refused(kind: str) -> None:
         ("mpegts", "mpeg2video"),
     ],
 )
-def test_spoiled_videos_work_or_are_refused(container: str, codec: str) -> None:
+def test_corrupted_videos_work_or_are_refused(container: str, codec: str) -> None:
     data = video(FRAMES, container=container, codec=codec, options={"g": "4"})
     chance, refused = random.Random(container), 0
     for turn in range(60):
-        bad = spoiled(data, chance)
+        bad = corrupted(data, chance)
         options = [{}, {"max_frames": 3}, {"fps": 2.0}][turn % 3]
         refused += not works(lambda bad=bad, options=options: read_video(bad, 16, **options))
     assert refused > 5

@@ -1,5 +1,4 @@
-"""What is done where a whole bitmap would take too much: the bound is lowered, so that small
-pictures are read as large ones are."""
+"""Read images whose bitmaps exceed the limit, which is lowered so that small images suffice."""
 
 import struct
 import zlib
@@ -7,7 +6,7 @@ import zlib
 import numpy as np
 import pytest
 from PIL import Image
-from small_media import colours, encoded
+from small_media import encoded, smooth_image
 
 from lwm.core.errors import InputError
 from lwm.media import still_images
@@ -15,13 +14,13 @@ from lwm.media.images import read_image
 
 
 @pytest.fixture
-def low_bound(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(still_images, "MOST_BYTES", 20_000)
+def low_limit(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(still_images, "MAX_BYTES", 20_000)
     monkeypatch.setattr(still_images, "_STRIP_PIXELS", 700)
 
 
 def refuse_whole(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Fails the test where a picture of more than a few strips is decoded at once."""
+    """Fail the test if Pillow decodes more than a few strips in one step."""
     load = Image.Image.load
 
     def watched(self: Image.Image):
@@ -31,13 +30,13 @@ def refuse_whole(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Image.Image, "load", watched)
 
 
-@pytest.mark.parametrize("mode", ["RGB", "RGBA", "LA", "I;16", "RGB, one clear"])
+@pytest.mark.parametrize("mode", ["RGB", "RGBA", "LA", "I;16", "RGB, transparent"])
 @pytest.mark.parametrize("number", [1, 6])
-def test_a_png_in_strips_is_the_same(
+def test_a_png_in_strips_equals_the_whole(
     mode: str, number: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # Noise over colours, so that the writer takes every kind of filter.
-    pixels = np.array(colours(151, 97).convert("RGBA"))
+    # Noise over smooth colors, so that the encoder uses every kind of filter.
+    pixels = np.array(smooth_image(151, 97).convert("RGBA"))
     noise = np.random.default_rng(0).integers(0, 40, pixels.shape, dtype=np.uint8)
     pixels[30:60] //= 2
     pixels[30:60] += noise[30:60]
@@ -45,7 +44,7 @@ def test_a_png_in_strips_is_the_same(
     options = {}
     if mode == "I;16":
         image = Image.fromarray(pixels[..., 0].astype(np.uint16) * 256 + pixels[..., 1])
-    elif mode == "RGB, one clear":
+    elif mode == "RGB, transparent":
         image = image.convert("RGB")
         options["transparency"] = image.getpixel((3, 3))
     else:
@@ -54,20 +53,20 @@ def test_a_png_in_strips_is_the_same(
     exif[0x0112] = number
     data = encoded(image, "PNG", exif=exif, **options)
     whole = read_image(data, 16)
-    monkeypatch.setattr(still_images, "MOST_BYTES", 20_000)
+    monkeypatch.setattr(still_images, "MAX_BYTES", 20_000)
     monkeypatch.setattr(still_images, "_STRIP_PIXELS", 700)
     refuse_whole(monkeypatch)
     strips = read_image(data, 16)
     if number == 1:
         np.testing.assert_array_equal(strips, whole)
     else:
-        # Turned afterwards: the passes of resizing change places, and so does their rounding.
+        # Rotated after resizing, so the two passes of resizing and their rounding swap.
         assert np.abs(strips.astype(int) - whole).max() <= 1
 
 
 @pytest.mark.parametrize("pieces", [1, 7])
-def test_a_png_may_spread_its_data_over_chunks(pieces: int, low_bound: None) -> None:
-    image = colours(120, 90)
+def test_a_png_may_divide_its_data_into_chunks(pieces: int, low_limit: None) -> None:
+    image = smooth_image(120, 90)
     data = encoded(image, "PNG")
     start = data.index(b"IDAT") - 4
     length = struct.unpack(">I", data[start : start + 4])[0]
@@ -81,9 +80,9 @@ def test_a_png_may_spread_its_data_over_chunks(pieces: int, low_bound: None) -> 
     np.testing.assert_array_equal(read_image(data[:start] + split + end, 16), np.array(direct))
 
 
-def test_a_png_in_strips_that_is_broken(low_bound: None) -> None:
-    data = encoded(colours(151, 97), "PNG")
-    with pytest.raises(InputError, match="ends early"):
+def test_a_broken_png_in_strips_is_refused(low_limit: None) -> None:
+    data = encoded(smooth_image(151, 97), "PNG")
+    with pytest.raises(InputError, match="cut short"):
         read_image(data[: len(data) // 2], 16)
     middle = len(data) // 2
     with pytest.raises(InputError, match="broken or cut short"):
@@ -91,36 +90,36 @@ def test_a_png_in_strips_that_is_broken(low_bound: None) -> None:
 
 
 def test_a_jpeg_is_reduced_by_its_decoder(monkeypatch: pytest.MonkeyPatch) -> None:
-    data = encoded(colours(400, 301), "JPEG", quality=95)
+    data = encoded(smooth_image(400, 301), "JPEG", quality=95)
     whole = read_image(data, 16)
-    monkeypatch.setattr(still_images, "MOST_BYTES", 20_000)
+    monkeypatch.setattr(still_images, "MAX_BYTES", 20_000)
     refuse_whole(monkeypatch)
     assert np.abs(read_image(data, 16).astype(int) - whole).max() <= 6
 
 
 @pytest.mark.parametrize(
-    ("kind", "options", "said"),
+    ("kind", "options", "message"),
     [
         ("JPEG", {"progressive": True}, "JPEG of 151 x 97 pixels"),
         ("BMP", {}, "BMP of 151 x 97 pixels"),
         ("WEBP", {}, "WEBP of 151 x 97 pixels"),
     ],
 )
-def test_what_has_no_strips_is_refused(
-    kind: str, options: dict, said: str, low_bound: None
+def test_large_images_without_strips_are_refused(
+    kind: str, options: dict, message: str, low_limit: None
 ) -> None:
-    data = encoded(colours(151, 97), kind, **options)
-    with pytest.raises(InputError, match=f"{said}.*scale it down or save it as an 8-bit PNG"):
+    data = encoded(smooth_image(151, 97), kind, **options)
+    with pytest.raises(InputError, match=f"{message}.*scale it down or save it as an 8-bit PNG"):
         read_image(data, 16)
 
 
-def test_a_large_one_without_a_size_is_refused(low_bound: None) -> None:
+def test_a_large_image_without_a_size_is_refused(low_limit: None) -> None:
     with pytest.raises(InputError, match="scale it down or read it at a size"):
-        read_image(encoded(colours(151, 97), "PNG"), None)
+        read_image(encoded(smooth_image(151, 97), "PNG"), None)
 
 
 def bomb(width: int, height: int) -> bytes:
-    """A PNG that claims a size and holds one compressed run."""
+    """Build a PNG that declares a size and contains one compressed run."""
 
     def chunk(name: bytes, data: bytes) -> bytes:
         return (
@@ -137,6 +136,6 @@ def test_a_bomb_is_refused_by_its_header() -> None:
         read_image(bomb(60_000, 60_000), 16)
     with pytest.raises(InputError, match="too thin to be resized"):
         read_image(bomb(400_000_000, 1), 16)
-    # Within the bound on pixels, and honest about nothing else: no more than a strip is held.
-    with pytest.raises(InputError, match="ends early"):
+    # Within the limit on pixels, so it is decoded, but only one strip is ever in memory.
+    with pytest.raises(InputError, match="cut short"):
         read_image(bomb(20_000, 20_000), 16)

@@ -1,4 +1,4 @@
-"""Videos that PyAV wrote, with the number of each frame painted into it."""
+"""Read videos that PyAV encoded, whose frames show their numbers."""
 
 from pathlib import Path
 
@@ -6,15 +6,16 @@ import av
 import numpy as np
 import pytest
 from PIL import Image
-from small_media import SIDE, colours, encoded, number_of, numbered, video
+from small_media import SIDE, encoded, number_of, numbered, smooth_image, video
 
 from lwm.core.errors import InputError
 from lwm.media import streams, videos
-from lwm.media.videos import is_image, is_video, iterate_frames, read_video, write_video
+from lwm.media.images import is_image
+from lwm.media.videos import is_video, iterate_frames, read_video, write_video
 
 FRAMES = [numbered(index) for index in range(100)]
 
-# What is written by whom, with keyframes every ten frames where the codec can be told.
+# With a keyframe every ten frames where the codec has such an option.
 KINDS = {
     "mp4": {"container": "mp4", "options": {"g": "10", "bf": "3", "b-adapt": "0"}},
     "mp4, open groups": {"container": "mp4", "options": {"g": "10", "x264-params": "open-gop=1"}},
@@ -27,7 +28,7 @@ KINDS = {
     "webm": {"container": "webm", "codec": "libvpx", "options": {"g": "10", "b": "2M"}},
     "mkv": {"container": "matroska", "options": {"g": "10", "bf": "3", "b-adapt": "0"}},
     "avi": {"container": "avi", "codec": "mpeg4", "options": {"g": "10"}},
-    # AVI has no place for the times of frames that are not shown in the order of coding.
+    # AVI cannot store the times of frames whose display order differs from the coding order.
     "avi, out of order": {"container": "avi", "options": {"g": "10", "bf": "3"}},
     "mpeg-ts": {"container": "mpegts", "codec": "mpeg2video", "options": {"g": "10"}},
     "flv": {"container": "flv", "codec": "flv", "options": {"g": "10"}},
@@ -43,7 +44,7 @@ def numbers(frames: np.ndarray) -> list[int]:
     return [number_of(frame) for frame in frames]
 
 
-def test_every_container_gives_the_frames_asked_for(file: bytes) -> None:
+def test_every_container_gives_the_sampled_frames(file: bytes) -> None:
     assert numbers(read_video(file, 32)) == list(range(100))
     even = np.linspace(0, 99, 7).astype(int).tolist()
     assert numbers(read_video(file, 32, max_frames=7)) == even
@@ -58,24 +59,26 @@ def test_decoding_starts_at_the_nearest_keyframe(
     kind: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     file = video(FRAMES, **KINDS[kind])
-    passed = []
+    decoded = []
     advance = streams._Reader.advance
-    monkeypatch.setattr(streams._Reader, "advance", lambda self: passed.append(1) or advance(self))
+    monkeypatch.setattr(
+        streams._Reader, "advance", lambda self: decoded.append(1) or advance(self)
+    )
     assert numbers(read_video(file, 32, max_frames=3)) == [0, 49, 99]
-    # 1, and ten at most for each of the others, twice where the index goes by order of decoding.
-    assert len(passed) <= 1 + 2 * 2 * 11
+    # One, and at most ten for each of the others, twice if the index is in decoding order.
+    assert len(decoded) <= 1 + 2 * 2 * 11
 
 
-def test_iterating_gives_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_iterating_has_no_memory_limit(monkeypatch: pytest.MonkeyPatch) -> None:
     file = video(FRAMES)
-    monkeypatch.setattr(videos, "_MOST_BYTES", 32 * 32 * 3 * 50)
+    monkeypatch.setattr(videos, "_MAX_BYTES", 32 * 32 * 3 * 50)
     with pytest.raises(InputError, match="gives 100 frames of 32 x 32 pixels, more than"):
         read_video(file, 32)
     assert [number_of(frame) for frame in iterate_frames(file, 32)] == list(range(100))
 
 
-def test_a_frame_is_framed_as_an_image_is(tmp_path: Path) -> None:
-    frames = [np.array(colours(90, 64, seed)) for seed in range(3)]
+def test_a_frame_is_framed_like_an_image(tmp_path: Path) -> None:
+    frames = [np.array(smooth_image(90, 64, seed)) for seed in range(3)]
     file = video(frames, options={"crf": "0"})
     (tmp_path / "a.mp4").write_bytes(file)
     with av.open(str(tmp_path / "a.mp4")) as container:
@@ -86,19 +89,19 @@ def test_a_frame_is_framed_as_an_image_is(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("container", ["mp4", "matroska"])
-def test_variable_rates_go_by_time(container: str) -> None:
-    # A second at 20 a second, a still of two seconds, then a second at 10 a second.
+def test_variable_rates_are_sampled_by_time(container: str) -> None:
+    # A second at 20 frames per second, two seconds of one frame, a second at 10 per second.
     ticks = [*range(0, 1000, 50), *range(3000, 4000, 100)]
     file = video(FRAMES[: len(ticks)], container=container, ticks=ticks)
     taken = numbers(read_video(file, 32, fps=2.0))
     assert taken[:8] == [0, 10, 19, 19, 19, 19, 20, 25]
-    # Without a rate frames count, not time.
+    # Without a rate, frames are spaced by number and not by time.
     assert numbers(read_video(file, 32, max_frames=4)) == [0, 9, 19, 29]
 
 
 @pytest.mark.parametrize("degrees", [0, 90, 180, -90])
 @pytest.mark.parametrize("mirrored", [False, True])
-def test_rotation_is_honoured(degrees: int, mirrored: bool) -> None:
+def test_rotation_is_applied(degrees: int, mirrored: bool) -> None:
     stored = np.zeros((32, 64, 3), np.uint8)
     stored[:16, :32], stored[:16, 32:], stored[16:, :32] = [255, 0, 0], [0, 255, 0], [0, 0, 255]
     upright = np.rot90(stored, degrees // 90)
@@ -112,15 +115,15 @@ def test_rotation_is_honoured(degrees: int, mirrored: bool) -> None:
 
 @pytest.mark.parametrize("kind", ["GIF", "WEBP", "PNG"])
 def test_animations_are_videos_and_images(kind: str) -> None:
-    pictures = [Image.fromarray(numbered(index)) for index in range(12)]
+    images = [Image.fromarray(numbered(index)) for index in range(12)]
     pause = [100] * 4 + [700] * 4 + [300] * 4
-    file = encoded(pictures[0], kind, save_all=True, append_images=pictures[1:], duration=pause)
+    file = encoded(images[0], kind, save_all=True, append_images=images[1:], duration=pause)
     assert numbers(read_video(file, 32)) == list(range(12))
     assert numbers(read_video(file, 32, max_frames=3)) == [0, 5, 11]
     assert numbers(read_video(file, 32, fps=1.0)) == [0, 4, 6, 7, 10]
     assert is_video(file)
     assert is_image(file)
-    still = encoded(pictures[0], kind)
+    still = encoded(images[0], kind)
     assert is_image(still)
     assert not is_video(still)
     with pytest.raises(InputError, match=r"still image|not a video"):
@@ -128,30 +131,31 @@ def test_animations_are_videos_and_images(kind: str) -> None:
 
 
 @pytest.mark.parametrize("kind", ["GIF", "WEBP"])
-def test_what_is_clear_in_an_animation_is_white(kind: str) -> None:
-    clear = np.zeros((32, 32, 4), np.uint8)
-    clear[:] = [200, 0, 0, 255]
-    clear[:, 17:30] = 0
-    pictures = [Image.fromarray(clear), Image.fromarray(np.ascontiguousarray(clear[:, ::-1]))]
+def test_transparent_pixels_of_an_animation_become_white(kind: str) -> None:
+    transparent = np.zeros((32, 32, 4), np.uint8)
+    transparent[:] = [200, 0, 0, 255]
+    transparent[:, 17:30] = 0
+    mirrored = np.ascontiguousarray(transparent[:, ::-1])
+    images = [Image.fromarray(transparent), Image.fromarray(mirrored)]
     options = {"disposal": 2} if kind == "GIF" else {"lossless": True}
     file = encoded(
-        pictures[0], kind, save_all=True, append_images=pictures[1:], duration=100, **options
+        images[0], kind, save_all=True, append_images=images[1:], duration=100, **options
     )
     first, second = read_video(file, 32).astype(int)
-    for frame, mirrored in ((first, False), (second, True)):
-        frame = frame[:, ::-1] if mirrored else frame
+    for frame, is_mirrored in ((first, False), (second, True)):
+        frame = frame[:, ::-1] if is_mirrored else frame
         assert np.abs(frame[:, :15] - [200, 0, 0]).max() <= 8
         assert (frame[:, 17:30] == 255).all()
 
 
 @pytest.mark.parametrize("suffix", [".mp4", ".webm", ".gif"])
 @pytest.mark.parametrize("fps", [4.0, 12.5])
-def test_what_is_written_can_be_read(tmp_path: Path, suffix: str, fps: float) -> None:
+def test_written_videos_can_be_read(tmp_path: Path, suffix: str, fps: float) -> None:
     path = tmp_path / f"a{suffix}"
     frames = np.stack(FRAMES[:9])
     frames[:, : SIDE // 4] = [220, 30, 90]
     write_video(path, frames, fps=fps)
-    assert [found.name for found in tmp_path.iterdir()] == [path.name]
+    assert [file.name for file in tmp_path.iterdir()] == [path.name]
     result = read_video(path, SIDE)
     assert numbers(result) == list(range(9))
     assert np.abs(result[:, 2:14].astype(int) - [220, 30, 90]).max() <= 8
@@ -168,15 +172,15 @@ def test_what_is_written_can_be_read(tmp_path: Path, suffix: str, fps: float) ->
         assert (codec, pixels) == expected.get(suffix, (codec, pixels))
     if suffix == ".mp4":
         content = path.read_bytes()
-        assert content.index(b"moov") < content.index(b"mdat")  # plays while it loads
+        assert content.index(b"moov") < content.index(b"mdat")  # the index comes first
 
 
-def test_a_generator_is_written(tmp_path: Path) -> None:
+def test_frames_may_come_from_a_generator(tmp_path: Path) -> None:
     write_video(tmp_path / "a.mp4", (numbered(index) for index in range(5)))
     assert numbers(read_video(tmp_path / "a.mp4", 32)) == list(range(5))
 
 
-def test_what_cannot_be_written_leaves_nothing(tmp_path: Path) -> None:
+def test_refused_videos_leave_no_file(tmp_path: Path) -> None:
     frames = np.zeros((2, 16, 16, 3), np.uint8)
     with pytest.raises(InputError, match=r"'\.avi'; a video is written as \.mp4, \.webm, \.gif"):
         write_video(tmp_path / "a.avi", frames)

@@ -1,4 +1,4 @@
-"""Which frames of a video are taken, by their times alone. Knows no files and no pixels."""
+"""Choose the frames of a video to use, from the times at which they appear."""
 
 import bisect
 import math
@@ -9,12 +9,12 @@ import numpy as np
 
 from lwm.core.errors import InputError
 
-_MOST = 1 << 24  # frames taken at a rate; a broken file may claim to last for ages
+_MAX_FRAMES = 1 << 24  # at a rate; a broken file may declare any duration
 
 
 @dataclass(frozen=True, kw_only=True)
 class Timeline:
-    """When each frame of a video appears, and when the last one ends; seconds, ascending."""
+    """Hold when each frame of a video appears and when the last one ends, in seconds."""
 
     times: Sequence[float]
     end: float
@@ -25,8 +25,10 @@ class Timeline:
 
 
 def check_choice(max_frames: int | None, fps: float | None) -> None:
-    """Raises:
-    InputError: one of them is out of range.
+    """Check the arguments of `choose_frames`.
+
+    Raises:
+        InputError: one of them is out of range.
     """
     if max_frames is not None and max_frames < 1:
         raise InputError(f"max_frames is {max_frames}; it must be at least 1")
@@ -37,36 +39,38 @@ def check_choice(max_frames: int | None, fps: float | None) -> None:
 def choose_frames(
     timeline: Timeline, *, max_frames: int | None = None, fps: float | None = None
 ) -> Sequence[int]:
-    """Indices of the frames to take, ascending.
+    """Return the indices of the frames to use, in ascending order.
 
-    At `fps`, one frame for every moment k / fps after the first frame and before the end: the one
-    that is on the screen then, so one may come several times. Without, every frame once. Of what
-    that gives, no more than `max_frames` in even steps, as the original draws them.
+    Args:
+        max_frames: maximum number of frames, spaced evenly from first to last as in the original;
+            None sets no limit.
+        fps: take the frame that is visible at each time k / fps after the first frame, so one
+            frame may come several times; None takes every frame once.
 
     Raises:
-        InputError: the rate gives more frames than anyone could want.
+        InputError: the rate results in too many frames.
     """
-    taken: Sequence[int] = range(len(timeline.times))
-    if fps is not None:
-        start = timeline.times[0]
-        # Containers round times to a millisecond at worst: a moment a hair before a frame means
-        # that frame, or the video's own rate would skip frames and show others twice.
-        hair = 1e-3
-        count = max(1, math.ceil((timeline.end - start - hair) * fps))
-        if count > _MOST:
-            raise InputError(
-                f"the video says it lasts {timeline.end - start:.0f} seconds, which at {fps} "
-                f"frames a second are {count} frames; up to {_MOST} are taken, so lower fps"
-            )
+    if fps is None:
+        count = len(timeline.times)
         if max_frames is None or count <= max_frames:
-            moments: Sequence[int] = range(count)
-        else:
-            moments = _even(count, max_frames)
-        return [bisect.bisect_right(timeline.times, start + k / fps + hair) - 1 for k in moments]
-    if max_frames is not None and len(taken) > max_frames:
-        taken = _even(len(taken), max_frames)
-    return taken
+            return range(count)
+        return _spaced_evenly(count, max_frames)
+    start = timeline.times[0]
+    # Containers round times to a millisecond at worst. A time slightly before a frame means that
+    # frame; otherwise sampling at the video's rate would skip some frames and repeat others.
+    tolerance = 1e-3
+    count = max(1, math.ceil((timeline.end - start - tolerance) * fps))
+    if count > _MAX_FRAMES:
+        raise InputError(
+            f"the video says it lasts {timeline.end - start:.0f} seconds, which at {fps} "
+            f"frames a second are {count} frames; up to {_MAX_FRAMES} are taken, so lower fps"
+        )
+    if max_frames is None or count <= max_frames:
+        steps: Sequence[int] = range(count)
+    else:
+        steps = _spaced_evenly(count, max_frames)
+    return [bisect.bisect_right(timeline.times, start + k / fps + tolerance) - 1 for k in steps]
 
 
-def _even(count: int, wanted: int) -> list[int]:
-    return np.linspace(0, count - 1, wanted).astype(int).tolist()
+def _spaced_evenly(count: int, limit: int) -> list[int]:
+    return np.linspace(0, count - 1, limit).astype(int).tolist()

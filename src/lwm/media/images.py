@@ -1,11 +1,8 @@
-"""Images in and out: PNG, JPEG, WebP, GIF and BMP to RGB arrays, arrays to PNG and JPEG, and
-pixels to the numbers that the model of vision tokens reads. Knows nothing of that model.
+"""Read images as RGB arrays, write arrays as PNG and JPEG, and convert pixels to floats and back.
 
-An image is told by its content, never by its name. Transparency is laid over white, EXIF rotation
-is done, 16 bits are brought to 8, and of an animation the first picture is taken. With a size the
-picture is framed as the original does it: the short side resized with Pillow's default filter, the
-centre cut out. What exceeds the bounds of `pictures` is refused; above 512 MiB of bitmap a PNG is
-read in strips, with the same result, and a JPEG is reduced by libjpeg first, with nearly the same.
+Transparent pixels become white, EXIF rotation is applied, 16-bit levels become 8-bit, and an
+animation gives its first image. With a size, an image is framed as in `framing`. `still_images`
+gives the limits on size and memory.
 """
 
 import os
@@ -16,20 +13,25 @@ from jaxtyping import Float, UInt8
 from PIL import Image
 
 from lwm.core.errors import InputError
+from lwm.media.files import (
+    MediaSource,
+    decoder_errors,
+    image_format,
+    open_media,
+    replaced_file,
+    require_extension,
+)
 from lwm.media.framing import check_size, crop_center, resize_strips, resized_shape
-from lwm.media.outputs import extension_of, new_file
-from lwm.media.sources import MediaSource, decoder_errors, image_format, open_media
-from lwm.media.still_images import MOST_BYTES, decode, open_picture
+from lwm.media.still_images import ImageStrips, decode_image, open_image
 
-_WRITERS = {
-    ".png": {"format": "PNG"},
-    ".jpg": {"format": "JPEG", "quality": 95, "subsampling": 0},
-    ".jpeg": {"format": "JPEG", "quality": 95, "subsampling": 0},
-}
+_JPEG = {"format": "JPEG", "quality": 95, "subsampling": 0}
+_WRITERS = {".png": {"format": "PNG"}, ".jpg": _JPEG, ".jpeg": _JPEG}
 
 
 def is_image(source: MediaSource) -> bool:
-    """Whether `read_image` knows the kind of file, an animation included; it may still be broken.
+    """Return whether `read_image` supports the format of a file, animations included.
+
+    Reads only the header; the rest of the file may be broken.
 
     Raises:
         InputError: the file is missing or empty.
@@ -39,80 +41,88 @@ def is_image(source: MediaSource) -> bool:
             return False
         try:
             with decoder_errors(name, "an image"):
-                open_picture(file, name)
+                open_image(file, name)
         except InputError:
             return False
     return True
 
 
 def read_image(source: MediaSource, size: int | None) -> UInt8[np.ndarray, "height width 3"]:
-    """The image of a file, or of its bytes, as RGB.
+    """Read an image from a file, or from its bytes, as RGB.
 
     Args:
-        size: side of the square to frame it to; None leaves it as it is.
+        size: side of the square to frame it to; None keeps the image as it is.
 
     Raises:
-        InputError: the file is missing, broken, no image, or beyond the bounds on size.
+        InputError: the file is missing, broken, not an image, or too large.
     """
     if size is not None:
         check_size(size)
     with open_media(source) as (file, name), decoder_errors(name, "an image"):
-        picture = decode(file, name, size)
-        width, height = picture.shape
+        image = decode_image(file, name, size)
         if size is None:
-            if width * height * 3 > MOST_BYTES:
-                raise InputError(
-                    f"{name} is {width} x {height} pixels, more than {MOST_BYTES >> 20} MiB; "
-                    "read it at a size"
-                )
-            pixels = np.empty((height, width, 3), np.uint8)
-            top = 0
-            for strip in picture.strips:
-                pixels[top : top + strip.height] = np.asarray(strip)
-                top += strip.height
-            return pixels
-        to = resized_shape(*picture.stored, size)
-        small = resize_strips(picture.strips, picture.shape, to, name)
-        if picture.turn is not None:
-            small = small.transpose(picture.turn)
-        return crop_center(small, size)
+            return _full_image(image)
+        to = resized_shape(*image.full_shape, size)
+        resized = resize_strips(image.strips, image.shape, to)
+        if image.transpose is not None:
+            resized = resized.transpose(image.transpose)
+        return crop_center(resized, size)
+
+
+def _full_image(image: ImageStrips) -> UInt8[np.ndarray, "height width 3"]:
+    width, height = image.shape
+    pixels = np.empty((height, width, 3), np.uint8)
+    top = 0
+    for strip in image.strips:
+        pixels[top : top + strip.height] = np.asarray(strip)
+        top += strip.height
+    if image.transpose is not None:
+        pixels = np.array(Image.fromarray(pixels).transpose(image.transpose))
+    return pixels
 
 
 def require_image_name(path: str | os.PathLike[str]) -> None:
-    """Raises:
-    InputError: `write_image` would refuse this name.
+    """Check that `write_image` accepts the name of a file.
+
+    Raises:
+        InputError: `write_image` would refuse it.
     """
-    extension_of(path, _WRITERS, "an image")
+    require_extension(path, _WRITERS, "an image")
 
 
 def write_image(path: str | os.PathLike[str], pixels: UInt8[np.ndarray, "height width 3"]) -> None:
-    """Writes .png, or .jpg and .jpeg at quality 95 without subsampled colour. A file that is there
-    is replaced once the new one is whole.
+    """Write .png, or .jpg and .jpeg at quality 95 without chroma subsampling.
+
+    An existing file is replaced when the new one is complete.
 
     Raises:
-        InputError: another extension, an image without pixels, or a place that cannot be written.
+        InputError: the extension is another, the image has no pixels, or the file cannot be
+            written.
     """
     height, width = pixels.shape[:2]
     if not height or not width:
         raise InputError(
             f"an image of {width} x {height} pixels cannot be written; give it pixels"
         )
-    with new_file(path, _WRITERS, "an image") as (partial, options):
-        if options["format"] == "JPEG" and max(width, height) > 65500:
-            raise InputError(
-                f"an image of {width} x {height} pixels is beyond JPEG's 65500; "
-                f"write {Path(path).stem}.png"
-            )
+    options = _WRITERS[require_extension(path, _WRITERS, "an image")]
+    if options is _JPEG and max(width, height) > 65500:
+        raise InputError(
+            f"an image of {width} x {height} pixels is beyond JPEG's 65500; "
+            f"write {Path(path).stem}.png"
+        )
+    with replaced_file(path) as partial:
         Image.fromarray(pixels).save(partial, **options)
 
 
 def to_unit(pixels: UInt8[np.ndarray, "*shape"]) -> Float[np.ndarray, "*shape"]:
-    """0 ... 255 to -1 ... 1, float32."""
+    """Map levels 0 to 255 to float32 values from -1 to 1."""
     return pixels.astype(np.float32) / np.float32(127.5) - np.float32(1)
 
 
 def to_pixels(values: Float[np.ndarray, "*shape"]) -> UInt8[np.ndarray, "*shape"]:
-    """-1 ... 1 to 0 ... 255, what lies beyond clipped. Rounds to the nearest level, so that
-    `to_pixels(to_unit(pixels))` is `pixels`; the original cuts off the fraction."""
+    """Map values from -1 to 1 to the nearest levels 0 to 255, clipping values outside.
+
+    `to_pixels(to_unit(pixels))` equals `pixels`; the original truncates instead of rounding.
+    """
     scaled = (values.astype(np.float32) + np.float32(1)) * np.float32(127.5)
     return np.rint(scaled.clip(0, 255)).astype(np.uint8)

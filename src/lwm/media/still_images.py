@@ -1,16 +1,18 @@
-"""Still pictures by Pillow: opened by their content, bounded before anything is decoded, and given
-out as strips of opaque RGB rows. Knows nothing of resizing or arrays of videos.
+"""Decode still images in bounded memory, as strips of opaque RGB rows.
 
-The bounds: at most 2^29 pixels (a picture of 20,000 x 20,000 is within), and at most 512 MiB for
-what a decoder holds of the picture at once; turning it upright takes a second bitmap. A larger one
-is read in pieces where its format allows it (`large_images`) and refused where it does not.
+An image may have up to 2^29 pixels, which admits 20,000 x 20,000. Pillow decodes images whose
+bitmap takes up to 512 MiB; rotating one upright takes a second bitmap. Of larger images, libvips
+reads PNGs one strip at a time, libjpeg reduces JPEGs while decoding, and others are refused.
 """
 
+import io
+import logging
 import threading
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from PIL import (
@@ -23,16 +25,16 @@ from PIL import (
 )
 
 from lwm.core.errors import InputError
-from lwm.media import large_images
-from lwm.media.sources import File, image_format
+from lwm.media.files import BinaryFile, image_format
+from lwm.media.framing import refuse_thin
 
-MOST_PIXELS = 1 << 29
-MOST_BYTES = 1 << 29
+MAX_PIXELS = 1 << 29
+MAX_BYTES = 1 << 29
 
-_STRIP_PIXELS = 1 << 22
+_STRIP_PIXELS = 1 << 20
 
-# The plugins themselves and not `Image.open`, whose bound on pixels is a setting of the whole
-# process, too low for a scan and too high for WebP.
+# `Image.open` would apply Pillow's process-wide limit on pixels, which is too low for a scan and
+# too high for WebP.
 _OPENERS = {
     "PNG": PngImagePlugin.PngImageFile,
     "JPEG": JpegImagePlugin.jpeg_factory,
@@ -41,7 +43,8 @@ _OPENERS = {
     "BMP": BmpImagePlugin.BmpImageFile,
 }
 
-_TURNS = {
+# By the value of the EXIF orientation tag.
+_TRANSPOSES = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
     4: Image.Transpose.FLIP_TOP_BOTTOM,
@@ -50,84 +53,116 @@ _TURNS = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
+_SWAP_SIDES = {_TRANSPOSES[orientation] for orientation in (5, 6, 7, 8)}
 
-_QUARTERS = {_TURNS[number] for number in (5, 6, 7, 8)}
-
-_quiet = threading.Lock()
+_filter_lock = threading.Lock()
 
 
 @dataclass(frozen=True, kw_only=True)
-class Picture:
-    """A picture on its way: rows as strips, and the turn that makes it upright."""
+class ImageStrips:
+    """Hold an image as strips of rows, from top to bottom.
 
-    shape: tuple[int, int]  # width and height of the strips together
-    # Of the stored picture; the strips of a reduced one are smaller.
-    stored: tuple[int, int]
+    Args:
+        shape: width and height of the strips together.
+        full_shape: width and height of the image; larger than `shape` if a JPEG was reduced.
+        transpose: remaining step that makes the image upright.
+    """
+
+    shape: tuple[int, int]
+    full_shape: tuple[int, int]
     strips: Iterator[Image.Image]
-    turn: Image.Transpose | None  # still to be done
+    transpose: Image.Transpose | None
 
 
-def open_picture(file: File, name: str) -> Image.Image:
-    """The header read, no pixel decoded.
+def open_image(file: BinaryFile, name: str) -> Image.Image:
+    """Read the header of an image and decode no pixels.
 
     Raises:
-        InputError: it is no picture of a kind we read, or has too many pixels.
+        InputError: the file is not an image of a supported format, or has too many pixels.
     """
     kind = image_format(file)
     if kind is None:
         raise InputError(f"{name} is not an image; PNG, JPEG, WebP, GIF and BMP can be read")
-    with _quietly():
+    with _without_warnings():
         image = _OPENERS[kind](file)
     width, height = image.size
-    if width < 1 or height < 1 or width * height > MOST_PIXELS:
+    if width < 1 or height < 1 or width * height > MAX_PIXELS:
         raise InputError(
-            f"{name} says it is {width} x {height} pixels; between 1 and {MOST_PIXELS} are read"
+            f"{name} says it is {width} x {height} pixels; between 1 and {MAX_PIXELS} are read"
         )
     return image
 
 
-def decode(file: File, name: str, size: int | None) -> Picture:
-    """The first picture of a file; `size` is the short side that is wanted in the end, None for
-    all there is.
+def bitmap_bytes(image: Image.Image) -> int:
+    """Return an upper bound, by measurement, on the bytes that Pillow decodes an image into.
+
+    Pillow takes four bytes for a pixel unless the image is gray or has a palette; WebP takes three
+    canvases beside the image.
+    """
+    size = {"1": 1, "L": 1, "P": 1}.get(image.mode, 2 if image.mode.startswith("I;16") else 4)
+    if image.format == "WEBP":
+        size = 16
+    return image.width * image.height * size
+
+
+def decode_image(file: BinaryFile, name: str, size: int | None) -> ImageStrips:
+    """Decode the first image of a file.
+
+    Args:
+        size: short side that the caller will resize the image to; None for the full image.
 
     Raises:
-        InputError: it is no picture, or too large to be decoded within bounds.
+        InputError: the file is not an image, or is too large to decode in bounded memory.
     """
-    image = open_picture(file, name)
-    stored = image.size
-    if size is not None and decode_cost(image) > MOST_BYTES:
-        if large_images.has_strips(image, file):
-            turn = _turn(image)
-            strips = map(opaque, large_images.strips(image, file, _STRIP_PIXELS))
-            return Picture(shape=stored, stored=stored, strips=strips, turn=turn)
-        if isinstance(image, JpegImagePlugin.JpegImageFile):
-            large_images.reduce(image, 2 * size)
-    if decode_cost(image) > MOST_BYTES:
-        remedy = (
-            "read it at a size" if size is None else "save it as an 8-bit PNG without interlace"
-        )
+    image = open_image(file, name)
+    shape = width, height = image.size
+    if size is not None:
+        refuse_thin(shape, size, name)
+    elif width * height * 3 > MAX_BYTES:
         raise InputError(
-            f"{name} is a {image.format} of {stored[0]} x {stored[1]} pixels ({image.mode}), "
-            f"which takes more than {MOST_BYTES >> 20} MiB to decode; scale it down or {remedy}"
+            f"{name} is {width} x {height} pixels, more than {MAX_BYTES >> 20} MiB; scale it down "
+            "or read it at a size"
         )
-    image.load()
-    turn = _turn(image)
-    upright = image if turn is None else image.transpose(turn)
-    if turn in _QUARTERS:
-        stored = (stored[1], stored[0])
-    return Picture(shape=upright.size, stored=stored, strips=_strips(upright), turn=None)
+    coefficients = _coefficient_bytes(image, file)
+    large = bitmap_bytes(image) + coefficients > MAX_BYTES
+    if large and size is not None and isinstance(image, JpegImagePlugin.JpegImageFile):
+        # libjpeg reduces the image while decoding it, to at least twice the size, so that the
+        # final resizing determines the quality.
+        short = min(shape)
+        image.draft(None, (width * 2 * size // short, height * 2 * size // short))
+    if bitmap_bytes(image) + coefficients <= MAX_BYTES:
+        image.load()
+        transpose = _exif_transpose(image)
+        if transpose is not None:
+            image = image.transpose(transpose)
+        full_shape = shape[::-1] if transpose in _SWAP_SIDES else shape
+        return ImageStrips(
+            shape=image.size, full_shape=full_shape, strips=_pillow_strips(image), transpose=None
+        )
+    if image.format != "PNG" or image.info.get("interlace"):
+        raise InputError(
+            f"{name} is a {image.format} of {width} x {height} pixels ({image.mode}), which takes "
+            f"more than {MAX_BYTES >> 20} MiB to decode; scale it down or save it as an 8-bit PNG "
+            "without interlace"
+        )
+    return ImageStrips(
+        shape=shape,
+        full_shape=shape,
+        strips=_libvips_strips(file),
+        transpose=_exif_transpose(image),
+    )
 
 
 def opaque(image: Image.Image) -> Image.Image:
-    """Any mode to 8-bit RGB; what shines through is white."""
+    """Convert an image of any mode to 8-bit RGB, over white where it is transparent."""
     if image.mode.startswith("I"):
-        # 16-bit grey. Pillow clips at 255 where it should scale.
+        # 16-bit gray, which Pillow would clip at 255 instead of scaling it.
         levels = np.asarray(image).astype(np.int64).clip(0, 65535)
-        grey = (levels >> 8).astype(np.uint8)
-        clear = image.info.get("transparency")
-        if isinstance(clear, int):
-            grey[levels == clear] = 255
-        return Image.fromarray(grey).convert("RGB")
+        gray = (levels >> 8).astype(np.uint8)
+        transparent = image.info.get("transparency")
+        if isinstance(transparent, int):
+            gray[levels == transparent] = 255
+        return Image.fromarray(gray).convert("RGB")
     if image.has_transparency_data:
         layered = image.convert("RGBA")
         white = Image.new("RGB", image.size, "white")
@@ -136,8 +171,8 @@ def opaque(image: Image.Image) -> Image.Image:
     return image if image.mode == "RGB" else image.convert("RGB")
 
 
-def _strips(image: Image.Image) -> Iterator[Image.Image]:
-    """Conversions copy, so they are done on some rows at a time."""
+def _pillow_strips(image: Image.Image) -> Iterator[Image.Image]:
+    """Convert some rows at a time, since a conversion copies the image."""
     rows = max(1, _STRIP_PIXELS // image.width)
     if rows >= image.height:
         yield opaque(image)
@@ -146,38 +181,69 @@ def _strips(image: Image.Image) -> Iterator[Image.Image]:
         yield opaque(image.crop((0, top, image.width, min(top + rows, image.height))))
 
 
-def decode_cost(image: Image.Image) -> int:
-    """Bytes a decoder holds at most, as measured: Pillow takes four a pixel for anything but
-    grey and palettes; progressive JPEG keeps all coefficients, two bytes each; WebP three canvases
-    beside the picture."""
-    each = {"1": 1, "L": 1, "P": 1}.get(image.mode, 2 if image.mode.startswith("I;16") else 4)
-    if image.format == "WEBP":
-        each = 16
-    cost = image.width * image.height * each
-    if isinstance(image, JpegImagePlugin.JpegImageFile):
-        cost += large_images.coefficient_bytes(image)
-    return cost
+def _libvips_strips(file: BinaryFile) -> Iterator[Image.Image]:
+    """Decode some rows of a PNG at a time."""
+    import pyvips
+
+    image = _open_with_libvips(file, "png")
+    region = pyvips.Region.new(image)
+    mode = ("L", "LA", "RGB", "RGBA")[image.bands - 1]
+    dtype = np.uint16 if image.format == "ushort" else np.uint8
+    rows = max(1, _STRIP_PIXELS // image.width)
+    for top in range(0, image.height, rows):
+        count = min(rows, image.height - top)
+        levels = np.frombuffer(region.fetch(0, top, image.width, count), dtype)
+        if dtype == np.uint16:
+            levels = (levels >> 8).astype(np.uint8)
+        yield opaque(Image.frombytes(mode, (image.width, count), levels.tobytes()))
 
 
-def _turn(image: Image.Image) -> Image.Transpose | None:
-    """What makes the picture upright, by its EXIF; a broken EXIF says nothing."""
+def _coefficient_bytes(image: Image.Image, file: BinaryFile) -> int:
+    """Return the size of the coefficients that libjpeg stores while it decodes several scans."""
+    if not isinstance(image, JpegImagePlugin.JpegImageFile):
+        return 0
+    size = 2 * image.width * image.height * image.layers
+    # Only a large image needs the number of scans, which Pillow does not report.
+    large = bitmap_bytes(image) + size > MAX_BYTES
+    return size if large and _open_with_libvips(file, "jpeg").get_typeof("interlaced") else 0
+
+
+def _open_with_libvips(file: BinaryFile, kind: str) -> Any:
+    """Read the header of an image whose rows can then be decoded from top to bottom."""
+    import pyvips
+
+    # Refuse the loaders that libvips does not fuzz, and cache nothing, so that files are closed.
+    # Errors are raised as well as logged.
+    pyvips.block_untrusted_set(True)
+    pyvips.cache_set_max(0)
+    logging.getLogger("pyvips").setLevel(logging.CRITICAL)
+    options = {"access": "sequential", "fail_on": "truncated"}
+    if isinstance(file, io.BytesIO):
+        return pyvips.Operation.call(f"{kind}load_buffer", file.getvalue(), **options)
+    return pyvips.Operation.call(f"{kind}load", file.name, **options)
+
+
+def _exif_transpose(image: Image.Image) -> Image.Transpose | None:
+    """Return what makes an image upright by its EXIF data; None if that is broken."""
     data = image.info.get("exif")
     if not isinstance(data, bytes):
         return None
     exif = Image.Exif()
-    with _quietly():
+    with _without_warnings():
         try:
             exif.load(data)
-            return _TURNS.get(exif.get(0x0112, 1))
+            return _TRANSPOSES.get(exif.get(0x0112, 1))
         except Exception:
-            # The pixels are whole; viewers show such a picture as it is stored, and so do we.
+            # The pixels are intact; like viewers, show the image as it is stored.
             return None
 
 
 @contextmanager
-def _quietly() -> Iterator[None]:
-    """Pillow warns of malformed side data, which we do not use. The filter belongs to the whole
-    process, hence the lock: loaders read in threads."""
-    with _quiet, warnings.catch_warnings():
+def _without_warnings() -> Iterator[None]:
+    """Silence Pillow's warnings about malformed metadata, which we do not use.
+
+    The lock is needed because warning filters belong to the process and loaders read in threads.
+    """
+    with _filter_lock, warnings.catch_warnings():
         warnings.simplefilter("ignore")
         yield

@@ -1,9 +1,8 @@
-"""Videos by PyAV: when each frame appears, and single frames as upright RGB pictures, decoding
-only from the nearest keyframe on. Knows nothing of which frames are wanted or how they are framed.
+"""Decode frames of video files with PyAV, starting from the nearest keyframe.
 
-The packets are walked once without decoding; that gives the exact times, whatever the frame rate
-does, and the keyframes. Files from outside are read through our own file handle by demuxers named
-here, so none can name another file or an address to be opened.
+The packets are read once without decoding, which gives the exact times of all frames and the
+keyframes. PyAV reads files through our file handle and only with the demuxers listed here, so no
+file can make it open another file or an address.
 """
 
 import bisect
@@ -25,22 +24,23 @@ from PIL import Image
 
 from lwm.core.errors import InputError
 from lwm.media.choice import Timeline
-from lwm.media.sources import File, decoder_errors
+from lwm.media.files import BinaryFile, decoder_errors
 from lwm.media.still_images import opaque
 
-MOST_FRAME_PIXELS = 1 << 25  # 8K is within; decoders hold up to some twenty frames
+MAX_FRAME_PIXELS = 1 << 25  # admits 8K; a decoder stores up to about twenty frames
 
-# No playlists, no text, no raw streams: what names other files, and what anything could pass for.
+# Without playlists, which name other files, and without text and raw streams, which any file
+# could pass for.
 _DEMUXERS = "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,gif,apng,mpegts,mpeg,flv,ogg,asf"
 
 _KINDS = "MP4, MOV, WebM, MKV, AVI, MPEG, FLV, Ogg, animated GIF and WebP"
 
-# Seeking empties the decoder's pipeline; below this many frames it is quicker to go on.
-_WORTH_A_SEEK = 12
+# Seeking empties the decoder's pipeline; to skip fewer frames than this, decoding them is faster.
+_MIN_SKIPPED = 12
 
-# By the signs of the display matrix (a, b, c, d): a pixel at (x, y) is shown at
-# (ax + cy, bx + dy), y downwards. Other angles than quarters are left alone.
-_TURNS = {
+# By the signs of the display matrix (a, b, c, d), which maps a pixel at (x, y) to
+# (ax + cy, bx + dy), y downwards. Angles other than multiples of 90 degrees are ignored.
+_TRANSPOSES = {
     (0, 1, -1, 0): Image.Transpose.ROTATE_270,
     (-1, 0, 0, -1): Image.Transpose.ROTATE_180,
     (0, -1, 1, 0): Image.Transpose.ROTATE_90,
@@ -50,34 +50,42 @@ _TURNS = {
     (0, -1, -1, 0): Image.Transpose.TRANSVERSE,
 }
 
+_BEFORE_ALL = -(1 << 62)  # a tick before every frame
+
 
 @dataclass(frozen=True, kw_only=True)
 class Keyframe:
-    """Where decoding can start, in ticks of the stream."""
+    """Hold the presentation and decoding times of a keyframe, in ticks of the stream."""
 
     shown: int
     decoded: int
 
 
 @dataclass(frozen=True, kw_only=True)
-class Frames:
-    """What walking the packets found. Without `ticks` the file does not say when frames appear,
-    and they are counted as they are decoded."""
+class FrameIndex:
+    """Hold the times of all frames of a stream.
+
+    Args:
+        count: number of frames.
+        ticks: time of each frame, ascending; None if the file does not store reliable times, in
+            which case frames are counted while decoding.
+        keyframes: in ascending order.
+    """
 
     count: int
-    ticks: Sequence[int] | None  # of each frame, ascending
-    keyframes: Sequence[Keyframe]  # ascending
+    ticks: Sequence[int] | None
+    keyframes: Sequence[Keyframe]
     timeline: Timeline
 
 
 @contextmanager
 def open_stream(
-    file: File, name: str
+    file: BinaryFile, name: str
 ) -> Iterator[tuple[av.container.InputContainer, av.video.VideoStream]]:
-    """The container and its video stream; cover pictures of songs do not count as one.
+    """Open a container and its video stream; the cover image of a song is not one.
 
     Raises:
-        InputError: no container we read, or none with a video stream.
+        InputError: the container is not supported, or has no video stream that can be decoded.
     """
     file.seek(0)
     try:
@@ -85,11 +93,11 @@ def open_stream(
             file,
             "r",
             container_options={"format_whitelist": _DEMUXERS, "protocol_whitelist": ""},
-            options={"max_pixels": str(MOST_FRAME_PIXELS)},
+            options={"max_pixels": str(MAX_FRAME_PIXELS)},
             metadata_errors="replace",
         )
     except Exception as error:
-        # Only its name tells a broken video from something that never was one.
+        # A broken video cannot be distinguished from a file that never was a video.
         raise InputError(
             f"{name} is not a video that can be read, or is broken or cut short; "
             f"{_KINDS} can be read"
@@ -100,26 +108,28 @@ def open_stream(
                 break
         else:
             kinds = sorted({other.type for other in container.streams})
-            held = f"only {' and '.join(kinds)}" if kinds else "no stream at all"
-            raise InputError(f"{name} has no video stream, {held}; name a file with pictures")
+            content = f"only {' and '.join(kinds)}" if kinds else "no stream at all"
+            raise InputError(
+                f"{name} has no video stream, {content}; name a file with a video stream"
+            )
         if stream.codec_context is None:
-            raise InputError(f"{name} is coded in a way that is not known here; save it as H.264")
-        if stream.width * stream.height > MOST_FRAME_PIXELS:
+            raise InputError(f"{name} uses an unknown codec; save it as H.264")
+        if stream.width * stream.height > MAX_FRAME_PIXELS:
             raise InputError(
                 f"{name} has frames of {stream.width} x {stream.height} pixels; up to "
-                f"{MOST_FRAME_PIXELS} pixels are read, so scale it down"
+                f"{MAX_FRAME_PIXELS} pixels are read, so scale it down"
             )
-        stream.codec_context.options = {"max_pixels": str(MOST_FRAME_PIXELS)}
+        stream.codec_context.options = {"max_pixels": str(MAX_FRAME_PIXELS)}
         stream.thread_type = "AUTO"
-        # A thread costs a frame in memory and a delay after each seek.
+        # Each thread stores a frame and delays decoding after a seek.
         stream.codec_context.thread_count = 2
         yield container, stream
 
 
-def walk(
+def index_frames(
     container: av.container.InputContainer, stream: av.video.VideoStream, name: str
-) -> Frames:
-    """Reads every packet of the stream and decodes none.
+) -> FrameIndex:
+    """Read every packet of a stream without decoding.
 
     Raises:
         InputError: there is no frame, or the file ends before its index says.
@@ -134,7 +144,9 @@ def walk(
                 continue
             packets += 1
             if packet.is_corrupt:
-                raise InputError(f"{name} is cut short or broken inside; get a whole copy of it")
+                raise InputError(
+                    f"{name} is cut short or broken inside; get a complete copy of it"
+                )
             if packet.is_keyframe and packet.pts is not None:
                 decoded = packet.pts if packet.dts is None else packet.dts
                 keyframes.append(Keyframe(shown=packet.pts, decoded=decoded))
@@ -147,36 +159,33 @@ def walk(
     if "mp4" in container.format.name and packets < indexed:
         raise InputError(
             f"{name} is cut short: {packets} of its {indexed} frames are there; "
-            "get a whole copy of it"
+            "get a complete copy of it"
         )
     if not ticks:
-        raise InputError(f"{name} has a video stream without frames; get a whole copy of it")
+        raise InputError(f"{name} has a video stream without frames; get a complete copy of it")
     known = sorted(tick for tick in ticks if tick is not None)
-    # AVI has no place for times, so where frames are coded out of order its demuxer guesses.
+    # AVI stores no times, so its demuxer guesses them when frames are coded out of order.
     guessed = "avi" in container.format.name and stream.codec_context.has_b_frames
     if len(known) < len(ticks) or base is None or guessed:
         times = [float(index / rate) for index in range(len(ticks))]
         timeline = Timeline(times=times, end=times[-1] + float(1 / rate))
-        return Frames(count=len(ticks), ticks=None, keyframes=[], timeline=timeline)
+        return FrameIndex(count=len(ticks), ticks=None, keyframes=[], timeline=timeline)
     step = duration or max(1, round(1 / (rate * base)))
-    return Frames(
-        count=len(known),
-        ticks=known,
-        keyframes=sorted(keyframes, key=lambda keyframe: keyframe.shown),
-        timeline=Timeline(
-            times=[float(tick * base) for tick in known], end=float((known[-1] + step) * base)
-        ),
+    timeline = Timeline(
+        times=[float(tick * base) for tick in known], end=float((known[-1] + step) * base)
     )
+    keyframes.sort(key=lambda keyframe: keyframe.shown)
+    return FrameIndex(count=len(known), ticks=known, keyframes=keyframes, timeline=timeline)
 
 
-def frames_at(
+def decode_frames(
     container: av.container.InputContainer,
     stream: av.video.VideoStream,
-    frames: Frames,
+    frames: FrameIndex,
     indices: Sequence[int],
     name: str,
 ) -> Iterator[Image.Image]:
-    """The frames of these ascending indices, one picture each; none is kept here.
+    """Yield the frames of these ascending indices as upright RGB images.
 
     Raises:
         InputError: the stream is broken.
@@ -185,21 +194,21 @@ def frames_at(
     if frames.ticks is None:
         reader.rewind()
         for index in indices:
-            while reader.passed <= index and reader.advance():
+            while reader.decoded <= index and reader.advance():
                 pass
-            yield reader.picture()
+            yield reader.image()
         return
     starts = [keyframe.shown for keyframe in frames.keyframes]
     for index in indices:
         tick = frames.ticks[index]
-        place = bisect.bisect_right(starts, tick) - 1
-        keyframe = frames.keyframes[place] if place >= 0 else None
+        nearest = bisect.bisect_right(starts, tick) - 1
+        keyframe = frames.keyframes[nearest] if nearest >= 0 else None
         reader.go_to(tick, keyframe, frames.ticks)
-        yield reader.picture()
+        yield reader.image()
 
 
 class _Reader:
-    """Where in the stream decoding stands: `frame` is the last one that came out."""
+    """A position in a stream: `frame` is the last decoded one."""
 
     def __init__(
         self,
@@ -210,85 +219,79 @@ class _Reader:
         self._container = container
         self._stream = stream
         self._name = name
-        # One for all frames: its tables cost more than a small frame does.
-        self._colours = VideoReformatter()
-        self._decoded: Iterator[av.VideoFrame] = iter(())
-        self._fresh = True  # nothing decoded since the packets were walked
+        # One for all frames, since creating its tables takes longer than converting a small frame.
+        self._reformatter = VideoReformatter()
+        self._frames: Iterator[av.VideoFrame] = iter(())
+        self._started = False
         self.frame: av.VideoFrame | None = None
-        self.passed = 0  # frames that came out since the start, if there was no seek
+        self.decoded = 0  # frames since the last seek
 
     def rewind(self) -> None:
+        """Go to the start of the stream."""
         self._seek(min(0, self._stream.start_time or 0))
 
     def go_to(self, tick: int, keyframe: Keyframe | None, ticks: Sequence[int]) -> None:
-        """Makes the frame of this tick the current one, or the next after it where a broken stream
-        lacks it."""
-        if self._fresh or self._far(tick, keyframe, ticks):
-            # A container's seek may land late, where its index goes by the order of decoding:
-            # then from before the keyframe, and at last from the start.
-            for place in (keyframe and keyframe.shown, keyframe and keyframe.decoded, None):
-                if place is None:
+        """Decode up to the frame of this tick, or the next one if a broken stream lacks it."""
+        if not self._started or self._is_far(keyframe, ticks):
+            # A seek may end after the keyframe if the container's index is in decoding order. Then
+            # seek to its decoding time, and at last to the start.
+            for start in (keyframe and keyframe.shown, keyframe and keyframe.decoded, None):
+                if start is None:
                     self.rewind()
                 else:
-                    self._seek(place)
+                    self._seek(start)
                 if self.advance() and self._now() <= tick:
                     break
         while self._now() < tick and self.advance():
             pass
 
     def advance(self) -> bool:
-        """One frame on; False at the end, where the last one stays."""
+        """Decode one frame; at the end, keep the last one and return False."""
         with decoder_errors(self._name, "a video"):
-            frame = next(self._decoded, None)
+            frame = next(self._frames, None)
         if frame is None:
             return False
         self.frame = frame
-        self.passed += 1
+        self.decoded += 1
         return True
 
-    def picture(self) -> Image.Image:
-        """The current frame, upright.
-
-        Raises:
-            InputError: nothing could be decoded.
-        """
+    def image(self) -> Image.Image:
+        """Convert the current frame to an upright RGB image."""
         if self.frame is None:
-            raise InputError(f"no frame of {self._name} can be decoded; get a whole copy of it")
+            raise InputError(f"no frame of {self._name} can be decoded; get a complete copy of it")
         with decoder_errors(self._name, "a video"):
-            clear = any(component.is_alpha for component in self.frame.format.components)
-            clear |= self.frame.format.name.startswith("pal")
-            picture = self._colours.reformat(self.frame, format="rgba" if clear else "rgb24")
-            image = opaque(Image.fromarray(picture.to_ndarray()))
-            turn = _turn(self.frame)
-        return image if turn is None else image.transpose(turn)
+            transparent = any(component.is_alpha for component in self.frame.format.components)
+            transparent |= self.frame.format.name.startswith("pal")
+            kind = "rgba" if transparent else "rgb24"
+            pixels = self._reformatter.reformat(self.frame, format=kind).to_ndarray()
+            image = opaque(Image.fromarray(pixels))
+            transpose = _transpose(self.frame)
+        return image if transpose is None else image.transpose(transpose)
 
-    def _far(self, tick: int, keyframe: Keyframe | None, ticks: Sequence[int]) -> bool:
+    def _is_far(self, keyframe: Keyframe | None, ticks: Sequence[int]) -> bool:
         if keyframe is None or self.frame is None or keyframe.shown <= self._now():
             return False
-        skipped = bisect.bisect_left(ticks, keyframe.shown) - bisect.bisect_left(
-            ticks, self._now()
-        )
-        return skipped >= _WORTH_A_SEEK
+        current = bisect.bisect_left(ticks, self._now())
+        return bisect.bisect_left(ticks, keyframe.shown) - current >= _MIN_SKIPPED
 
     def _now(self) -> int:
-        """The tick of the current frame; before everything where there is none."""
         if self.frame is None:
-            return -(1 << 62)
-        moment = self.frame.pts if self.frame.pts is not None else self.frame.dts
-        return -(1 << 62) if moment is None else moment
+            return _BEFORE_ALL
+        tick = self.frame.pts if self.frame.pts is not None else self.frame.dts
+        return _BEFORE_ALL if tick is None else tick
 
     def _seek(self, tick: int) -> None:
-        self.frame, self.passed, self._fresh = None, 0, False
+        self.frame, self.decoded, self._started = None, 0, True
         with decoder_errors(self._name, "a video"):
             self._container.seek(tick, stream=self._stream, backward=True, any_frame=False)
-            self._decoded = self._container.decode(self._stream)
+            self._frames = self._container.decode(self._stream)
 
 
-def _turn(frame: av.VideoFrame) -> Image.Transpose | None:
-    """What makes a frame upright, by the matrix that the container gives it."""
-    held: Any = frame.side_data  # PyAV's own types say it is something else
-    matrices = [data for data in held if data.type == SideDataType.DISPLAYMATRIX]
+def _transpose(frame: av.VideoFrame) -> Image.Transpose | None:
+    """Return what makes a frame upright, from the display matrix of its container."""
+    side_data: Any = frame.side_data  # PyAV declares another type
+    matrices = [data for data in side_data if data.type == SideDataType.DISPLAYMATRIX]
     if not matrices or matrices[0].buffer_size < 36:
         return None
     a, b, _, c, d = np.sign(np.frombuffer(bytes(matrices[0]), np.int32)[:5]).tolist()
-    return _TURNS.get((a, b, c, d))
+    return _TRANSPOSES.get((a, b, c, d))
