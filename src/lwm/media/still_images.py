@@ -135,7 +135,7 @@ def decode_image(file: BinaryFile, name: str, size: int | None) -> ImageStrips:
         transpose = _exif_transpose(image)
         if transpose is not None:
             image = image.transpose(transpose)
-        full_shape = shape[::-1] if transpose in _SWAP_SIDES else shape
+        full_shape = (height, width) if transpose in _SWAP_SIDES else shape
         return ImageStrips(
             shape=image.size, full_shape=full_shape, strips=_pillow_strips(image), transpose=None
         )
