@@ -20,7 +20,7 @@ import sys
 import time
 from pathlib import Path
 
-from lwm.checkpoints.known import find_known
+from lwm.checkpoints.open import find_known
 from lwm.data.text.books import king_james_bible
 
 

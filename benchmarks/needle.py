@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import lwm
-from lwm.checkpoints.known import find_known
+from lwm.checkpoints.open import find_known
 from lwm.cli.ranges import parse_depths, parse_lengths
 from lwm.evaluation.answering import ModelAnswerer
 from lwm.evaluation.case import Case

@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import flax_files
 import jax
@@ -15,9 +16,11 @@ from lwm.checkpoints.add_vision import (
     vocabulary_for,
 )
 from lwm.checkpoints.checkpoint import Checkpoint
-from lwm.checkpoints.formats.vqgan import write_vqgan
+from lwm.checkpoints.formats import vqgan as vqgan_files
+from lwm.checkpoints.formats.vqgan import read_vqgan, write_vqgan
 from lwm.checkpoints.open import open_checkpoint
 from lwm.checkpoints.write import write_checkpoint
+from lwm.cli.convert import convert
 from lwm.core.errors import ConfigError
 from lwm.core.params import initialize
 from lwm.models.vision_tokens import VisionVocabulary
@@ -80,7 +83,7 @@ def test_it_is_written_with_its_vqgan(blind: Checkpoint, vqgan: Path, tmp_path: 
     require_codebook(TINY, "a VQGAN", seeing.config, "it")
     for form, name in (("lwm", "ours"), ("huggingface", "theirs")):
         write_checkpoint(
-            seeing, tmp_path / name, form=form, dtype="float32", vqgan=vqgan,  # type: ignore[arg-type]
+            seeing, tmp_path / name, form=form, dtype="float32", vqgan=read_vqgan(vqgan),  # type: ignore[arg-type]
             save_tokenizer=lambda directory: None,
         )  # fmt: skip
         found = open_checkpoint(str(tmp_path / name))
@@ -93,12 +96,33 @@ def test_it_is_written_with_its_vqgan(blind: Checkpoint, vqgan: Path, tmp_path: 
             np.testing.assert_array_equal(array, expected[tensor])
 
 
+def test_convert_reads_the_vqgan_once(
+    blind: Checkpoint, vqgan: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reads = []
+
+    def count(*arguments: Any) -> Any:
+        reads.append(arguments)
+        return read_vqgan(*arguments)
+
+    monkeypatch.setattr(vqgan_files, "read_vqgan", count)
+    config = str(tmp_path / "config.json")
+    convert(blind.source, tmp_path / "out", config=config, add_vision=True, vqgan=vqgan)
+    assert len(reads) == 1
+    assert open_checkpoint(str(tmp_path / "out")).config.vision == VISION
+    convert(str(tmp_path / "out"), tmp_path / "again")  # and copies the VQGAN of a checkpoint
+    assert len(reads) == 2
+    assert (tmp_path / "again" / "vqgan").is_dir()
+
+
 def test_what_does_not_belong_together_is_refused(blind: Checkpoint) -> None:
     seeing = add_vision(blind, VISION)
-    with pytest.raises(ConfigError, match=r"sees already \(320 ids"):
+    with pytest.raises(ConfigError, match=r"has 320 vision ids already"):
         add_vision(seeing, VISION)
     with pytest.raises(ConfigError, match=r"text model.*--add-vision"):
         require_codebook(TINY, "a VQGAN", blind.config, "it")
     for vision in (vocabulary_for(63, 16), vocabulary_for(65, 16), vocabulary_for(64, 256)):
-        with pytest.raises(ConfigError, match=f"has 64 codes, 16 a frame, and it {vision.codes}"):
+        with pytest.raises(
+            ConfigError, match=f"has 64 codes, 16 per frame, and it has {vision.codes}"
+        ):
             require_codebook(TINY, "a VQGAN", add_vision(blind, vision).config, "it")

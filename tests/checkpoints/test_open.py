@@ -6,10 +6,9 @@ from pathlib import Path
 import flax_files
 import pytest
 
-from lwm.checkpoints.formats.lwm import write_config
-from lwm.checkpoints.formats.safetensors import write
-from lwm.checkpoints.known import KNOWN, hub_directory
-from lwm.checkpoints.open import open_checkpoint
+from lwm.checkpoints.formats.lwm import write_lwm_config
+from lwm.checkpoints.formats.safetensors import write_safetensors
+from lwm.checkpoints.open import KNOWN_MODELS, hub_directory, open_checkpoint
 from lwm.core.errors import CheckpointError, ConfigError
 from lwm.models.llama import LlamaConfig
 
@@ -19,13 +18,13 @@ def test_the_eleven_released_models_have_the_settings_of_the_paper() -> None:
     thetas = {"128k": 1e7, "256k": 1e7, "512k": 2.5e7, "1m": 5e7}
     for length, theta in thetas.items():
         for chat in ("", "chat-"):
-            known = KNOWN[f"lwm-text-{chat}{length}"]
+            known = KNOWN_MODELS[f"lwm-text-{chat}{length}"]
             assert known.theta == theta
             assert known.length == (1 << 20 if length == "1m" else int(length[:-1]) << 10)
-    assert {name for name, known in KNOWN.items() if known.vision} == {
+    assert {name for name, known in KNOWN_MODELS.items() if known.vision} == {
         "lwm-32k", "lwm-128k", "lwm-1m",
     }  # fmt: skip
-    assert len([name for name in KNOWN if name.startswith("lwm-")]) == 11
+    assert len([name for name in KNOWN_MODELS if name.startswith("lwm-")]) == 11
 
 
 def test_a_vision_model_says_how_to_name_it() -> None:
@@ -62,7 +61,7 @@ def test_files_and_directories_of_another_kind(tmp_path: Path) -> None:
 
 def test_settings_do_not_belong_to_what_describes_itself(tmp_path: Path) -> None:
     for model in (str(tmp_path), "smollm2", "model.gguf"):
-        with pytest.raises(ConfigError, match=r"--config '7b' belongs to the original's"):
+        with pytest.raises(ConfigError, match=r"--config '7b' is only for the original's"):
             open_checkpoint(model, config="7b")
 
 
@@ -83,9 +82,9 @@ def test_a_released_model_in_the_hubs_cache_gets_its_theta_and_length(
     (directory / "source.json").write_text(json.dumps(settings), encoding="utf-8")
     file = flax_files.write_stream(directory / "source", flax_files.small_model())
     source = open_checkpoint(f"params::{file}", config=str(directory / "source.json"))
-    write_config(directory, source.config)
+    write_lwm_config(directory, source.config, "float32")
     assert hub_directory(repository) is None  # the weights are still to come
-    write(directory, source.read())
+    write_safetensors(directory, source.read())
     checkpoint = open_checkpoint("lwm-text-chat-512k")
     assert checkpoint.source == "lwm-text-chat-512k"
     assert isinstance(checkpoint.config, LlamaConfig)

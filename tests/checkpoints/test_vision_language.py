@@ -12,7 +12,14 @@ import torch
 from transformers import LlamaForCausalLM
 
 import lwm
-from lwm.checkpoints.names import AS_IS, Name, inward, outward, rows
+from lwm.checkpoints.names import (
+    AS_IS,
+    TRANSPOSED,
+    NameRow,
+    from_stored,
+    stored_tensors,
+    to_stored,
+)
 from lwm.checkpoints.open import open_checkpoint
 from lwm.checkpoints.write import write_checkpoint
 from lwm.core.errors import CheckpointError, ConfigError, InputError
@@ -89,34 +96,32 @@ def test_one_table_holds_the_ids_of_text_and_then_those_of_vision(originals: Pat
     np.testing.assert_array_equal(found["embedding"], np.concatenate(tables))
     heads = [arrays[part, "kernel"] for part in ("lm_head", "vision_head")]
     np.testing.assert_array_equal(found["head"], np.concatenate(heads, axis=1))
-    # And apart again: what is written is what was read.
+    # Writing splits them again.
     config = checkpoint.config
-    for ours, parts in rows(checkpoint.table, config).items():
-        for theirs, array in outward(parts, found[ours], config.head_dim):
-            np.testing.assert_array_equal(array, arrays[tuple(theirs.split("/"))])
+    for name, parts in stored_tensors(checkpoint.table, config).items():
+        for stored_name, array in to_stored(parts, found[name], config.head_dim):
+            np.testing.assert_array_equal(array, arrays[tuple(stored_name.split("/"))])
 
 
-def test_parts_may_be_turned_too() -> None:
+def test_parts_may_be_transposed() -> None:
     config = LlamaConfig(
         vocab_size=5, hidden_size=4, intermediate_size=2, num_layers=1, num_heads=2,
         num_kv_heads=2, head_dim=2, max_sequence_length=8,
         vision=VisionVocabulary(size=3, codes=1, codes_per_frame=1),
     )  # fmt: skip
-    from lwm.checkpoints.names import TRANSPOSED
-
     table = (
-        Name("embedding", "a", AS_IS, "text"), Name("embedding", "b", AS_IS, "vision"),
-        Name("head", "c", TRANSPOSED, "text"), Name("head", "d", TRANSPOSED, "vision"),
+        NameRow("embedding", "a", AS_IS, "text"), NameRow("embedding", "b", AS_IS, "vision"),
+        NameRow("head", "c", TRANSPOSED, "text"), NameRow("head", "d", TRANSPOSED, "vision"),
     )  # fmt: skip
-    written = rows(table, config)
-    assert [row.shape for row in written["embedding"] + written["head"]] == [
+    stored = stored_tensors(table, config)
+    assert [part.shape for part in stored["embedding"] + stored["head"]] == [
         (5, 4), (3, 4), (5, 4), (3, 4),
     ]  # fmt: skip
     for name, shape in (("embedding", (8, 4)), ("head", (4, 8))):
         array = np.random.default_rng(0).normal(size=shape)
-        theirs = dict(outward(written[name], array, 2))
-        assert [x.shape for x in theirs.values()] == [row.shape for row in written[name]]
-        np.testing.assert_array_equal(inward(written[name], theirs.__getitem__, 2), array)
+        parts = dict(to_stored(stored[name], array, 2))
+        assert [x.shape for x in parts.values()] == [part.shape for part in stored[name]]
+        np.testing.assert_array_equal(from_stored(stored[name], parts.__getitem__, 2), array)
 
 
 def test_settings_and_file_must_both_see_or_both_not(originals: Path, tmp_path: Path) -> None:
@@ -126,7 +131,7 @@ def test_settings_and_file_must_both_see_or_both_not(originals: Path, tmp_path: 
         CheckpointError, match=r"vision-language.*vte/embedding.*\"vision_vocab_size\": 64 to"
     ):
         lwm.load(f"params::{directory / 'vision_streaming_params'}", config=blind)
-    with pytest.raises(CheckpointError, match=r"text checkpoint.*vision_vocab_size = 64; leave"):
+    with pytest.raises(CheckpointError, match=r"text checkpoint.*vision_vocab_size to 64; omit"):
         lwm.load(f"flax_params::{directory / 'text_params.msgpack'}", config=seeing)
     arrays = flax_files.read_stream(directory / "vision_streaming_params")
     half = {key: array for key, array in arrays.items() if key[0] != "vision_head"}
@@ -201,14 +206,14 @@ def test_transformers_computes_both_vocabularies(originals: Path, tmp_path: Path
     np.testing.assert_allclose(logits[..., 96:], expected["vision_logits"], atol=TOLERANCE)
 
 
-def test_a_border_that_leaves_no_text_is_refused(originals: Path, tmp_path: Path) -> None:
+def test_vision_ids_that_leave_none_for_text_are_refused(originals: Path, tmp_path: Path) -> None:
     directory = write(model_of(originals, "unrolled"), tmp_path / "theirs", "huggingface")
     file = directory / "config.json"
     data = json.loads(file.read_text(encoding="utf-8"))
     for vision, message in (
         ({**data["lwm_vision"], "size": 160}, "leaves none for text"),
-        ({"size": "many"}, "lwm_vision in config.json: the setting 'size'"),
-        (7, "lwm_vision in config.json"),
+        ({"size": "many"}, "'lwm_vision.size'"),
+        (7, "'lwm_vision'"),
     ):
         file.write_text(json.dumps({**data, "lwm_vision": vision}), encoding="utf-8")
         with pytest.raises((CheckpointError, ConfigError), match=message):

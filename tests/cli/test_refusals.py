@@ -141,7 +141,7 @@ def test_the_originals_checkpoint(refused: Run, original: Path, tmp_path: Path) 
 
 def test_settings_for_a_model_that_needs_none(refused: Run, tiny: Path) -> None:
     for verb in VERBS:
-        refused("--config '7b' belongs to the original's", *put(verb, tiny), "--config", "7b")
+        refused("--config '7b' is only for the original's", *put(verb, tiny), "--config", "7b")
 
 
 def test_meshes_that_do_not_fit(refused: Run, tiny: Path) -> None:

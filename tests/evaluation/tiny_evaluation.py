@@ -18,8 +18,8 @@ import tokenizers
 from tokenizers import models, pre_tokenizers
 
 import lwm
-from lwm.checkpoints.formats.lwm import write_config
-from lwm.checkpoints.formats.safetensors import write
+from lwm.checkpoints.formats.lwm import write_lwm_config
+from lwm.checkpoints.formats.safetensors import write_safetensors
 from lwm.core.distributed import DistributedConfig, first_process, join, together
 from lwm.core.errors import InputError, LwmError
 from lwm.core.params import initialize
@@ -72,11 +72,11 @@ class Continue:
 def write_model(directory: Path) -> Path:
     """The model, and a tokenizer of one word a token."""
     directory.mkdir()
-    write_config(directory, CONFIG)
+    write_lwm_config(directory, CONFIG, "float32")
     weights = initialize(llama_params(CONFIG, stacked=False), jax.random.key(1), jnp.float32)
     leaves = jax.tree_util.tree_leaves_with_path(weights)
     named = [(jax.tree_util.keystr(path, simple=True, separator="."), x) for path, x in leaves]
-    write(directory, ((name, np.asarray(x)) for name, x in named))
+    write_safetensors(directory, ((name, np.asarray(x)) for name, x in named))
     backend = tokenizers.Tokenizer(
         models.WordLevel({word: i for i, word in enumerate(WORDS)}, unk_token="w0")
     )

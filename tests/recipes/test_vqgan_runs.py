@@ -85,7 +85,7 @@ def test_a_stopped_run_goes_on_bit_for_bit(tiny, tmp_path, monkeypatch) -> None:
         train_vqgan(replace(tiny, model=other))
     with pytest.raises(ConfigError, match="has codebook_size 16, but this run asks for 8"):
         train_vqgan(replace(tiny, model=other, init=str(tiny.out), out=tmp_path / "other"))
-    with pytest.raises(LwmError, match="does not say which model it holds"):
+    with pytest.raises(LwmError, match="does not describe the model"):
         lwm.load(str(tiny.out))
 
 

@@ -1,9 +1,10 @@
-"""Eyes for a text model: fresh entries for the ids of vision behind those of text, and whether a
-VQGAN's codes are those ids.
+"""Add vision ids to a text model, and check that a VQGAN's codes are a model's vision ids.
 
-The entries mean nothing until they are trained; what the model knows of text stays as it is.
+The new entries of embedding and head are random until they are trained; the text model does not
+change.
 
-Source: LargeWorldModel paper (arXiv 2402.08268), section 4.2: its vision-language models start so.
+Source: LargeWorldModel paper (arXiv 2402.08268), section 4.2, which starts its vision-language
+models this way.
 """
 
 from dataclasses import replace
@@ -11,64 +12,67 @@ from dataclasses import replace
 import numpy as np
 
 from lwm.checkpoints.checkpoint import Checkpoint
-from lwm.checkpoints.names import NATIVE, named_specs
+from lwm.checkpoints.names import LWM_NAMES, named_specs
 from lwm.core.errors import ConfigError
 from lwm.models.llama import LlamaConfig
 from lwm.models.vision_tokens import VisionVocabulary
 from lwm.models.vqgan import VQGANConfig
 
-SPARE = 256
-"""Ids behind the codes: the two end tokens, and room that keeps the table's size round."""
+SPARE_IDS = 256
+"""Ids after the codes: the two end tokens, and unused ones that keep the table's size round."""
 
 
 def add_vision(checkpoint: Checkpoint, vision: VisionVocabulary, *, seed: int = 0) -> Checkpoint:
-    """The checkpoint of a model that sees, made of one that does not.
+    """Return the checkpoint of a vision-language model made from a text model.
 
     Raises:
-        ConfigError: it sees already.
+        ConfigError: the model has vision ids already.
     """
     if checkpoint.config.vision is not None:
         raise ConfigError(
-            f"{checkpoint.source} sees already ({checkpoint.config.vision.size} ids of vision); "
-            "leave --add-vision out"
+            f"{checkpoint.source} has {checkpoint.config.vision.size} vision ids already; omit "
+            "--add-vision"
         )
     config = replace(checkpoint.config, vision=vision)
-    tensors = WidenedTensors(checkpoint, config, seed)
-    return replace(checkpoint, config=config, table=NATIVE, tensors=tensors)
+    tensors = ExtendedTensors(checkpoint, config, seed)
+    return replace(checkpoint, config=config, table=LWM_NAMES, tensors=tensors, quantized=None)
 
 
-class WidenedTensors:
-    """Tensors of a text model, those with an entry for each id made longer."""
+class ExtendedTensors:
+    """Provide the tensors of a text model, with random entries for the ids that are added."""
 
     def __init__(self, base: Checkpoint, config: LlamaConfig, seed: int) -> None:
         self._read, self._seed = base.reader(), seed
         self._specs, self._deviation = named_specs(config), config.initializer_range
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Return shapes by our names."""
         return {name: spec.shape for name, spec in self._specs.items()}
 
     def read(self, name: str) -> np.ndarray:
+        """Read one tensor by our name, extended if it has an entry per id."""
         array, spec = self._read(name), self._specs[name]
         if array.shape == spec.shape:
             return array
         axis = spec.axes.index("vocab")
         missing = list(spec.shape)
         missing[axis] -= array.shape[axis]
-        # Embedding and head must not be the same numbers.
+        # The name is part of the seed because embedding and head must not be equal.
         random = np.random.default_rng([self._seed, *name.encode()])
-        fresh = random.standard_normal(missing, np.float32) * np.float32(self._deviation)
-        return np.concatenate([array, fresh.astype(array.dtype)], axis=axis)
+        added = random.standard_normal(missing, np.float32) * np.float32(self._deviation)
+        return np.concatenate([array, added.astype(array.dtype)], axis=axis)
 
 
 def vocabulary_for(codes: int, codes_per_frame: int) -> VisionVocabulary:
-    return VisionVocabulary(size=codes + SPARE, codes=codes, codes_per_frame=codes_per_frame)
+    """Return the vision ids for a codebook of `codes` entries."""
+    return VisionVocabulary(size=codes + SPARE_IDS, codes=codes, codes_per_frame=codes_per_frame)
 
 
 def require_codebook(codec: VQGANConfig, vqgan: str, config: LlamaConfig, source: str) -> None:
-    """Refuses a VQGAN whose codes are not those of the model.
+    """Refuse a VQGAN whose codes are not the model's.
 
     Args:
-        vqgan: what the VQGAN is called, and `source` the model, in messages.
+        vqgan, source: names of the VQGAN and of the model in messages.
 
     Raises:
         ConfigError: names both.
@@ -76,13 +80,13 @@ def require_codebook(codec: VQGANConfig, vqgan: str, config: LlamaConfig, source
     codes, per_frame = codec.codebook_size, codec.codes_per_frame
     if config.vision is None:
         raise ConfigError(
-            f"{source} is a text model and has no use for the VQGAN {vqgan}; add --add-vision "
-            "when it is converted, or leave --vqgan out"
+            f"{source} is a text model and cannot use the VQGAN {vqgan}; add --add-vision when "
+            "converting it, or omit --vqgan"
         )
     if (codes, per_frame) != (config.vision.codes, config.vision.codes_per_frame):
         raise ConfigError(
-            f"the VQGAN {vqgan} has {codes} codes, {per_frame} a frame, and {source} "
-            f"{config.vision.codes}, {config.vision.codes_per_frame} a frame; take the one that "
-            "belongs to the model, or, where its --config leaves that open, say vision_codes and "
-            "vision_codes_per_frame in it"
+            f"the VQGAN {vqgan} has {codes} codes, {per_frame} per frame, and {source} has "
+            f"{config.vision.codes}, {config.vision.codes_per_frame} per frame; use the model's "
+            "VQGAN, or, if its --config does not define them, set vision_codes and "
+            "vision_codes_per_frame there"
         )

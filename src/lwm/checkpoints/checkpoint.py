@@ -1,8 +1,8 @@
-"""A checkpoint on disk, opened but not loaded: its configuration, and its tensors one at a time in
-our layout.
+"""Represent a checkpoint that is open but not loaded: its configuration, and its tensors one at a
+time in our layout.
 
-Formats differ in the `Tensors` they bring and in their table of names; all checking happens here,
-before anything is allocated.
+A format provides a `Tensors` and a `NameTable`. Names and shapes are checked here, before any
+tensor is allocated.
 """
 
 import math
@@ -14,26 +14,27 @@ from typing import Protocol
 
 import numpy as np
 
-from lwm.checkpoints.names import Table, inward, named_specs, rows
+from lwm.checkpoints.names import NameTable, from_stored, named_specs, stored_tensors
 from lwm.core.errors import CheckpointError
 from lwm.core.vocabulary import Vocabulary
 from lwm.models.costs import BYTES, weight_bytes
 from lwm.models.llama import FUSED, LlamaConfig
 from lwm.models.quantized import LANES, BlockFormat, QuantizedTensor, common_format
 
-VQGAN = "vqgan"
-"""Where a model directory keeps the VQGAN whose codes the model reads and writes."""
+VQGAN_DIRECTORY = "vqgan"
+"""The subdirectory of a model directory with the VQGAN that the model was trained with."""
 
 
 def vqgan_in(directory: Path) -> Path | None:
-    """The VQGAN of a model directory, if it has one."""
-    return directory / VQGAN if (directory / VQGAN).is_dir() else None
+    """Return the VQGAN of a model directory, or None."""
+    vqgan = directory / VQGAN_DIRECTORY
+    return vqgan if vqgan.is_dir() else None
 
 
-def forget_pages(mapped: np.memmap) -> None:
-    """Gives back the memory of what was read from a mapped file so far; views stay valid.
+def release_pages(mapped: np.memmap) -> None:
+    """Release the memory of the pages read so far from a mapped file; views remain valid.
 
-    Without it the pages of a whole file would stay beside the model that was made of them.
+    Without this the pages of the whole file would stay in memory beside the loaded model.
     """
     handle = getattr(mapped, "_mmap", None)
     if handle is not None and hasattr(mmap, "MADV_DONTNEED"):
@@ -41,8 +42,8 @@ def forget_pages(mapped: np.memmap) -> None:
 
 
 class Tensors(Protocol):
-    """Tensors of a file or directory under their foreign names; `read` touches one tensor's bytes
-    alone."""
+    """Provide the tensors of a file or directory by the file's names; `read` touches the bytes of
+    one tensor only."""
 
     def shapes(self) -> dict[str, tuple[int, ...]]: ...
 
@@ -59,23 +60,23 @@ class QuantizedTensors(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class Checkpoint:
-    """A model in some format.
+    """Represent a model in some format.
 
     Args:
-        source: what the user called it, for messages.
-        stored: how the file keeps its numbers, for people: `float32`, `Q4_1`.
+        source: the MODEL string, for messages.
+        stored_dtype: the type of most numbers in the file, such as `float32` or `Q4_1`.
         quantized: the same tensors as the file stores them, where it is quantized.
-        vocabulary: where its tokenizer's files are, or the raw material of one, or None.
-        vqgan: the directory of the VQGAN that belongs to it, if it brings one.
-        ignorable: foreign tensors that carry nothing the model needs.
-        path: where it is now; a run's latest checkpoint has another name tomorrow.
+        vocabulary: the directory of its tokenizer, or the vocabulary that a file contains.
+        vqgan: the directory of the VQGAN that comes with it.
+        ignorable: whether a tensor of the file, by its name, may be ignored.
+        path: where it is now, if `source` may name another checkpoint later, as a run does.
     """
 
     source: str
     format: str
-    stored: str
+    stored_dtype: str
     config: LlamaConfig
-    table: Table
+    table: NameTable
     tensors: Tensors
     quantized: QuantizedTensors | None = None
     vocabulary: Path | Vocabulary | None = None
@@ -84,33 +85,37 @@ class Checkpoint:
     path: Path | None = None
 
     @property
-    def place(self) -> str:
-        """A MODEL string that names this checkpoint from anywhere."""
-        if self.path is not None:
-            return str(self.path.resolve())
-        return str(Path(self.source).resolve()) if Path(self.source).exists() else self.source
+    def absolute_source(self) -> str:
+        """Return a MODEL string that names this checkpoint from any directory."""
+        path = Path(self.source) if self.path is None else self.path
+        return str(path.resolve()) if path.exists() else self.source
 
     def verify(self) -> None:
-        """Compares names and shapes with what the configuration asks for.
+        """Compare names and shapes with those that the configuration implies.
 
         Raises:
-            CheckpointError: names the first tensor that is missing, misshaped or unknown.
+            CheckpointError: names the first tensor that is missing, has another shape or is
+                unknown.
         """
         present = self.tensors.shapes()
-        written = [row for parts in rows(self.table, self.config).values() for row in parts]
-        for row in written:
-            if row.theirs not in present:
+        expected = [
+            tensor
+            for parts in stored_tensors(self.table, self.config).values()
+            for tensor in parts
+        ]
+        for tensor in expected:
+            if tensor.name not in present:
                 raise CheckpointError(
-                    f"{self.source}: the tensor {row.theirs!r} is missing; the file is incomplete "
-                    "or its configuration describes another model"
+                    f"{self.source}: the tensor {tensor.name!r} is missing; the file is "
+                    "incomplete or its configuration describes another model"
                 )
-            if present[row.theirs] != row.shape:
+            if present[tensor.name] != tensor.shape:
                 raise CheckpointError(
-                    f"{self.source}: the tensor {row.theirs!r} has shape "
-                    f"{list(present[row.theirs])} but the configuration asks for "
-                    f"{list(row.shape)}; correct --config or the file"
+                    f"{self.source}: the tensor {tensor.name!r} has shape "
+                    f"{list(present[tensor.name])} but the configuration implies "
+                    f"{list(tensor.shape)}; correct --config or the file"
                 )
-        for name in present.keys() - {row.theirs for row in written}:
+        for name in present.keys() - {tensor.name for tensor in expected}:
             if not self.ignorable(name):
                 raise CheckpointError(
                     f"{self.source}: the tensor {name!r} has no place in this model; the "
@@ -118,9 +123,15 @@ class Checkpoint:
                 )
 
     def reader(self) -> Callable[[str], np.ndarray]:
-        """Reads one array in our layout by our name."""
-        table = rows(self.table, self.config)
-        return lambda ours: inward(table[ours], self.tensors.read, self.config.head_dim)
+        """Return a function that reads one array, in our layout, by our name."""
+        stored = stored_tensors(self.table, self.config)
+        return lambda name: from_stored(stored[name], self.tensors.read, self.config.head_dim)
+
+    def read(self) -> Iterator[tuple[str, np.ndarray]]:
+        """Yield our names and arrays in our layout, in the order of the model's tree."""
+        read = self.reader()
+        for name in named_specs(self.config):
+            yield name, read(name)
 
     def quantized_names(self) -> dict[str, BlockFormat]:
         """Return, by our names, the kernels that an engine can use quantized, and their formats.
@@ -130,34 +141,31 @@ class Checkpoint:
         if self.quantized is None:
             return {}
         formats = {}
-        for ours, parts in rows(self.table, self.config).items():
+        for name, parts in stored_tensors(self.table, self.config).items():
             if len(parts) == 1 and parts[0].shape[0] % LANES == 0:
-                formats[ours] = self.quantized.block_format(parts[0].theirs)
-        for i in range(self.config.num_layers):
+                formats[name] = self.quantized.block_format(parts[0].name)
+        for layer in range(self.config.num_layers):
             for fused in FUSED.values():
-                names = [f"layers.{i}.{part}" for part in fused]
-                parts = [formats.get(name) for name in names]
-                present = [part for part in parts if part is not None]
-                joint = common_format(present) if len(present) == len(parts) else None
+                names = [f"layers.{layer}.{part}" for part in fused]
+                quantized = [block for block in map(formats.get, names) if block is not None]
+                joint = common_format(quantized) if len(quantized) == len(names) else None
                 formats |= dict.fromkeys(names, joint)
-        return {name: each for name, each in formats.items() if each is not None}
+        return {name: block for name, block in formats.items() if block is not None}
 
     def quantized_reader(self) -> Callable[[str], QuantizedTensor]:
         """Return a function that reads one of `quantized_names`, (out, in)."""
         assert self.quantized is not None
-        quantized, table = self.quantized, rows(self.table, self.config)
-        return lambda ours: quantized.quantized(table[ours][0].theirs)
+        quantized, stored = self.quantized, stored_tensors(self.table, self.config)
+        return lambda name: quantized.quantized(stored[name][0].name)
 
     def weight_bytes(self, dtype: str, *, keep_quantized: bool) -> int:
-        """Return what the weights take in memory, quantized kernels as they are or as float32."""
+        """Return the bytes that the weights take in memory.
+
+        Args:
+            keep_quantized: do not dequantize the kernels of `quantized_names`.
+        """
         total, specs = weight_bytes(self.config, dtype), named_specs(self.config)
         for name, block_format in self.quantized_names().items() if keep_quantized else ():
             numbers = math.prod(specs[name].shape)
             total += block_format.bytes(numbers) - numbers * BYTES[dtype]
         return total
-
-    def read(self) -> Iterator[tuple[str, np.ndarray]]:
-        """Our names and arrays in our layout, in the order of the model's tree, one at a time."""
-        read = self.reader()
-        for ours in named_specs(self.config):
-            yield ours, read(ours)

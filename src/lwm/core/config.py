@@ -121,7 +121,11 @@ def from_dict(kind: type[Config], data: dict[str, Any], source: str) -> Config:
     except pydantic.ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"])
-        raise ConfigError(f"{source}: the setting {where!r} is wrong: {first['msg']}") from error
+        value = first["input"]
+        label = f" ({value!r})" if isinstance(value, str | int | float) else ""
+        raise ConfigError(
+            f"{source}: the setting {where!r}{label} is wrong: {first['msg']}"
+        ) from error
 
 
 def override(config: Config, /, **changes: Any) -> Config:

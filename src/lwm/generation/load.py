@@ -1,11 +1,11 @@
-"""`lwm.load`: from a MODEL string to a model on this machine's devices, or on those of several
-processes."""
+"""Load a model onto this machine's devices, or onto those of several processes, by its MODEL
+string."""
 
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-
-import jax
+from typing import TypeVar
 
 from lwm.checkpoints.add_vision import require_codebook
 from lwm.checkpoints.checkpoint import Checkpoint
@@ -14,6 +14,7 @@ from lwm.checkpoints.place import load_weights
 from lwm.core.config import override
 from lwm.core.distributed import together
 from lwm.core.errors import ConfigError
+from lwm.core.hardware import traits
 from lwm.core.mesh import make_mesh, require_all_devices
 from lwm.core.sharding import DECODE
 from lwm.core.vocabulary import Vocabulary
@@ -23,29 +24,32 @@ from lwm.generation.model import Model
 from lwm.models.costs import BYTES
 from lwm.models.llama import require_mesh
 
+Value = TypeVar("Value")
 
-def open_tokenizer(checkpoint: Checkpoint, tokenizer: str | None) -> Tokenizer | None:
-    """The tokenizer named by the user, or else the checkpoint's own, or None.
+
+def open_tokenizer(checkpoint: Checkpoint, tokenizer: str | Path | None) -> Tokenizer | None:
+    """Open the tokenizer at a path, which defaults to the checkpoint's; return None if it has
+    none.
 
     Raises:
-        CheckpointError: it is broken, or of an unknown kind.
+        CheckpointError: the tokenizer is broken, or of an unknown kind.
     """
-    own = checkpoint.vocabulary
-    if tokenizer is not None:
-        found = read_tokenizer(Path(tokenizer))
-        if isinstance(own, Vocabulary) and found.chat_template is None:
-            found = replace(found, chat_template=own.chat_template)
-        return found
-    return checkpoint_tokenizer(own)
+    vocabulary = checkpoint.vocabulary
+    if tokenizer is None:
+        return checkpoint_tokenizer(vocabulary)
+    result = read_tokenizer(Path(tokenizer))
+    if isinstance(vocabulary, Vocabulary) and result.chat_template is None:
+        return replace(result, chat_template=vocabulary.chat_template)
+    return result
 
 
 def open_codec(
-    checkpoint: Checkpoint, vqgan: Path | None, config: Path | None = None
+    checkpoint: Checkpoint, vqgan: str | Path | None, config: str | Path | None = None
 ) -> VqganCodec | None:
-    """The VQGAN named by the user, or else the checkpoint's own, or None.
+    """Open the VQGAN at a path, which defaults to the checkpoint's; return None if it has none.
 
     Raises:
-        ConfigError: its codes are not those of the model.
+        ConfigError: its codes are not the model's.
         CheckpointError: it is missing or broken.
     """
     path = checkpoint.vqgan if vqgan is None else vqgan
@@ -54,11 +58,6 @@ def open_codec(
     codec = load_vqgan(path, config=config)
     require_codebook(codec.config, str(path), checkpoint.config, checkpoint.source)
     return codec
-
-
-def default_dtype() -> str:
-    """float32 on a CPU, where it is the fast type; bfloat16 elsewhere."""
-    return "float32" if jax.default_backend() == "cpu" else "bfloat16"
 
 
 @together()
@@ -74,61 +73,62 @@ def load(
     theta: float | None = None,
     context: int | None = None,
 ) -> Model:
-    """Loads a model onto this machine's devices. Of several processes (`jax.distributed`), all
-    must load it, and then ask the same of it: each gets every answer.
+    """Load a model onto this machine's devices.
+
+    If there are several processes (`jax.distributed`), all must load the model and then make the
+    same calls, and each gets every answer.
 
     Args:
         model: a directory (ours or Hugging Face Llama), a `.gguf` file, `params::FILE`,
             `trainstate_params::FILE`, `flax_params::FILE`, `hf:OWNER/NAME`, or a known name such
             as `smollm2`.
         config: for the original's checkpoints, a size such as `7b` or a JSON file of settings.
-        tokenizer: a `tokenizer.json`, a `tokenizer.model` or a directory, where the checkpoint
-            brings none.
-        vqgan: what turns pictures into the model's codes, where the checkpoint brings none: a
-            directory, a run that trained one, or the original's pickle.
-        vqgan_config: for the original's pickle, a JSON file of its settings, unless they are its
-            defaults.
-        dtype: `float32` or `bfloat16`; by default the first on CPU and the second elsewhere.
-        mesh: sizes of the axes data, fsdp, tensor, sequence, such as `1,1,1,4`; by default one
-            device. Several processes need it, and all their devices must be in it.
-        theta: base of the rotary positions, where another than the model's own is wanted.
-        context: longest sequence in tokens, where another than the model's own is wanted; beyond
-            what it was trained for it needs a larger theta, and usually training.
+        tokenizer: a `tokenizer.json`, a `tokenizer.model` or a directory; defaults to the
+            checkpoint's.
+        vqgan: the VQGAN for images and videos: a directory, a run that trained one, or the
+            original's pickle; defaults to the checkpoint's.
+        vqgan_config: for the original's pickle, a JSON file of its settings; defaults to the
+            original's default settings.
+        dtype: `float32` or `bfloat16`; defaults to float32 on CPU and bfloat16 elsewhere.
+        mesh: sizes of the axes data, fsdp, tensor, sequence, such as `1,1,1,4`; defaults to one
+            device. Several processes need a mesh that contains all their devices.
+        theta: base of the rotary positions; defaults to the model's.
+        context: longest sequence in tokens; defaults to the model's. A longer one than the model
+            was trained for needs a larger theta, and usually training.
 
     Raises:
         CheckpointError: the model cannot be found or read.
         ConfigError: a setting is wrong, or the mesh does not fit the model or the machine.
         CapacityError: the weights do not fit into memory.
     """
-    dtype = default_dtype() if dtype is None else dtype
+    dtype = traits().dtype if dtype is None else dtype
     if dtype not in BYTES:
         raise ConfigError(f"dtype is {dtype!r}; choose one of {', '.join(BYTES)}")
-    laid = None if mesh is None else make_mesh(mesh)
-    require_all_devices(laid)
+    devices = None if mesh is None else make_mesh(mesh)
+    require_all_devices(devices)
     checkpoint = open_checkpoint(str(model), config=None if config is None else str(config))
-    own = override(checkpoint.config, rope_theta=theta, max_sequence_length=context)
-    checkpoint = replace(checkpoint, config=own)
-    if laid is not None:
-        require_mesh(checkpoint.config, laid, DECODE)
-    opener = partial(open_tokenizer, checkpoint, None if tokenizer is None else str(tokenizer))
-    if tokenizer is not None:  # asked for, so a fault in it is told at once
-        given = opener()
-        opener = lambda: given  # noqa: E731
-    codec_opener = partial(
-        open_codec,
-        checkpoint,
-        None if vqgan is None else Path(vqgan),
-        None if vqgan_config is None else Path(vqgan_config),
-    )
-    if vqgan is not None:
-        codec = codec_opener()
-        codec_opener = lambda: codec  # noqa: E731
+    settings = override(checkpoint.config, rope_theta=theta, max_sequence_length=context)
+    checkpoint = replace(checkpoint, config=settings)
+    if devices is not None:
+        require_mesh(settings, devices, DECODE)
     return Model(
         source=checkpoint.source,
-        config=checkpoint.config,
-        weights=load_weights(checkpoint, dtype=dtype, mesh=laid),
-        open_tokenizer=opener,
-        open_codec=codec_opener,
+        config=settings,
+        open_tokenizer=_lazy(
+            partial(open_tokenizer, checkpoint, tokenizer), now=tokenizer is not None
+        ),
+        open_codec=_lazy(
+            partial(open_codec, checkpoint, vqgan, vqgan_config), now=vqgan is not None
+        ),
+        weights=load_weights(checkpoint, dtype=dtype, mesh=devices),
         dtype=dtype,
-        mesh=laid,
+        mesh=devices,
     )
+
+
+def _lazy(opener: Callable[[], Value], *, now: bool) -> Callable[[], Value]:
+    """Return `opener`, or with `now` call it, so that errors in what the user names come first."""
+    if not now:
+        return opener
+    value = opener()
+    return lambda: value

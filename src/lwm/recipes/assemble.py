@@ -17,9 +17,8 @@ import numpy as np
 
 from lwm.attention.strategies import require_heads
 from lwm.checkpoints.add_vision import require_codebook
-from lwm.checkpoints.checkpoint import VQGAN as VQGAN_DIRECTORY
-from lwm.checkpoints.checkpoint import Checkpoint
-from lwm.checkpoints.formats.run import BASE, TOKENIZER, whole_checkpoints
+from lwm.checkpoints.checkpoint import VQGAN_DIRECTORY, Checkpoint
+from lwm.checkpoints.formats.run import BASE, TOKENIZER, complete_checkpoints
 from lwm.checkpoints.formats.vqgan import read_vqgan, write_vqgan
 from lwm.checkpoints.open import open_checkpoint
 from lwm.checkpoints.write import write_checkpoint
@@ -115,7 +114,11 @@ def _start(run: TrainingRun, opened: ExitStack) -> Path:
     facts = {
         "model": to_dict(config),
         "lora": to_dict(run.lora) if run.lora.rank else None,
-        "init": str((run.out / BASE).resolve()) if keeps_base else source.place if source else "",
+        "init": str((run.out / BASE).resolve())
+        if keeps_base
+        else source.absolute_source
+        if source
+        else "",
     }
     rate = learning_rate(run.optimizer, run.loop.steps)
     work = Work(
@@ -195,7 +198,7 @@ def open_starting_point(run: TrainingRun) -> StartingPoint:
 
 def _begun(run: TrainingRun) -> bool:
     """Whether the run goes on from a checkpoint, so that what lies beside it must stay."""
-    return not run.fresh and bool(whole_checkpoints(run.out))
+    return not run.fresh and bool(complete_checkpoints(run.out))
 
 
 def _open_source(run: TrainingRun) -> Checkpoint | None:

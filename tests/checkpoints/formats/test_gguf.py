@@ -161,7 +161,7 @@ def test_logits_are_those_of_the_dequantised_weights(tmp_path: Path, kind: Quant
     tensors = quantised(kind)
     file = write_gguf(tmp_path / "model.gguf", tensors)
     checkpoint = open_checkpoint(str(file))
-    assert checkpoint.stored == kind.name
+    assert checkpoint.stored_dtype == kind.name
     logits = lwm.load(file).logits(TOKENS).text
     expected = peer_logits(tensors)
     assert expected.std() > 0.1
@@ -310,7 +310,7 @@ def test_tensors_that_are_missing_misshaped_or_of_another_type(tmp_path: Path) -
     with pytest.raises(CheckpointError, match=r"'blk.0.ffn_gate_inp.weight' has no place"):
         open_checkpoint(str(write_gguf(tmp_path / "experts.gguf", more)))
     q5 = gguf.quantize(np.zeros((WIDTH, WIDTH), np.float32), Quantization.Q5_1)
-    with pytest.raises(CheckpointError, match=r"quantised as Q5_1.*Q4_K"):
+    with pytest.raises(CheckpointError, match=r"quantized as Q5_1.*Q4_K"):
         open_checkpoint(
             str(
                 write_gguf(

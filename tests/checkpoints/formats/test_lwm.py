@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import lwm
-from lwm.checkpoints.formats.safetensors import SafetensorsDirectory, write
+from lwm.checkpoints.formats.safetensors import SafetensorsDirectory, write_safetensors
 from lwm.checkpoints.open import open_checkpoint
 from lwm.checkpoints.write import write_checkpoint
 from lwm.core.errors import CheckpointError, InputError, LwmError
@@ -51,7 +51,7 @@ def test_the_round_trip_is_exact(
     original = open_checkpoint(source[0], config=source[1])
     again = open_checkpoint(str(directory))
     assert again.config == original.config
-    assert again.stored == dtype
+    assert again.stored_dtype == dtype
     kind = np.float32 if dtype == "float32" else ml_dtypes.bfloat16
     found = dict(again.read())
     for name, array in original.read():
@@ -68,7 +68,7 @@ def test_logits_survive_the_round_trip(source: tuple[str, str], tmp_path: Path) 
 
 def test_the_index_counts_as_hugging_face_does(tmp_path: Path) -> None:
     arrays = {f"tensor{i}": np.full((i + 1, 3), i, np.float32) for i in range(6)}
-    write(tmp_path, iter(arrays.items()), part_bytes=60)
+    write_safetensors(tmp_path, iter(arrays.items()), part_bytes=60)
     index = json.loads((tmp_path / "model.safetensors.index.json").read_text(encoding="utf-8"))
     assert index["metadata"]["total_size"] == sum(array.nbytes for array in arrays.values())
     assert index["weight_map"].keys() == arrays.keys()
@@ -85,7 +85,7 @@ def test_parts_lose_nothing(
 ) -> None:
     directory = tmp_path_factory.mktemp("parts")
     arrays = {f"t{i}": np.arange(n, dtype=np.float32) for i, n in enumerate(lengths)}
-    write(directory, iter(arrays.items()), part_bytes=part_bytes)
+    write_safetensors(directory, iter(arrays.items()), part_bytes=part_bytes)
     tensors = SafetensorsDirectory(directory)
     assert tensors.shapes() == {name: array.shape for name, array in arrays.items()}
     for name, array in arrays.items():

@@ -71,7 +71,10 @@ def test_missing_and_odd_tensors_are_named(directory) -> None:
         ({k: v for k, v in tensors.items() if k != name}, f"lacks the tensor '{name}'"),
         ({**tensors, name: tensors[name][:2]}, rf"'{name}' has shape \[2, 3, 8, 8\]"),
         ({**tensors, "more": np.zeros(1, np.float32)}, "has the tensor 'more'"),
-        ({**tensors, name: tensors[name] * np.nan}, f"'{name}' holds numbers that are not finite"),
+        (
+            {**tensors, name: tensors[name] * np.nan},
+            f"'{name}' contains numbers that are not finite",
+        ),
     ):
         save_file(changed, file)
         with pytest.raises(CheckpointError, match=said):
@@ -103,7 +106,7 @@ def test_broken_directories_are_refused(directory, tmp_path) -> None:
         read_vqgan(tmp_path)
     with pytest.raises(CheckpointError, match="no such file"):
         read_vqgan(tmp_path / "absent")
-    with pytest.raises(ConfigError, match="says itself"):
+    with pytest.raises(ConfigError, match="contains its configuration"):
         read_vqgan(directory, SETTINGS)
 
 

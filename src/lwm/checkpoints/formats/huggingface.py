@@ -1,45 +1,82 @@
-"""Hugging Face Llama directories, both ways.
+"""Read and write Hugging Face Llama directories.
 
-A model that sees is a plain Llama to transformers: one table, the ids of vision behind those of
-text. A key of our own in `config.json`, which transformers keeps and ignores, says where the
-border is.
+To transformers a vision-language model is a plain Llama with one table, the vision ids after the
+text ids. An additional key of `config.json`, which transformers preserves and ignores, says where
+the vision ids begin.
 """
 
 import json
-import sys
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
+
+from annotated_types import Ge
+from pydantic import StrictBool, StrictFloat, StrictInt
 
 from lwm.checkpoints.checkpoint import Checkpoint, vqgan_in
 from lwm.checkpoints.formats.safetensors import SafetensorsDirectory
-from lwm.checkpoints.names import HUGGINGFACE
-from lwm.core.config import from_dict, read_json, to_dict
+from lwm.checkpoints.names import AS_IS, HALF_SPLIT, TRANSPOSED, NameRow, NameTable
+from lwm.core.config import from_dict, read_json
 from lwm.core.errors import CheckpointError
 from lwm.models.llama import LlamaConfig
 from lwm.models.vision_tokens import VisionVocabulary
 
-VISION = "lwm_vision"
-"""The key of `config.json` that makes a Llama one that sees."""
+_LAYER = "model.layers.{layer}"
+HUGGINGFACE_NAMES: NameTable = (
+    NameRow("embedding", "model.embed_tokens.weight", AS_IS),
+    NameRow("layers.{layer}.attention_norm", f"{_LAYER}.input_layernorm.weight", AS_IS),
+    NameRow("layers.{layer}.query", f"{_LAYER}.self_attn.q_proj.weight", HALF_SPLIT),
+    NameRow("layers.{layer}.key", f"{_LAYER}.self_attn.k_proj.weight", HALF_SPLIT),
+    NameRow("layers.{layer}.value", f"{_LAYER}.self_attn.v_proj.weight", TRANSPOSED),
+    NameRow("layers.{layer}.output", f"{_LAYER}.self_attn.o_proj.weight", TRANSPOSED),
+    NameRow("layers.{layer}.mlp_norm", f"{_LAYER}.post_attention_layernorm.weight", AS_IS),
+    NameRow("layers.{layer}.gate", f"{_LAYER}.mlp.gate_proj.weight", TRANSPOSED),
+    NameRow("layers.{layer}.up", f"{_LAYER}.mlp.up_proj.weight", TRANSPOSED),
+    NameRow("layers.{layer}.down", f"{_LAYER}.mlp.down_proj.weight", TRANSPOSED),
+    NameRow("norm", "model.norm.weight", AS_IS),
+    NameRow("head", "lm_head.weight", TRANSPOSED),
+)
 
-_INTEGERS = {
-    "table_size": "vocab_size",
-    "hidden_size": "hidden_size",
-    "intermediate_size": "intermediate_size",
-    "num_layers": "num_hidden_layers",
-    "num_heads": "num_attention_heads",
-    "max_sequence_length": "max_position_embeddings",
-}
+
+@dataclass(frozen=True, kw_only=True)
+class _Settings:
+    """Declare the keys of `config.json` that are read and written, with transformers' defaults.
+
+    `lwm_vision` is ours: it makes a Llama a vision-language model.
+    """
+
+    vocab_size: StrictInt
+    hidden_size: StrictInt
+    intermediate_size: StrictInt
+    num_hidden_layers: StrictInt
+    num_attention_heads: Annotated[StrictInt, Ge(1)]
+    num_key_value_heads: StrictInt | None = None
+    head_dim: StrictInt | None = None
+    max_position_embeddings: StrictInt = 2048
+    rope_theta: StrictFloat = 10000.0
+    rms_norm_eps: StrictFloat = 1e-6
+    tie_word_embeddings: StrictBool = False
+    initializer_range: StrictFloat = 0.02
+    hidden_act: Literal["silu"] = "silu"
+    attention_bias: Literal[False] = False
+    mlp_bias: Literal[False] = False
+    lwm_vision: VisionVocabulary | None = None
+
+
+def is_huggingface(path: Path) -> bool:
+    """Return whether a path is a directory of a model of any architecture."""
+    return (path / "config.json").is_file()
 
 
 def open_huggingface(directory: Path) -> Checkpoint:
-    """A directory that transformers could load as `LlamaForCausalLM`.
+    """Open a directory that transformers could load as `LlamaForCausalLM`.
 
     Raises:
-        CheckpointError: the architecture or one of its options is not Llama's, or files are
-            broken.
+        CheckpointError: the architecture is not Llama's, or files are broken.
+        ConfigError: a setting is wrong, or an option is not supported.
     """
-    data = read_json(directory / "config.json")
-    config = _read_config(data, str(directory))
+    file = directory / "config.json"
+    config = _read_config(read_json(file), str(file))
     tensors = SafetensorsDirectory(directory)
     tied = config.tie_embeddings
 
@@ -49,9 +86,9 @@ def open_huggingface(directory: Path) -> Checkpoint:
     return Checkpoint(
         source=str(directory),
         format="Hugging Face",
-        stored=tensors.stored(),
+        stored_dtype=tensors.dtype(),
         config=config,
-        table=HUGGINGFACE,
+        table=HUGGINGFACE_NAMES,
         tensors=tensors,
         vocabulary=directory,
         vqgan=vqgan_in(directory),
@@ -62,15 +99,9 @@ def open_huggingface(directory: Path) -> Checkpoint:
 def _read_config(data: dict[str, Any], source: str) -> LlamaConfig:
     if data.get("model_type") != "llama":
         raise CheckpointError(
-            f"{source} is a model of type {data.get('model_type')!r}; only 'llama' can be read"
+            f"{source} describes a model of type {data.get('model_type')!r}; only 'llama' is "
+            "supported"
         )
-    refused = {"attention_bias": False, "mlp_bias": False, "hidden_act": "silu"}
-    for key, needed in refused.items():
-        if data.get(key, needed) != needed:
-            raise CheckpointError(
-                f"{source} has {key} = {data[key]!r}, which is not supported; it must be "
-                f"{needed!r}"
-            )
     # transformers 5 writes rope_parameters, earlier versions rope_theta and rope_scaling.
     rope = data.get("rope_parameters") or data.get("rope_scaling") or {}
     if not isinstance(rope, dict):
@@ -79,79 +110,53 @@ def _read_config(data: dict[str, Any], source: str) -> LlamaConfig:
     if kind != "default":
         raise CheckpointError(
             f"{source} scales its rotary embedding by {kind!r}, which is not supported; only a "
-            "plain "
-            "rope_theta is"
+            "plain rope_theta is"
         )
-
-    def number(key: str, kinds: tuple[type, ...], default: Any = None) -> Any:
-        value = data.get(key)
-        value = default if value is None else value
-        return _number(value, kinds, f"{source}: {key} in config.json")
-
-    defaults = {"max_position_embeddings": 2048}  # transformers' own
-    integers: dict[str, Any] = {
-        ours: number(key, (int,), defaults.get(key)) for ours, key in _INTEGERS.items()
-    }
-    heads = integers["num_heads"]
-    if heads < 1:
-        raise CheckpointError(f"{source}: num_attention_heads is {heads}; it must be positive")
-    theta = rope.get("rope_theta", data.get("rope_theta", 10000.0))
-    tied = data.get("tie_word_embeddings", False)
-    if not isinstance(tied, bool):
+    data = data | rope
+    names = [field.name for field in fields(_Settings)]
+    values = {name: data[name] for name in names if data.get(name) is not None}
+    settings = from_dict(_Settings, values, source)
+    vision = settings.lwm_vision
+    if vision is not None and vision.size >= settings.vocab_size:
         raise CheckpointError(
-            f"{source}: tie_word_embeddings is {tied!r}; true or false is needed"
+            f"{source}: lwm_vision has {vision.size} ids of a vocab_size of "
+            f"{settings.vocab_size}, which leaves none for text; correct config.json"
         )
-    table, vision = integers.pop("table_size"), None
-    if data.get(VISION) is not None:
-        if not isinstance(data[VISION], dict):
-            raise CheckpointError(
-                f"{source}: {VISION} in config.json is {data[VISION]!r}; an object is needed"
-            )
-        vision = from_dict(VisionVocabulary, data[VISION], f"{source}: {VISION} in config.json")
-        if vision.size >= table:
-            raise CheckpointError(
-                f"{source}: {VISION} holds {vision.size} ids of a vocab_size of {table}, which "
-                "leaves none for text; correct config.json"
-            )
+    heads = settings.num_attention_heads
     return LlamaConfig(
-        **integers,
-        vocab_size=table - (vision.size if vision else 0),
+        vocab_size=settings.vocab_size - (vision.size if vision else 0),
+        hidden_size=settings.hidden_size,
+        intermediate_size=settings.intermediate_size,
+        num_layers=settings.num_hidden_layers,
+        num_heads=heads,
+        num_kv_heads=heads if (n := settings.num_key_value_heads) is None else n,
+        head_dim=settings.hidden_size // heads if (d := settings.head_dim) is None else d,
+        max_sequence_length=settings.max_position_embeddings,
+        rope_theta=settings.rope_theta,
+        rms_norm_eps=settings.rms_norm_eps,
+        tie_embeddings=settings.tie_word_embeddings,
+        initializer_range=settings.initializer_range,
         vision=vision,
-        num_kv_heads=number("num_key_value_heads", (int,), heads),
-        head_dim=number("head_dim", (int,), integers["hidden_size"] // heads),
-        rope_theta=float(_number(theta, (int, float), f"{source}: rope_theta")),
-        rms_norm_eps=float(number("rms_norm_eps", (int, float), 1e-6)),
-        tie_embeddings=tied,
-        initializer_range=float(number("initializer_range", (int, float), 0.02)),
     )
 
 
-def _number(value: Any, kinds: tuple[type, ...], what: str) -> Any:
-    """A number of JSON, of the wanted kind and of a size that a float can have."""
-    if isinstance(value, bool) or not isinstance(value, kinds):
-        raise CheckpointError(f"{what} is {value!r}; a number is needed")
-    if abs(value) > sys.float_info.max:
-        raise CheckpointError(f"{what} is beyond all bounds; correct it")
-    return value
-
-
-def write_config(directory: Path, config: LlamaConfig, dtype: str) -> None:
-    """Writes the `config.json` that transformers reads, old and new versions alike."""
-    data = {
-        "architectures": ["LlamaForCausalLM"],
-        "model_type": "llama",
-        **{key: getattr(config, ours) for ours, key in _INTEGERS.items()},
-        "num_key_value_heads": config.num_kv_heads,
-        "head_dim": config.head_dim,
-        "rope_theta": config.rope_theta,
-        "rms_norm_eps": config.rms_norm_eps,
-        "tie_word_embeddings": config.tie_embeddings,
-        "initializer_range": config.initializer_range,
-        "hidden_act": "silu",
-        "attention_bias": False,
-        "mlp_bias": False,
-        "torch_dtype": dtype,
-    }
-    if config.vision is not None:
-        data[VISION] = to_dict(config.vision)
+def write_huggingface_config(directory: Path, config: LlamaConfig, dtype: str) -> None:
+    """Write a `config.json` that old and new versions of transformers read."""
+    settings = _Settings(
+        vocab_size=config.table_size,
+        hidden_size=config.hidden_size,
+        intermediate_size=config.intermediate_size,
+        num_hidden_layers=config.num_layers,
+        num_attention_heads=config.num_heads,
+        num_key_value_heads=config.num_kv_heads,
+        head_dim=config.head_dim,
+        max_position_embeddings=config.max_sequence_length,
+        rope_theta=config.rope_theta,
+        rms_norm_eps=config.rms_norm_eps,
+        tie_word_embeddings=config.tie_embeddings,
+        initializer_range=config.initializer_range,
+        lwm_vision=config.vision,
+    )
+    data = {"architectures": ["LlamaForCausalLM"], "model_type": "llama", "torch_dtype": dtype}
+    data |= {name: value for name, value in asdict(settings).items() if value is not None}
     (directory / "config.json").write_text(json.dumps(data, indent=2) + "\n", encoding="utf-8")

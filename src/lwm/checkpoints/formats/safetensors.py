@@ -1,5 +1,4 @@
-"""Safetensors files: one, or several with an index, read by slices and written in parts of bounded
-size."""
+"""Read and write directories of safetensors: one file, or several files with an index."""
 
 import json
 from collections.abc import Iterable
@@ -14,53 +13,57 @@ from lwm.core.config import read_json
 from lwm.core.errors import CheckpointError, InputError, LwmError
 
 PART_BYTES = 4 << 30
-"""A file larger than this is split, and an index says where each tensor went."""
+"""The largest file written; a larger model is split into several with an index."""
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 _DTYPES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 
 
 class SafetensorsDirectory:
-    """Tensors of `model.safetensors`, or of the files its index names."""
+    """Provide the tensors of `model.safetensors`, or of the files that an index names."""
 
     def __init__(self, directory: Path) -> None:
-        self._where: dict[str, Path] = {}
+        self._files: dict[str, Path] = {}
         self._shapes: dict[str, tuple[int, ...]] = {}
-        self._dtypes: dict[str, str] = {}
+        dtypes: set[str] = set()
         for file in _files(directory):
             try:
                 with safe_open(file, framework="numpy") as opened:
                     for name in opened.keys():  # noqa: SIM118  not a dict
-                        piece = opened.get_slice(name)
-                        self._where[name] = file
-                        self._shapes[name] = tuple(piece.get_shape())
-                        self._dtypes[name] = piece.get_dtype()
+                        tensor = opened.get_slice(name)
+                        self._files[name] = file
+                        self._shapes[name] = tuple(tensor.get_shape())
+                        dtype = tensor.get_dtype()
+                        if dtype not in _DTYPES:
+                            raise CheckpointError(
+                                f"{file}: the tensor {name!r} is stored as {dtype}, which is not "
+                                f"supported; convert it to one of {', '.join(_DTYPES.values())}"
+                            )
+                        dtypes.add(_DTYPES[dtype])
             except (SafetensorError, OSError) as error:
                 raise CheckpointError(
                     f"{file} is broken or cut short ({error}); copy or download it again"
                 ) from error
-        odd = {name: kind for name, kind in self._dtypes.items() if kind not in _DTYPES}
-        for name, kind in odd.items():
-            raise CheckpointError(
-                f"{directory}: the tensor {name!r} is stored as {kind}, which is not supported; "
-                f"convert it to one of {', '.join(_DTYPES.values())}"
-            )
+        self._dtype = "/".join(sorted(dtypes))
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Return the shape of each tensor."""
         return self._shapes
 
-    def stored(self) -> str:
-        return "/".join(sorted({_DTYPES[kind] for kind in self._dtypes.values()}))
+    def dtype(self) -> str:
+        """Return the types that occur, joined by slashes."""
+        return self._dtype
 
     def read(self, name: str) -> np.ndarray:
-        # Opened for each tensor: what an open file has read stays mapped, and memory would grow to
-        # the whole model.
-        with safe_open(self._where[name], framework="numpy") as opened:
+        """Read one tensor."""
+        # The file is opened for each tensor, because an open file keeps mapped what was read and
+        # memory would grow to the whole model.
+        with safe_open(self._files[name], framework="numpy") as opened:
             return opened.get_tensor(name)
 
 
 def is_complete(directory: Path) -> bool:
-    """Whether all files of weights are there."""
+    """Return whether all files of weights exist."""
     try:
         return bool(_files(directory))
     except LwmError:
@@ -72,7 +75,7 @@ def _files(directory: Path) -> list[Path]:
         return [directory / SINGLE]
     if not (directory / INDEX).is_file():
         raise CheckpointError(
-            f"{directory} holds neither {SINGLE} nor {INDEX}; name a directory with safetensors "
+            f"{directory} has neither {SINGLE} nor {INDEX}; name a directory with safetensors "
             "weights"
         )
     mapping = read_json(directory / INDEX).get("weight_map")
@@ -85,39 +88,43 @@ def _files(directory: Path) -> list[Path]:
         file = directory / name
         if file.parent != directory or not file.is_file():
             raise CheckpointError(
-                f"{directory / INDEX} names the file {name!r}, which is not there; the download "
-                "is incomplete"
+                f"{directory / INDEX} names the file {name!r}, which does not exist in the "
+                "directory; download it again"
             )
         files.append(file)
     return files
 
 
-def write(
+def write_safetensors(
     directory: Path, tensors: Iterable[tuple[str, np.ndarray]], *, part_bytes: int = PART_BYTES
 ) -> None:
-    """Writes tensors as they come, holding one part of at most `part_bytes` in memory.
+    """Write tensors in order, with at most `part_bytes` of them in memory.
 
-    The index counts bytes as Hugging Face's does, so that `from_pretrained` reads the directory.
+    The index has the keys that `from_pretrained` of transformers needs.
+
+    Raises:
+        InputError: the directory cannot be written.
     """
     parts: list[list[str]] = []
-    held: dict[str, np.ndarray] = {}
+    part: dict[str, np.ndarray] = {}
     size = total = 0
 
     def flush() -> None:
-        nonlocal held, size
+        nonlocal part, size
         try:
-            save_file(held, directory / f"part-{len(parts)}", metadata={"format": "pt"})
+            save_file(part, directory / f"part-{len(parts)}", metadata={"format": "pt"})
         except SafetensorError as error:
             raise InputError(
-                f"{directory.parent} cannot be written ({error}); make room or choose another"
+                f"{directory.parent} cannot be written ({error}); make room or name another "
+                "destination"
             ) from error
-        parts.append(list(held))
-        held, size = {}, 0
+        parts.append(list(part))
+        part, size = {}, 0
 
     for name, array in tensors:
-        if held and size + array.nbytes > part_bytes:
+        if part and size + array.nbytes > part_bytes:
             flush()
-        held[name] = np.ascontiguousarray(array)
+        part[name] = np.ascontiguousarray(array)
         size += array.nbytes
         total += array.nbytes
     flush()
