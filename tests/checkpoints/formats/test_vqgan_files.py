@@ -71,10 +71,7 @@ def test_missing_and_odd_tensors_are_named(directory) -> None:
         ({k: v for k, v in tensors.items() if k != name}, f"lacks the tensor '{name}'"),
         ({**tensors, name: tensors[name][:2]}, rf"'{name}' has shape \[2, 3, 8, 8\]"),
         ({**tensors, "more": np.zeros(1, np.float32)}, "has the tensor 'more'"),
-        (
-            {**tensors, name: tensors[name] * np.nan},
-            f"'{name}' contains numbers that are not finite",
-        ),
+        ({**tensors, name: tensors[name] * np.nan}, f"'{name}' contains .* not finite"),
     ):
         save_file(changed, file)
         with pytest.raises(CheckpointError, match=said):
