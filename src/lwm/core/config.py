@@ -6,6 +6,9 @@ read from JSON, so a file edited by hand fails with one sentence and not with a 
 
 import dataclasses
 import json
+import operator
+from collections import defaultdict
+from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, TypeVar, get_args, get_origin, get_type_hints
@@ -40,55 +43,35 @@ class Checked:
     def __post_init__(self) -> None:
         for name, bounds in _bounds(type(self)).items():
             value = getattr(self, name)
-            if value is None or all(bound.holds(value) for bound in bounds):
+            if value is None or all(holds(value, limit) for _, holds, limit in bounds):
                 continue
             label = f"{self._section}.{name}" if self._section else name
-            limits = " and ".join(f"{bound.words} {bound.limit}" for bound in bounds)
+            limits = " and ".join(f"{words} {limit}" for words, _, limit in bounds)
             raise ConfigError(f"{label} is {value}; it must be {limits}")
 
 
-@dataclasses.dataclass(frozen=True)
-class _Bound:
-    words: str
-    limit: Any
-
-    def holds(self, value: Any) -> bool:
-        return {
-            "at least": value >= self.limit,
-            "greater than": value > self.limit,
-            "at most": value <= self.limit,
-            "less than": value < self.limit,
-        }[self.words]
+_KINDS = {
+    Ge: ("at least", operator.ge, "ge"),
+    Gt: ("greater than", operator.gt, "gt"),
+    Le: ("at most", operator.le, "le"),
+    Lt: ("less than", operator.lt, "lt"),
+}
 
 
 @cache
-def _bounds(kind: type) -> dict[str, tuple[_Bound, ...]]:
+def _bounds(config: type) -> dict[str, list[tuple[str, Callable[[Any, Any], bool], Any]]]:
     """Collect the bounds that each annotated field of a class declares."""
-    bounds = {}
-    for name, hint in get_type_hints(kind, include_extras=True).items():
-        metadata = get_args(hint)[1:] if get_origin(hint) is Annotated else ()
-        declared = []
-        for item in metadata:
-            match item:
-                case Ge(limit):
-                    declared.append(_Bound("at least", limit))
-                case Gt(limit):
-                    declared.append(_Bound("greater than", limit))
-                case Le(limit):
-                    declared.append(_Bound("at most", limit))
-                case Lt(limit):
-                    declared.append(_Bound("less than", limit))
-        if declared:
-            bounds[name] = tuple(declared)
+    bounds = defaultdict(list)
+    for name, hint in get_type_hints(config, include_extras=True).items():
+        for item in get_args(hint)[1:] if get_origin(hint) is Annotated else ():
+            if type(item) in _KINDS:
+                words, holds, attribute = _KINDS[type(item)]
+                bounds[name].append((words, holds, getattr(item, attribute)))
     return bounds
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """Read one JSON object from a file of bounded size.
-
-    Raises:
-        ConfigError: the file cannot be read, is too large, or is not a JSON object.
-    """
+    """Read one JSON object of bounded size; raise ConfigError if the file holds anything else."""
     try:
         if path.stat().st_size > MAX_JSON_BYTES:
             raise ConfigError(
@@ -110,12 +93,7 @@ def to_dict(config: Any) -> dict[str, Any]:
 
 
 def from_dict(kind: type[Config], data: dict[str, Any], source: str) -> Config:
-    """Build a configuration of class `kind` from JSON data.
-
-    Raises:
-        ConfigError: names `source` and the first key that is missing, unknown or has a wrong
-            value.
-    """
+    """Build a configuration from JSON data; raise ConfigError with `source` and the wrong key."""
     try:
         return pydantic.TypeAdapter(kind).validate_python(data, extra="forbid")
     except pydantic.ValidationError as error:

@@ -85,10 +85,7 @@ def join(config: DistributedConfig) -> None:
     """Join the other processes, before jax looks for devices.
 
     Does nothing if there are none or they are joined already. If the others do not arrive in time,
-    the process exits with one sentence and code 2.
-
-    Raises:
-        ConfigError: the processes contradict each other.
+    the process exits with one sentence and code 2. Contradicting settings raise ConfigError.
     """
     cluster = _cluster() if config.auto == "yes" else None
     if not config.coordinator and cluster is None:
@@ -165,9 +162,6 @@ def together() -> Iterator[None]:
     the block. Blocks may be nested: an error in the outer one reaches processes that are in the
     inner one. It does not reach processes inside a collective computation, so work that can fail
     in only one process belongs in a separate block without computation.
-
-    Raises:
-        LwmError: the error of the first process that raised one.
     """
     import jax
     import numpy as np
@@ -200,11 +194,7 @@ def together() -> Iterator[None]:
 
 
 def from_first(work: Callable[[], Any]) -> Any:
-    """Run `work` in process 0 and return its result, JSON data, in every process.
-
-    Raises:
-        LwmError: the error that `work` raised, in every process.
-    """
+    """Run `work` in process 0 and return its result, JSON data, or raise its error everywhere."""
     import jax
 
     result = None

@@ -10,23 +10,16 @@ from lwm.core.errors import InputError
 
 
 def refuse_existing(destination: Path) -> None:
-    """Refuse a destination where a file or directory exists already.
-
-    Raises:
-        InputError: the destination exists.
-    """
+    """Raise InputError if the destination exists."""
     if destination.exists() or destination.is_symlink():
         raise InputError(f"the destination {destination} exists; name another or remove it first")
 
 
 @contextmanager
 def new_directory(destination: Path) -> Iterator[Path]:
-    """Create a directory that gets its name when the block succeeds, and is removed otherwise.
+    """Yield a directory to fill; it gets its name if the block succeeds, or is removed.
 
-    Yields the path of the directory to fill.
-
-    Raises:
-        InputError: the destination exists, or its parent cannot be written.
+    Raises InputError if the destination exists or its parent cannot be written.
     """
     refuse_existing(destination)
     partial = destination.with_name(f".{destination.name}.partial")
@@ -44,15 +37,10 @@ def new_directory(destination: Path) -> Iterator[Path]:
 
 @contextmanager
 def new_file(destination: Path, *, replace: bool = False) -> Iterator[Path]:
-    """Create a file that gets its name when the block succeeds, and is removed otherwise.
+    """Yield a path to write to; the file gets its name if the block succeeds, or is removed.
 
-    Yields the path of an empty file in the same directory, with the same suffix, to write to.
-
-    Args:
-        replace: overwrite an existing file, in one step; otherwise refuse it.
-
-    Raises:
-        InputError: the destination exists, or its directory is missing or cannot be written.
+    Raises InputError if the destination exists, unless `replace` is set, or if its directory is
+    missing or cannot be written.
     """
     if not replace:
         refuse_existing(destination)

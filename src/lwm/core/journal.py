@@ -14,11 +14,7 @@ from lwm.core.errors import InputError
 
 
 def read_journal(path: Path) -> Iterator[tuple[int, Any]]:
-    """Yield the number and the value of each complete line; nothing if there is no file.
-
-    Raises:
-        InputError: a complete line is not valid JSON.
-    """
+    """Yield the number and value of each complete line; raise InputError if one is not JSON."""
     if not path.exists():
         return
     with path.open("rb") as file:
@@ -46,11 +42,7 @@ def discard_incomplete(path: Path) -> None:
 
 
 def append(path: Path, value: Any, *, sync: bool = True) -> None:
-    """Append one value as a line.
-
-    Args:
-        sync: return only when the line is on disk, so that even a power failure keeps it.
-    """
+    """Append one value as a line; with `sync`, return only when the line is on disk."""
     with path.open("a", encoding="utf-8", newline="\n") as file:
         file.write(json.dumps(value, ensure_ascii=False) + "\n")
         if sync:

@@ -33,14 +33,11 @@ def _control_group_limit() -> int | None:
 
 
 def require_memory(needed: int, mesh: Mesh | None, *, what: str, remedy: str) -> None:
-    """Refuse an allocation that exceeds the free memory.
+    """Raise CapacityError if an allocation exceeds the free memory.
 
     Args:
         needed: bytes on each device; devices simulated on a CPU share the host's memory.
         what: names the allocation in the error message.
-
-    Raises:
-        CapacityError: names the bytes needed and the bytes free.
     """
     device = jax.devices()[0] if mesh is None else mesh.local_devices[0]
     sharing = len(mesh.local_devices) if mesh is not None and device.platform == "cpu" else 1

@@ -45,12 +45,7 @@ class MeshShape:
             )
 
     def resolve(self, device_count: int) -> "MeshShape":
-        """Replace -1 by the number of devices that are left.
-
-        Raises:
-            ConfigError: the fixed sizes need more devices than `device_count`, or do not divide
-                it.
-        """
+        """Replace -1 by the number of devices that are left; raise ConfigError if none fits."""
         fixed = math.prod(size for size in self.sizes if size != -1)
         if fixed > device_count:
             raise ConfigError(
@@ -78,10 +73,8 @@ def parse_mesh(text: str) -> MeshShape:
     """Parse `1,-1,4,1` (dp,fsdp,tp,sp) or `dp:1,fsdp:-1,tp:4,sp:1`, with an optional leading `!`.
 
     Axes may have their full names or the original's short ones. Named axes may come in any order,
-    which is then the order of the devices. `!` lets a logical axis split a physical one.
-
-    Raises:
-        ConfigError: the text has neither form.
+    which is then the order of the devices. `!` lets a logical axis split a physical one. Any other
+    form raises ConfigError.
     """
     body = text.strip()
     split = body.startswith("!")
@@ -104,11 +97,7 @@ def parse_mesh(text: str) -> MeshShape:
 
 
 def make_mesh(shape: MeshShape | str) -> Mesh:
-    """Lay the first devices of this run out as a mesh of the four axes.
-
-    Raises:
-        ConfigError: the mesh needs more devices than are present.
-    """
+    """Lay the first devices out as a mesh; raise ConfigError if there are not enough."""
     shape = parse_mesh(shape) if isinstance(shape, str) else shape
     devices = jax.devices()
     shape = shape.resolve(len(devices))
@@ -134,13 +123,7 @@ def pace(launched: Any) -> None:
 
 
 def require_all_devices(mesh: Mesh | None) -> None:
-    """Refuse a mesh that leaves out devices when several processes work together.
-
-    Every process must own a part of the mesh.
-
-    Raises:
-        ConfigError: the mesh is smaller than the number of devices.
-    """
+    """Raise ConfigError if several processes work together on a mesh that leaves out devices."""
     if jax.process_count() > 1 and (mesh is None or mesh.size < jax.device_count()):
         count = jax.device_count()
         problem = "there is no mesh" if mesh is None else f"the mesh takes {mesh.size} devices"

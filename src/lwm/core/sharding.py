@@ -87,11 +87,7 @@ def constrain(
 
 
 def require_divisible(mesh: Mesh, sizes: Mapping[str, int], rules: Rules) -> None:
-    """Refuse a mesh that splits an axis into unequal parts.
-
-    Raises:
-        ConfigError: names the axis and both numbers.
-    """
+    """Raise ConfigError if the mesh splits an axis into unequal parts."""
     for axis, size in sizes.items():
         parts = shard_count(mesh, axis, rules)
         if size % parts:
