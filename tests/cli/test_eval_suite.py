@@ -48,7 +48,7 @@ def test_what_cannot_be_asked_is_refused(run: Run, tiny: Path, tmp_path: Path) -
     small.write_text("Once upon a time there was a house.")
     for suite, flags, told in (
         ("infinitebench", ("--lengths", CONTEXT + 1), f"{CONTEXT + 1} and the context"),
-        ("infinitebench", ("--lengths", CONTEXT), f"length asked for is {CONTEXT}"),
+        ("infinitebench", ("--lengths", CONTEXT), f"context length is {CONTEXT}"),
         ("ruler", ("--squad", broken), str(broken)),
         ("ruler", ("--tasks", "vt,qa_2"), "--hotpot"),
         ("ruler", ("--tasks", "needles"), "niah_single_1"),
@@ -56,7 +56,7 @@ def test_what_cannot_be_asked_is_refused(run: Run, tiny: Path, tmp_path: Path) -
         (
             "babilong",
             ("--haystack", small, "--lengths", 4000, "--theta", 1e5),
-            "length asked for is 4,000",
+            "context length is 4,000",
         ),
     ):
         ran = run("eval", "suite", suite, tiny, *flags, *out)

@@ -8,7 +8,7 @@ import tyro
 from commands import Run
 from test_vision_verbs import make_vqgan
 
-from lwm.cli.eval_video_needle import video_needle
+from lwm.cli.evaluate import video_needle
 from lwm.core.errors import CapacityError, InputError
 
 

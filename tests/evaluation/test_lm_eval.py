@@ -189,7 +189,7 @@ def test_settings_change_what_is_loaded(checkpoint: Path, ours: LwmHarness, peer
 def test_batches_are_of_few_shapes(ours: LwmHarness, size: int | str, most: int) -> None:
     lengths = dict(enumerate(np.random.default_rng(0).integers(2, 129, 200).tolist()))
     settings = LwmHarness.__new__(LwmHarness)
-    settings._rows, settings._most_rows = adapter._batch_size(size), 64
+    settings._rows, settings._max_rows = adapter._batch_rows(size), 64
     batches = list(settings._batches(lengths))
     assert sorted(number for batch, _ in batches for number in batch) == sorted(lengths)
     assert all(len(batch) <= rows <= most for batch, rows in batches)
@@ -231,7 +231,7 @@ def test_the_command_registers_the_model(
         "lm_eval.__main__.cli_evaluate", lambda: LwmHarness(pretrained="no-such-model")
     )
     with pytest.raises(SystemExit) as stopped:
-        adapter.main(arguments)
+        adapter.run_lm_eval(arguments)
     assert stopped.value.code == 2
     assert "there is no model 'no-such-model'" in capsys.readouterr().err
     assert get_model("lwm") is LwmHarness

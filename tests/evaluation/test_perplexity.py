@@ -8,8 +8,14 @@ import pytest
 from hypothesis import given
 
 from lwm.core.errors import ConfigError, InputError
-from lwm.evaluation.perplexity import PerplexityConfig, edges_of
-from lwm.evaluation.report.curves import by_theta, curves, picture, table
+from lwm.evaluation.perplexity import (
+    PerplexityConfig,
+    bucket_edges,
+    curve_table,
+    curves_by_theta,
+    perplexity_curves,
+    perplexity_figure,
+)
 
 
 @given(st.integers(1, 2_000_000), st.data())
@@ -17,7 +23,7 @@ def test_buckets_cover_a_row_once_and_part_where_the_shortest_begins(
     length: int, data: st.DataObject
 ) -> None:
     shortest = data.draw(st.integers(1, length))
-    edges = edges_of(length, shortest)
+    edges = bucket_edges(length, shortest)
     assert (edges[0], edges[-1]) == (0, length)
     assert edges == sorted(set(edges))
     assert length - shortest in edges
@@ -43,28 +49,28 @@ ROWS = [
 
 
 def test_curves_weigh_by_tokens() -> None:
-    short, long, other = curves(ROWS, shortest=10)
+    short, long, other = perplexity_curves(ROWS, shortest=10)
     assert (short.theta, short.length, short.edges) == (1e4, 10, [0, 10])
-    np.testing.assert_allclose([*short.values, short.whole, short.last], np.exp([3.0, 3.0, 3.0]))
+    np.testing.assert_allclose([*short.values, short.mean, short.last], np.exp([3.0, 3.0, 3.0]))
     np.testing.assert_allclose(long.values, np.exp([1.0, 3.0]))
-    np.testing.assert_allclose([long.whole, long.last], np.exp([5 / 3, 3.0]))
+    np.testing.assert_allclose([long.mean, long.last], np.exp([5 / 3, 3.0]))
     assert other.theta == 1e6
     assert np.isfinite(other.values).all()
-    with pytest.raises(InputError, match="no row of perplexity"):
-        curves([{"theta": 1.0}], shortest=1)
+    with pytest.raises(InputError, match="not a row of perplexity"):
+        perplexity_curves([{"theta": 1.0}], shortest=1)
 
 
 def test_a_table_and_a_picture_hold_every_curve() -> None:
-    found = curves(ROWS, shortest=10)
-    series = by_theta(found, own=1e4)
-    shown = table(series)
+    found = perplexity_curves(ROWS, shortest=10)
+    series = curves_by_theta(found, 1e4)
+    shown = curve_table(series)
     assert shown.header[1:] == ["theta 1e+04* 10", "theta 1e+04* 30", "theta 1e+06 30"]
     cells = {name: list(rest) for name, *rest in shown.rows}
     assert cells["0-20"] == ["", "2.718", "1.649"]
     assert cells["0-10"] == ["20.09", "", ""]
     assert cells["20-30"][1] == "20.09"
     assert cells["last 10"][:2] == ["20.09", "20.09"]
-    by_position, by_length = picture(series, "a title").axes
+    by_position, by_length = perplexity_figure(series, "a title").axes
     assert list(np.asarray(by_position.lines[1].get_ydata())) == pytest.approx(np.exp([1.0, 3.0]))
     assert list(np.asarray(by_length.lines[0].get_xdata())) == [10, 30]
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import jax
 import numpy as np
 import tiny_evaluation
-from tiny_evaluation import evaluate, write_model
+from tiny_evaluation import evaluate_tiny, write_model
 
 import lwm
 from lwm.evaluation.results import ROWS, read_results
@@ -38,7 +38,7 @@ def test_two_processes_measure_as_one(tmp_path: Path) -> None:
         )
         for number in range(2)
     ]
-    one = evaluate(lwm.load(tiny), tmp_path / "one")
+    one = evaluate_tiny(lwm.load(tiny), tmp_path / "one")
     for process in processes:
         _, errors = process.communicate(timeout=300)
         assert process.returncode == 0, errors
@@ -57,7 +57,7 @@ def test_two_processes_measure_as_one(tmp_path: Path) -> None:
         assert read_results(tmp_path / "two" / name) == read_results(tmp_path / "one" / name)
     rows = [(tmp_path / run / "written" / ROWS).read_bytes() for run in ("one", "two")]
     assert rows[0] == rows[1]
-    assert "ConfigError: no mesh is given, but 2 processes with 4 devices" in first["no mesh"]
+    assert "ConfigError: there is no mesh, but 2 processes with 4 devices" in first["no mesh"]
     assert "--mesh" in first["no mesh"]
     assert "InputError" in first["another run"]
     assert "holds another run: its model is 'tiny' and not 'x'" in first["another run"]

@@ -25,8 +25,8 @@ from lwm.core.errors import InputError, LwmError
 from lwm.core.params import initialize
 from lwm.evaluation.answering import ModelAnswerer
 from lwm.evaluation.case import Case, Key, Verdict
+from lwm.evaluation.evaluate import evaluate
 from lwm.evaluation.results import ROWS, Results
-from lwm.evaluation.run import run
 from lwm.models.llama import LlamaConfig, llama_params
 
 # Large weights, so that every order of sums agrees on which token is likeliest.
@@ -87,20 +87,20 @@ def write_model(directory: Path) -> Path:
     return directory
 
 
-def evaluate(model: lwm.Model, out: Path) -> dict[str, Any]:
+def evaluate_tiny(model: lwm.Model, out: Path) -> dict[str, Any]:
     """Logits, and the rows of a run by generation, two prompts at a time, and of one by logits;
     the first is broken off behind one unit, in the middle of a line."""
     settings = {"model": "tiny"}
     logits = model.logits([words(37, seed) for seed in range(3)]).text
     opened = partial(Results, out / "written", settings, KEYS)
-    run(Continue(lengths=[30]), ModelAnswerer(model, 200), opened())
+    evaluate(Continue(lengths=[30]), ModelAnswerer(model, 200), opened())
     if first_process():
         with (out / "written" / ROWS).open("a", encoding="utf-8") as file:
             file.write('{"context_length": 70, "se')
     told: list[Any] = []
-    written = run(Continue(), ModelAnswerer(model, 200), opened(), told=told.append)
+    written = evaluate(Continue(), ModelAnswerer(model, 200), opened(), on_row=told.append)
     results = Results(out / "followed", settings, KEYS)
-    followed = run(Continue(), ModelAnswerer(model, 200), results, score="logits")
+    followed = evaluate(Continue(), ModelAnswerer(model, 200), results, score="logits")
     return {
         "logits": logits.tolist(), "written": written, "followed": followed, "told": len(told),
     }  # fmt: skip
@@ -126,7 +126,7 @@ def _one_of_two(work: Path, coordinator: str, process: int) -> None:
                 pass
 
     seen: dict[str, Any] = {"no mesh": refused(lambda: lwm.load(work / "tiny"))}
-    seen |= evaluate(lwm.load(work / "tiny", mesh=MESH), work / "two")
+    seen |= evaluate_tiny(lwm.load(work / "tiny", mesh=MESH), work / "two")
     seen["another run"] = refused(lambda: Results(work / "two" / "written", {"model": "x"}, KEYS))
     seen["other flags"] = refused(lambda: Results(work / "new", {"seed": process}, KEYS))
     seen["one process"] = refused(missing_here)

@@ -14,11 +14,7 @@ from lwm.cli.chat import chat
 from lwm.cli.convert import convert
 from lwm.cli.data import export, inspect, questions
 from lwm.cli.demo import demo
-from lwm.cli.eval_compare import compare
-from lwm.cli.eval_needle import multi_needle, needle
-from lwm.cli.eval_perplexity import perplexity
-from lwm.cli.eval_suite import suite
-from lwm.cli.eval_video_needle import video_needle
+from lwm.cli.evaluate import compare, multi_needle, needle, perplexity, suite, video_needle
 from lwm.cli.generate import generate_image, generate_text, generate_video
 from lwm.cli.info import info
 from lwm.cli.parsing import UsageError, closest_name, parse

@@ -1,7 +1,4 @@
-"""A model's answers to cases, as many at once as a budget of tokens allows.
-
-Knows the engine and token ids of prompts; knows nothing of tasks and scores.
-"""
+"""Answer cases with a model, in batches that fit a budget of tokens."""
 
 from collections.abc import Iterator, Sequence
 
@@ -20,15 +17,15 @@ GREEDY = Sampling(temperature=0.0)
 
 
 class ModelAnswerer:
-    """Greedy answers of a loaded model.
+    """Answer cases greedily with a loaded model.
 
     Args:
-        budget: tokens of the prompts that are asked together. One at a time where two do not fit:
-            then a prompt that begins as the one before is not read again from its beginning.
-        template: of the prompts; what ends a turn of it ends an answer.
+        budget: total prompt tokens of a batch. With less than two prompts need, prompts run one
+            at a time, and the prefix that a prompt shares with the one before is not recomputed.
+        template: chat template of the prompts; its end of turn ends an answer.
 
     Attributes:
-        engine: that answered last.
+        engine: the engine of the last batch.
     """
 
     def __init__(self, model: Model, budget: int = 0, template: str = "auto") -> None:
@@ -37,14 +34,16 @@ class ModelAnswerer:
         self._shape = (0, 0)
 
     def restart(self) -> None:
+        """Empty the cache."""
         if self.engine is not None:
             self.engine.scheduler.forget()
 
     def answer(self, cases: Sequence[Case]) -> Iterator[str]:
+        """Yield the response to each case."""
         tokenizer = self._model.tokenizer
         end = TURN_ENDS.get(self._template)
-        own = None if end is None else tokenizer.backend.token_to_id(end)
-        stops = (*tokenizer.eos, *(() if own is None else (own,)))
+        turn_end = None if end is None else tokenizer.backend.token_to_id(end)
+        stops = (*tokenizer.eos, *(() if turn_end is None else (turn_end,)))
         for batch in self._batches(cases):
             prompts = [case.prompt for case in batch]
             lengths = [case.max_tokens for case in batch]
@@ -52,16 +51,17 @@ class ModelAnswerer:
                 yield "".join(tokenizer.decode_stream(tokens))
 
     def follow(self, cases: Sequence[Case]) -> Iterator[list[bool]]:
+        """Yield, for each case, whether each target token is the likeliest after its prefix."""
         for batch in self._batches(cases):
             hits: list[list[bool]] = [[] for _ in batch]
-            # Each token is asked for behind those before it; what the cache holds of the prompt is
-            # used again, so that a prompt is read once.
-            for place in range(max(len(case.target) for case in batch)):
-                asked = [i for i, case in enumerate(batch) if place < len(case.target)]
-                prompts = [[*batch[i].prompt, *batch[i].target[:place]] for i in asked]
-                found = self._generate(prompts, [1] * len(asked), ())
-                for i, tokens in zip(asked, found, strict=True):
-                    hits[i].append(tokens == [batch[i].target[place]])
+            # One token is generated after each prefix of the target. The cache keeps the prompt,
+            # so it is computed once.
+            for position in range(max(len(case.target) for case in batch)):
+                active = [i for i, case in enumerate(batch) if position < len(case.target)]
+                prompts = [[*batch[i].prompt, *batch[i].target[:position]] for i in active]
+                generated = self._generate(prompts, [1] * len(active), ())
+                for i, tokens in zip(active, generated, strict=True):
+                    hits[i].append(tokens == [batch[i].target[position]])
             yield from hits
 
     def _batches(self, cases: Sequence[Case]) -> Iterator[Sequence[Case]]:
@@ -74,11 +74,11 @@ class ModelAnswerer:
                 "with --theta"
             )
         slots = int(np.clip(self._budget // longest, 1, len(cases)))
-        # Of these cases alone, whatever was asked before: how sums round hangs on the cache's
-        # shape, and a run that goes on must give the same answers.
+        # The shape depends on these cases only, not on earlier ones: rounding depends on the
+        # shape of the cache, and a resumed run must give the same answers.
         shape = (slots, reserved_length(longest, self._model.config))
         if self.engine is None or shape != self._shape or self.engine.scheduler.capacity < longest:
-            self.engine = None  # its cache goes before another comes
+            self.engine = None  # frees its cache before the next is allocated
             self.engine = self._model.new_engine(slots, longest)
             self._shape = shape
         for first in range(0, len(cases), slots):

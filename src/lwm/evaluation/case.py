@@ -1,7 +1,7 @@
-"""What a task asks of a model, in tokens, and what counts as an answer.
+"""Define cases, verdicts and tasks: what an evaluation asks and how it judges.
 
-Knows no model and no files: a task makes cases from keys and judges responses in plain Python, so
-it is tested with an oracle in a model's place.
+A task makes cases and judges responses in plain Python, so tests replace the model by scripted
+answers.
 """
 
 from collections.abc import Mapping, Sequence
@@ -9,37 +9,37 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol, runtime_checkable
 
 Key = Mapping[str, int | float | str]
-"""What tells one row of a run from the others: `context_length`, `depth_percent`, `seed`, ..."""
+"""The columns that identify a row of a run, such as `context_length`, `depth_percent`, `seed`."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Case:
-    """One question.
+    """Hold one question.
 
     Args:
-        prompt: token ids of all that the model reads.
-        target: token ids of the ideal answer, which a model that is scored by logits must follow.
-        asked: the parts of the target that it must follow, one for each thing asked; all of it
-            unless given.
+        prompt: token ids that the model reads.
+        target: token ids of the ideal answer, for scoring by logits.
         max_tokens: longest answer.
-        reference: what the row shows as `answer`.
-        told: further columns of the row, such as where a needle lies.
+        reference: the `answer` of the row.
+        answer_spans: parts of the target that are scored, one for each item of the question;
+            defaults to the whole target.
+        columns: further columns of the row, such as the depth of a needle.
     """
 
     prompt: Sequence[int]
     target: Sequence[int]
     max_tokens: int
     reference: Any
-    asked: Sequence[range] = ()
-    told: Mapping[str, Any] = field(default_factory=dict)
+    answer_spans: Sequence[range] = ()
+    columns: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Verdict:
-    """How good a response is.
+    """Say how good a response is.
 
     Args:
-        correct: true or false, or one of them for each thing asked.
+        correct: one verdict, or one for each item of the question.
         score: from 0 to 1.
     """
 
@@ -49,22 +49,25 @@ class Verdict:
 
 @runtime_checkable
 class Task(Protocol):
-    """Cases in units: those of one unit are answered together, in this order, from an empty cache,
-    so that what they share is read once and a run that was interrupted gives the same answers."""
+    """Make the cases of an evaluation and judge the responses.
+
+    Cases come in units. The cases of a unit are answered in order, starting from an empty cache:
+    a prefix that they share is computed once, and a resumed run gives the same answers.
+    """
 
     @property
     def name(self) -> str:
-        """As in `lwm eval NAME`."""
+        """Name the evaluation, as in `lwm eval NAME`."""
         ...
 
     def units(self) -> Sequence[Sequence[Key]]:
-        """Keys of all rows, cheap to make."""
+        """Return the keys of all rows, without making any case."""
         ...
 
     def case(self, key: Key) -> Case:
-        """The question of a key; the same each time it is asked for."""
+        """Make the case of a key; the same key gives the same case."""
         ...
 
     def judge(self, case: Case, response: str) -> Verdict:
-        """How good a generated response is."""
+        """Judge a generated response."""
         ...

@@ -1,13 +1,12 @@
-"""MODEL in EleutherAI's lm-eval: log-likelihoods, rolling ones, and generation.
+"""Connect models to EleutherAI's lm-eval: log-likelihoods, rolling ones, and generation.
 
-`pyproject.toml` names `LwmHarness` under the entry points `lm_eval.models`, so that `lm_eval
---model lwm --model_args pretrained=MODEL` finds it where lm-eval looks through them. 0.4.13, the
-latest release there is, looks nowhere; `python -m lwm.evaluation.lm_eval` takes
-the same arguments, registers the model and hands over.
+`pyproject.toml` declares `LwmHarness` as an entry point `lm_eval.models`, which lets a release of
+lm-eval that reads entry points accept `lm_eval --model lwm --model_args pretrained=MODEL`. The
+latest release, 0.4.13, does not read them; `python -m lwm.evaluation.lm_eval` registers the model,
+then runs lm-eval's command with the same arguments.
 
-Knows a loaded model and lm-eval's requests; knows no task. Follows lm-eval's own `hf` model in
-what is scored: how a context and its continuation are parted, what is cut off on the left, which
-token stands before a text without a context, where an answer ends.
+Scoring follows lm-eval's `hf` model: where context and continuation are separated, truncation on
+the left, the token before a text without a context, and where an answer ends.
 """
 
 import os
@@ -34,18 +33,18 @@ from lwm.generation.model import Model
 
 NAME = "lwm"
 BATCH_TOKENS = 8192
-"""Tokens that are computed together where the batch size is `auto`."""
+"""Tokens of a batch with the batch size `auto`."""
 _SAMPLING = ("top_k", "top_p", "min_p", "repetition_penalty", "seed")
 
 Scored = tuple[Any, list[int], list[int]]
-"""What the answer is cached under, tokens of the context, tokens of the continuation."""
+"""Cache key of the answer, tokens of the context, tokens of the continuation."""
 
 
 @dataclass(frozen=True)
-class _Answer:
-    """What `generate_until` is asked for, in tokens."""
+class _Generation:
+    """One request of `generate_until`, as tokens."""
 
-    place: int
+    index: int
     prompt: list[int]
     max_tokens: int
     sampling: Sampling
@@ -53,22 +52,21 @@ class _Answer:
 
 
 class LwmHarness(TemplateLM):
-    """A model of ours as lm-eval sees one.
+    """Evaluate a model with lm-eval.
 
     Args:
         pretrained: any MODEL.
-        tokenizer, config, dtype: as `lwm.load` takes them.
-        mesh: likewise, or a list of four sizes.
-        theta: another RoPE theta than the model's own.
-        max_length: of the context, in tokens; longer than the model's own only with a theta.
-        batch_size: rows that are computed together, or `auto` for as many as make up a few
-            thousand tokens.
-        max_batch_size: most of them with `auto`.
-        device: read over. lm-eval's command gives everyone `cuda:0`, a device of torch's; ours
-            are jax's own, or those of the mesh.
+        tokenizer, config, dtype: as in `lwm.load`.
+        mesh: as in `lwm.load`, or a list of four sizes.
+        theta: RoPE theta; defaults to the model's.
+        max_length: context in tokens; longer than the model's only with a theta.
+        batch_size: rows of a batch, or `auto` for rows of a few thousand tokens together.
+        max_batch_size: limit for `auto`.
+        device: ignored. lm-eval always passes a torch device such as `cuda:0`; jax's default
+            device or the mesh is used.
 
     Raises:
-        LwmError: as `lwm.load`, or a setting is out of range.
+        LwmError: the model cannot be loaded, or a setting is out of range.
     """
 
     def __init__(
@@ -85,23 +83,24 @@ class LwmHarness(TemplateLM):
         device: str | None = None,
     ) -> None:
         super().__init__()
-        # lm-eval forks to estimate errors, which can lock up a process with JAX's threads in it.
+        # lm-eval forks to estimate errors, which can deadlock a process with JAX's threads.
         os.environ.setdefault("DISABLE_MULTIPROC", "1")
-        self._rows = _batch_size(batch_size)
-        self._most_rows = max_batch_size or sys.maxsize
-        laid = mesh if mesh is None or isinstance(mesh, str) else ",".join(map(str, mesh))
+        self._rows = _batch_rows(batch_size)
+        self._max_rows = max_batch_size or sys.maxsize
         self.model = load(
-            pretrained, config=config, tokenizer=tokenizer, dtype=dtype, mesh=laid,
+            pretrained, config=config, tokenizer=tokenizer, dtype=dtype,
+            mesh=mesh if mesh is None or isinstance(mesh, str) else ",".join(map(str, mesh)),
             theta=None if theta is None else float(theta),
             context=None if theta is None else max_length,
         )  # fmt: skip
         if max_length is not None:
-            _shorten(self.model, max_length)
+            _shorten_context(self.model, max_length)
         self.tokenizer = self.model.tokenizer
         self._scorer = Scorer(self.model.weights, self.model.config, self.model.mesh)
 
     @property
     def eot_token_id(self) -> int:
+        """Return the token that ends a text."""
         if not self.tokenizer.eos:
             raise ConfigError(
                 f"the tokenizer of {self.model.source} names no token that ends a text; add one "
@@ -111,36 +110,42 @@ class LwmHarness(TemplateLM):
 
     @property
     def prefix_token_id(self) -> int:
-        """Stands before a text without a context."""
-        found = self.tokenizer.bos_id
-        return self.eot_token_id if found is None else found
+        """Return the token that precedes a text without a context."""
+        bos = self.tokenizer.bos_id
+        return self.eot_token_id if bos is None else bos
 
     @property
     def max_length(self) -> int:
+        """Return the context in tokens."""
         return self.model.config.max_sequence_length
 
     @property
     def max_gen_toks(self) -> int:
+        """Return the default limit of an answer."""
         return 256
 
     @property
     def batch_size(self) -> int | str:
+        """Return the rows of a batch, or `auto`."""
         return self._rows or "auto"
 
     @property
     def tokenizer_name(self) -> str:
+        """Return the name under which lm-eval caches requests."""
         return self.model.source
 
     def tok_encode(
         self, string: str, add_special_tokens: bool | None = None, **kwargs: Any
     ) -> list[int]:
-        begun = self.tokenizer.bos is not None and string.startswith(self.tokenizer.bos)
-        specials = not begun if add_special_tokens is None else add_special_tokens
+        """Encode a text; the token that begins it is not added twice."""
+        has_bos = self.tokenizer.bos is not None and string.startswith(self.tokenizer.bos)
+        specials = not has_bos if add_special_tokens is None else add_special_tokens
         return self.tokenizer.encode(string, specials=specials)
 
     def apply_chat_template(
         self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True
     ) -> str:
+        """Render messages with the model's chat template."""
         return render(
             choose_template("auto", self.tokenizer),
             chat_history,
@@ -167,12 +172,12 @@ class LwmHarness(TemplateLM):
                 tokens = np.zeros((count, max(2, lengths.max())), np.int32)
                 for line, i in enumerate(batch):
                     tokens[line, : len(rows[i])] = rows[i]
-                found, likeliest = self._scorer.log_likelihoods(tokens, lengths.tolist())
+                scores, likeliest = self._scorer.log_likelihoods(tokens, lengths.tolist())
                 for line, i in enumerate(batch):
                     key, _, continuation = requests[i]
                     last = len(rows[i]) - 1
                     part = slice(last - len(continuation), last)
-                    total = float(found[line, part].sum(dtype=np.float64))
+                    total = float(scores[line, part].sum(dtype=np.float64))
                     answers[i] = total, bool(likeliest[line, part].all())
                     if key is not None:
                         self.cache_hook.add_partial("loglikelihood", key, answers[i])
@@ -182,9 +187,9 @@ class LwmHarness(TemplateLM):
     def loglikelihood_rolling(
         self, requests: Sequence[Instance], disable_tqdm: bool = False
     ) -> list[float]:
-        windows: list[Scored] = []
-        owners: list[int] = []
-        for number, request in enumerate(requests):
+        """Return the log-likelihood of each whole text, computed in disjoint windows."""
+        windows: list[tuple[int, Scored]] = []
+        for index, request in enumerate(requests):
             (text,) = request.args
             for window in get_rolling_token_windows(
                 token_list=self.tok_encode(text),
@@ -192,11 +197,11 @@ class LwmHarness(TemplateLM):
                 max_seq_len=self.max_length,
                 context_len=1,
             ):
-                windows.append((None, *make_disjoint_window(window)))
-                owners.append(number)
+                windows.append((index, (None, *make_disjoint_window(window))))
+        scores = self._loglikelihood_tokens([scored for _, scored in windows])
         totals = [0.0] * len(requests)
-        for number, (total, _) in zip(owners, self._loglikelihood_tokens(windows), strict=True):
-            totals[number] += total
+        for (index, _), (total, _) in zip(windows, scores, strict=True):
+            totals[index] += total
         for request, total in zip(requests, totals, strict=True):
             self.cache_hook.add_partial("loglikelihood_rolling", request.args, total)
         return totals
@@ -204,32 +209,33 @@ class LwmHarness(TemplateLM):
     def generate_until(
         self, requests: Sequence[Instance], disable_tqdm: bool = False
     ) -> list[str]:
-        asked = [self._asked(place, *request.args) for place, request in enumerate(requests)]
-        answers = [""] * len(asked)
-        sizes = {one.place: len(one.prompt) + one.max_tokens for one in asked}
-        with progress("answering", len(asked)) as advance:
+        """Generate the answer to each request, up to a stop string."""
+        generations = [self._parse(i, *request.args) for i, request in enumerate(requests)]
+        answers = [""] * len(generations)
+        sizes = {one.index: len(one.prompt) + one.max_tokens for one in generations}
+        with progress("answering", len(generations)) as advance:
             for batch, slots in self._batches(sizes):
-                for one, tokens in self._generate([asked[i] for i in batch], slots):
+                for one, tokens in self._generate([generations[i] for i in batch], slots):
                     text = postprocess_generated_text(
                         self.tokenizer.decode(tokens), list(one.stops), None
                     )
-                    answers[one.place] = text
-                    self.cache_hook.add_partial("generate_until", requests[one.place].args, text)
+                    answers[one.index] = text
+                    self.cache_hook.add_partial("generate_until", requests[one.index].args, text)
                     advance()
         return answers
 
-    def _asked(self, place: int, context: str, settings: Mapping[str, Any]) -> _Answer:
-        given: dict[str, Any] = dict(normalize_gen_kwargs(dict(settings), self.max_gen_toks))
-        sampled = given.pop("do_sample", False)
-        stops = (*given.pop("until"), self.tokenizer.eos_text)
-        max_tokens = given.pop("max_gen_toks")
-        temperature = float(given.pop("temperature", 1.0)) if sampled else 0.0
-        given.pop("temperature", None)
-        chosen = {name: given.pop(name) for name in _SAMPLING if name in given}
-        if given:
+    def _parse(self, index: int, context: str, settings: Mapping[str, Any]) -> _Generation:
+        rest: dict[str, Any] = dict(normalize_gen_kwargs(dict(settings), self.max_gen_toks))
+        stops = (*rest.pop("until"), self.tokenizer.eos_text)
+        max_tokens = rest.pop("max_gen_toks")
+        temperature = float(rest.pop("temperature", 1.0))
+        if not rest.pop("do_sample", False):
+            temperature = 0.0
+        sampling = {name: rest.pop(name) for name in _SAMPLING if name in rest}
+        if rest:
             raise ConfigError(
-                f"the task sets {next(iter(given))!r} for generation, which is not known here; "
-                f"known are until, max_gen_toks, do_sample, temperature, {', '.join(_SAMPLING)}"
+                f"the task sets {next(iter(rest))!r} for generation, which is not supported; "
+                f"use until, max_gen_toks, do_sample, temperature, {', '.join(_SAMPLING)}"
             )
         room = self.max_length - max_tokens
         if room < 1 or max_tokens < 1:
@@ -237,18 +243,18 @@ class LwmHarness(TemplateLM):
                 f"the task asks for {max_tokens:,} tokens and the context of {self.model.source} "
                 f"is {self.max_length:,}; set --gen_kwargs max_gen_toks=N"
             )
-        return _Answer(
-            place=place,
+        return _Generation(
+            index=index,
             prompt=self.tok_encode(context)[-room:],
             max_tokens=max_tokens,
-            sampling=Sampling(temperature=temperature, **chosen),
+            sampling=Sampling(temperature=temperature, **sampling),
             stops=tuple(stop for stop in stops if stop),
         )
 
     def _generate(
-        self, batch: Sequence[_Answer], slots: int
-    ) -> Iterator[tuple[_Answer, list[int]]]:
-        """Token ids of answers, up to a stop string or a little beyond."""
+        self, batch: Sequence[_Generation], slots: int
+    ) -> Iterator[tuple[_Generation, list[int]]]:
+        """Yield the token ids of answers, up to a stop string or a little further."""
         longest = max(len(one.prompt) + one.max_tokens for one in batch)
         engine = self.model.engine_for(longest - 1, 1, slots)
         numbers = {
@@ -275,45 +281,47 @@ class LwmHarness(TemplateLM):
         return ((one, answers[number]) for number, one in numbers.items())
 
     def _batches(self, sizes: Mapping[int, int]) -> Iterator[tuple[list[int], int]]:
-        """Numbers of rows to compute together, the longest first, and how many rows to compute:
-        few different counts, so that little is compiled."""
-        order = sorted(sizes, key=lambda number: -sizes[number])
+        """Yield the indices of the rows of each batch, and the number of rows to compute.
+
+        The longest rows come first, and counts are powers of two, so that little is compiled.
+        """
+        order = sorted(sizes, key=lambda index: -sizes[index])
         while order:
-            rows = self._rows or min(BATCH_TOKENS // max(1, sizes[order[0]]), self._most_rows)
+            rows = self._rows or min(BATCH_TOKENS // max(1, sizes[order[0]]), self._max_rows)
             rows = 1 << (max(1, min(rows, len(order))) - 1).bit_length()
             yield order[:rows], rows
             order = order[rows:]
 
 
-def _batch_size(given: int | str) -> int:
-    """Rows, or 0 for `auto`."""
-    text = str(given)
+def _batch_rows(batch_size: int | str) -> int:
+    """Return the rows of a batch, or 0 for `auto`."""
+    text = str(batch_size)
     if text.partition(":")[0] == "auto":
         return 0
     if not text.isdecimal() or int(text) < 1:
-        raise ConfigError(f"batch_size is {given!r}; it must be 1 or more, or auto")
+        raise ConfigError(f"batch_size is {batch_size!r}; it must be at least 1, or auto")
     return int(text)
 
 
-def _shorten(model: Model, max_length: int) -> None:
-    """A shorter context, before anything is compiled."""
-    own = model.config.max_sequence_length
-    if max_length > own:
+def _shorten_context(model: Model, max_length: int) -> None:
+    """Set a shorter context, before anything is compiled."""
+    limit = model.config.max_sequence_length
+    if max_length > limit:
         raise CapacityError(
-            f"max_length is {max_length:,} and the context of {model.source} is {own:,}; shorten "
-            "it, or raise the context with theta"
+            f"max_length is {max_length:,} and the context of {model.source} is {limit:,}; "
+            "shorten it, or extend the context with theta"
         )
     model.config = replace(model.config, max_sequence_length=max_length)
 
 
 def register() -> None:
-    """Lets lm-eval find the model by its name."""
+    """Register the model with lm-eval under its name."""
     if NAME not in model_registry:
         model_registry.register(NAME, target="lwm.evaluation.lm_eval:LwmHarness")
 
 
-def main(arguments: Iterable[str] | None = None) -> None:
-    """lm-eval's own command, with our model known to it."""
+def run_lm_eval(arguments: Iterable[str] | None = None) -> None:
+    """Run lm-eval's command with our model registered."""
     from lm_eval.__main__ import cli_evaluate
 
     register()
@@ -327,4 +335,4 @@ def main(arguments: Iterable[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_lm_eval()

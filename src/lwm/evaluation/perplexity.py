@@ -1,167 +1,117 @@
-"""How well a model foresees a text, by the position in its context, at several context lengths and
-with other RoPE thetas.
+"""Measure the perplexity of a text by position, at several context lengths and RoPE thetas.
 
-Rows of every length end at the same places of the text: what more context gives is told apart from
-how hard the text is there. Knows a model's weights and configuration, and runs' results; knows no
-command line.
+Rows of every length end at the same tokens of the text, so that the effect of more context is not
+confused with how hard the text is. Each row of results is one bucket of positions in one row of
+text: `theta, length, row, bucket_from, bucket_to, nll` (mean, nats per token) and `tokens`.
 """
 
 import hashlib
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from functools import cache
+from typing import Annotated, Any
 
 import numpy as np
+from annotated_types import Ge
 from jaxtyping import Int
+from matplotlib.figure import Figure
+from matplotlib.ticker import LogFormatter, ScalarFormatter
 
+from lwm.core.config import Checked
 from lwm.core.errors import CapacityError, ConfigError, InputError
 from lwm.core.progress import progress
 from lwm.data.text.tokenizer import Tokenizer
 from lwm.engine.scoring import Scorer
-from lwm.evaluation.report.curves import Curve, curves
-from lwm.evaluation.results import Results
+from lwm.evaluation.report.scores import Table
+from lwm.evaluation.results import Results, Rows
 from lwm.evaluation.tasks.haystack import read_haystack
 from lwm.generation.model import Model
 
 KEYS = ("theta", "length", "row", "bucket_from")
+MAX_THETAS = 8
+"""The plot has no more colors."""
 _FIRST_EDGE = 64
-MOST_THETAS = 8
 
 
 @dataclass(frozen=True, kw_only=True)
-class PerplexityConfig:
-    """What is measured.
+class PerplexityConfig(Checked):
+    """Set what is measured.
 
     Args:
-        lengths: tokens that are read, ascending.
-        thetas: RoPE thetas beside the model's own.
-        rows: of each length.
-        batch_tokens: tokens that are read together, at least one row.
+        lengths: context lengths in tokens, ascending.
+        thetas: RoPE thetas to measure besides the model's.
+        rows: rows of text at each length.
+        batch_tokens: tokens of a batch, which has at least one row.
     """
 
     lengths: Sequence[int]
     thetas: Sequence[float] = ()
-    rows: int = 4
-    batch_tokens: int = 8192
+    rows: Annotated[int, Ge(1)] = 4
+    batch_tokens: Annotated[int, Ge(1)] = 8192
 
     def __post_init__(self) -> None:
-        if self.rows < 1:
-            raise ConfigError(f"rows is {self.rows}; it must be at least 1")
-        if self.batch_tokens < 1:
-            raise ConfigError(f"batch_tokens is {self.batch_tokens}; it must be at least 1")
-        if len(self.thetas) > MOST_THETAS:
+        super().__post_init__()
+        if len(self.thetas) > MAX_THETAS:
             raise ConfigError(
-                f"{len(self.thetas)} thetas are given; a picture holds {MOST_THETAS} at most"
+                f"{len(self.thetas)} thetas do not fit a plot; give at most {MAX_THETAS}"
             )
-        wrong = [theta for theta in self.thetas if not 0 < theta < float("inf")]
-        if wrong:
-            raise ConfigError(f"theta is {wrong[0]:g}; it must be a positive number")
+        for theta in self.thetas:
+            if not 0 < theta < float("inf"):
+                raise ConfigError(f"theta is {theta:g}; it must be a positive number")
 
 
-def edges_of(length: int, shortest: int) -> list[int]:
-    """Bounds of the buckets of a row, closer together where positions are few: 0, 64, 96, 128,
-    192, ..., `length`, and where the last `shortest` tokens begin."""
+def bucket_edges(length: int, shortest: int) -> list[int]:
+    """Return the bounds of a row's buckets: 0, 64, 96, 128, 192, ..., `length`.
+
+    One of them is where the last `shortest` tokens begin.
+    """
     doubled = itertools.takewhile(lambda x: x < length, (_FIRST_EDGE << n for n in range(64)))
     inner = {edge for low in doubled for edge in (low, low * 3 // 2) if edge < length}
     return sorted({0, *inner, length - shortest, length})
 
 
 def require_lengths(config: PerplexityConfig, context: int, source: str) -> None:
-    """Raises:
-    CapacityError: a length is beyond the model's context and no theta is given.
+    """Refuse lengths beyond the context, unless another theta is measured.
+
+    Raises:
+        CapacityError: names the longest length.
     """
     longest = max(config.lengths)
     if longest > context and not config.thetas:
         raise CapacityError(
             f"the length {longest:,} is beyond the context of {source}, which is {context:,}; "
-            "shorten the lengths, or go beyond it with --theta"
+            "shorten the lengths, or extend the context with --theta"
         )
 
 
 def read_rows(data: str, tokenizer: Tokenizer, longest: int, rows: int) -> np.ndarray:
-    """Rows of running text for the longest length, one token more than is read: the last is but a
-    target.
+    """Read rows of consecutive text, [rows, longest + 1]; the last token is only a target.
 
     Args:
-        data: as `lwm.evaluation.tasks.haystack.texts` takes it.
+        data: the text, as `lwm.evaluation.tasks.haystack.read_texts` takes it.
 
     Raises:
-        InputError: there is too little text.
+        InputError: the text is too short.
     """
     size = longest + 1
     ids = read_haystack(data, tokenizer, rows * size).ids
     if len(ids) < rows * size:
         raise InputError(
             f"{data} has {len(ids):,} tokens and {rows} rows of {longest:,} need {rows * size:,}; "
-            "ask for fewer --rows or shorter --lengths, or name a longer --data"
+            "lower --rows or --lengths, or name a longer --data"
         )
     return ids[: rows * size].reshape(rows, size)
 
 
-def measure(
-    model: Model,
-    text: Int[np.ndarray, "rows tokens"],
-    config: PerplexityConfig,
-    results: Results,
-    told: Callable[[Curve], None] = lambda curve: None,
-) -> list[Curve]:
-    """Rows of results, written as they come, and what they say.
-
-    Each row of `results` is a bucket of a row of text: `theta, length, row, bucket_from,
-    bucket_to, nll` (mean, in nats a token) and `tokens`.
-
-    Args:
-        text: from `read_rows`, for the longest length.
-        told: called with each curve that is done.
-
-    Raises:
-        CapacityError: as `require_lengths`.
-    """
-    require_lengths(config, model.config.max_sequence_length, model.source)
-    plan, shortest = _plan(model, config), min(config.lengths)
-    opening = _opening(model.tokenizer)
-    counted = sum(length * config.rows for _, length in plan)
-    with progress("reading", counted) as advance:
-        for theta, group in itertools.groupby(plan, key=lambda part: part[0]):
-            scorer: Scorer | None = None
-            for _, length in group:
-                edges = edges_of(length, shortest)
-                size = max(1, config.batch_tokens // length)
-                for first in range(0, config.rows, size):
-                    picked = list(range(first, min(first + size, config.rows)))
-                    # Read together again if one is missing: how sums round hangs on the batch.
-                    if all(
-                        _key(theta, length, row, low) in results
-                        for row in picked
-                        for low in edges[:-1]
-                    ):
-                        advance(length * len(picked))
-                        continue
-                    if scorer is None:
-                        longest = max(model.config.max_sequence_length, length)
-                        changed = replace(
-                            model.config, rope_theta=theta, max_sequence_length=longest
-                        )
-                        scorer = Scorer(model.weights, changed, model.mesh)
-                    read = _end_with(text[picked], length, opening)
-                    nll = -scorer.log_likelihoods(read).log_likelihood.astype(np.float64)
-                    for row, values in zip(picked, nll, strict=True):
-                        _append(results, theta, length, row, edges, values)
-                        advance(length)
-                done = [
-                    row for row in results.rows
-                    if (row["theta"], row["length"]) == (theta, length)
-                ]  # fmt: skip
-                told(curves(done, shortest)[0])
-    return curves(results.rows, shortest)
-
-
-def settings_of(
+def run_settings(
     model: Model, data: str, text: np.ndarray, config: PerplexityConfig
 ) -> dict[str, Any]:
-    """What the rows of a run depend on. Thetas, and lengths between the shortest and the longest,
-    may be added later: rows that are there stay right."""
+    """Return the settings that the rows of a run depend on.
+
+    Thetas, and lengths between the shortest and the longest, are not among them: a later call may
+    add some, and existing rows stay valid.
+    """
     return {
         "evaluation": "perplexity",
         "model": model.source,
@@ -174,37 +124,263 @@ def settings_of(
     }
 
 
-def _plan(model: Model, config: PerplexityConfig) -> list[tuple[float, int]]:
-    """Thetas and lengths to measure, the model's own theta first, within its context."""
-    own, limit = float(model.config.rope_theta), model.config.max_sequence_length
-    others = [float(theta) for theta in dict.fromkeys(config.thetas)]
-    plan = [(own, length) for length in config.lengths if own in others or length <= limit]
-    return plan + [
-        (theta, length) for theta in others if theta != own for length in config.lengths
+@dataclass(frozen=True, kw_only=True)
+class Curve:
+    """Hold the perplexity at one theta and length, for each bucket of positions."""
+
+    theta: float
+    length: int
+    edges: Sequence[int]
+    """Bounds of the buckets."""
+    values: Sequence[float]
+    mean: float
+    """Over all positions."""
+    last: float
+    """Over the tokens that rows of all lengths end with."""
+
+
+def measure(
+    model: Model,
+    text: Int[np.ndarray, "rows tokens"],
+    config: PerplexityConfig,
+    results: Results,
+    on_curve: Callable[[Curve], None] = lambda curve: None,
+) -> list[Curve]:
+    """Measure what has no row of results yet, append the rows, and return all curves.
+
+    Args:
+        text: from `read_rows`, for the longest length.
+        on_curve: callback for each finished curve.
+
+    Raises:
+        CapacityError: a length is beyond the context, see `require_lengths`.
+    """
+    limit = model.config.max_sequence_length
+    require_lengths(config, limit, model.source)
+    shortest = min(config.lengths)
+    lengths_of = {float(model.config.rope_theta): [n for n in config.lengths if n <= limit]}
+    lengths_of |= {float(theta): list(config.lengths) for theta in config.thetas}
+    # The tokenizer puts this before a text.
+    bos = [id for id in model.tokenizer.encode("") if id == model.tokenizer.bos_id][:1]
+    with progress("reading", config.rows * sum(map(sum, lengths_of.values()))) as advance:
+        for theta, lengths in lengths_of.items():
+            changed = replace(
+                model.config, rope_theta=theta, max_sequence_length=max(limit, *lengths, 0)
+            )
+            scorer = cache(lambda changed=changed: Scorer(model.weights, changed, model.mesh))
+            for length in lengths:
+                size = max(1, config.batch_tokens // length)
+                for first in range(0, config.rows, size):
+                    rows = range(first, min(first + size, config.rows))
+                    tokens = _last_tokens(text[rows.start : rows.stop], length, bos)
+                    _measure_batch(scorer, tokens, rows, theta, shortest, results)
+                    advance(length * len(rows))
+                finished = [
+                    row for row in results.rows if (row["theta"], row["length"]) == (theta, length)
+                ]
+                on_curve(perplexity_curves(finished, shortest)[0])
+    return perplexity_curves(results.rows, shortest)
+
+
+def _measure_batch(
+    scorer: Callable[[], Scorer],
+    tokens: np.ndarray,
+    rows: range,
+    theta: float,
+    shortest: int,
+    results: Results,
+) -> None:
+    """Append the missing rows of results of a batch; it is computed as a whole if one is missing,
+    since rounding depends on the batch."""
+    length = tokens.shape[1] - 1
+    missing = [
+        ({"theta": theta, "length": length, "row": row, "bucket_from": low}, high)
+        for row in rows
+        for low, high in itertools.pairwise(bucket_edges(length, shortest))
+    ]
+    missing = [(key, high) for key, high in missing if key not in results]
+    if not missing:
+        return
+    nll = -scorer().log_likelihoods(tokens).log_likelihood.astype(np.float64)
+    for key, high in missing:
+        low = key["bucket_from"]
+        mean = float(nll[key["row"] - rows.start, low:high].mean())
+        results.append({**key, "bucket_to": high, "nll": mean, "tokens": high - low})
+
+
+def _last_tokens(text: np.ndarray, length: int, bos: Sequence[int]) -> np.ndarray:
+    """Return the last `length` tokens of each row and one token before them."""
+    if not bos:
+        return text[:, -(length + 1) :]
+    return np.concatenate([np.full((len(text), 1), bos[0]), text[:, -length:]], axis=1)
+
+
+def perplexity_curves(rows: Iterable[Mapping[str, Any]], shortest: int) -> list[Curve]:
+    """Compute the curves of a run from its rows, by theta and length.
+
+    Args:
+        shortest: shortest length of the run.
+
+    Raises:
+        InputError: a row is not a row of perplexity.
+    """
+    sums: dict[tuple[float, int], dict[tuple[int, int], np.ndarray]] = {}
+    for row in rows:
+        try:
+            buckets = sums.setdefault((float(row["theta"]), int(row["length"])), {})
+            bucket = (int(row["bucket_from"]), int(row["bucket_to"]))
+            tokens = int(row["tokens"])
+            part = np.array([float(row["nll"]) * tokens, tokens])
+        except (KeyError, TypeError, ValueError) as error:
+            raise InputError(
+                f"{dict(row)!r} is not a row of perplexity; name results of 'lwm eval perplexity'"
+            ) from error
+        buckets[bucket] = buckets.get(bucket, np.zeros(2)) + part
+    curves = []
+    for (theta, length), buckets in sorted(sums.items()):
+        order = sorted(buckets)
+        last = [buckets[bucket] for bucket in order if bucket[0] >= length - shortest]
+        curves.append(
+            Curve(
+                theta=theta,
+                length=length,
+                edges=[order[0][0], *(high for _, high in order)],
+                values=[_perplexity(*buckets[bucket]) for bucket in order],
+                mean=_perplexity(*sum(buckets.values(), np.zeros(2))),
+                last=_perplexity(*sum(last, np.zeros(2))),
+            )
+        )
+    return curves
+
+
+def _perplexity(nll: float, tokens: float) -> float:
+    return float(np.exp(min(nll / tokens, 100.0)))
+
+
+Series = Mapping[str, Sequence[Curve]]
+"""Curves by what the legend calls them, those of one series by length."""
+
+
+def curves_by_theta(curves: Sequence[Curve], model_theta: float) -> Series:
+    """Group the curves of one run by theta, the model's first and marked by a star."""
+    thetas = sorted(
+        {curve.theta for curve in curves}, key=lambda theta: (theta != model_theta, theta)
+    )
+    return {
+        f"theta {theta:.4g}{'*' if theta == model_theta else ''}": _at_theta(curves, theta)
+        for theta in thetas
+    }
+
+
+def curves_of_runs(runs: Mapping[str, tuple[Mapping[str, Any], Rows]]) -> Series:
+    """Compute the curves of several runs, by run and theta.
+
+    Args:
+        runs: settings and rows by name.
+
+    Raises:
+        InputError: rows are not rows of perplexity, or the runs measured different tokens.
+    """
+    series, (first, (expected, _)) = {}, next(iter(runs.items()))
+    for run, (settings, rows) in runs.items():
+        for name in ("text", "shortest"):
+            if name not in settings:
+                raise InputError(
+                    f"{run} does not say what text was measured; name the whole directory that "
+                    "'lwm eval perplexity' wrote"
+                )
+            if settings[name] != expected[name]:
+                raise InputError(
+                    f"{run} was not measured on the tokens of {first}; measure both with one "
+                    "tokenizer and the same --data, --rows and --lengths"
+                )
+        curves = perplexity_curves(rows, int(settings["shortest"]))
+        for theta in sorted({curve.theta for curve in curves}):
+            series[f"{run}, theta {theta:.4g}"] = _at_theta(curves, theta)
+    return series
+
+
+def _at_theta(curves: Iterable[Curve], theta: float) -> list[Curve]:
+    return sorted((c for c in curves if c.theta == theta), key=lambda curve: curve.length)
+
+
+def curve_table(series: Series) -> Table:
+    """Tabulate perplexities by position: a column for each curve."""
+    columns = {f"{name} {c.length:,}": c for name, curves in series.items() for c in curves}
+    curves = list(columns.values())
+    shortest = min(curve.length for curve in curves)
+    totals = [
+        _table_row("all", [curve.mean for curve in curves]),
+        _table_row(f"last {shortest:,}", [curve.last for curve in curves]),
+    ]
+    return Table(["positions", *columns], [*_bucket_rows(curves), *totals])
+
+
+def comparison_table(series: Series) -> Table:
+    """Tabulate perplexities of several runs: a column for each run and theta.
+
+    The rows are positions in the longest context, then the tokens that contexts of all lengths
+    end with.
+    """
+    longest = [curves[-1] for curves in series.values()]
+    lasts = [{curve.length: curve.last for curve in curves} for curves in series.values()]
+    lengths = sorted({length for last in lasts for length in last})
+    totals = [
+        _table_row(f"last {lengths[0]:,} of {length:,}", [last.get(length) for last in lasts])
+        for length in lengths
+    ]
+    return Table(["positions", *series], [*_bucket_rows(longest), *totals])
+
+
+def _bucket_rows(curves: Sequence[Curve]) -> list[list[str]]:
+    """Make a table row for each bucket that a curve has."""
+    columns = [
+        dict(zip(itertools.pairwise(curve.edges), curve.values, strict=True)) for curve in curves
+    ]
+    return [
+        _table_row(f"{low:,}-{high:,}", [column.get((low, high)) for column in columns])
+        for low, high in sorted({bucket for column in columns for bucket in column})
     ]
 
 
-def _opening(tokenizer: Tokenizer) -> list[int]:
-    """What the tokenizer puts before a text."""
-    return [token for token in tokenizer.encode("") if token == tokenizer.bos_id][:1]
+def _table_row(name: str, cells: Iterable[float | None]) -> list[str]:
+    return [name, *("" if cell is None else f"{cell:.4g}" for cell in cells)]
 
 
-def _end_with(text: np.ndarray, length: int, opening: Sequence[int]) -> np.ndarray:
-    """The last `length` tokens of each row and what stands before them, [rows, length + 1]."""
-    if not opening:
-        return text[:, -(length + 1) :]
-    return np.concatenate([np.full((len(text), 1), opening[0]), text[:, -length:]], axis=1)
+def perplexity_figure(series: Series, title: str, *, longest_only: bool = False) -> Figure:
+    """Plot perplexity by position, and beside it over the last tokens by context length.
 
-
-def _key(theta: float, length: int, row: int, low: int) -> dict[str, Any]:
-    return {"theta": theta, "length": length, "row": row, "bucket_from": low}
-
-
-def _append(
-    results: Results, theta: float, length: int, row: int, edges: Sequence[int], nll: np.ndarray
-) -> None:
-    for low, high in itertools.pairwise(edges):
-        key = _key(theta, length, row, low)
-        if key not in results:
-            mean = float(nll[low:high].mean())
-            results.append({**key, "bucket_to": high, "nll": mean, "tokens": high - low})
+    Args:
+        longest_only: leave out the positions of shorter contexts.
+    """
+    lengths = sorted({curve.length for curves in series.values() for curve in curves})
+    several = len(lengths) > 1
+    figure = Figure(figsize=(12 if several else 7, 4.5), layout="constrained")
+    panels = np.atleast_1d(figure.subplots(1, 2 if several else 1, sharey=False))
+    for number, (name, curves) in enumerate(series.items()):
+        shown = curves[-1:] if longest_only else curves
+        for place, curve in enumerate(shown, 1):
+            panels[0].plot(
+                curve.edges[1:], curve.values, "o-", markersize=3, color=f"C{number}",
+                alpha=0.35 + 0.65 * place / len(shown), label=f"{name}, {curve.length:,} tokens",
+            )  # fmt: skip
+        if several:
+            panels[1].plot(
+                [curve.length for curve in curves], [curve.last for curve in curves], "o-",
+                color=f"C{number}", label=name,
+            )  # fmt: skip
+    panels[0].set_xlabel("position in the context, up to")
+    if several:
+        panels[1].set_xlabel("tokens of the context")
+        panels[1].set_title(f"the last {lengths[0]:,} tokens, the same text in all", fontsize=10)
+    for axes in panels:
+        axes.set_xscale("log", base=2)
+        axes.set_yscale("log")
+        axes.xaxis.set_major_formatter(ScalarFormatter())
+        axes.yaxis.set_major_formatter(ScalarFormatter())
+        axes.yaxis.set_minor_formatter(LogFormatter(minor_thresholds=(2, 0.5)))
+        axes.set_ylabel("perplexity")
+        axes.grid(alpha=0.3, which="both")
+        axes.legend(fontsize=8)
+    figure.suptitle(title)
+    return figure

@@ -1,14 +1,12 @@
-"""A run's directory: settings.json, and results.jsonl with a row for each answer, as they come.
+"""Store a run in a directory: `settings.json`, and `results.jsonl` with one row for each answer.
 
-Rows are the original's (`context_length, depth_percent, response, answer, correct, seed`) with
-further columns. A line that a crash cut in half is dropped and answered again; a directory whose
-settings are other ones is another run's, and is refused. Of several processes, the first alone
-reads and writes, and tells the others what was there.
+Rows have the columns of the original LWM scripts (`context_length`, `depth_percent`, `response`,
+`answer`, `correct`, `seed`) and further ones. A run that was interrupted continues; the directory
+of a run with other settings is refused.
 """
 
 import json
-import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,29 +14,30 @@ from lwm.core.config import read_json
 from lwm.core.distributed import first_process, from_first, together
 from lwm.core.errors import InputError
 from lwm.core.files import new_file
+from lwm.core.journal import append, discard_incomplete, read_journal
 from lwm.evaluation.case import Key
 
 ROWS = "results.jsonl"
 SETTINGS = "settings.json"
 MAX_BYTES = 1 << 30
-"""Of a file of rows; larger ones are not ours."""
+"""Limit for a file of rows; no real one comes near it."""
 
 Row = dict[str, Any]
+Rows = Sequence[Mapping[str, Any]]
 
 
 class Results:
-    """Rows of one run, on disk after each. Of several processes, all must open it and append the
-    same rows.
+    """Keep the rows of one run, on disk after each answer.
+
+    Every process must open the same run and append the same rows; process 0 reads and writes.
 
     Args:
-        directory: made with the first row if it is missing.
-        settings: what the rows depend on, as JSON; the same each time the run is gone on with, and
-            in every process.
-        keys: names of the columns that tell a row from the others.
+        directory: created with the first row.
+        settings: JSON data that the rows depend on; must match those of the interrupted run.
+        keys: names of the columns that identify a row.
 
     Raises:
-        InputError: the directory holds another run's rows, or rows that are broken; in every
-            process, whichever found it out.
+        InputError: the directory holds another run or broken rows; raised in every process.
     """
 
     def __init__(
@@ -46,32 +45,32 @@ class Results:
     ) -> None:
         self.directory, self._keys = directory, keys
         self.path = directory / ROWS
-        self.settings = own = json.loads(json.dumps(dict(settings)))
-        of_first, self.rows = from_first(lambda: (own, _opened(directory, own)))
+        self.settings = mine = json.loads(json.dumps(dict(settings)))
+        first, self.rows = from_first(lambda: (mine, _open_run(directory, mine)))
         with together():
             remedy = "start all of them with the same flags"
-            _require_same("process 0 makes another run:", of_first, own, remedy)
-        self._held = {self._key(row) for row in self.rows}
+            _require_same("process 0 makes another run:", first, mine, remedy)
+        self._answered = {self._key(row) for row in self.rows}
 
     def _key(self, row: Mapping[str, Any]) -> tuple[Any, ...]:
         missing = [name for name in self._keys if name not in row]
         if missing:
             raise InputError(
-                f"a row of {self.path} has no {missing[0]!r}, so it is of another run; name "
+                f"a row of {self.path} has no {missing[0]!r}, so it belongs to another run; name "
                 "another --out"
             )
         return tuple(row[name] for name in self._keys)
 
     def __contains__(self, key: Key) -> bool:
-        return self._key(key) in self._held
+        return self._key(key) in self._answered
 
     def append(self, row: Row) -> None:
-        """Writes a row; it is on disk when this returns."""
-        with together():  # a disk that is full ends all
+        """Write a row; it is on disk when this returns."""
+        with together():  # a full disk must end every process
             if first_process():
                 self._write(row)
         self.rows.append(row)
-        self._held.add(self._key(row))
+        self._answered.add(self._key(row))
 
     def _write(self, row: Row) -> None:
         settings = self.directory / SETTINGS
@@ -79,91 +78,81 @@ class Results:
             self.directory.mkdir(parents=True, exist_ok=True)
             with new_file(settings) as partial:
                 partial.write_text(json.dumps(self.settings, indent=2) + "\n", encoding="utf-8")
-        with self.path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(row, ensure_ascii=False) + "\n")
-            file.flush()
-            os.fsync(file.fileno())
+        append(self.path, row)
 
 
 def read_results(path: Path) -> tuple[dict[str, Any], list[Row]]:
-    """Settings and rows of a run, from its directory or from its file of rows; the settings are
-    empty where there are none beside it.
+    """Return the settings and rows of a run, from its directory or its file of rows.
+
+    A file of rows may also be a JSON array, as the original LWM scripts write it. Settings are
+    empty if there are none beside the rows.
 
     Raises:
-        InputError: nothing is there, or the rows are broken.
+        InputError: there are no rows, or they are broken.
     """
     file = path / ROWS if path.is_dir() else path
     if not file.is_file():
         raise InputError(f"{path} holds no results; name a directory with {ROWS}, or such a file")
-    settings = file.parent / SETTINGS
-    rows = _whole_rows(file, mend=False)
+    with file.open("rb") as opened:
+        is_array = opened.read(64).lstrip().startswith(b"[")
+    rows = _read_array(file) if is_array else list(_read_rows(file))
     if not rows:
-        raise InputError(f"{file} has no row yet; let its run go on first")
+        raise InputError(f"{file} has no row yet; continue its run first")
+    settings = file.parent / SETTINGS
     return (read_json(settings) if settings.exists() else {}), rows
 
 
-def _opened(directory: Path, wanted: Mapping[str, Any]) -> list[Row]:
-    """Rows of a run's directory, as far as there are some."""
+def _open_run(directory: Path, settings: Mapping[str, Any]) -> list[Row]:
+    """Return the rows of a run's directory, if it exists."""
     path, rows = directory / SETTINGS, directory / ROWS
     if path.exists():
         remedy = "name another --out, or remove it"
-        _require_same(f"{directory} holds another run:", read_json(path), wanted, remedy)
+        _require_same(f"{directory} holds another run:", read_json(path), settings, remedy)
     elif rows.exists():
         raise InputError(
-            f"{directory} holds {ROWS} without {SETTINGS}, so it cannot be told whether they are "
-            "of this run; name another --out"
+            f"{directory} holds {ROWS} without {SETTINGS}, so its run is unknown; name another "
+            "--out"
         )
     elif directory.exists() and not directory.is_dir():
         raise InputError(f"{directory} is a file; name a directory with --out")
-    return _whole_rows(rows) if rows.exists() else []
+    discard_incomplete(rows)
+    return list(_read_rows(rows))
 
 
 def _require_same(
-    whose: str, found: Mapping[str, Any], wanted: Mapping[str, Any], remedy: str
+    prefix: str, theirs: Mapping[str, Any], mine: Mapping[str, Any], remedy: str
 ) -> None:
-    for name in sorted(found.keys() | wanted.keys()):
-        if found.get(name) != wanted.get(name):
+    for name in sorted(theirs.keys() | mine.keys()):
+        if theirs.get(name) != mine.get(name):
             raise InputError(
-                f"{whose} its {name} is {found.get(name)!r} and not {wanted.get(name)!r}; {remedy}"
+                f"{prefix} its {name} is {theirs.get(name)!r} and not {mine.get(name)!r}; {remedy}"
             )
 
 
-def _whole_rows(path: Path, *, mend: bool = True) -> list[Row]:
-    """Rows of a file; what stands behind its last line's end was cut off by a crash.
+def _require_size(path: Path) -> None:
+    if path.exists() and path.stat().st_size > MAX_BYTES:
+        raise InputError(
+            f"{path} is larger than {MAX_BYTES >> 20} MB, so it holds no results; name another"
+        )
 
-    Args:
-        mend: cut it off in the file, too.
-    """
-    if path.stat().st_size > MAX_BYTES:
-        raise InputError(f"{path} is larger than {MAX_BYTES >> 20} MB; it holds no results")
-    data = path.read_bytes()
-    if not mend and data.lstrip()[:1] == b"[":
-        return _array(path, data)
-    whole = data[: data.rfind(b"\n") + 1]
-    rows = []
-    for number, line in enumerate(whole.splitlines(), 1):
-        try:
-            row = json.loads(line)
-        except (ValueError, RecursionError):
-            row = None
+
+def _read_rows(path: Path) -> Iterator[Row]:
+    _require_size(path)
+    for number, row in read_journal(path):
         if not isinstance(row, dict):
             raise InputError(
-                f"{path} line {number} is no row of results; remove the line, and it is answered "
-                "again"
+                f"{path}, line {number}, is not a row of results; remove the line, and it is "
+                "answered again"
             )
-        rows.append(row)
-    if mend and len(whole) < len(data):
-        with path.open("r+b") as file:
-            file.truncate(len(whole))
-    return rows
+        yield row
 
 
-def _array(path: Path, data: bytes) -> list[Row]:
-    """Rows of a file of the original's, one JSON array."""
+def _read_array(path: Path) -> list[Row]:
+    _require_size(path)
     try:
-        rows = json.loads(data)
+        rows = json.loads(path.read_bytes())
     except (ValueError, RecursionError) as error:
-        raise InputError(f"{path} is no JSON that can be read ({error}); repair it") from error
+        raise InputError(f"{path} is not valid JSON ({error}); repair it") from error
     if not all(isinstance(row, dict) for row in rows):
-        raise InputError(f"{path} holds other things than rows of results; name another file")
+        raise InputError(f"{path} holds values that are not rows of results; name another file")
     return rows

@@ -10,10 +10,9 @@ import pytest
 import tyro
 from sample_rows import FOUR, needle, suite
 
-from lwm.cli.eval_compare import compare
+from lwm.cli.evaluate import compare
 from lwm.core.errors import InputError
-from lwm.evaluation.report.compare import compare as compare_runs
-from lwm.evaluation.report.compare import write
+from lwm.evaluation.report.compare import compare_runs, write_comparison
 
 
 def run_of(directory: Path, rows: list[dict[str, Any]], **settings: Any) -> Path:
@@ -113,7 +112,7 @@ def test_perplexities_of_the_same_tokens(tmp_path: Path) -> None:
         ([base, other], "c was not measured on the tokens of perplexity · a"),
         ([base, bare], "d does not say what text"),
         ([bare, base], "d does not say what text"),
-        ([base, scores], "e is of prompts .* perplexities"),
+        ([base, scores], "e holds prompts .* perplexities"),
     ):
         with pytest.raises(InputError, match=words):
             compare_runs(paths)
@@ -137,8 +136,8 @@ def test_what_has_nothing_in_common_is_refused(tmp_path: Path) -> None:
     for paths, words in (
         ([], "no results"),
         ([tmp_path / "none"], "none holds no results"),
-        ([text, video], "video is of videos .* and .*text is of|video is of videos"),
-        ([text, x], "nothing in common"),
+        ([text, video], "video holds videos by frames and .*text holds prompts"),
+        ([text, x], "compare runs of one kind"),
         ([x, y], "share no task"),
         ([text, unscored], "unscored has rows without a score"),
     ):
@@ -147,4 +146,4 @@ def test_what_has_nothing_in_common_is_refused(tmp_path: Path) -> None:
     blocked = tmp_path / "file"
     blocked.write_text("", encoding="utf-8")
     with pytest.raises(InputError, match="--out"):
-        write(compare_runs([text]), blocked / "out", "x")
+        write_comparison(compare_runs([text]), blocked / "out", "x")

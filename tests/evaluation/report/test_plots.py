@@ -14,13 +14,13 @@ from PIL import Image
 from sample_rows import FOUR, SEVERAL, needle, suite
 
 from lwm.evaluation.report.plots import (
+    figures_of,
+    frame_sheet,
     headline,
     heat_map,
-    pictures_of,
     png,
-    save,
+    save_figure,
     score_by_length,
-    sheet,
     svg,
     task_bars,
 )
@@ -43,7 +43,7 @@ def test_a_heat_map_says_each_cells_score_and_leaves_empty_ones() -> None:
     assert labels(figure, "y") == ["0", "50", "100"]
     assert axes.yaxis_inverted()
     assert axes.get_title(loc="left") == "smollm2\n2 rounds, score 50.0%"
-    assert "grey: not answered yet" in axes.get_xlabel()
+    assert "gray: not answered yet" in axes.get_xlabel()
     (mesh,) = [part for part in axes.collections if isinstance(part, QuadMesh)]
     assert mesh.get_clim() == (0, 100)
     values = mesh.get_array()
@@ -112,12 +112,12 @@ def test_bars_of_tasks_and_their_mean() -> None:
 
 
 def test_which_pictures_show_which_rows() -> None:
-    assert list(pictures_of(FOUR, "x")) == ["heat_map", "by_length"]
-    assert list(pictures_of(SEVERAL, "x")) == ["heat_map"]
-    assert list(pictures_of([suite("a", 10, 1.0), suite("a", 20, 1.0)], "x")) == [
+    assert list(figures_of(FOUR, "x")) == ["heat_map", "by_length"]
+    assert list(figures_of(SEVERAL, "x")) == ["heat_map"]
+    assert list(figures_of([suite("a", 10, 1.0), suite("a", 20, 1.0)], "x")) == [
         "tasks", "by_length"
     ]  # fmt: skip
-    assert list(pictures_of([{"frames": 8, "depth_percent": 5.0, "score": 1.0}], "x")) == [
+    assert list(figures_of([{"frames": 8, "depth_percent": 5.0, "score": 1.0}], "x")) == [
         "heat_map"
     ]
 
@@ -131,14 +131,14 @@ def test_the_same_rows_give_the_same_bytes_and_touch_nothing_else(tmp_path: Path
     assert "<dc:date>" not in svg(first)
     assert dict(matplotlib.rcParams) == before
     (tmp_path / "map.svg").write_text("old", encoding="utf-8")
-    assert save(first, tmp_path / "map") == [tmp_path / "map.png", tmp_path / "map.svg"]
+    assert save_figure(first, tmp_path / "map") == [tmp_path / "map.png", tmp_path / "map.svg"]
     assert sorted(path.name for path in tmp_path.iterdir()) == ["map.png", "map.svg"]
     assert (tmp_path / "map.svg").read_text(encoding="utf-8") == svg(first)
 
 
 def test_a_sheet_shows_frames_with_captions() -> None:
     red = np.full((4, 4, 3), (255, 0, 0), np.uint8)
-    figure = sheet({"one": [red, red], "two": [red, red]}, ["a", "b"])
+    figure = frame_sheet({"one": [red, red], "two": [red, red]}, ["a", "b"])
     assert [axes.get_title() for axes in figure.axes] == ["a", "b", "", ""]
     pixels = np.asarray(Image.open(io.BytesIO(png(figure))).convert("RGB"))
     share = float((pixels == (255, 0, 0)).all(axis=-1).mean())

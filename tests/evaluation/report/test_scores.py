@@ -10,14 +10,14 @@ from lwm.evaluation.report.scores import (
     Table,
     by_cell,
     by_length,
-    kind_of,
+    count_rounds,
+    kind_of_rows,
     length_label,
     length_table,
     overall,
     points_of,
-    rounds,
+    score_of,
     task_table,
-    value_of,
 )
 
 
@@ -26,14 +26,14 @@ def test_means_of_the_originals_rows() -> None:
     assert by_cell(points) == {(1024, 0.0): 0.5, (1024, 50.0): 1.0, (4096, 0.0): 0.0}
     assert by_length(points) == {1024: 0.75, 4096: 0.0}
     assert overall(points) == 0.5
-    assert rounds(FOUR) == 2
+    assert count_rounds(FOUR) == 2
 
 
 def test_a_row_of_several_needles_counts_each_where_it_lies() -> None:
     points = points_of(SEVERAL)
     assert by_cell(points) == {(2048, 10.0): 1.0, (2048, 90.0): 0.0}
     assert overall(points) == 0.5
-    assert rounds([*SEVERAL, *SEVERAL]) == 2
+    assert count_rounds([*SEVERAL, *SEVERAL]) == 2
     # The original tells one depth for all of its needles.
     one = needle(2048, 30.0, True) | {"correct": [True, True, False, False]}
     assert by_cell(points_of([one])) == {(2048, 30.0): 0.5}
@@ -48,9 +48,9 @@ def test_every_task_of_a_suite_weighs_the_same() -> None:
 
 
 def test_kinds_of_rows() -> None:
-    assert kind_of(FOUR) == "length"
-    assert kind_of([suite("a", 10, 1.0)]) == "suite"
-    assert kind_of([{"frames": 8, "score": 1.0}]) == "frames"
+    assert kind_of_rows(FOUR) == "length"
+    assert kind_of_rows([suite("a", 10, 1.0)]) == "suite"
+    assert kind_of_rows([{"frames": 8, "score": 1.0}]) == "frames"
 
 
 @pytest.mark.parametrize(
@@ -73,9 +73,9 @@ def test_what_is_no_row_of_scores_is_refused(row: dict[str, Any], words: str) ->
 
 
 def test_values_of_verdicts() -> None:
-    assert value_of({"correct": True}) == 1.0
-    assert value_of({"correct": [True, False, False, False]}) == 0.25
-    assert value_of({"correct": False, "score": 0.75}) == 0.75
+    assert score_of({"correct": True}) == 1.0
+    assert score_of({"correct": [True, False, False, False]}) == 0.25
+    assert score_of({"correct": False, "score": 0.75}) == 0.75
 
 
 def test_tables_read_well_as_they_are() -> None:

@@ -18,10 +18,10 @@ from lwm.core.errors import ConfigError, InputError
 from lwm.data.text.tokenizer import Tokenizer, read_tokenizer
 from lwm.data.text.tokenizer_train import train_tokenizer
 from lwm.evaluation.case import Case
+from lwm.evaluation.evaluate import evaluate
 from lwm.evaluation.results import Results, read_results
-from lwm.evaluation.run import run
-from lwm.evaluation.tasks.haystack import read_haystack, texts
-from lwm.evaluation.tasks.needle import CITIES, KEPT_FREE, NeedleTask
+from lwm.evaluation.tasks.haystack import read_haystack, read_texts
+from lwm.evaluation.tasks.needle import CITIES, RESERVED, NeedleTask
 
 SAYING = "the river ran past a quiet mill and nobody in town could say how old it was"
 WORDS = SAYING.split()
@@ -87,7 +87,7 @@ def test_a_needle_sits_in_the_sentence_of_its_depth(
     ((key,),) = task.units()
     case = task.case(key)
     assert case == task.case(key)
-    assert case.told["context_tokens"] == length - KEPT_FREE
+    assert case.columns["context_tokens"] == length - RESERVED
     text = context_of(case, tokenizer)
     assert text.count(case.reference) == 1
     assert re.fullmatch(r"[1-9]\d{6}", case.reference)
@@ -123,17 +123,17 @@ def test_all_of_several_needles_are_there_once(
     told = dict(re.findall(r"The special magic (\w+) number is: (\d{7})", text))
     assert len(told) == count
     assert len(set(told.values())) == count
-    asked = [city for city in told if city in case.told["question"]]
+    asked = [city for city in told if city in case.columns["question"]]
     assert sorted(told[city] for city in asked) == sorted(case.reference)
-    assert case.told["context_tokens"] == length - KEPT_FREE
-    assert len(case.told["depth_percent"]) == len(case.reference)
+    assert case.columns["context_tokens"] == length - RESERVED
+    assert len(case.columns["depth_percent"]) == len(case.reference)
 
 
 def test_the_originals_prompt_to_the_letter(file: Path, tokenizer: Tokenizer) -> None:
     task = task_of(file, tokenizer, depths=[100.0])
     case = task.case(task.units()[0][0])
     text = squeezed(tokenizer.decode(case.prompt))
-    city = case.told["question"].split()[-2]
+    city = case.columns["question"].split()[-2]
     assert text.startswith("You are a helpful assistant. USER: ")
     assert text.endswith(
         f"\nThe special magic {city} number is: {case.reference}\nWhat is the special magic "
@@ -141,10 +141,10 @@ def test_the_originals_prompt_to_the_letter(file: Path, tokenizer: Tokenizer) ->
         "Keep your response short and direct. ASSISTANT: "
     )
     three = task_of(file, tokenizer, needles=3, retrieved=3)
-    question = three.case(three.units()[0][0]).told["question"]
+    question = three.case(three.units()[0][0]).columns["question"]
     assert re.fullmatch(r"What are the special magic numbers for \w+, \w+, and \w+\?", question)
     one = task_of(file, tokenizer, needles=3, retrieved=1)
-    question = one.case(one.units()[0][0]).told["question"]
+    question = one.case(one.units()[0][0]).columns["question"]
     assert re.fullmatch(r"What is the special magic number for \w+\?", question)
     assert len(set(CITIES)) == len(CITIES) >= 60
 
@@ -199,12 +199,12 @@ def test_who_copies_is_always_right_and_who_guesses_hardly_ever(
 ) -> None:
     task = task_of(file, tokenizer, rounds=3)
     draw = random.Random(0)
-    rows = run(
+    rows = evaluate(
         task, Oracle(lambda case: f"It is {case.reference}"), Results(tmp_path / "a", {}, KEYS)
     )
     assert len(rows) == 2 * 4 * 3
     assert all(row["correct"] is True and row["score"] == 1 for row in rows)
-    rows = run(
+    rows = evaluate(
         task,
         Oracle(lambda case: str(draw.randrange(10**6, 10**7))),
         Results(tmp_path / "b", {}, KEYS),
@@ -213,7 +213,7 @@ def test_who_copies_is_always_right_and_who_guesses_hardly_ever(
     several = task_of(file, tokenizer, needles=4, retrieved=4, rounds=40)
     # Names one of the four, so a quarter of all is found.
     guess = Oracle(lambda case: draw.choice(case.reference))
-    rows = run(several, guess, Results(tmp_path / "c", {}, ("context_length", "seed")))
+    rows = evaluate(several, guess, Results(tmp_path / "c", {}, ("context_length", "seed")))
     assert np.mean([row["score"] for row in rows]) == 0.25
 
 
@@ -222,22 +222,24 @@ def test_scores_by_logits_are_of_what_is_asked(
 ) -> None:
     task = task_of(file, tokenizer, needles=3, retrieved=2, lengths=[1000], by_logits=True)
     case = task.case(task.units()[0][0])
-    first, second = case.asked
-    numbers = [tokenizer.decode([case.target[i] for i in part]).strip() for part in case.asked]
+    first, second = case.answer_spans
+    numbers = [
+        tokenizer.decode([case.target[i] for i in part]).strip() for part in case.answer_spans
+    ]
     assert numbers == case.reference
     # As the tokenizer writes the whole answer in one go, but for what begins a text.
-    cities = re.findall(r"for (\w+), and (\w+)\?", case.told["question"])[0]
+    cities = re.findall(r"for (\w+), and (\w+)\?", case.columns["question"])[0]
     one, other = (f"The special magic {city} number is: " for city in cities)
     whole = tokenizer.encode(f"{one}{numbers[0]}. {other}{numbers[1]}", specials=False)
     assert whole[-len(case.target) :] == list(case.target)
     assert "".join(tokenizer.decode(case.prompt).split()).endswith("numberis:")
     wrong_word = [i in first or i in second for i in range(len(case.target))]
-    (row,) = run(task, Oracle(lambda case: wrong_word), Results(tmp_path / "a", {}, ("seed",)),
-                 score="logits")  # fmt: skip
+    results = Results(tmp_path / "a", {}, ("seed",))
+    (row,) = evaluate(task, Oracle(lambda case: wrong_word), results, score="logits")
     assert row["correct"] == [True, True]
     wrong_digit = [i != second[-1] for i in range(len(case.target))]
-    (row,) = run(task, Oracle(lambda case: wrong_digit), Results(tmp_path / "b", {}, ("seed",)),
-                 score="logits")  # fmt: skip
+    results = Results(tmp_path / "b", {}, ("seed",))
+    (row,) = evaluate(task, Oracle(lambda case: wrong_digit), results, score="logits")
     assert row["correct"] == [True, False]
     assert row["score"] == 0.5
 
@@ -246,16 +248,16 @@ def test_a_run_that_was_cut_off_ends_with_the_same_rows(
     file: Path, tokenizer: Tokenizer, tmp_path: Path
 ) -> None:
     task = task_of(file, tokenizer, rounds=2)
-    answers = lambda case: f"{case.reference} of {case.told['context_tokens']}"  # noqa: E731
-    whole = run(task, Oracle(answers), Results(tmp_path / "whole", {"a": 1}, KEYS))
+    answers = lambda case: f"{case.reference} of {case.columns['context_tokens']}"  # noqa: E731
+    whole = evaluate(task, Oracle(answers), Results(tmp_path / "whole", {"a": 1}, KEYS))
     for rows in (0, 1, 4, 6):
         part = tmp_path / f"part{rows}"
         with pytest.raises(KeyboardInterrupt):
-            run(task, Oracle(answers, stop_after=rows), Results(part, {"a": 1}, KEYS))
+            evaluate(task, Oracle(answers, stop_after=rows), Results(part, {"a": 1}, KEYS))
         if rows:
             with (part / "results.jsonl").open("a", encoding="utf-8") as half:
                 half.write('{"context_length": 700, "depth_pe')
-        assert run(task, Oracle(answers), Results(part, {"a": 1}, KEYS)) == whole
+        assert evaluate(task, Oracle(answers), Results(part, {"a": 1}, KEYS)) == whole
         assert (part / "results.jsonl").read_bytes() == (
             tmp_path / "whole" / "results.jsonl"
         ).read_bytes()
@@ -263,12 +265,12 @@ def test_a_run_that_was_cut_off_ends_with_the_same_rows(
 
 def test_another_runs_directory_is_refused(file: Path, tmp_path: Path) -> None:
     task = task_of(file, train_tokenizer([prose()], 400))
-    run(task, Oracle(lambda case: ""), Results(tmp_path, {"seed": 1, "rounds": 1}, KEYS))
+    evaluate(task, Oracle(lambda case: ""), Results(tmp_path, {"seed": 1, "rounds": 1}, KEYS))
     with pytest.raises(InputError, match="its seed is 1 and not 2"):
         Results(tmp_path, {"seed": 2, "rounds": 1}, KEYS)
     lines = (tmp_path / "results.jsonl").read_text(encoding="utf-8").splitlines()
     (tmp_path / "results.jsonl").write_text("\n".join([lines[0], lines[1][:30], *lines[2:], ""]))
-    with pytest.raises(InputError, match=r"line 2 is no row"):
+    with pytest.raises(InputError, match="line 2, is not valid JSON"):
         Results(tmp_path, {"seed": 1, "rounds": 1}, KEYS)
     (tmp_path / "results.jsonl").write_text('{"question": "?"}\n', encoding="utf-8")
     with pytest.raises(InputError, match="has no 'context_length'"):
@@ -317,7 +319,7 @@ def test_text_without_full_stops_and_other_lengths_beside(file: Path, tmp_path: 
     plain = tmp_path / "plain.txt"
     plain.write_text(prose().replace(".", " ;"), encoding="utf-8")
     window = read_haystack(str(plain), tokenizer, 4000).window(1000, [0, 1])
-    assert window.place(37.0) == 370
+    assert window.index_at(37.0) == 370
     # What is asked of a length hangs on nothing else that is asked.
     few = read_haystack(str(file), tokenizer, 4 * 800).window(700, [3, 700])
     many = read_haystack(str(file), tokenizer, 4 * 5000).window(700, [3, 700])
@@ -331,10 +333,10 @@ def test_files_of_the_originals_are_read(tmp_path: Path) -> None:
     path.write_text(json.dumps(rows), encoding="utf-8")
     assert read_results(path) == ({}, rows)
     path.write_text("[1]", encoding="utf-8")
-    with pytest.raises(InputError, match="other things"):
+    with pytest.raises(InputError, match="not rows of results"):
         read_results(path)
     path.write_text('[{"a": 1}', encoding="utf-8")
-    with pytest.raises(InputError, match="no JSON"):
+    with pytest.raises(InputError, match="not valid JSON"):
         read_results(path)
 
 
@@ -343,14 +345,14 @@ def test_texts_of_a_haystack(file: Path, tmp_path: Path) -> None:
     lines.write_text(
         "".join(json.dumps({"text": text}) + "\n" for text in ("One.", "Two.")), encoding="utf-8"
     )
-    assert list(texts(str(lines))) == ["One.", "Two."]
-    assert "".join(texts("book:Ruth")).startswith("Now it came to pass")
+    assert list(read_texts(str(lines))) == ["One.", "Two."]
+    assert "".join(read_texts("book:Ruth")).startswith("Now it came to pass")
     lines.write_text('{"body": "One."}\n', encoding="utf-8")
     with pytest.raises(InputError, match=r"record 1 has no field 'text' .*'body'"):
-        list(texts(str(lines)))
+        list(read_texts(str(lines)))
     lines.write_text('{"text": "One."}\n{"text": \n', encoding="utf-8")
     with pytest.raises(InputError, match="line 2 cannot be read"):
-        list(texts(str(lines)))
+        list(read_texts(str(lines)))
     tokenizer = train_tokenizer([prose()], 400)
     haystack = read_haystack(str(file), tokenizer, 10**9)
     assert tokenizer.decode(haystack.ids.tolist()) == prose()

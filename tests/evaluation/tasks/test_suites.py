@@ -19,14 +19,15 @@ from lwm.core.errors import ConfigError, InputError
 from lwm.data.text.tokenizer import Tokenizer
 from lwm.data.text.tokenizer_train import train_tokenizer
 from lwm.evaluation.case import Case
+from lwm.evaluation.evaluate import evaluate
 from lwm.evaluation.report.scores import by_length, by_task, effective_length, points_of
 from lwm.evaluation.results import Results
-from lwm.evaluation.run import run
-from lwm.evaluation.tasks.babilong import names_it_alone
+from lwm.evaluation.tasks.babilong import names_only
+from lwm.evaluation.tasks.filler import Prose
+from lwm.evaluation.tasks.question import most_units
 from lwm.evaluation.tasks.ruler import string_match_all, string_match_part
 from lwm.evaluation.tasks.ruler_qa import read_questions
-from lwm.evaluation.tasks.sizing import Prose, fullest
-from lwm.evaluation.tasks.suites import KEYS, TASKS, Suite, chosen, subtasks
+from lwm.evaluation.tasks.suites import KEYS, TASKS, SuiteTask, choose_tasks, make_subtasks
 
 SAYING = "the river ran past a quiet mill and nobody in town could say how old it was"
 WORDS = SAYING.split()
@@ -109,10 +110,10 @@ def files(tmp_path_factory) -> dict:
 
 
 def suite(name, files, kind="bpe", lengths=(4096,), samples=1, tasks=None, template="none"):
-    names, _ = chosen(name, tasks, files)
-    return Suite(
-        name=name,
-        subtasks=subtasks(name, names, tokenizer(kind), [text()], files),
+    names, _ = choose_tasks(name, tasks, files)
+    return SuiteTask(
+        suite=name,
+        subtasks=make_subtasks(name, names, tokenizer(kind), [text()], files),
         tokenizer=tokenizer(kind),
         template=template,
         lengths=lengths,
@@ -143,10 +144,10 @@ def test_every_example_fills_its_length_and_holds_its_answers(name, kind, length
         for key in unit:
             case = made.case(key)
             total = len(case.prompt) + case.max_tokens
-            task = case.told["task"]
+            task = case.columns["task"]
             assert length - UNIT.get(task, 16) < total <= length, key
             prompt = tokenizer(kind).decode(case.prompt)
-            context = prompt[: prompt.rindex(case.told["question"][:10])]
+            context = prompt[: prompt.rindex(case.columns["question"][:10])]
             for answer in case.reference:
                 often = context.lower().count(answer.lower())
                 if task.startswith("niah") or task == "kv_retrieval":
@@ -177,7 +178,7 @@ def test_fullest_is_full(least: int, budget: int, seed: int) -> None:
     for step in steps:
         sums.append(sums[-1] + step)
     budget += sums[least]
-    found = fullest(sums.__getitem__, budget, least, len(steps))
+    found = most_units(sums.__getitem__, budget, least, len(steps))
     assert found == max(n for n, total in enumerate(sums) if total <= budget)
 
 
@@ -282,9 +283,7 @@ def test_string_match_part_takes_any_answer() -> None:
 )
 def test_babilong_takes_the_answer_alone(response: str, correct: bool) -> None:
     labels = ("garden", "kitchen", "office")
-    assert (
-        names_it_alone(response, "garden", labels, "Where was Mary before the office?") is correct
-    )
+    assert names_only("garden", response, labels, "Where was Mary before the office?") is correct
 
 
 def test_infinitebench_scores() -> None:
@@ -303,12 +302,12 @@ def test_infinitebench_scores() -> None:
 def test_an_oracle_scores_everything(name, files, tmp_path: Path) -> None:
     made = suite(name, files, lengths=[2500, 4000])
     oracle = Oracle(lambda case: " and ".join(case.reference))
-    rows = run(made, oracle, Results(tmp_path, {}, KEYS))
+    rows = evaluate(made, oracle, Results(tmp_path, {}, KEYS))
     assert len(rows) == 2 * len(TASKS[name])
     points = points_of(rows)
     assert set(by_length(points).values()) == {1.0}
     assert effective_length(points, 100.0) == 4000
-    assert run(made, Oracle(lambda case: 1 / 0), Results(tmp_path, {}, KEYS)) == rows
+    assert evaluate(made, Oracle(lambda case: 1 / 0), Results(tmp_path, {}, KEYS)) == rows
 
 
 def test_answers_at_random_score_what_chance_says(files, tmp_path: Path) -> None:
@@ -316,7 +315,9 @@ def test_answers_at_random_score_what_chance_says(files, tmp_path: Path) -> None
     places = ("bathroom", "bedroom", "garden", "hallway", "kitchen", "office")
     samples = 40
     made = suite("babilong", {}, lengths=[1500], samples=samples, tasks="qa1,qa4")
-    rows = run(made, Oracle(lambda case: draw.choice(places)), Results(tmp_path / "1", {}, KEYS))
+    rows = evaluate(
+        made, Oracle(lambda case: draw.choice(places)), Results(tmp_path / "1", {}, KEYS)
+    )
     scores = by_task(points_of(rows))
     for task in ("qa1", "qa4"):  # within three standard deviations
         assert abs(scores[task, 1500] - 1 / 6) < 3 * (5 / 36 / samples) ** 0.5
@@ -329,7 +330,7 @@ def test_answers_at_random_score_what_chance_says(files, tmp_path: Path) -> None
         shares.append(1 / len(values))
         return draw.choice(values)
 
-    rows = run(made, Oracle(guess), Results(tmp_path / "2", {}, KEYS))
+    rows = evaluate(made, Oracle(guess), Results(tmp_path / "2", {}, KEYS))
     chance = sum(shares) / len(shares)
     found = by_task(points_of(rows))["niah_multikey_2", 1500]
     assert abs(found - chance) < 3 * (chance * (1 - chance) / samples) ** 0.5
@@ -349,20 +350,20 @@ def test_effective_length() -> None:
 
 
 def test_refusals(files, tmp_path: Path) -> None:
-    short = subtasks("ruler", ["niah_single_2"], tokenizer("bytes"), [text()[:2000]], {})
-    made = Suite(name="ruler", subtasks=short, tokenizer=tokenizer("bytes"), template="none",
+    short = make_subtasks("ruler", ["niah_single_2"], tokenizer("bytes"), [text()[:2000]], {})
+    made = SuiteTask(suite="ruler", subtasks=short, tokenizer=tokenizer("bytes"), template="none",
                  lengths=[5000], samples=1)  # fmt: skip
     with pytest.raises(InputError, match=r"niah_single_2 2,\d{3} tokens.* 5,000;"):
-        made.require()
+        made.require_fit()
     with pytest.raises(InputError, match=r"cwe takes at least [\d,]+ tokens .* is 200;"):
-        suite("ruler", {}, tasks="cwe", lengths=[200]).require()
+        suite("ruler", {}, tasks="cwe", lengths=[200]).require_fit()
     with pytest.raises(InputError, match=r"squad\.json gives qa_1 .* is 100,000;"):
-        suite("ruler", files, tasks="qa_1", lengths=[100_000]).require()
+        suite("ruler", files, tasks="qa_1", lengths=[100_000]).require_fit()
     with pytest.raises(ConfigError, match="no task 'qa9'"):
-        chosen("babilong", "qa1,qa9", ())
+        choose_tasks("babilong", "qa1,qa9", ())
     with pytest.raises(ConfigError, match="--squad"):
-        chosen("ruler", "vt,qa_1", ())
-    assert chosen("ruler", None, ["qa_1"])[1] == {"qa_2": "no --hotpot"}
+        choose_tasks("ruler", "vt,qa_1", ())
+    assert choose_tasks("ruler", None, ["qa_1"])[1] == {"qa_2": "no --hotpot"}
 
 
 @pytest.mark.parametrize(

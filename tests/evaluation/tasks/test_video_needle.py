@@ -17,18 +17,17 @@ from lwm.core.errors import CapacityError, InputError
 from lwm.core.params import initialize
 from lwm.data.text.tokenizer import Tokenizer
 from lwm.evaluation.case import Case
+from lwm.evaluation.evaluate import evaluate
 from lwm.evaluation.results import Results
-from lwm.evaluation.run import run
-from lwm.evaluation.tasks.video_needle import (
-    COLOURS,
+from lwm.evaluation.tasks.cards import (
+    COLORS,
     Card,
-    Kind,
-    VideoNeedleTask,
+    CardKind,
     card_of,
-    haystack_codes,
-    made_up_frames,
     paint,
+    synthetic_frames,
 )
+from lwm.evaluation.tasks.video_needle import VideoNeedleTask, haystack_codes
 from lwm.generation.codec import VqganCodec
 from lwm.media.videos import write_video
 from lwm.models.llama import LlamaConfig
@@ -89,7 +88,7 @@ def test_the_card_lies_where_it_is_asked_for(
     assert ends == [VISION.end_of_frame] * (frames - 1) + [VISION.end_of_video]
     place = firsts.index(1900 + number)
     assert abs(place - depth / 100 * (frames - 1)) <= 0.5
-    assert case.told["place"] == place + 1
+    assert case.columns["place"] == place + 1
     assert [*firsts[:place], *firsts[place + 1 :]] == list(range(frames - 1))
     words = bytes(tokenizer.decode([t for t in case.prompt if t < 300]), "utf-8").decode()
     assert words == (
@@ -120,16 +119,16 @@ class Oracle:
 def test_who_sees_the_card_scores_all(tokenizer: Tokenizer, tmp_path: Path) -> None:
     task = task_of(tokenizer, [1, 8, 40], [0.0, 30.0, 100.0])
     columns = ("frames", "depth_percent", "seed")
-    rows = run(task, Oracle(), Results(tmp_path / "oracle", {}, columns))
+    rows = evaluate(task, Oracle(), Results(tmp_path / "oracle", {}, columns))
     assert len(rows) == 3 * 3 * ROUNDS
     assert all(row["score"] == 1 for row in rows)
-    followed = run(task, Oracle(), Results(tmp_path / "logits", {}, columns), score="logits")
+    followed = evaluate(task, Oracle(), Results(tmp_path / "logits", {}, columns), score="logits")
     assert [row["score"] for row in followed] == [float(r["answer"] != "4") for r in followed]
 
 
 def test_who_guesses_scores_what_chance_says() -> None:
     draw, counts = np.random.default_rng(0), {"colour": 8, "shape": 5, "digit": 8, "count": 8}
-    words = {"colour": list(COLOURS), "digit": list("23456789"), "count": list("23456789")}
+    words = {"colour": list(COLORS), "digit": list("23456789"), "count": list("23456789")}
     words["shape"] = ["circle", "square", "triangle", "star", "cross"]
     for seed in range(4):
         card = card_of(seed)
@@ -139,7 +138,7 @@ def test_who_guesses_scores_what_chance_says() -> None:
 
 def test_what_counts_as_an_answer() -> None:
     card = card_of(0)
-    verdicts: list[tuple[Kind, str, bool]] = [
+    verdicts: list[tuple[CardKind, str, bool]] = [
         ("colour", "red", True), ("colour", "The star is RED.", True), ("colour", "", False),
         ("colour", "red, orange, yellow, green", False), ("colour", "a star", False),
         ("colour", "It is coloured.", False), ("colour", "redder", False),
@@ -150,7 +149,7 @@ def test_what_counts_as_an_answer() -> None:
         ("count", "4 dots, four", True),
     ]  # fmt: skip
     for kind, response, right in verdicts:
-        asked = replace(card, kind=kind, colour="red", shape="star", digit="4")
+        asked = replace(card, kind=kind, color="red", shape="star", digit="4")
         assert asked.judge(response) == right, (kind, response)
 
 
@@ -164,26 +163,26 @@ def test_cards_show_what_they_ask_for() -> None:
     assert [card.kind for card in cards[:5]] == ["colour", "shape", "digit", "count", "colour"]
     assert cards == [card_of(seed) for seed in range(64)]
     many = {card_of(seed).answer for seed in range(400)}
-    assert many == {*COLOURS, "star", "circle", "square", "triangle", "cross", *"23456789"}
+    assert many == {*COLORS, "star", "circle", "square", "triangle", "cross", *"23456789"}
     for card in cards:
         pixels = paint(card, 64)
         assert pixels.shape == (64, 64, 3)
         inside = pixels[4:-4, 4:-4]
-        ink = np.abs(inside.astype(int) - COLOURS[card.colour]).max(axis=-1) < 8
+        ink = np.abs(inside.astype(int) - COLORS[card.color]).max(axis=-1) < 8
         assert 0.02 < ink.mean() < 0.6, card
         assert (inside.min(axis=-1) > 250).mean() > 0.3, card  # white
         count = blobs(np.abs(inside.astype(int) - 255).max(axis=-1) > 60)
         assert count == (int(card.digit) if card.kind == "count" else 1), card
     # One picture for each answer, apart from where dots lie and how cards are coloured.
-    black = [paint(Card(kind="digit", colour="black", shape="star", digit=d, seed=0), 32)
+    black = [paint(Card(kind="digit", color="black", shape="star", digit=d, seed=0), 32)
              for d in "23456789"]  # fmt: skip
     distances = [np.abs(a.astype(int) - b).mean() for a in black for b in black if a is not b]
     assert min(distances) > 8
 
 
 def test_a_made_up_video_goes_on_and_has_no_cards() -> None:
-    frames = np.stack(list(made_up_frames(60, 32)))
-    np.testing.assert_array_equal(frames[:30], list(islice(made_up_frames(30, 32), 30)))
+    frames = np.stack(list(synthetic_frames(60, 32)))
+    np.testing.assert_array_equal(frames[:30], list(islice(synthetic_frames(30, 32), 30)))
     changes = np.abs(np.diff(frames.astype(int), axis=0)).mean(axis=(1, 2, 3))
     cuts = {23, 47}
     assert set(np.flatnonzero(changes > 3 * np.median(changes))) == cuts
@@ -200,14 +199,14 @@ def test_frames_of_a_video_are_encoded_or_refused(tmp_path: Path) -> None:
         settings, initialize(vqgan_params(settings), jax.random.key(0), jnp.float32)
     )
     file = tmp_path / "short.mp4"
-    write_video(file, np.stack(list(made_up_frames(12, 16))), fps=4.0)  # three seconds
+    write_video(file, np.stack(list(synthetic_frames(12, 16))), fps=4.0)  # three seconds
     assert haystack_codes(codec, 3, file).shape == (3, 4)
     whole = haystack_codes(codec, 12, file, fps=4.0)
     np.testing.assert_array_equal(haystack_codes(codec, 5, file, fps=4.0), whole[:5])
     with pytest.raises(InputError, match=r"short\.mp4 gives 3 frames .* needs 5"):
         haystack_codes(codec, 5, file)
     made = haystack_codes(codec, 40, None)
-    expected = codec.encode(np.stack(list(made_up_frames(40, 8))) / np.float32(127.5) - 1)
+    expected = codec.encode(np.stack(list(synthetic_frames(40, 8))) / np.float32(127.5) - 1)
     np.testing.assert_array_equal(made, expected.reshape(40, 4))
 
 

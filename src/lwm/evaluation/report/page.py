@@ -1,7 +1,6 @@
-"""A run's results for people: its pictures, and one HTML page that needs nothing beside it.
+"""Write the report of a run: its figures, and one self-contained HTML page.
 
-Everything in the page is escaped text or a picture inside it: no script, no link, so it may be
-mailed and opened years later. Knows rows and settings; knows no model and no task.
+All text in the page is escaped and all images are inside it; it has no scripts and no links.
 """
 
 import base64
@@ -18,25 +17,26 @@ from jinja2 import Environment
 from matplotlib.figure import Figure
 
 import lwm
-from lwm.evaluation.report.plots import Rows, headline, pictures_of, replace_file, save, svg
+from lwm.core.files import new_file
+from lwm.evaluation.report.plots import figures_of, headline, save_figure, svg
 from lwm.evaluation.report.scores import (
     Table,
+    count_rounds,
     is_scored,
-    kind_of,
+    kind_of_rows,
     length_label,
     length_table,
     overall,
     percent,
     points_of,
-    rounds,
+    score_of,
     task_table,
-    value_of,
 )
-from lwm.evaluation.results import ROWS
+from lwm.evaluation.results import ROWS, Rows
 
 REPORT = "report.html"
-_FAILING, _SHOWN = 10, 14  # transcripts: of failing rows, and in all
-_LONGEST = 1500  # characters of a response
+_MAX_FAILING, _MAX_TRANSCRIPTS = 10, 14
+_MAX_RESPONSE = 1500  # characters
 
 
 def write_report(
@@ -47,76 +47,94 @@ def write_report(
     keys: Sequence[Mapping[str, Any]] = (),
     notes: Sequence[str] = (),
     threshold: float | None = None,
-    pictures: Mapping[str, Figure] | None = None,
+    figures: Mapping[str, Figure] | None = None,
     table: Table | None = None,
 ) -> Path:
-    """Writes the pictures of a run as PNG and SVG, and its report, into its directory; those that
-    are there are replaced.
+    """Write the figures of a run as PNG and SVG, and its page; existing ones are replaced.
 
     Args:
         settings: of the run; `evaluation`, `model` and `theta` make the title.
-        keys: of all rows that are to come, so that what is missing shows.
-        notes: sentences that stand below the title.
-        threshold: per cent that counts as mastering a length; pictures of suites show it.
-        pictures: further ones by name, behind those that rows with scores are shown by.
-        table: in place of the scores by length or task.
+        keys: of all rows of the run, so that the page shows how many are missing.
+        notes: sentences below the title.
+        threshold: score in percent from which a length counts as effective, for suites.
+        figures: further figures by name, after those of the scores.
+        table: replaces the table of scores by length or task.
 
     Returns:
-        The report's path.
+        The path of the page.
 
     Raises:
-        InputError: rows have scores that are no numbers from 0 to 1, or no length.
+        InputError: a row has no length, or a score that is not a number from 0 to 1.
     """
     title = title_of(settings)
     drawn: dict[str, Figure] = {}
     scored = bool(rows) and all(map(is_scored, rows))
-    figures = [("answered", f"{len(rows):,} of {len(keys):,}" if keys else f"{len(rows):,}")]
+    summary = [("answered", f"{len(rows):,} of {len(keys):,}" if keys else f"{len(rows):,}")]
     if scored:
-        points = points_of(rows)
-        lengths = sorted({point.length for point in points})
-        span = " to ".join(dict.fromkeys(length_label(n) for n in (lengths[0], lengths[-1])))
-        unit = "frames" if kind_of(rows) == "frames" else "tokens of context"
-        figures = [
-            ("score", f"{percent(overall(points))}%"), *figures,
-            ("rounds", f"{rounds(rows)}"), (unit, span),
-        ]  # fmt: skip
-        drawn = pictures_of(rows, headline(title, rows), keys, threshold)
-        if table is None:
-            kind = kind_of(rows)
-            table = task_table(points) if kind == "suite" else length_table(points, kind)
-    drawn |= pictures or {}
+        summary = _score_summary(rows, summary)
+        drawn = figures_of(rows, headline(title, rows), keys, threshold)
+        table = table or _score_table(rows)
+    drawn |= figures or {}
     for name, figure in drawn.items():
-        save(figure, directory / name)
-    page = _render(
-        title=title,
-        notes=notes,
-        figures=figures,
-        pictures=drawn,
-        table=table,
+        save_figure(figure, directory / name)
+    path = directory / REPORT
+    _write_page(
+        path, title, drawn,
+        notes=notes, summary=summary, table=table,
         transcripts=_transcripts(rows) if scored else [],
         rows=f"the {len(rows):,} rows in {ROWS}",
-        facts=[
-            ("Settings", [(name, _plain(value)) for name, value in settings.items()]),
-            ("Made with", list(environment().items())),
-        ],
-    )
-    path = directory / REPORT
-    replace_file(path, page.encode())
+        settings=[(name, _plain(value)) for name, value in settings.items()],
+    )  # fmt: skip
     return path
 
 
-def title_of(settings: Mapping[str, Any], otherwise: str = "results") -> str:
-    """What a run is called: its test and its model."""
-    named = [_plain(settings[name]) for name in ("evaluation", "model") if settings.get(name)]
+def write_comparison_page(
+    path: Path, *, title: str, notes: Sequence[str], figures: Mapping[str, Figure], table: Table
+) -> None:
+    """Write a page with figures and a table of several runs."""
+    _write_page(path, title, figures, notes=notes, table=table)
+
+
+def _write_page(path: Path, title: str, figures: Mapping[str, Figure], **values: Any) -> None:
+    template = files("lwm.evaluation.report").joinpath("page.html").read_text(encoding="utf-8")
+    inlined = [
+        (name.replace("_", " "), base64.b64encode(svg(figure).encode()).decode())
+        for name, figure in figures.items()
+    ]
+    page = Environment(autoescape=True, trim_blocks=True).from_string(template)
+    text = page.render(title=title, figures=inlined, environment=environment(), **values)
+    with new_file(path, replace=True) as partial:
+        partial.write_text(text, encoding="utf-8")
+
+
+def _score_summary(rows: Rows, answered: list[tuple[str, str]]) -> list[tuple[str, str]]:
+    points = points_of(rows)
+    lengths = [point.length for point in points]
+    span = dict.fromkeys(length_label(n) for n in (min(lengths), max(lengths)))
+    unit = "frames" if kind_of_rows(rows) == "frames" else "tokens of context"
+    return [
+        ("score", f"{percent(overall(points))}%"), *answered,
+        ("rounds", f"{count_rounds(rows)}"), (unit, " to ".join(span)),
+    ]  # fmt: skip
+
+
+def _score_table(rows: Rows) -> Table:
+    points, kind = points_of(rows), kind_of_rows(rows)
+    return task_table(points) if kind == "suite" else length_table(points, kind)
+
+
+def title_of(settings: Mapping[str, Any], default: str = "results") -> str:
+    """Return the title of a run: its evaluation, model and theta."""
+    parts = [_plain(settings[name]) for name in ("evaluation", "model") if settings.get(name)]
     if settings.get("theta"):
-        named.append(f"theta {settings['theta']:,.10g}")
-    return " · ".join(named) or otherwise
+        parts.append(f"theta {settings['theta']:,.10g}")
+    return " · ".join(parts) or default
 
 
 def environment() -> dict[str, str]:
-    """What computes here: versions, the device, and the revision where lwm is a checkout."""
+    """Return versions, the device, and the revision if lwm is imported from a checkout."""
     devices = jax.devices()
-    found = {
+    facts = {
         "lwm": lwm.__version__,
         "revision": revision(Path(lwm.__file__).parent),
         "jax": jax.__version__,
@@ -124,11 +142,11 @@ def environment() -> dict[str, str]:
         "device": f"{len(devices)} x {devices[0].device_kind}",
         "system": f"{platform.system()} {platform.machine()}",
     }
-    return {name: value for name, value in found.items() if value}
+    return {name: value for name, value in facts.items() if value}
 
 
 def revision(package: Path) -> str:
-    """Git's name for the state of a package that git keeps, else nothing."""
+    """Return git's description of a package's revision; empty if git does not track it."""
 
     def git(*arguments: str) -> str:
         command = ["git", "-C", str(package), *arguments]
@@ -138,30 +156,9 @@ def revision(package: Path) -> str:
             return ""
         return done.stdout.strip()
 
-    # A package that is installed below somebody's checkout is none of it.
-    kept = git("ls-files", "--", "__init__.py")
-    return git("describe", "--always", "--dirty", "--abbrev=12") if kept else ""
-
-
-def write_page(
-    path: Path, *, title: str, notes: Sequence[str], pictures: Mapping[str, Figure], table: Table
-) -> None:
-    """A report of pictures and a table, not of one run."""
-    page = _render(
-        title=title, notes=notes, figures=[], pictures=pictures, table=table, transcripts=[],
-        rows="", facts=[("Made with", list(environment().items()))],
-    )  # fmt: skip
-    replace_file(path, page.encode())
-
-
-def _render(*, pictures: Mapping[str, Figure], **told: Any) -> str:
-    template = files("lwm.evaluation.report").joinpath("page.html").read_text(encoding="utf-8")
-    inlined = [
-        (name.replace("_", " "), base64.b64encode(svg(figure).encode()).decode())
-        for name, figure in pictures.items()
-    ]
-    page = Environment(autoescape=True, trim_blocks=True).from_string(template)
-    return page.render(pictures=inlined, **told)
+    # A package may be installed inside the checkout of another project.
+    tracked = git("ls-files", "--", "__init__.py")
+    return git("describe", "--always", "--dirty", "--abbrev=12") if tracked else ""
 
 
 def _plain(value: Any) -> str:
@@ -173,34 +170,33 @@ def _plain(value: Any) -> str:
 
 
 def _transcripts(rows: Rows) -> list[dict[str, Any]]:
-    """The failing rows first, as many as a reader will read."""
-    told = [(value_of(row), row) for row in rows if "response" in row]
-    told.sort(key=lambda pair: pair[0])
-    failing = [pair for pair in told if pair[0] < 1]
-    shown = failing[:_FAILING]
-    shown += [pair for pair in told if pair[0] == 1][: _SHOWN - len(shown)]
-    return [_transcript(value, row) for value, row in shown]
+    """Return some rows for the page, failing ones first."""
+    scored = [(score_of(row), row) for row in rows if "response" in row]
+    scored.sort(key=lambda pair: pair[0])
+    shown = [pair for pair in scored if pair[0] < 1][:_MAX_FAILING]
+    shown += [pair for pair in scored if pair[0] == 1][: _MAX_TRANSCRIPTS - len(shown)]
+    return [_transcript(score, row) for score, row in shown]
 
 
-def _transcript(value: float, row: Mapping[str, Any]) -> dict[str, Any]:
-    where = [
-        (name, row.get(column))
-        for name, column in (
-            ("task", "task"), ("context", "context_length"), ("frames", "frames"),
-            ("depth", "depth_percent"), ("seed", "seed"),
-        )
-    ]  # fmt: skip
+def _transcript(score: float, row: Mapping[str, Any]) -> dict[str, Any]:
+    columns = {
+        "task": "task", "context": "context_length", "frames": "frames",
+        "depth": "depth_percent", "seed": "seed",
+    }  # fmt: skip
+    case = [
+        f"{name} {_plain(row[key])}" for name, key in columns.items() if row.get(key) is not None
+    ]
     texts = [(name, row.get(name)) for name in ("question", "answer", "response")]
-    tone = "right" if value == 1 else "wrong" if value == 0 else "partly"
+    tone = "right" if score == 1 else "wrong" if score == 0 else "partly"
     return {
         "tone": tone,
-        "verdict": f"{tone}, {percent(value)}%" if tone == "partly" else tone,
-        "where": ", ".join(f"{name} {_plain(v)}" for name, v in where if v is not None),
-        "texts": [(name, _cut(_plain(text))) for name, text in texts if text is not None],
+        "verdict": f"{tone}, {percent(score)}%" if tone == "partly" else tone,
+        "case": ", ".join(case),
+        "texts": [(name, _shorten(_plain(text))) for name, text in texts if text is not None],
     }
 
 
-def _cut(text: str) -> str:
-    if len(text) <= _LONGEST:
+def _shorten(text: str) -> str:
+    if len(text) <= _MAX_RESPONSE:
         return text
-    return f"{text[:_LONGEST]} … ({len(text) - _LONGEST:,} characters more)"
+    return f"{text[:_MAX_RESPONSE]} … ({len(text) - _MAX_RESPONSE:,} characters more)"

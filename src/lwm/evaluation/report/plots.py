@@ -1,9 +1,8 @@
-"""Pictures of results: length x depth heat map, score by length, bars of a suite's tasks.
+"""Plot results: a heat map of length and depth, scores by length, bars of a suite's tasks.
 
-Takes rows and gives matplotlib figures, which `save` writes and `svg` puts into a page; the same
-rows give the same bytes. Knows no model; keeps no state: no pyplot, settings hold for a call.
+The same rows give the same bytes. pyplot is not used, and the style applies within each call only.
 
-Source: the heat map's form, context along, depth downwards, red to green, is that of
+Source: the form of the heat map (context to the right, depth downwards, red to green) is that of
 gkamradt/LLMTest_NeedleInAHaystack.
 """
 
@@ -21,21 +20,21 @@ from matplotlib.axes import Axes
 from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
 
+from lwm.core.files import new_file
 from lwm.evaluation.report.scores import (
     by_cell,
     by_length,
     by_task,
     cells_of,
-    kind_of,
+    count_rounds,
+    kind_of_rows,
     length_label,
     overall,
     points_of,
-    rounds,
 )
+from lwm.evaluation.results import Rows
 
-Rows = Sequence[Mapping[str, Any]]
-
-# Names of models are no formulas, and the ids in an SVG must not be drawn by lot.
+# Names of models may contain $, which is not a formula; SVG ids are random without a salt.
 _style = matplotlib.rc_context(
     {
         "text.parse_math": False, "svg.hashsalt": "lwm", "font.family": "DejaVu Sans",
@@ -46,53 +45,38 @@ _style = matplotlib.rc_context(
 _RED_TO_GREEN = LinearSegmentedColormap.from_list(
     "score", ["#d9363e", "#f08a4b", "#f7dd72", "#9fcf6b", "#2e9e5b"]
 )
-_EMPTY = "#eeeeee"
-_MOST_DEPTHS = 21  # more of them, drawn at random as it were, are shown by tenths
-_COLOURS = ("#1f4e79", "#c55a11", "#3a7d44", "#7b4b94", "#b8860b", "#4a4a4a", "#c2185b", "#00838f")
+_MAX_DEPTHS = 21
+"""More depths, such as random ones, are grouped by tenths."""
+_COLORS = ("#1f4e79", "#c55a11", "#3a7d44", "#7b4b94", "#b8860b", "#4a4a4a", "#c2185b", "#00838f")
 _MARKERS = "osD^vP*X"
 
 
 def headline(name: str, rows: Rows) -> str:
-    """What was measured, how often, and the score over all."""
-    points = points_of(rows)
-    times = rounds(rows)
-    asked = f"{times} round{'s' if times > 1 else ''}"
-    return f"{name}\n{asked}, score {100 * overall(points):.1f}%"
+    """Format a title: what was measured, the number of rounds, and the overall score."""
+    rounds = count_rounds(rows)
+    score = f"score {100 * overall(points_of(rows)):.1f}%"
+    return f"{name}\n{rounds} round{'s' if rounds > 1 else ''}, {score}"
 
 
 @_style
 def heat_map(rows: Rows, title: str, keys: Iterable[Mapping[str, Any]] = ()) -> Figure:
-    """Mean score of each context length (along) and depth (down), from 0 to 100%.
+    """Plot the mean score of each context length (right) and depth (down), from 0 to 100%.
 
     Args:
-        keys: of all rows that are to come; cells that have none yet are left empty.
+        keys: of all rows of the run; cells that have no row yet stay empty.
 
     Raises:
         InputError: a row has no length or no score.
     """
-    values = by_cell(points_of(rows))
-    cells = {*values, *cells_of(keys)}
-    assert cells, "rows without depths have no heat map"
-    lengths = sorted({length for length, _ in cells})
-    depths = sorted({depth for _, depth in cells})
-    edges: list[str] = [f"{depth:g}" for depth in depths]
-    if len(depths) > _MOST_DEPTHS:
-        points = [(n, min(9, int(depth // 10)), value) for (n, depth), value in values.items()]
-        values = {
-            (n, float(tenth)): float(np.mean([v for *at, v in points if at == [n, tenth]]))
-            for n, tenth, _ in points
-        }
-        depths = [float(tenth) for tenth in range(10)]
-        edges = [f"{10 * tenth}–{10 * tenth + 10}" for tenth in range(10)]
-    grid = np.array([[values.get((n, depth), np.nan) for n in lengths] for depth in depths]) * 100
+    lengths, depths, grid = _depth_grid(rows, keys)
     cell = float(np.clip(13 / len(lengths), 0.42, 0.95))
     figure = Figure(
         figsize=(max(5.6, 2.0 + cell * len(lengths)), max(3.2, 1.9 + 0.42 * len(depths))),
         layout="constrained",
     )
     axes = figure.subplots()
-    axes.set_facecolor(_EMPTY)
-    drawn = axes.pcolormesh(
+    axes.set_facecolor("#eeeeee")
+    mesh = axes.pcolormesh(
         np.ma.masked_invalid(grid), cmap=_RED_TO_GREEN, vmin=0, vmax=100, edgecolors="none"
     )
     for place in range(len(lengths) + 1):
@@ -107,24 +91,45 @@ def heat_map(rows: Rows, title: str, keys: Iterable[Mapping[str, Any]] = ()) -> 
                 color="#202020" if 10 < value < 90 else "white",
             )  # fmt: skip
     labels = [length_label(n) for n in lengths]
-    axes.set_xticks(np.arange(len(lengths)) + 0.5, labels, rotation=_turn(labels, cell))
-    axes.set_yticks(np.arange(len(depths)) + 0.5, edges)
+    axes.set_xticks(np.arange(len(lengths)) + 0.5, labels, rotation=_rotation(labels, cell))
+    axes.set_yticks(np.arange(len(depths)) + 0.5, depths)
     axes.invert_yaxis()
     axes.tick_params(length=0)
     axes.spines[:].set_visible(False)
-    empty = "; grey: not answered yet" if np.isnan(grid).any() else ""
+    empty = "; gray: not answered yet" if np.isnan(grid).any() else ""
     axes.set_xlabel(f"{_unit(rows)}{empty}")
     axes.set_ylabel("depth, %")
-    bar = figure.colorbar(drawn, ax=axes, ticks=[0, 25, 50, 75, 100], pad=0.02)
+    bar = figure.colorbar(mesh, ax=axes, ticks=[0, 25, 50, 75, 100], pad=0.02)
     bar.set_label("score, %")
     bar.outline.set_visible(False)  # type: ignore[operator]
-    _entitle(figure, axes, title)
-    return _laid_out(figure)
+    return _finish(figure, axes, title)
+
+
+def _depth_grid(
+    rows: Rows, keys: Iterable[Mapping[str, Any]]
+) -> tuple[list[int], list[str], np.ndarray]:
+    """Return lengths, labels of depths, and scores in percent, [depths, lengths]."""
+    values = by_cell(points_of(rows))
+    cells = {*values, *cells_of(keys)}
+    assert cells, "rows without depths have no heat map"
+    lengths = sorted({length for length, _ in cells})
+    depths = sorted({depth for _, depth in cells})
+    labels = [f"{depth:g}" for depth in depths]
+    if len(depths) > _MAX_DEPTHS:
+        tenths = [(n, min(9, int(depth // 10)), value) for (n, depth), value in values.items()]
+        values = {
+            (n, float(tenth)): float(np.mean([v for *cell, v in tenths if cell == [n, tenth]]))
+            for n, tenth, _ in tenths
+        }
+        depths = [float(tenth) for tenth in range(10)]
+        labels = [f"{10 * tenth}–{10 * tenth + 10}" for tenth in range(10)]
+    grid = [[values.get((n, depth), np.nan) for n in lengths] for depth in depths]
+    return lengths, labels, np.array(grid) * 100
 
 
 @_style
 def score_by_length(runs: Mapping[str, Rows], title: str) -> Figure:
-    """A line for each run: its mean score at each length.
+    """Plot a line for each run: its mean score at each length.
 
     Args:
         runs: rows by what the legend calls them.
@@ -137,17 +142,17 @@ def score_by_length(runs: Mapping[str, Rows], title: str) -> Figure:
         lengths |= means.keys()
         axes.plot(
             list(means), [100 * value for value in means.values()], label=fill(name, 48),
-            color=_COLOURS[number % len(_COLOURS)], marker=_MARKERS[number % len(_MARKERS)],
+            color=_COLORS[number % len(_COLORS)], marker=_MARKERS[number % len(_MARKERS)],
             markersize=5.5, linewidth=1.8, clip_on=False, alpha=0.9,
-            linestyle="-" if number < len(_COLOURS) else "--",
+            linestyle="-" if number < len(_COLORS) else "--",
         )  # fmt: skip
     ticks = sorted(lengths)
-    if ticks[0] > 0 and _spread(np.log(ticks)) < _spread(np.array(ticks)):
+    if ticks[0] > 0 and _unevenness(np.log(ticks)) < _unevenness(np.array(ticks)):
         axes.set_xscale("log", base=2)
-    apart = max(1, -(-len(ticks) // 12))
-    shown = ticks[::-1][::apart][::-1]
+    step = max(1, -(-len(ticks) // 12))
+    shown = ticks[::-1][::step][::-1]
     labels = [length_label(n) for n in shown]
-    axes.set_xticks(shown, labels, rotation=_turn(labels, 6.6 / len(shown)))
+    axes.set_xticks(shown, labels, rotation=_rotation(labels, 6.6 / len(shown)))
     axes.minorticks_off()
     axes.set_ylim(0, 100)
     axes.set_xlabel(_unit(next(iter(runs.values()))))
@@ -156,16 +161,15 @@ def score_by_length(runs: Mapping[str, Rows], title: str) -> Figure:
     axes.spines[["top", "right"]].set_visible(False)
     if len(runs) > 1:
         axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.2), ncols=1 + (len(runs) > 3))
-    _entitle(figure, axes, title)
-    return _laid_out(figure)
+    return _finish(figure, axes, title)
 
 
 @_style
 def task_bars(rows: Rows, title: str, threshold: float | None = None) -> Figure:
-    """Bars of each task, one for each length, and of the mean of all tasks.
+    """Plot bars for each task, one for each length, and for the mean of all tasks.
 
     Args:
-        threshold: score in per cent that counts as mastering a length; a line shows it.
+        threshold: score in percent from which a length counts as effective; a line marks it.
     """
     points = points_of(rows)
     tasks, means = by_task(points), by_length(points)
@@ -181,11 +185,7 @@ def task_bars(rows: Rows, title: str, threshold: float | None = None) -> Figure:
         places = np.arange(len(names) + 1) - 0.42 + width * (number + 0.5)
         axes.bar(places, heights, width * 0.94, color=shades[number], label=length_label(length))
         if width > 0.25:
-            for place, height in zip(places, heights, strict=True):
-                if np.isfinite(height):
-                    axes.text(
-                        place, height + 1, f"{height:.0f}", ha="center", va="bottom", fontsize=7.5
-                    )
+            _label_bars(axes, places, heights)
     if threshold is not None:
         axes.axhline(
             threshold, color="#b00020", linewidth=1, linestyle="--", label=f"{threshold:g}%"
@@ -205,14 +205,23 @@ def task_bars(rows: Rows, title: str, threshold: float | None = None) -> Figure:
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(title=_unit(rows), loc="upper left", bbox_to_anchor=(1.0, 1.0))
-    _entitle(figure, axes, title)
-    return _laid_out(figure)
+    return _finish(figure, axes, title)
+
+
+def _label_bars(axes: Axes, places: np.ndarray, heights: Sequence[float]) -> None:
+    for place, height in zip(places, heights, strict=True):
+        if np.isfinite(height):
+            axes.text(place, height + 1, f"{height:.0f}", ha="center", va="bottom", fontsize=7.5)
 
 
 @_style
-def sheet(rows: Mapping[str, Sequence[np.ndarray]], captions: Sequence[str]) -> Figure:
-    """Frames side by side, uint8 [height, width, 3], a row for each name and a caption for each
-    column."""
+def frame_sheet(rows: Mapping[str, Sequence[np.ndarray]], captions: Sequence[str]) -> Figure:
+    """Show frames side by side.
+
+    Args:
+        rows: frames, uint8 [height, width, 3], by the label of their row.
+        captions: one for each column.
+    """
     figure = Figure(
         figsize=(1.2 + 1.1 * len(captions), 0.5 + 1.15 * len(rows)), layout="constrained"
     )
@@ -225,92 +234,87 @@ def sheet(rows: Mapping[str, Sequence[np.ndarray]], captions: Sequence[str]) -> 
             axes.set_yticks([], [])
     for axes, caption in zip(panels[0], captions, strict=True):
         axes.set_title(caption, fontsize=10)
-    return _laid_out(figure)
+    return _fix_layout(figure)
 
 
-def pictures_of(
+def figures_of(
     rows: Rows, title: str, keys: Sequence[Mapping[str, Any]] = (), threshold: float | None = None
 ) -> dict[str, Figure]:
-    """The pictures that rows of their kind are shown by, by the name of their file."""
+    """Plot rows in the ways that suit their kind; figures by file name."""
     points = points_of(rows)
-    found = {}
-    if kind_of(rows) == "suite":
-        found["tasks"] = task_bars(rows, title, threshold)
+    figures = {}
+    if kind_of_rows(rows) == "suite":
+        figures["tasks"] = task_bars(rows, title, threshold)
     elif any(point.depth is not None for point in points) or cells_of(keys):
-        found["heat_map"] = heat_map(rows, title, keys)
+        figures["heat_map"] = heat_map(rows, title, keys)
     if len(by_length(points)) > 1:
-        found["by_length"] = score_by_length({title: rows}, title)
-    return found
+        figures["by_length"] = score_by_length({title: rows}, title)
+    return figures
 
 
 @_style
 def svg(figure: Figure) -> str:
-    """The figure as SVG, without a date."""
+    """Render a figure as SVG, without a date."""
     file = io.StringIO()
-    with _any_letters():
+    with _missing_glyphs_allowed():
         figure.savefig(file, format="svg", metadata={"Date": None})
     return file.getvalue()
 
 
 @_style
 def png(figure: Figure) -> bytes:
-    """The figure as PNG, twice as fine as a screen."""
+    """Render a figure as PNG, at 192 dots per inch."""
     file = io.BytesIO()
-    with _any_letters():
+    with _missing_glyphs_allowed():
         figure.savefig(file, format="png", dpi=192)
     return file.getvalue()
 
 
-def save(figure: Figure, path: Path) -> list[Path]:
-    """Writes PATH.png and PATH.svg, each whole or not at all."""
+def save_figure(figure: Figure, path: Path) -> list[Path]:
+    """Write PATH.png and PATH.svg, replacing existing files, and return both paths."""
     written = []
     for suffix, data in ((".png", png(figure)), (".svg", svg(figure).encode())):
-        place = path.with_name(path.name + suffix)
-        replace_file(place, data)
-        written.append(place)
+        destination = path.with_name(path.name + suffix)
+        with new_file(destination, replace=True) as partial:
+            partial.write_bytes(data)
+        written.append(destination)
     return written
 
 
-def replace_file(path: Path, data: bytes) -> None:
-    """A file that is there stays as it is until the new one is whole."""
-    partial = path.with_name(f".{path.name}.partial")
-    partial.write_bytes(data)
-    partial.replace(path)
-
-
 @contextmanager
-def _any_letters() -> Iterator[None]:
-    """Those the font lacks are shown as boxes, without a word."""
+def _missing_glyphs_allowed() -> Iterator[None]:
+    """Show characters that the font lacks as boxes, without a warning."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Glyph .* missing")
         yield
 
 
-def _laid_out(figure: Figure) -> Figure:
-    """The figure with all in its place: else each drawing would move it by a hair."""
-    with _any_letters():
+def _finish(figure: Figure, axes: Axes, title: str) -> Figure:
+    columns = int(figure.get_figwidth() * 9)
+    lines = [fill(line, columns) for line in title.splitlines()]
+    axes.set_title("\n".join(lines), loc="left", pad=12, linespacing=1.35)
+    return _fix_layout(figure)
+
+
+def _fix_layout(figure: Figure) -> Figure:
+    """Lay out the figure once; otherwise each rendering moves it slightly."""
+    with _missing_glyphs_allowed():
         figure.draw_without_rendering()
     figure.set_layout_engine("none")
     return figure
 
 
 def _unit(rows: Rows) -> str:
-    return "frames" if kind_of(rows) == "frames" else "context length, tokens"
+    return "frames" if kind_of_rows(rows) == "frames" else "context length, tokens"
 
 
-def _spread(places: np.ndarray) -> float:
-    """How unevenly places lie, in steps."""
+def _unevenness(places: np.ndarray) -> float:
+    """Return the standard deviation of the steps between places, in mean steps."""
     steps = np.diff(places)
     return float(np.std(steps) / np.mean(steps)) if len(steps) else 0.0
 
 
-def _turn(labels: Sequence[str], room: float) -> int:
-    """Degrees by which labels are turned that have so many inches each."""
+def _rotation(labels: Sequence[str], room: float) -> int:
+    """Return the rotation in degrees of labels that have `room` inches each."""
     widest = max(map(len, labels)) * 0.085
     return 0 if widest < room else 45 if widest < 1.6 * room else 90
-
-
-def _entitle(figure: Figure, axes: Axes, title: str) -> None:
-    columns = int(figure.get_figwidth() * 9)
-    lines = [fill(line, columns) for line in title.splitlines()]
-    axes.set_title("\n".join(lines), loc="left", pad=12, linespacing=1.35)

@@ -1,33 +1,35 @@
-"""Rows of results as numbers: points of length, depth and score, their means, and tables of them.
+"""Compute scores from rows of results: points by length and depth, their means, and tables.
 
-Takes every kind of row: the original's, with nothing but `correct`; several needles' in one row;
-a suite's with its `task`; a video's with `frames`. Knows no task, no model and no files, and draws
-nothing.
+Rows may have only `correct`, as the original LWM scripts write them, verdicts for several needles,
+the `task` of a suite, or the `frames` of a video.
 """
 
 import math
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 from lwm.core.errors import InputError
+from lwm.evaluation.results import Rows
 
-Kind = Literal["length", "frames", "suite"]
-"""What rows are of: prompts of some tokens, videos of some frames, or a suite's tasks."""
+RowKind = Literal["length", "frames", "suite"]
+"""Rows of prompts by length, of videos by frames, or of a suite's tasks."""
 
 _LENGTHS = ("context_length", "frames")
+
+Group = TypeVar("Group", bound=Hashable)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Point:
-    """One thing that was asked.
+    """Hold the score of one item.
 
     Args:
         length: tokens of the context, or frames of the video.
-        depth: per cent; None where nothing was hidden, or several things with one verdict.
+        depth: in percent; None if nothing was hidden, or several items share a verdict.
         value: from 0 to 1.
-        task: of a suite, else empty.
+        task: task of a suite, else empty.
     """
 
     length: int
@@ -37,19 +39,20 @@ class Point:
 
     @property
     def cell(self) -> tuple[str, int, float | None]:
+        """Return what identifies the item across runs."""
         return self.task, self.length, self.depth
 
 
 def is_scored(row: Mapping[str, Any]) -> bool:
-    """Whether a row says how good its response is."""
+    """Return whether a row has a score or a verdict."""
     return "score" in row or "correct" in row
 
 
-def value_of(row: Mapping[str, Any]) -> float:
-    """How good the response of a row is, from 0 to 1; from its verdicts where it has no score.
+def score_of(row: Mapping[str, Any]) -> float:
+    """Return the score of a row, or the mean of its verdicts if it has no score.
 
     Raises:
-        InputError: it has neither, or they are no such numbers.
+        InputError: it has neither, or they are not numbers from 0 to 1.
     """
     value = row.get("score", row.get("correct"))
     values: list[Any] = value if isinstance(value, list) and value else [value]
@@ -62,29 +65,28 @@ def value_of(row: Mapping[str, Any]) -> float:
 
 
 def points_of(rows: Iterable[Mapping[str, Any]]) -> list[Point]:
-    """All that the rows were asked; a row with a verdict for each of several depths gives as many
-    points.
+    """Return the points of rows; a row with a verdict for each of several depths has as many.
 
     Raises:
-        InputError: a row says no length, or no score, or its depths are no numbers.
+        InputError: a row has no length or score, or a depth is not a number.
     """
     points = []
     for row in rows:
-        length, task = _length(row), str(row.get("task", ""))
+        length, task, value = _length(row), str(row.get("task", "")), score_of(row)
         depths, correct = row.get("depth_percent"), row.get("correct")
-        value = value_of(row)
         if isinstance(depths, list) and isinstance(correct, list) and len(depths) == len(correct):
-            told = [
-                (_depth(d), value_of({"correct": c})) for d, c in zip(depths, correct, strict=True)
+            values = [
+                (_depth(depth), score_of({"correct": verdict}))
+                for depth, verdict in zip(depths, correct, strict=True)
             ]
         else:
-            told = [(None if isinstance(depths, list) else _depth(depths), value)]
-        points += [Point(length=length, depth=d, value=v, task=task) for d, v in told]
+            values = [(None if isinstance(depths, list) else _depth(depths), value)]
+        points += [Point(length=length, depth=d, value=v, task=task) for d, v in values]
     return points
 
 
 def cells_of(keys: Iterable[Mapping[str, Any]]) -> list[tuple[int, float]]:
-    """Length and depth of what is to be asked, as far as its keys tell."""
+    """Return the length and depth of each key that has both."""
     return [
         (_length(key), depth)
         for key in keys
@@ -94,8 +96,8 @@ def cells_of(keys: Iterable[Mapping[str, Any]]) -> list[tuple[int, float]]:
     ]
 
 
-def kind_of(rows: Sequence[Mapping[str, Any]]) -> Kind:
-    """What the rows are of."""
+def kind_of_rows(rows: Rows) -> RowKind:
+    """Return what the rows were measured over."""
     if any("task" in row for row in rows):
         return "suite"
     return "frames" if any("frames" in row for row in rows) else "length"
@@ -116,58 +118,61 @@ def _depth(depth: Any) -> float | None:
         return None
     if not isinstance(depth, int | float) or not 0 <= depth <= 100:
         raise InputError(
-            f"a row of the results has the depth {depth!r}; per cent from 0 to 100 are needed"
+            f"a row of the results has the depth {depth!r}; a percentage from 0 to 100 is needed"
         )
     return float(depth)
 
 
 def _mean(values: Iterable[float]) -> float:
-    found = list(values)
-    return math.fsum(found) / len(found)
+    values = list(values)
+    return math.fsum(values) / len(values)
+
+
+def _means(pairs: Iterable[tuple[Group, float]]) -> dict[Group, float]:
+    values: dict[Group, list[float]] = defaultdict(list)
+    for group, value in pairs:
+        values[group].append(value)
+    return {group: _mean(several) for group, several in values.items()}
 
 
 def by_task(points: Iterable[Point]) -> dict[tuple[str, int], float]:
-    """Mean of each task at each length, tasks in the order they come in."""
-    values: dict[tuple[str, int], list[float]] = defaultdict(list)
-    for point in points:
-        values[point.task, point.length].append(point.value)
-    return {key: _mean(found) for key, found in values.items()}
+    """Return the mean of each task at each length, in the order of the points."""
+    return _means(((point.task, point.length), point.value) for point in points)
 
 
 def by_length(points: Iterable[Point]) -> dict[int, float]:
-    """Mean at each length: of tasks, each of which weighs the same however many rows it has."""
-    means: dict[int, list[float]] = defaultdict(list)
-    for (_, length), value in by_task(points).items():
-        means[length].append(value)
-    return {length: _mean(found) for length, found in sorted(means.items())}
+    """Return the mean at each length, with the same weight for every task of a suite."""
+    means = _means((length, mean) for (_, length), mean in by_task(points).items())
+    return dict(sorted(means.items()))
 
 
 def by_cell(points: Iterable[Point]) -> dict[tuple[int, float], float]:
-    """Mean of each length and depth."""
-    values: dict[tuple[int, float], list[float]] = defaultdict(list)
-    for point in points:
-        if point.depth is not None:
-            values[point.length, point.depth].append(point.value)
-    return {cell: _mean(found) for cell, found in sorted(values.items())}
+    """Return the mean of each length and depth."""
+    means = _means(
+        ((point.length, point.depth), point.value) for point in points if point.depth is not None
+    )
+    return dict(sorted(means.items()))
 
 
 def overall(points: Sequence[Point]) -> float:
-    """Mean of all that was asked; of a suite, of its lengths' means."""
+    """Return the mean of all points; for a suite, of the means by length."""
     if any(point.task for point in points):
         return _mean(by_length(points).values())
     return _mean(point.value for point in points)
 
 
 def effective_length(points: Iterable[Point], threshold: float) -> int | None:
-    """The greatest length whose mean reaches a threshold in per cent; None where none does.
-    RULER's rule (arXiv 2404.06654, section 4)."""
-    # 85.6 per cent are not quite 0.856 when their tasks' means are added up.
+    """Return the greatest length whose mean reaches a threshold in percent, if one does.
+
+    Source: RULER (arXiv 2404.06654), section 4.
+    """
+    # The mean of tasks that average 85.6 percent may round to slightly less than 0.856.
     reached = [n for n, mean in by_length(points).items() if 100.0 * mean >= threshold - 1e-9]
     return max(reached, default=None)
 
 
-def rounds(rows: Iterable[Mapping[str, Any]]) -> int:
-    """How often that was asked which was asked most often."""
+def count_rounds(rows: Iterable[Mapping[str, Any]]) -> int:
+    """Return the number of rounds: rows of the cell that has most."""
     cells = (
         (row.get("task"), _length(row), None if isinstance(depth, list) else depth)
         for row in rows
@@ -177,26 +182,26 @@ def rounds(rows: Iterable[Mapping[str, Any]]) -> int:
 
 
 def length_label(length: int) -> str:
-    """As in 4K for 4,096 and 1M for 1,048,576."""
+    """Format a length: 4K for 4,096 and 1M for 1,048,576."""
     if length >= 1 << 20 and length % (1 << 20) == 0:
         return f"{length >> 20}M"
     return f"{length >> 10}K" if length and length % 1024 == 0 else f"{length:,}"
 
 
 def percent(value: float | None) -> str:
-    """One place behind the point; nothing for nothing."""
+    """Format a score in percent with one decimal; None is empty."""
     return "" if value is None else f"{100 * value:.1f}"
 
 
 @dataclass(frozen=True)
 class Table:
-    """Texts in columns, the first of which names the row."""
+    """Hold texts in columns, the first of which names the row."""
 
     header: Sequence[str]
     rows: Sequence[Sequence[str]]
 
     def __str__(self) -> str:
-        """As Markdown, padded so that it reads well as it is."""
+        """Format as Markdown with aligned columns."""
         lines = [
             [cell.replace("|", "\\|").replace("\n", " ") for cell in line]
             for line in (self.header, *self.rows)
@@ -212,20 +217,20 @@ class Table:
         return "\n".join(map(text, [lines[0], rule, *lines[1:]]))
 
 
-def length_table(points: Sequence[Point], kind: Kind) -> Table:
-    """Scores in per cent of each length and over all."""
+def length_table(points: Sequence[Point], kind: RowKind) -> Table:
+    """Tabulate scores in percent by length, and overall."""
     counts = Counter(point.length for point in points)
     rows = [
         [length_label(length), f"{counts[length]:,}", percent(value)]
         for length, value in by_length(points).items()
     ]
     unit = "frames" if kind == "frames" else "context"
-    whole = ["overall", f"{len(points):,}", percent(overall(points))]
-    return Table([unit, "asked", "score, %"], [*rows, whole])
+    total = ["overall", f"{len(points):,}", percent(overall(points))]
+    return Table([unit, "asked", "score, %"], [*rows, total])
 
 
 def task_table(points: Sequence[Point]) -> Table:
-    """Scores in per cent of each task at each length."""
+    """Tabulate scores in percent of each task at each length."""
     means, lengths = by_task(points), by_length(points)
     tasks = dict.fromkeys(point.task for point in points)
     rows = [[task, *(percent(means.get((task, length))) for length in lengths)] for task in tasks]

@@ -1,55 +1,48 @@
-"""InfiniteBench's three retrieval tasks: a pass key, a string of digits, a value of a JSON object.
+"""Make InfiniteBench's three retrieval tasks: a pass key, a string of digits, a JSON value.
 
-Zhang et al. 2024 (arXiv 2402.13718); wording, numbers of tokens to generate and scores are those
-of OpenBMB/InfiniteBench, the beginnings of answers those of its prompts for YaRN-Mistral. There
-each task has one length; here any. Depths are drawn evenly, where the published sets step through.
+Source: Zhang et al. 2024 (arXiv 2402.13718). Wording, answer lengths and scores are those of
+OpenBMB/InfiniteBench; beginnings of answers are those of its prompts for YaRN-Mistral. Two things
+differ: lengths are arbitrary, and depths are uniformly random instead of evenly spaced.
 """
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from random import Random
 from typing import Any
 
 from lwm.evaluation.case import Verdict
-from lwm.evaluation.tasks.sizing import Question
-from lwm.evaluation.tasks.subtask import Subtask
-from lwm.evaluation.tasks.words import random_uuid
-
-NOISE = "The grass is green. The sky is blue. The sun is yellow. Here we go. There and back again."
+from lwm.evaluation.tasks.filler import NOISE, random_uuid
+from lwm.evaluation.tasks.question import Question, Subtask
 
 TASKS = ("passkey", "number_string", "kv_retrieval")
 
 
 def infinitebench() -> dict[str, Subtask]:
-    """The three tasks by name."""
+    """Return the three tasks by name."""
     passkey = partial(
         _hidden_digits,
-        "Find it and memorize them.",
-        "The pass key is {key}. Remember it. {key} is the pass key.",
-        "What is the pass key?",
-        "The pass key is",
-        6,
-        lambda random: "".join(random.choices("0123456789", k=5)),
+        make_digits=lambda random: "".join(random.choices("0123456789", k=5)),
+        request="Find it and memorize them.",
+        what="pass key",
+        max_tokens=6,
     )
     number_string = partial(
         _hidden_digits,
-        "Find it.",
-        "The sequence of digits is {key}. Remember it. {key} is the sequence of digits.",
-        "What is the sequence of digits?",
-        "The sequence of digits is",
-        12,
-        _repeating_digits,
+        make_digits=_repeating_digits,
+        request="Find it.",
+        what="sequence of digits",
+        max_tokens=12,
     )
     return {
-        "passkey": Subtask(make=passkey, judge=_first_number),
-        "number_string": Subtask(make=number_string, judge=_first_number),
-        "kv_retrieval": Subtask(make=_key_value, judge=_among_words),
+        "passkey": Subtask(make=passkey, judge=_judge_first_number),
+        "number_string": Subtask(make=number_string, judge=_judge_first_number),
+        "kv_retrieval": Subtask(make=_key_value, judge=_judge_words),
     }
 
 
 def _repeating_digits(random: Random) -> str:
-    """Ten digits of which five repeat the one before: hard to copy, for the model must count."""
+    """Make ten digits, five of which repeat the one before: a model that copies must count."""
     digits = random.choices("0123456789", k=5)
     for _ in range(5):
         place = random.randrange(len(digits))
@@ -58,32 +51,32 @@ def _repeating_digits(random: Random) -> str:
 
 
 def _hidden_digits(
-    request: str,
-    needle: str,
-    query: str,
-    prefix: str,
-    max_tokens: int,
-    draw: Any,
     random: Random,
     length: int,
+    *,
+    make_digits: Callable[[Random], str],
+    request: str,
+    what: str,
+    max_tokens: int,
 ) -> Question:
-    key, depth = draw(random), random.random()
-    told = needle.format(key=key)
+    digits, depth = make_digits(random), random.random()
+    needle = f"The {what} is {digits}. Remember it. {digits} is the {what}."
+    query = f"What is the {what}?"
 
     def context(lines: int) -> str:
-        ahead = round(depth * lines)
-        return "\n".join([*[NOISE] * ahead, told, *[NOISE] * (lines - ahead)])
+        before = round(depth * lines)
+        return "\n".join([*[NOISE] * before, needle, *[NOISE] * (lines - before)])
 
     return Question(
         before="There is an important info hidden inside a lot of irrelevant text. "
         f"{request} I will quiz you about the important information there.\n\n",
         after=f"\n\n{query}",
-        answer_prefix=f" {prefix}",
+        answer_prefix=f" The {what} is",
         context=context,
-        answers=[key],
-        ideal=key,
+        answers=[digits],
+        ideal=digits,
         max_tokens=max_tokens,
-        told={"question": query, "depth_percent": round(100 * depth, 1)},
+        columns={"question": query, "depth_percent": round(100 * depth, 1)},
     )
 
 
@@ -95,9 +88,9 @@ def _key_value(random: Random, length: int) -> Question:
     def context(pairs: int) -> str:
         while len(others) < pairs:
             others.append(f'"{random_uuid(random)}": "{random_uuid(random)}"')
-        ahead = round(depth * pairs)
-        told = [*others[:ahead], f'"{key}": "{value}"', *others[ahead:pairs]]
-        return f"JSON data:\n{{{', '.join(told)}}}"
+        before = round(depth * pairs)
+        shown = [*others[:before], f'"{key}": "{value}"', *others[before:pairs]]
+        return f"JSON data:\n{{{', '.join(shown)}}}"
 
     query = f'Key: "{key}"\nThe value associated with the specified key is: '
     return Question(
@@ -108,18 +101,20 @@ def _key_value(random: Random, length: int) -> Question:
         answers=[value],
         ideal=f'"{value}"',
         max_tokens=50,
-        told={"question": query, "depth_percent": round(100 * depth, 1)},
+        columns={"question": query, "depth_percent": round(100 * depth, 1)},
     )
 
 
-def _first_number(answers: Sequence[str], told: Mapping[str, Any], response: str) -> Verdict:
-    """The first run of digits is the answer."""
-    found = re.search(r"[0-9]+", response)
-    correct = found is not None and found[0] == answers[0]
+def _judge_first_number(
+    answers: Sequence[str], columns: Mapping[str, Any], response: str
+) -> Verdict:
+    """Require that the first run of digits is the answer."""
+    match = re.search(r"[0-9]+", response)
+    correct = match is not None and match[0] == answers[0]
     return Verdict(correct=correct, score=float(correct))
 
 
-def _among_words(answers: Sequence[str], told: Mapping[str, Any], response: str) -> Verdict:
-    """The answer is one of the response's words, parted at blanks and punctuation."""
+def _judge_words(answers: Sequence[str], columns: Mapping[str, Any], response: str) -> Verdict:
+    """Require that a word of the response, between spaces and punctuation, is the answer."""
     correct = answers[0] in re.split(r"[\s:\"'.,?!{}]+", response)
     return Verdict(correct=correct, score=float(correct))

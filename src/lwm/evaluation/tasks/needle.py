@@ -1,26 +1,28 @@
-"""The original's needle tests: a number said somewhere in a long text, or several, to be found.
+"""Hide one or several numbers in a long text and ask for them, as the original needle tests do.
 
-Source: LargeWorldModel paper (arXiv 2402.08268), section 3.3, and its scripts' wording, placement
-and scoring; the idea is Kamradt's (2023).
+Source: LargeWorldModel paper (arXiv 2402.08268), section 3.3, and the wording, placement and
+scoring of its scripts; the idea is Kamradt's (2023).
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Annotated, Any
 
 import numpy as np
+from annotated_types import Ge
 
+from lwm.core.config import Checked
 from lwm.core.errors import CapacityError, ConfigError, InputError
 from lwm.data.text.templates import ORIGINAL, choose_template
 from lwm.data.text.tokenizer import Tokenizer
 from lwm.evaluation.case import Case, Key, Verdict
 from lwm.evaluation.tasks.haystack import Haystack
-from lwm.evaluation.tasks.prompts import wrap
-from lwm.evaluation.tasks.sizing import continuation
+from lwm.evaluation.tasks.prompts import continuation, wrap
 
-KEPT_FREE = 200
-"""Tokens of a context length left to question and answer."""
+RESERVED = 200
+"""Tokens of a context length reserved for question and answer."""
 
-MANNER = (
+_STYLE = (
     "Don't give information outside the document or repeat your findings. Keep your response "
     "short and direct."
 )
@@ -40,16 +42,23 @@ CITIES = (
 )  # fmt: skip
 
 
-def needle_text(city: str, number: str) -> str:
-    return f"\nThe special magic {city} number is: {number}\n"
+@dataclass(frozen=True)
+class _Needle:
+    city: str
+    number: str
+    depth: float
+
+    @property
+    def text(self) -> str:
+        return f"\nThe special magic {self.city} number is: {self.number}\n"
+
+    @property
+    def answer_prefix(self) -> str:
+        return f"The special magic {self.city} number is:"
 
 
-def question_text(cities: Sequence[str], *, one_of_many: bool) -> str:
-    """The question for one city, or for several.
-
-    Args:
-        one_of_many: the wording of the test of several needles.
-    """
+def _question(cities: Sequence[str], *, one_of_many: bool) -> str:
+    """Ask for the numbers of cities, in the wording of the test of one needle or of several."""
     if not one_of_many:
         return f"What is the special magic {cities[0]} number?"
     if len(cities) == 1:
@@ -59,59 +68,59 @@ def question_text(cities: Sequence[str], *, one_of_many: bool) -> str:
 
 
 @dataclass(frozen=True, kw_only=True)
-class NeedleTask:
-    """Numbers in a haystack.
+class NeedleTask(Checked):
+    """Ask for numbers that are hidden in a haystack.
 
     Args:
-        lengths: of the whole prompt, of which `KEPT_FREE` tokens are left to question and answer.
-        depths: per cent of the text before the needle.
-        rounds: questions for each length and depth, or for each length where several are hidden.
-        seed: of the first round; the following count on.
-        needles: hidden in one text; None for the test of a single one, in its own wording.
-        retrieved: of the needles asked for.
-        by_logits: the answer is begun for the model, so that what follows are the numbers.
+        lengths: context lengths in tokens, of which `RESERVED` are for question and answer.
+        depths: positions of a needle, in percent of the text.
+        rounds: questions for each length and depth, or for each length with several needles.
+        seed: of the first round; the others count up from it.
+        needles: hidden in each text; None selects the test of one needle and its wording.
+        retrieved: number of needles that are asked for.
+        by_logits: whether the prompt begins the answer, so that only numbers follow.
+
+    Raises:
+        ConfigError: a setting is out of range.
+        InputError: the haystack is too short.
     """
 
     tokenizer: Tokenizer
     haystack: Haystack
     lengths: Sequence[int]
     depths: Sequence[float]
-    rounds: int = 1
-    seed: int = 0
+    rounds: Annotated[int, Ge(1)] = 1
+    seed: Annotated[int, Ge(0)] = 0
     needles: int | None = None
     retrieved: int = 1
     template: str = "auto"
-    max_tokens: int = 64
+    max_tokens: Annotated[int, Ge(1)] = 64
     by_logits: bool = False
 
     def __post_init__(self) -> None:
-        if self.rounds < 1:
-            raise ConfigError(f"rounds is {self.rounds}; it must be at least 1")
-        if self.max_tokens < 1:
-            raise ConfigError(f"max_tokens is {self.max_tokens}; it must be at least 1")
-        if self.seed < 0:
-            raise ConfigError(f"seed is {self.seed}; it must be 0 or more")
+        super().__post_init__()
         count = self._count
         if not 1 <= self.retrieved <= count <= len(CITIES):
             raise ConfigError(
                 f"{count} needles are hidden and {self.retrieved} asked for; hide from 1 to "
-                f"{len(CITIES)} and ask for 1 of them at least"
+                f"{len(CITIES)} and ask for at least 1 of them"
             )
-        least = KEPT_FREE + 100 * count
+        least = RESERVED + 100 * count
         if min(self.lengths) < least:
             raise ConfigError(
                 f"the length {min(self.lengths)} is too short for {count} needles and a question; "
-                f"{least} tokens are the least"
+                f"it must be at least {least} tokens"
             )
-        wanted = max(self.lengths) - KEPT_FREE
-        if len(self.haystack.ids) < wanted:
+        needed = max(self.lengths) - RESERVED
+        if len(self.haystack.ids) < needed:
             raise InputError(
                 f"the haystack has {len(self.haystack.ids):,} tokens and the longest context "
-                f"needs {wanted:,}; name a longer --haystack, or shorten --lengths"
+                f"needs {needed:,}; name a longer --haystack, or shorten --lengths"
             )
 
     @property
     def name(self) -> str:
+        """Name the test, as in `lwm eval NAME`."""
         return "needle" if self.needles is None else "multi-needle"
 
     @property
@@ -119,12 +128,12 @@ class NeedleTask:
         return 1 if self.needles is None else self.needles
 
     @property
-    def _original(self) -> bool:
-        return (
-            self.template != "none" and choose_template(self.template, self.tokenizer) == ORIGINAL
-        )
+    def _is_original(self) -> bool:
+        template = self.template
+        return template != "none" and choose_template(template, self.tokenizer) == ORIGINAL
 
     def units(self) -> list[list[Key]]:
+        """Return the keys of all rows; a unit shares its text up to the first needle."""
         seeds = range(self.seed, self.seed + self.rounds)
         if self.needles is not None:
             return [
@@ -141,82 +150,99 @@ class NeedleTask:
         ]
 
     def case(self, key: Key) -> Case:
+        """Make the case of a key."""
         length, seed = int(key["context_length"]), int(key["seed"])
-        count = self._count
-        single = [float(key["depth_percent"])] if self.needles is None else []
-        draw = np.random.default_rng([seed, length, *(round(depth * 10) for depth in single)])
-        depths = single or draw.choice(self.depths, count, replace=count > len(self.depths))
-        cities = [str(city) for city in draw.choice(CITIES, count, replace=False)]
-        numbers = self._numbers(draw, count)
-        hidden = [
-            (float(depth), self.tokenizer.encode_part(needle_text(city, number)))
-            for depth, city, number in zip(depths, cities, numbers, strict=True)
-        ]
-        size = length - KEPT_FREE - sum(len(needle) for _, needle in hidden)
-        # Not by the depth: what stands before the needles is the same for all of a unit.
-        window = self.haystack.window(size, [seed, length])
-        asked = sorted(draw.choice(count, self.retrieved, replace=False).tolist())
-        question = question_text([cities[i] for i in asked], one_of_many=self.needles is not None)
-        said = [f"The special magic {cities[i]} number is:" for i in asked]
-        # The original ends its own prompt with a space.
-        prefix = said[0] if self.by_logits else " " if self._original else ""
-        head, tail = wrap(self.tokenizer, self.template, "", f" {question} {MANNER}", prefix)
-        target, parts = self._target(tail, said, [numbers[i] for i in asked])
-        context = window.planted(hidden)
-        one = self.needles is None
-        found = [numbers[i] for i in asked]
-        told = {"depth_percent": [hidden[i][0] for i in asked]} if not one else {}
+        depth = float(key["depth_percent"]) if self.needles is None else None
+        seeds = [seed, length] if depth is None else [seed, length, round(depth * 10)]
+        rng = np.random.default_rng(seeds)
+        needles = self._make_needles(rng, depth)
+        chosen = sorted(rng.choice(len(needles), self.retrieved, replace=False).tolist())
+        queried = [needles[i] for i in chosen]
+        context = self._context(needles, length, seed)
+        question = _question(
+            [needle.city for needle in queried], one_of_many=self.needles is not None
+        )
+        # The original's prompt ends in a space.
+        prefix = queried[0].answer_prefix if self.by_logits else " " if self._is_original else ""
+        head, tail = wrap(self.tokenizer, self.template, "", f" {question} {_STYLE}", prefix)
+        target, spans = self._target(tail, queried)
+        numbers = [needle.number for needle in queried]
+        columns: dict[str, Any] = {"question": question, "context_tokens": len(context)}
+        if self.needles is None:
+            reference, spans = numbers[0], ()
+        else:
+            reference = numbers
+            columns = {"depth_percent": [needle.depth for needle in queried], **columns}
         return Case(
             prompt=[*head, *context, *tail],
             target=target,
-            asked=() if one else parts,
+            answer_spans=spans,
             max_tokens=self.max_tokens,
-            reference=found[0] if one else found,
-            told={**told, "question": question, "context_tokens": len(context)},
+            reference=reference,
+            columns=columns,
         )
 
+    def _make_needles(self, rng: np.random.Generator, depth: float | None) -> list[_Needle]:
+        """Make needles of distinct cities with distinct numbers that the haystack does not have.
+
+        Args:
+            depth: of the needle; None takes random depths.
+        """
+        count = self._count
+        if depth is None:
+            depths = rng.choice(self.depths, count, replace=count > len(self.depths)).tolist()
+        else:
+            depths = [depth]
+        cities = rng.choice(CITIES, count, replace=False)
+        numbers: list[str] = []
+        while len(numbers) < count:
+            number = str(rng.integers(1_000_000, 10_000_000))
+            if number not in numbers and number not in self.haystack.numbers:
+                numbers.append(number)
+        return [
+            _Needle(str(city), number, depth)
+            for depth, city, number in zip(depths, cities, numbers, strict=True)
+        ]
+
+    def _context(self, needles: Sequence[_Needle], length: int, seed: int) -> list[int]:
+        encoded = [(needle.depth, self.tokenizer.encode_part(needle.text)) for needle in needles]
+        size = length - RESERVED - sum(len(ids) for _, ids in encoded)
+        # The window does not depend on the depth, so that a unit shares what precedes the needle.
+        return self.haystack.window(size, [seed, length]).with_needles(encoded)
+
     def require_context(self, limit: int) -> None:
-        """Raises:
-        CapacityError: the longest prompt and its answer go beyond a context of so many tokens.
+        """Refuse lengths whose prompt and answer exceed a model's context.
+
+        Raises:
+            CapacityError: names both lengths.
         """
         case = self.case(self.units()[-1][-1])
-        whole = len(case.prompt) + max(self.max_tokens, len(case.target))
-        if whole > limit:
+        needed = len(case.prompt) + max(self.max_tokens, len(case.target))
+        if needed > limit:
             raise CapacityError(
-                f"a prompt of length {max(self.lengths):,} takes {whole:,} tokens with its words "
-                f"and its answer, and the context is {limit:,}; shorten --lengths or --max-tokens"
+                f"a prompt of length {max(self.lengths):,} takes {needed:,} tokens with question "
+                f"and answer, and the context is {limit:,}; shorten --lengths or --max-tokens"
             )
 
     def judge(self, case: Case, response: str) -> Verdict:
+        """Judge whether the response contains the numbers."""
         if isinstance(case.reference, str):
             correct = case.reference in response
             return Verdict(correct=correct, score=float(correct))
         verdicts = [number in response for number in case.reference]
         return Verdict(correct=verdicts, score=sum(verdicts) / len(verdicts))
 
-    def _numbers(self, draw: np.random.Generator, count: int) -> list[str]:
-        """Seven digits each, no two alike and none that the haystack has."""
-        found: list[str] = []
-        while len(found) < count:
-            number = str(draw.integers(1_000_000, 10_000_000))
-            if number not in found and number not in self.haystack.numbers:
-                found.append(number)
-        return found
-
     def _target(
-        self, tail: Sequence[int], said: Sequence[str], numbers: Sequence[str]
+        self, tail: Sequence[int], needles: Sequence[_Needle]
     ) -> tuple[list[int], list[range]]:
-        """What follows where the answer is begun, and where in it the numbers are.
-
-        Args:
-            said: what stands before each number.
-        """
+        """Return the ids of the ideal answer after its beginning, and where its numbers are."""
         target: list[int] = []
-        parts = []
-        for i, number in enumerate(numbers):
+        spans = []
+        for i, needle in enumerate(needles):
             if i:
-                target += continuation(self.tokenizer, [*tail, *target], f". {said[i]}", "")
-            own = continuation(self.tokenizer, [*tail, *target], number)
-            parts.append(range(len(target), len(target) + len(own)))
-            target += own
-        return target, parts
+                sentence = f". {needle.answer_prefix}"
+                target += continuation(self.tokenizer, [*tail, *target], sentence, "")
+            number = continuation(self.tokenizer, [*tail, *target], needle.number)
+            spans.append(range(len(target), len(target) + len(number)))
+            target += number
+        return target, spans

@@ -1,8 +1,8 @@
-"""RULER's two question-answering tasks: a paragraph with the answer among many without it.
+"""Make RULER's two question-answering tasks: a document with the answer among others.
 
-Hsieh et al. 2024 (arXiv 2404.06654). Questions come from files in SQuAD's format (Rajpurkar et al.
-2016, arXiv 1606.05250) or HotpotQA's (Yang et al. 2018, arXiv 1809.09600); documents that surround
-a question's own are, as in NVIDIA/RULER, first those of the same article, then any.
+Source: Hsieh et al. 2024 (arXiv 2404.06654). Questions come from files in the format of SQuAD
+(Rajpurkar et al. 2016, arXiv 1606.05250) or HotpotQA (Yang et al. 2018, arXiv 1809.09600). As in
+NVIDIA/RULER, the other documents are first those of the same article, then any.
 """
 
 from collections.abc import Mapping, Sequence
@@ -14,21 +14,20 @@ from random import Random
 import pydantic
 
 from lwm.core.errors import InputError
+from lwm.evaluation.tasks.question import Question, Subtask
 from lwm.evaluation.tasks.ruler import string_match_part
-from lwm.evaluation.tasks.sizing import Question
-from lwm.evaluation.tasks.subtask import Subtask
 
 MAX_BYTES = 1 << 30
 
 
 @dataclass(frozen=True, kw_only=True)
-class Asked:
-    """A question about documents, which are known by their numbers.
+class DocumentQuestion:
+    """Hold a question about documents, which are identified by their index.
 
     Args:
-        answers: any of them will do.
+        answers: each of them is right.
         needed: documents with the answer.
-        near: further ones of the same article.
+        near: other documents of the same article.
     """
 
     question: str
@@ -38,20 +37,19 @@ class Asked:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Questions:
-    """A file of questions, and all its documents, each once."""
+class QuestionFile:
+    """Hold a file of questions and its distinct documents."""
 
     path: Path
     documents: Sequence[str]
-    asked: Sequence[Asked]
+    questions: Sequence[DocumentQuestion]
 
 
-def read_questions(path: Path) -> Questions:
-    """Questions that have an answer, from SQuAD's JSON (an object with `data`) or HotpotQA's (a
-    list).
+def read_questions(path: Path) -> QuestionFile:
+    """Read the questions with an answer from SQuAD's JSON (an object) or HotpotQA's (a list).
 
     Raises:
-        InputError: the file cannot be read, is of neither format, or asks nothing.
+        InputError: the file cannot be read, has neither format, or has no such question.
     """
     try:
         if path.stat().st_size > MAX_BYTES:
@@ -59,27 +57,30 @@ def read_questions(path: Path) -> Questions:
         data = path.read_bytes()
     except OSError as error:
         raise InputError(f"{path} cannot be read ({error.strerror}); check the path") from error
-    hotpot = data.lstrip()[:1] == b"["
-    form = pydantic.TypeAdapter(list[_Hotpot] if hotpot else _Squad)
+    is_hotpot = data.lstrip()[:1] == b"["
+    schema = pydantic.TypeAdapter(list[_Hotpot] if is_hotpot else _Squad)
     try:
-        found = form.validate_json(data)
+        content = schema.validate_json(data)
     except pydantic.ValidationError as error:
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"]))
         raise InputError(
-            f"{path} is no file of questions in "
-            f"{'HotpotQA' if hotpot else 'SQuAD'}'s format: {f'{where}: ' if where else ''}"
+            f"{path} is not a file of questions in "
+            f"{'HotpotQA' if is_hotpot else 'SQuAD'}'s format: {f'{where}: ' if where else ''}"
             f"{first['msg']}; repair or replace it"
         ) from error
-    questions = _of_hotpot(path, found) if isinstance(found, list) else _of_squad(path, found)
-    if not questions.asked:
-        raise InputError(f"{path} holds no question with an answer; name another file")
-    return questions
+    if isinstance(content, list):
+        documents, questions = _read_hotpot(content)
+    else:
+        documents, questions = _read_squad(content)
+    if not questions:
+        raise InputError(f"{path} has no question with an answer; name another file")
+    return QuestionFile(path=path, documents=documents, questions=questions)
 
 
-def qa(questions: Questions) -> Subtask:
-    """The task of a file's questions."""
-    return Subtask(make=partial(_make, questions), judge=string_match_part)
+def document_task(file: QuestionFile) -> Subtask:
+    """Return the task of a file's questions."""
+    return Subtask(make=partial(_make, file), judge=string_match_part)
 
 
 _REQUEST = (
@@ -88,39 +89,41 @@ _REQUEST = (
 )
 
 
-def _make(questions: Questions, random: Random, length: int) -> Question:
-    asked = random.choice(questions.asked)
-    own = {*asked.needed, *asked.near}
-    others = [number for number in range(len(questions.documents)) if number not in own]
-    numbers = [
-        *asked.needed,
-        *random.sample(asked.near, len(asked.near)),
+def _make(file: QuestionFile, random: Random, length: int) -> Question:
+    chosen = random.choice(file.questions)
+    article = {*chosen.needed, *chosen.near}
+    others = [index for index in range(len(file.documents)) if index not in article]
+    indices = [
+        *chosen.needed,
+        *random.sample(chosen.near, len(chosen.near)),
         *random.sample(others, len(others)),
     ]
-    place = {number: random.random() for number in numbers}
+    position = {index: random.random() for index in indices}
 
     def context(count: int) -> str:
-        chosen = sorted(numbers[:count], key=place.__getitem__)
+        shown = sorted(indices[:count], key=position.__getitem__)
         return "\n\n".join(
-            f"Document {at}:\n{questions.documents[number]}" for at, number in enumerate(chosen, 1)
+            f"Document {number}:\n{file.documents[index]}" for number, index in enumerate(shown, 1)
         )
 
     return Question(
         before=f"{_REQUEST}\n\nThe following are given documents.\n\n",
-        after=f"\n\n{_REQUEST}\n\nQuestion: {asked.question}",
+        after=f"\n\n{_REQUEST}\n\nQuestion: {chosen.question}",
         answer_prefix=" Answer:",
         context=context,
-        answers=asked.answers,
-        ideal=asked.answers[0],
+        answers=chosen.answers,
+        ideal=chosen.answers[0],
         max_tokens=32,
-        least=len(asked.needed),
-        most=len(numbers),
-        source=f"file {questions.path}",
-        told={"question": asked.question},
+        least=len(chosen.needed),
+        most=len(indices),
+        source=f"file {file.path}",
+        columns={"question": chosen.question},
     )
 
 
-# Of files from elsewhere only what is used here is looked at.
+# Schemas of the fields that are used; files have more.
+
+
 @dataclass
 class _Answer:
     text: str
@@ -130,7 +133,7 @@ class _Answer:
 class _Entry:
     question: str
     answers: list[_Answer]
-    is_impossible: bool = False  # only since SQuAD 2.0
+    is_impossible: bool = False  # since SQuAD 2.0
 
 
 @dataclass
@@ -156,40 +159,41 @@ class _Hotpot:
     context: list[tuple[str, list[str]]]
 
 
-def _numbers(documents: Sequence[str]) -> Mapping[str, int]:
-    return {document: number for number, document in enumerate(dict.fromkeys(documents))}
+def _index(documents: Sequence[str]) -> Mapping[str, int]:
+    return {document: index for index, document in enumerate(dict.fromkeys(documents))}
 
 
-def _of_squad(path: Path, found: _Squad) -> Questions:
-    number = _numbers([p.context for article in found.data for p in article.paragraphs])
-    asked = []
-    for article in found.data:
-        here = list(dict.fromkeys(number[p.context] for p in article.paragraphs))
+def _read_squad(content: _Squad) -> tuple[list[str], list[DocumentQuestion]]:
+    index = _index([p.context for article in content.data for p in article.paragraphs])
+    questions = []
+    for article in content.data:
+        article_documents = list(dict.fromkeys(index[p.context] for p in article.paragraphs))
         for paragraph in article.paragraphs:
-            own = number[paragraph.context]
+            document = index[paragraph.context]
+            near = [other for other in article_documents if other != document]
             for entry in paragraph.qas:
                 answers = list(dict.fromkeys(a.text for a in entry.answers if a.text.strip()))
                 if answers and not entry.is_impossible:
-                    near = [other for other in here if other != own]
-                    asked.append(
-                        Asked(question=entry.question, answers=answers, needed=[own], near=near)
+                    question = DocumentQuestion(
+                        question=entry.question, answers=answers, needed=[document], near=near
                     )
-    return Questions(path=path, documents=list(number), asked=asked)
+                    questions.append(question)
+    return list(index), questions
 
 
-def _of_hotpot(path: Path, found: Sequence[_Hotpot]) -> Questions:
-    texts = [[f"{title}\n{''.join(told)}" for title, told in entry.context] for entry in found]
-    number = _numbers([text for several in texts for text in several])
-    return Questions(
-        path=path,
-        documents=list(number),
-        asked=[
-            Asked(
-                question=entry.question,
-                answers=[entry.answer],
-                needed=list(dict.fromkeys(number[text] for text in several)),
-            )
-            for entry, several in zip(found, texts, strict=True)
-            if entry.answer.strip() and several
-        ],
-    )
+def _read_hotpot(content: Sequence[_Hotpot]) -> tuple[list[str], list[DocumentQuestion]]:
+    documents = [
+        [f"{title}\n{''.join(sentences)}" for title, sentences in entry.context]
+        for entry in content
+    ]
+    index = _index([text for texts in documents for text in texts])
+    questions = [
+        DocumentQuestion(
+            question=entry.question,
+            answers=[entry.answer],
+            needed=list(dict.fromkeys(index[text] for text in texts)),
+        )
+        for entry, texts in zip(content, documents, strict=True)
+        if entry.answer.strip() and texts
+    ]
+    return list(index), questions

@@ -1,13 +1,11 @@
-"""Stories about persons, places and objects with a question whose answer follows from them alone.
+"""Make stories about persons, places and objects, with a question that only they answer.
 
-A small world that bAbI's first five tasks describe: persons move, take objects, drop them, hand
-them on; places lie north, south, east and west of each other. Knows the world and English; knows
-nothing of tokens and of the text a story is hidden in.
+They follow bAbI's first five tasks: persons move, and take, drop and pass on objects; places lie
+north, south, east and west of each other.
 
-Source: Weston et al. 2015 (arXiv 1502.05698), tasks 1 to 5: the names, the verbs and the questions
-are those of the published data. Ours alone: a story holds at most 24 facts, so that it fits a
-thousand tokens (bAbI's third task has up to 320), and a question is asked only where it has one
-answer.
+Source: Weston et al. 2015 (arXiv 1502.05698), tasks 1 to 5; names, verbs and questions are those
+of the published data. Two things differ: a story has at most 24 facts, so that it fits a thousand
+tokens (in bAbI's third task up to 320), and a question has exactly one answer.
 """
 
 from collections.abc import Callable, Sequence
@@ -21,9 +19,7 @@ PLACES = ("bathroom", "bedroom", "garden", "hallway", "kitchen", "office")
 OBJECTS = ("apple", "football", "milk")
 MOVERS = ("Daniel", "John", "Mary", "Sandra")
 GIVERS = ("Bill", "Fred", "Jeff", "Mary")
-
-LONGEST = 24
-"""Facts of a story."""
+MAX_FACTS = 24
 
 _MOVED = ("went to", "journeyed to", "travelled to", "moved to", "went back to")
 _TOOK = ("got", "took", "grabbed", "picked up")
@@ -34,11 +30,11 @@ _OPPOSITE = {"north": "south", "south": "north", "east": "west", "west": "east"}
 
 @dataclass(frozen=True, kw_only=True)
 class Story:
-    """Facts in their order, and a question.
+    """Hold facts in order, and a question.
 
     Args:
-        answer: the one word that answers it.
-        sentence: the answer as the prompt of its task wants it written.
+        answer: one word.
+        sentence: the answer in the form that the task's prompt requests.
     """
 
     facts: Sequence[str]
@@ -47,93 +43,96 @@ class Story:
     sentence: str
 
 
+StoryMaker = Callable[[Random], Story]
+
+
 @dataclass
 class _World:
-    """What a reader knows after the facts so far.
+    """What follows from the facts so far.
 
     Args:
-        where: the place of each person who has moved.
-        holder: who has an object, for those that somebody has.
-        been: places that an object has been at, one after another; a person holding it takes it
-            along.
-        gifts: who gave what to whom.
-        gave: whether the last fact tells of a gift.
+        place: current place of each person who has moved.
+        holder: who has each object that somebody has.
+        trail: places where each object has been, in order; it moves with its holder.
+        gifts: giver, object and receiver of each gift.
+        gift_last: whether the last fact is a gift.
     """
 
     random: Random
     persons: Sequence[str]
     facts: list[str] = field(default_factory=list)
-    where: dict[str, str] = field(default_factory=dict)
+    place: dict[str, str] = field(default_factory=dict)
     holder: dict[str, str] = field(default_factory=dict)
-    been: dict[str, list[str]] = field(default_factory=dict)
+    trail: dict[str, list[str]] = field(default_factory=dict)
     gifts: list[tuple[str, str, str]] = field(default_factory=list)
-    gave: bool = False
+    gift_last: bool = False
 
-    def move(self) -> bool:
+    def move(self) -> None:
+        """Move a person to another place."""
         person = self.random.choice(self.persons)
-        place = self.random.choice([p for p in PLACES if p != self.where.get(person)])
-        self.where[person] = place
+        place = self.random.choice([p for p in PLACES if p != self.place.get(person)])
+        self.place[person] = place
         for thing in (thing for thing, who in self.holder.items() if who == person):
-            self.been[thing].append(place)
-        return self._tell(f"{person} {self.random.choice(_MOVED)} the {place}.")
+            self.trail[thing].append(place)
+        self._add(f"{person} {self.random.choice(_MOVED)} the {place}.")
 
-    def take(self) -> bool:
-        """A person who is known to be somewhere takes what lies there, or what nobody has met."""
+    def take(self) -> None:
+        """Let a person whose place is known take an object that may be there."""
         free = [thing for thing in OBJECTS if thing not in self.holder]
         choices = [
             (person, thing)
-            for person, place in self.where.items()
+            for person, place in self.place.items()
             for thing in free
-            if self.been.get(thing, [place])[-1] == place
+            if self.trail.get(thing, [place])[-1] == place
         ]
-        if not choices:
-            return False
-        person, thing = self.random.choice(choices)
-        self.holder[thing] = person
-        self.been.setdefault(thing, [self.where[person]])
-        there = self.random.choice(("", " there"))
-        return self._tell(f"{person} {self.random.choice(_TOOK)} the {thing}{there}.")
+        if choices:
+            person, thing = self.random.choice(choices)
+            self.holder[thing] = person
+            self.trail.setdefault(thing, [self.place[person]])
+            there = self.random.choice(("", " there"))
+            self._add(f"{person} {self.random.choice(_TOOK)} the {thing}{there}.")
 
-    def drop(self) -> bool:
-        if not self.holder:
-            return False
-        thing = self.random.choice(list(self.holder))
-        person = self.holder.pop(thing)
-        there = self.random.choice(("", " there"))
-        return self._tell(f"{person} {self.random.choice(_DROPPED)} the {thing}{there}.")
+    def drop(self) -> None:
+        """Let a person drop an object."""
+        if self.holder:
+            thing = self.random.choice(list(self.holder))
+            person = self.holder.pop(thing)
+            there = self.random.choice(("", " there"))
+            self._add(f"{person} {self.random.choice(_DROPPED)} the {thing}{there}.")
 
-    def give(self) -> bool:
-        """Between persons who are at one place, as far as the reader knows: nobody is known to be
-        elsewhere."""
+    def give(self) -> None:
+        """Pass an object to a person who is not known to be at another place."""
         choices = [
             (giver, thing, taker)
             for thing, giver in self.holder.items()
             for taker in self.persons
-            if taker != giver and (self.where.get(taker, self.where[giver]) == self.where[giver])
+            if taker != giver and (self.place.get(taker, self.place[giver]) == self.place[giver])
         ]
-        if not choices:
-            return False
-        giver, thing, taker = self.random.choice(choices)
-        self.holder[thing] = taker
-        self.where[taker] = self.where[giver]
-        self.gifts.append((giver, thing, taker))
-        self._tell(f"{giver} {self.random.choice(_GAVE)} the {thing} to {taker}.")
-        self.gave = True
-        return True
+        if choices:
+            giver, thing, taker = self.random.choice(choices)
+            self.holder[thing] = taker
+            self.place[taker] = self.place[giver]
+            self.gifts.append((giver, thing, taker))
+            self._add(f"{giver} {self.random.choice(_GAVE)} the {thing} to {taker}.")
+            self.gift_last = True
 
-    def _tell(self, fact: str) -> bool:
+    def _add(self, fact: str) -> None:
         self.facts.append(fact)
-        self.gave = False
-        return True
+        self.gift_last = False
 
 
-def where_is_a_person(random: Random) -> Story:
-    """Task 1, one supporting fact: the last move of a person."""
+_Action = Callable[[_World], None]
+_CARRY: Sequence[_Action] = (_World.move, _World.take, _World.drop)
+_PASS_ON: Sequence[_Action] = (_World.move, _World.take, _World.give)
+
+
+def place_of_person(random: Random) -> Story:
+    """Make a story of task 1, one supporting fact: the last move of a person."""
     world = _World(random, MOVERS)
     for _ in range(random.randint(2, 10)):
         world.move()
-    person = random.choice(list(world.where))
-    place = world.where[person]
+    person = random.choice(list(world.place))
+    place = world.place[person]
     return Story(
         facts=world.facts,
         question=f"Where is {person}?",
@@ -142,12 +141,11 @@ def where_is_a_person(random: Random) -> Story:
     )
 
 
-def where_is_an_object(random: Random) -> Story:
-    """Task 2, two supporting facts: who had an object, and where that person was."""
-    acts = (_World.move, _World.take, _World.drop)
-    world, things = _lived(random, MOVERS, acts, 3, lambda world: list(world.been))
+def place_of_object(random: Random) -> Story:
+    """Make a story of task 2, two supporting facts: who had an object, and where they were."""
+    world, things = _simulate(random, MOVERS, _CARRY, 3, lambda world: list(world.trail))
     thing = random.choice(things)
-    place = world.been[thing][-1]
+    place = world.trail[thing][-1]
     return Story(
         facts=world.facts,
         question=f"Where is the {thing}?",
@@ -156,20 +154,22 @@ def where_is_an_object(random: Random) -> Story:
     )
 
 
-def where_was_an_object(random: Random) -> Story:
-    """Task 3, three supporting facts: where an object was before it came to where it is, a place
-    it came to once."""
-    acts = (_World.move, _World.take, _World.drop)
-    world, things = _lived(
-        random, MOVERS, acts, 4,
-        lambda world: [
+def past_place_of_object(random: Random) -> Story:
+    """Make a story of task 3, three supporting facts: where an object was before its last place.
+
+    It came to its last place only once.
+    """
+
+    def moved(world: _World) -> list[str]:
+        return [
             thing
-            for thing, places in world.been.items()
+            for thing, places in world.trail.items()
             if len(places) > 1 and places.count(places[-1]) == 1
-        ],
-    )  # fmt: skip
+        ]
+
+    world, things = _simulate(random, MOVERS, _CARRY, 4, moved)
     thing = random.choice(things)
-    before, place = world.been[thing][-2:]
+    before, place = world.trail[thing][-2:]
     return Story(
         facts=world.facts,
         question=f"Where was the {thing} before the {place}?",
@@ -178,15 +178,17 @@ def where_was_an_object(random: Random) -> Story:
     )
 
 
-def which_place_lies_there(random: Random) -> Story:
-    """Task 4, relations of two: three places in a row, asked from the middle one, where no
-    reading has two answers."""
+def relative_place(random: Random) -> Story:
+    """Make a story of task 4, relations of two: three places in a line.
+
+    The question is about the middle one, where every reading has the same answer.
+    """
     left, middle, right = random.sample(PLACES, 3)
     direction = random.choice(list(_OPPOSITE))
     facts = []
     for first, second in ((left, middle), (middle, right)):
-        told = (first, direction, second), (second, _OPPOSITE[direction], first)
-        one, way, other = random.choice(told)
+        wordings = (first, direction, second), (second, _OPPOSITE[direction], first)
+        one, way, other = random.choice(wordings)
         facts.append(f"The {one} is {way} of the {other}.")
     random.shuffle(facts)
     way, answer = random.choice(((direction, left), (_OPPOSITE[direction], right)))
@@ -196,20 +198,22 @@ def which_place_lies_there(random: Random) -> Story:
     return Story(facts=facts, question=question, answer=answer, sentence=answer)
 
 
-def who_gave_what_to_whom(random: Random) -> Story:
-    """Task 5, relations of three: about the gift that the story ends with, in words that fit no
-    other gift with another answer."""
-    acts = (_World.move, _World.take, _World.give)
-    world, asked = _lived(random, GIVERS, acts, 3, _about_the_last_gift)
-    question, answer = random.choice(asked)
+def gift(random: Random) -> Story:
+    """Make a story of task 5, relations of three: about the gift that ends the story.
+
+    No other gift gives the question another answer.
+    """
+    world, questions = _simulate(random, GIVERS, _PASS_ON, 3, _gift_questions)
+    question, answer = random.choice(questions)
     return Story(facts=world.facts, question=question, answer=answer, sentence=answer)
 
 
-def _about_the_last_gift(world: _World) -> list[tuple[str, str]]:
-    """Questions with their answers."""
-    if not world.gave:
+def _gift_questions(world: _World) -> list[tuple[str, str]]:
+    """Return questions about the last gift with their answers."""
+    if not world.gift_last:
         return []
     giver, thing, taker = last = world.gifts[-1]
+    # The question, the parts of the gift that it names, and the part that it asks for.
     forms = [
         (f"What did {giver} give to {taker}?", (0, 2), 1),
         (f"Who gave the {thing} to {taker}?", (1, 2), 0),
@@ -217,30 +221,30 @@ def _about_the_last_gift(world: _World) -> list[tuple[str, str]]:
         (f"Who gave the {thing}?", (1,), 0),
         (f"Who received the {thing}?", (1,), 2),
     ]
-    return [
-        (question, last[asked])
-        for question, given, asked in forms
-        if len({gift[asked] for gift in world.gifts if all(gift[i] == last[i] for i in given)})
-        == 1
-    ]
+    questions = []
+    for question, named, queried in forms:
+        matching = [gift for gift in world.gifts if all(gift[i] == last[i] for i in named)]
+        if len({gift[queried] for gift in matching}) == 1:
+            questions.append((question, last[queried]))
+    return questions
 
 
-def _lived(
+def _simulate(
     random: Random,
     persons: Sequence[str],
-    acts: Sequence[Callable[[_World], bool]],
+    actions: Sequence[_Action],
     least: int,
-    askable: Callable[[_World], list[T]],
+    choices: Callable[[_World], list[T]],
 ) -> tuple[_World, list[T]]:
-    """A world in which things happened until there was something to ask about, and what that is.
+    """Let things happen until there is a choice of questions; return the world and the choices.
 
     Args:
         least: facts of the shortest story.
     """
-    while True:  # a world that comes to no question in time makes way for another
+    while True:  # a world without a question after MAX_FACTS is discarded
         world = _World(random, persons)
-        wanted = random.randint(least, LONGEST - 4)
-        while len(world.facts) < LONGEST:
-            random.choice(acts)(world)
-            if len(world.facts) >= wanted and (found := askable(world)):
-                return world, found
+        length = random.randint(least, MAX_FACTS - 4)
+        while len(world.facts) < MAX_FACTS:
+            random.choice(actions)(world)
+            if len(world.facts) >= length and (chosen := choices(world)):
+                return world, chosen

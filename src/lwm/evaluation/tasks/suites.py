@@ -1,18 +1,20 @@
-"""Suites of long-context tasks, each as one task with rows of (task, length, seed).
-
-Knows tasks by name; knows no model and draws nothing.
-"""
+"""Run the tasks of a suite at several lengths, as one task with rows of (task, length, seed)."""
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from random import Random
-from typing import Literal
+from typing import Annotated, Literal
 
+from annotated_types import Ge
+
+from lwm.core.config import Checked
 from lwm.core.errors import ConfigError, InputError
 from lwm.data.text.tokenizer import Tokenizer
 from lwm.evaluation.case import Case, Key, Verdict
-from lwm.evaluation.tasks import babilong, infinitebench, ruler, ruler_qa
-from lwm.evaluation.tasks.sizing import Prose, Question, fitted, require_least
-from lwm.evaluation.tasks.subtask import Subtask
+from lwm.evaluation.tasks import babilong, infinitebench, ruler
+from lwm.evaluation.tasks.filler import Prose
+from lwm.evaluation.tasks.question import Question, Subtask, fit_question, require_fit
+from lwm.evaluation.tasks.ruler_qa import QuestionFile, document_task
 
 SuiteName = Literal["ruler", "babilong", "infinitebench"]
 TASKS: Mapping[str, Sequence[str]] = {
@@ -25,121 +27,120 @@ FILES = {"qa_1": "--squad", "qa_2": "--hotpot"}
 KEYS = ("task", "context_length", "seed")
 
 
-def chosen(
+def choose_tasks(
     suite: SuiteName, tasks: str | None, files: Iterable[str]
 ) -> tuple[list[str], dict[str, str]]:
-    """Names of the tasks to run, and of those left out why.
+    """Return the names of the tasks to run, and the skipped tasks with the reason.
 
     Args:
-        tasks: names with commas between; all of them unless given.
-        files: tasks whose file of questions is there.
+        tasks: names separated by commas; None means all.
+        files: tasks whose file of questions is named.
 
     Raises:
-        ConfigError: the suite has no such task, or it was asked for and its file was not named.
+        ConfigError: the suite has no such task, or it is named without its file.
     """
     known, files = TASKS[suite], set(files)
-    wanted = list(known) if tasks is None else list(dict.fromkeys(tasks.split(",")))
-    for name in wanted:
+    names = list(known) if tasks is None else list(dict.fromkeys(tasks.split(",")))
+    for name in names:
         if name not in known:
             raise ConfigError(f"{suite} has no task {name!r}; it has {', '.join(known)}")
         if tasks is not None and name in FILES and name not in files:
             raise ConfigError(
                 f"the task {name} needs a file of questions; name one with {FILES[name]}"
             )
-    left_out = {
-        name: f"no {FILES[name]}" for name in wanted if name in FILES and name not in files
-    }
-    return [name for name in wanted if name not in left_out], left_out
+    skipped = {name: f"no {FILES[name]}" for name in names if name in FILES and name not in files}
+    return [name for name in names if name not in skipped], skipped
 
 
-def subtasks(
+def make_subtasks(
     suite: SuiteName,
     names: Sequence[str],
     tokenizer: Tokenizer,
     texts: Iterable[str],
-    files: Mapping[str, ruler_qa.Questions],
+    files: Mapping[str, QuestionFile],
 ) -> dict[str, Subtask]:
-    """The chosen tasks of a suite.
+    """Return the chosen tasks of a suite.
 
     Args:
-        texts: what things are hidden in; not read where the suite hides nothing in a text.
+        texts: filler; not read by suites that need none.
         files: questions of `qa_1` and `qa_2`.
     """
     if suite == "infinitebench":
-        all_of_them = infinitebench.infinitebench()
+        subtasks = infinitebench.infinitebench()
     elif suite == "babilong":
-        all_of_them = babilong.babilong(Prose("\n".join(texts)))
+        subtasks = babilong.babilong(Prose("\n".join(texts)))
     else:
-        all_of_them = ruler.ruler(Prose("\n".join(texts)), tokenizer)
-        all_of_them |= {name: ruler_qa.qa(file) for name, file in files.items()}
-    return {name: all_of_them[name] for name in names}
+        subtasks = ruler.ruler(Prose("\n".join(texts)), tokenizer)
+        subtasks |= {name: document_task(file) for name, file in files.items()}
+    return {name: subtasks[name] for name in names}
 
 
-class Suite:
-    """A suite's tasks at several lengths.
+@dataclass(frozen=True, kw_only=True)
+class SuiteTask(Checked):
+    """Run a suite's tasks at several lengths.
 
     Args:
-        template: how the prompt is written, as `prompts.wrap` takes it.
-        lengths: of prompt and answer together, in tokens.
+        template: chat template of the prompts, see `prompts.wrap`.
+        lengths: of prompt and answer together, in tokens, ascending.
         samples: examples of each task and length.
-        seed: of the first example; the following count on.
+        seed: of the first example; the others count up from it.
     """
 
-    def __init__(
-        self,
-        *,
-        name: SuiteName,
-        subtasks: Mapping[str, Subtask],
-        tokenizer: Tokenizer,
-        template: str,
-        lengths: Sequence[int],
-        samples: int,
-        seed: int = 0,
-    ) -> None:
-        if samples < 1:
-            raise ConfigError(f"samples is {samples}; it must be at least 1")
-        if not subtasks:
-            raise InputError(f"{name} has no task left to run; name some with --tasks")
-        self._name, self._subtasks, self._tokenizer = name, subtasks, tokenizer
-        self._template, self._lengths = template, lengths
-        self._seeds = range(seed, seed + samples)
+    suite: SuiteName
+    subtasks: Mapping[str, Subtask]
+    tokenizer: Tokenizer
+    template: str
+    lengths: Sequence[int]
+    samples: Annotated[int, Ge(1)]
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.subtasks:
+            raise InputError(f"{self.suite} has no task left to run; name some with --tasks")
 
     @property
     def name(self) -> str:
-        return f"suite {self._name}"
+        """Name the suite, as in `lwm eval suite NAME`."""
+        return f"suite {self.suite}"
 
     def units(self) -> list[list[Key]]:
+        """Return the keys of all rows; the examples of a task and length are a unit."""
+        seeds = range(self.seed, self.seed + self.samples)
         return [
-            [{"task": task, "context_length": length, "seed": seed} for seed in self._seeds]
-            for length in self._lengths
-            for task in self._subtasks
+            [{"task": task, "context_length": length, "seed": seed} for seed in seeds]
+            for length in self.lengths
+            for task in self.subtasks
         ]
 
     def case(self, key: Key) -> Case:
-        return fitted(*self._asked(key))
+        """Make the example of a key."""
+        return fit_question(*self._question(key))
 
-    def _asked(self, key: Key) -> tuple[Question, Tokenizer, str, int, str]:
-        """What sizes a question: itself, how it is written, how long, and its task."""
+    def _question(self, key: Key) -> tuple[Question, Tokenizer, str, int, str]:
+        """Return the arguments of `fit_question`."""
         task, length, seed = (key[name] for name in KEYS)
         assert isinstance(task, str)
         assert isinstance(length, int)
-        question = self._subtasks[task].make(Random(f"{task} {length} {seed}"), length)
-        return question, self._tokenizer, self._template, length, task
+        question = self.subtasks[task].make(Random(f"{task} {length} {seed}"), length)
+        return question, self.tokenizer, self.template, length, task
 
     def judge(self, case: Case, response: str) -> Verdict:
-        judge = self._subtasks[case.told["task"]].judge
-        return judge(case.reference, case.told, response)
+        """Judge a response as the example's task does."""
+        judge = self.subtasks[case.columns["task"]].judge
+        return judge(case.reference, case.columns, response)
 
-    def require(self) -> None:
-        """Builds each task's first example of the least and the greatest length, and all others
-        without their filler.
+    def require_fit(self) -> None:
+        """Check all examples before the run.
+
+        The first example of each task is made at the least and the greatest length, all others
+        without filler.
 
         Raises:
-            InputError: one does not come out: a length is too small, or what it is filled from
-                ends too early.
+            InputError: a length is too small, or the source of the filler too short.
         """
         for unit in self.units():
-            if unit[0]["context_length"] in (self._lengths[0], self._lengths[-1]):
+            if unit[0]["context_length"] in (self.lengths[0], self.lengths[-1]):
                 self.case(unit[0])
             for key in unit[1:]:
-                require_least(*self._asked(key))
+                require_fit(*self._question(key))
