@@ -25,7 +25,8 @@ from lwm.engine.steps import compile_steps
 from lwm.generation.model import Model
 from lwm.models.cache import cache_capacity, make_cache
 from lwm.models.costs import cache_bytes
-from lwm.models.llama import Llama, dequantized
+from lwm.models.forward import dequantized
+from lwm.models.llama import Llama
 from lwm.models.quantized import QuantizedTensor, has_quantized, lay_out
 
 GREEDY = Sampling(temperature=0)

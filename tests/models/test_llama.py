@@ -18,20 +18,22 @@ from lwm.core.errors import ConfigError
 from lwm.core.mesh import make_mesh
 from lwm.core.params import initialize
 from lwm.core.sharding import DECODE, TRAINING
+from lwm.models.forward import (
+    embed_tokens,
+    feed_forward,
+    hidden_states,
+    multiply,
+    rms_norm,
+    text_logits,
+)
 from lwm.models.llama import (
     MAX_LAYERS,
     FusedLayer,
     Layer,
     Llama,
     LlamaConfig,
-    embed_tokens,
-    feed_forward,
-    hidden_states,
     llama_params,
-    multiply,
     require_mesh,
-    rms_norm,
-    text_logits,
 )
 
 QUICKLY = {"xla_backend_optimization_level": 0}

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from lwm.core.sharding import DECODE
-from lwm.models.llama import Llama, dequantized, embed_tokens, multiply, text_logits
+from lwm.models.forward import dequantized, embed_tokens, multiply, text_logits
+from lwm.models.llama import Llama
 from lwm.models.quantized import (
     LANES,
     QUANTIZED_ROWS,

@@ -17,7 +17,7 @@ from lwm.attention.mask import Side
 from lwm.core.errors import ConfigError
 from lwm.core.mesh import make_mesh
 from lwm.core.sharding import TRAINING
-from lwm.models.llama import hidden_states, text_logits
+from lwm.models.forward import hidden_states, text_logits
 from lwm.models.lora import LoraConfig
 from lwm.training.batches import Layout
 from lwm.training.optimizer import OptimizerConfig

@@ -19,7 +19,8 @@ from lwm.engine.sampling import Sampled, SlotSampling
 from lwm.engine.scheduler import Chunk, Feed
 from lwm.engine.steps import compile_steps
 from lwm.models.cache import cache_capacity, grow_cache, make_cache, require_cache_memory
-from lwm.models.llama import Llama, LlamaConfig, dequantized
+from lwm.models.forward import dequantized
+from lwm.models.llama import Llama, LlamaConfig
 from lwm.models.quantized import QUANTIZED_ROWS, QuantizedKernel, has_quantized
 
 CHUNKS = (32, 128, 512, 1024)

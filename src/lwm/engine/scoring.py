@@ -24,7 +24,8 @@ from lwm.core.errors import InputError
 from lwm.core.hardware import precise
 from lwm.core.mesh import SEQUENCE
 from lwm.core.sharding import TRAINING, constrain, shard_count
-from lwm.models.llama import Llama, LlamaConfig, hidden_states, text_logits
+from lwm.models.forward import hidden_states, text_logits
+from lwm.models.llama import Llama, LlamaConfig
 
 _CHUNK = 512
 """Positions per device whose logits exist at a time."""

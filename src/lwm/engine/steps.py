@@ -20,16 +20,8 @@ from lwm.core.hardware import precise
 from lwm.core.sharding import DECODE, PREFILL
 from lwm.engine.sampling import Sampled, SlotSampling, sample
 from lwm.models.cache import Cache
-from lwm.models.llama import (
-    FusedLayer,
-    Layer,
-    Llama,
-    LlamaConfig,
-    apply_layer,
-    embed_tokens,
-    rms_norm,
-    text_logits,
-)
+from lwm.models.forward import apply_layer, embed_tokens, rms_norm, text_logits
+from lwm.models.llama import FusedLayer, Layer, Llama, LlamaConfig
 from lwm.models.quantized import QuantizedKernel
 
 

@@ -1,7 +1,7 @@
-"""The key-value cache of a whole model: its capacity, its memory, its arrays.
+"""Allocate the key-value cache of a whole model.
 
-Layout and use of one layer's part are in `attention.cached`; this file sizes and allocates it, and
-refuses one that does not fit before a byte of it exists.
+`attention.cached` defines the layout and use of one layer's part. A cache that does not fit into
+memory is refused before any of it is allocated.
 """
 
 from collections.abc import Callable
@@ -24,8 +24,7 @@ Cache = tuple[LayerCache, ...]
 
 
 def cache_capacity(tokens: int, mesh: Mesh | None) -> int:
-    """The least capacity that holds `tokens` positions, in whole units on every device of the
-    `sequence` axis."""
+    """Return the least capacity for `tokens` positions, in whole units on each device."""
     unit = CAPACITY_UNIT * (1 if mesh is None else mesh.shape[SEQUENCE])
     return -(-tokens // unit) * unit
 
@@ -33,16 +32,16 @@ def cache_capacity(tokens: int, mesh: Mesh | None) -> int:
 def require_cache_memory(
     config: LlamaConfig, *, slots: int, capacity: int, dtype: str, mesh: Mesh | None
 ) -> None:
-    """Refuses a cache that outgrows the memory that is free.
+    """Check that a cache fits into the memory that is free.
 
     Raises:
-        CapacityError: names what the cache needs on a device and what there is.
+        CapacityError: names the memory that a device needs and has.
     """
     parts = 1
     if mesh is not None:
         for axis in ("slots", "kv_heads", "cache_position"):
             parts *= shard_count(mesh, axis, DECODE)
-    with together():  # machines may have different amounts free
+    with together():  # machines may differ in free memory
         require_memory(
             cache_bytes(config, capacity, dtype, slots) // parts,
             mesh,
@@ -55,10 +54,10 @@ def require_cache_memory(
 def make_cache(
     config: LlamaConfig, *, slots: int, capacity: int, dtype: str, mesh: Mesh | None = None
 ) -> Cache:
-    """Zeroed keys and values for every layer, created in their shards.
+    """Create zero keys and values for every layer, in their shards.
 
     Raises:
-        CapacityError: it would not fit.
+        CapacityError: the cache does not fit into memory.
     """
     require_cache_memory(config, slots=slots, capacity=capacity, dtype=dtype, mesh=mesh)
     key_shape = (slots, config.num_kv_heads, config.head_dim, capacity)
@@ -66,8 +65,8 @@ def make_cache(
 
     def zeros(shape: tuple[int, ...], axes: tuple[str | None, ...]) -> Array:
         sharding = None if mesh is None else named_sharding(mesh, axes, DECODE)
-        # Placed outright, as the steps return it: an array without a place would compile each step
-        # twice.
+        # Committed to a device, as the results of steps are: an uncommitted array would compile
+        # each step twice.
         return jnp.zeros(shape, jnp.dtype(dtype), device=sharding or jax.devices()[0])
 
     return tuple(
@@ -77,9 +76,9 @@ def make_cache(
 
 
 def grow_cache(cache: Cache, capacity: int, mesh: Mesh | None) -> Cache:
-    """The cache with room for more positions; what it held stays where it was on each device.
+    """Return the cache with a larger capacity; each device's positions keep their places.
 
-    Goes layer by layer and frees the old one, so that two whole caches never stand side by side.
+    Each layer is freed after it is copied, so that two whole caches never exist at once.
     """
     shards = 1 if mesh is None else mesh.shape[SEQUENCE]
 

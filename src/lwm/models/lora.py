@@ -1,14 +1,16 @@
-"""Low-rank adapters: a small trained change beside each frozen kernel.
+"""Adapt frozen kernels by adding small trained low-rank matrices.
 
 Source: Hu et al. 2021 (arXiv 2106.09685).
 """
 
 from dataclasses import dataclass, replace
-from typing import Any, Literal, get_args
+from typing import Annotated, Any, Literal, get_args
 
 import jax
+from annotated_types import Ge
 from jaxtyping import Array, Float
 
+from lwm.core.config import Checked
 from lwm.core.errors import ConfigError
 from lwm.core.params import ParamSpec, normal, stack, zeros
 from lwm.models.llama import Layer, LlamaConfig, llama_params
@@ -18,31 +20,31 @@ TARGETS: tuple[Target, ...] = get_args(Target)
 
 
 @dataclass(frozen=True, kw_only=True)
-class LoraConfig:
-    """Which kernels are adapted, and how much."""
+class LoraConfig(Checked, section="lora"):
+    """Configure which kernels are adapted, and how strongly."""
 
-    rank: int = 0
-    """Columns of each adapter; 0 trains the whole model instead."""
+    rank: Annotated[int, Ge(0)] = 0
+    """Rank of each adapter; 0 trains the whole model instead."""
     alpha: float = 16.0
-    """The change counts alpha / rank times."""
+    """Adapters are scaled by alpha / rank."""
     targets: tuple[Target, ...] = TARGETS
-    """Kernels that get an adapter."""
+    """Kernels that are adapted."""
 
     def __post_init__(self) -> None:
-        if self.rank < 0:
-            raise ConfigError(f"lora.rank is {self.rank}; it must be 0 (no adapters) or more")
+        super().__post_init__()
         if self.rank and not self.targets:
             raise ConfigError(f"lora.targets is empty; name some of {', '.join(TARGETS)}")
 
     @property
     def scale(self) -> float:
+        """Return the factor of `down @ up`."""
         return self.alpha / self.rank
 
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True, kw_only=True)
 class Adapter:
-    """A change of one kernel: `down @ up`, before scaling."""
+    """Hold the change of one kernel: `down @ up`, before scaling."""
 
     down: Float[Array, "*layers inputs rank"]
     up: Float[Array, "*layers rank outputs"]
@@ -51,31 +53,31 @@ class Adapter:
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True, kw_only=True)
 class AdaptedLayer:
-    """A frozen layer and its adapters by kernel."""
+    """Hold a frozen layer and its adapters by kernel."""
 
     layer: Layer
     adapters: dict[str, Adapter]
 
 
 def lora_params(config: LlamaConfig, lora: LoraConfig) -> dict[str, Adapter]:
-    """Declares the adapters of all layers, stacked, as a tree of `ParamSpec`; the change starts at
-    zero."""
+    """Declare the adapters of all layers, stacked, as a tree of `ParamSpec`.
+
+    The initial change is zero.
+    """
     layer: Any = llama_params(config, stacked=False).layers[0]  # type: ignore[index]
 
     def adapter(spec: ParamSpec) -> Any:
         inputs, outputs = spec.shape
-        start = normal(inputs**-0.5)
-        return Adapter(
-            down=ParamSpec((inputs, lora.rank), (spec.axes[0], "rank"), start),  # type: ignore[arg-type]
-            up=ParamSpec((lora.rank, outputs), ("rank", spec.axes[1]), zeros()),  # type: ignore[arg-type]
-        )
+        down: Any = ParamSpec((inputs, lora.rank), (spec.axes[0], "rank"), normal(inputs**-0.5))
+        up: Any = ParamSpec((lora.rank, outputs), ("rank", spec.axes[1]), zeros())
+        return Adapter(down=down, up=up)
 
     adapters = {target: adapter(getattr(layer, target)) for target in lora.targets}
     return stack(adapters, config.num_layers)
 
 
 def merge_adapters(layer: Layer, adapters: dict[str, Adapter], scale: float) -> Layer:
-    """The layer with its changes added, in the type of its kernels."""
+    """Return the layer with its adapters added, in the type of its kernels."""
     changed = {}
     for target, adapter in adapters.items():
         kernel = getattr(layer, target)

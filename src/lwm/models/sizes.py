@@ -1,13 +1,13 @@
-"""The eight sizes of the original, by name.
+"""List the eight sizes of the original by name.
 
-Source: LargeWorldModel/LWM; all are Llama 1 shapes with a vocabulary of 32,000 and as many key
-heads as heads.
+Source: LargeWorldModel/LWM; all are Llama 1 shapes with a vocabulary of 32,000 and one key-value
+head per head.
 """
 
 from lwm.core.errors import ConfigError
 from lwm.models.llama import LlamaConfig
 
-# name: hidden, feed-forward, layers, heads, longest sequence, epsilon of the norms
+# name: hidden size, feed-forward size, layers, heads, context, epsilon of the norms
 _SIZES = {
     "debug": (256, 256, 2, 2, 2048, 1e-6),
     "200m": (1024, 2048, 14, 8, 2048, 1e-6),
@@ -23,7 +23,7 @@ NAMES = tuple(_SIZES)
 
 
 def size(name: str) -> LlamaConfig:
-    """The configuration of a named size.
+    """Return the configuration of a named size.
 
     Raises:
         ConfigError: no size has this name.

@@ -1,9 +1,7 @@
-"""The VQGAN: a picture as a small grid of codes, and back.
+"""Encode images as small grids of codes, and decode them.
 
-A convolutional encoder, a codebook in which each place of the grid takes its nearest entry, and a
-decoder that mirrors the encoder. Weights are a dataclass tree, so every size follows from the
-configuration. Knows arrays and pixels in [-1, 1]; knows nothing of files, batches of any length or
-learning.
+The VQGAN is a convolutional encoder, a codebook of which each place of the grid takes the nearest
+entry, and a decoder that mirrors the encoder. Pixels are in [-1, 1].
 
 Sources: Esser et al. 2021 (arXiv 2012.09841), sections 3.1 and A; the LargeWorldModel paper
 (arXiv 2402.08268), section 4.1, for the sizes.
@@ -11,50 +9,47 @@ Sources: Esser et al. 2021 (arXiv 2012.09841), sections 3.1 and A; the LargeWorl
 
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any
+from typing import Annotated, Any
 
 import jax
 import jax.numpy as jnp
+from annotated_types import Ge, Le
 from jaxtyping import Array, Float, Int
 
+from lwm.core.config import Checked
 from lwm.core.errors import ConfigError
 from lwm.core.params import ParamSpec, kernel, normal, ones, zeros
 
 NORM_EPSILON = 1e-6
 _MAX_LEVELS, _MAX_BLOCKS = 12, 64
-"""A configuration that claims more is broken, and must not be built to find out."""
+"""Limits on what a configuration may claim, so that a broken one is refused before it is built."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class VQGANConfig:
-    """Sizes of one VQGAN; the defaults are the original's."""
+class VQGANConfig(Checked, section="vqgan"):
+    """Configure the sizes of a VQGAN; the defaults are the original's."""
 
-    image_size: int = 256
-    """Height and width of the pictures it is meant for; others work if `downsampling` divides
+    image_size: Annotated[int, Ge(1)] = 256
+    """Height and width of the images it is trained on; others work if `downsampling` divides
     them."""
-    hidden_channels: int = 128
+    hidden_channels: Annotated[int, Ge(1)] = 128
     """Channels at full resolution."""
     channel_multipliers: tuple[int, ...] = (1, 2, 2, 4, 6)
     """Channels of each level in units of `hidden_channels`; each level but the last halves the
-    picture."""
-    residual_blocks: int = 2
-    """Blocks of a level of the encoder; the decoder has one more."""
-    latent_channels: int = 64
+    resolution."""
+    residual_blocks: Annotated[int, Ge(1), Le(_MAX_BLOCKS)] = 2
+    """Blocks in a level of the encoder; the decoder has one more."""
+    latent_channels: Annotated[int, Ge(1)] = 64
     """Channels between encoder and codebook."""
-    codebook_size: int = 8192
-    """Entries to choose from."""
-    code_channels: int = 64
-    """Numbers in an entry."""
-    norm_groups: int = 32
-    """Groups of channels that are normalised together."""
+    codebook_size: Annotated[int, Ge(1)] = 8192
+    """Number of entries of the codebook."""
+    code_channels: Annotated[int, Ge(1)] = 64
+    """Channels of an entry."""
+    norm_groups: Annotated[int, Ge(1)] = 32
+    """Groups of channels that are normalized together."""
 
     def __post_init__(self) -> None:
-        for name in (
-            "image_size", "hidden_channels", "residual_blocks", "latent_channels",
-            "codebook_size", "code_channels", "norm_groups",
-        ):  # fmt: skip
-            if getattr(self, name) < 1:
-                raise ConfigError(f"vqgan.{name} is {getattr(self, name)}; it must be at least 1")
+        super().__post_init__()
         if not 1 <= len(self.channel_multipliers) <= _MAX_LEVELS:
             raise ConfigError(
                 f"vqgan.channel_multipliers has {len(self.channel_multipliers)} levels; it must "
@@ -63,11 +58,6 @@ class VQGANConfig:
         if min(self.channel_multipliers) < 1:
             raise ConfigError(
                 f"vqgan.channel_multipliers is {self.channel_multipliers}; each must be at least 1"
-            )
-        if self.residual_blocks > _MAX_BLOCKS:
-            raise ConfigError(
-                f"vqgan.residual_blocks is {self.residual_blocks}; more than {_MAX_BLOCKS} is no "
-                "VQGAN"
             )
         if self.hidden_channels % self.norm_groups:
             raise ConfigError(
@@ -82,28 +72,29 @@ class VQGANConfig:
 
     @property
     def channels(self) -> tuple[int, ...]:
-        """Of each level, from full resolution down."""
+        """Return the channels of each level, from full resolution down."""
         return tuple(self.hidden_channels * factor for factor in self.channel_multipliers)
 
     @property
     def downsampling(self) -> int:
-        """Pixels of a side that one code stands for."""
+        """Return how many pixels of a side one code covers."""
         return 2 ** (len(self.channel_multipliers) - 1)
 
     @property
     def codes_per_side(self) -> int:
+        """Return the codes of a side of an image of `image_size`."""
         return self.image_size // self.downsampling
 
     @property
     def codes_per_frame(self) -> int:
-        """Codes of one picture of `image_size`."""
+        """Return the codes of an image of `image_size`."""
         return self.codes_per_side**2
 
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True, kw_only=True)
 class Convolution:
-    """Kernel (height, width, in, out) and bias."""
+    """Hold a kernel (height, width, in, out) and a bias."""
 
     kernel: Float[Array, "height width in out"]
     bias: Float[Array, " out"]
@@ -112,7 +103,7 @@ class Convolution:
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True, kw_only=True)
 class Norm:
-    """What a group normalisation multiplies by and adds."""
+    """Hold the scale and the bias of a group normalization."""
 
     scale: Float[Array, " channels"]
     bias: Float[Array, " channels"]
@@ -121,7 +112,7 @@ class Norm:
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True, kw_only=True)
 class ResidualBlock:
-    """Two convolutions, each behind a norm; `skip` where the number of channels changes."""
+    """Hold two convolutions, each after a norm; `skip` if the number of channels changes."""
 
     norm_in: Norm
     conv_in: Convolution
@@ -133,7 +124,7 @@ class ResidualBlock:
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True, kw_only=True)
 class Level:
-    """Blocks at one resolution, and the way to the next; `resample` is None at the last."""
+    """Hold the blocks at one resolution, and the convolution to the next; None at the last."""
 
     blocks: tuple[ResidualBlock, ...]
     resample: Convolution | None
@@ -142,7 +133,7 @@ class Level:
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True, kw_only=True)
 class Network:
-    """An encoder or a decoder; levels stand in the order in which they are used."""
+    """Hold an encoder or a decoder; levels are in the order in which they are applied."""
 
     conv_in: Convolution
     levels: tuple[Level, ...]
@@ -154,7 +145,7 @@ class Network:
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True, kw_only=True)
 class VQGAN:
-    """All weights."""
+    """Hold all weights."""
 
     encoder: Network
     to_codes: Convolution
@@ -164,29 +155,18 @@ class VQGAN:
 
 
 def vqgan_params(config: VQGANConfig) -> VQGAN:
-    """Declares every weight once, as a tree of `ParamSpec`."""
-    channels = config.channels
+    """Declare every weight once, as a tree of `ParamSpec`."""
+    channels, latent = config.channels, config.latent_channels
     codebook: Any = ParamSpec(
         (config.codebook_size, config.code_channels), ("codes", "channels"), normal(1.0)
     )
+    blocks, deepest = config.residual_blocks, channels[-1]
     return VQGAN(
-        encoder=_network(
-            config.residual_blocks,
-            3,
-            (config.hidden_channels, *channels),
-            config.latent_channels,
-            deepest=channels[-1],
-        ),
-        to_codes=_convolution(1, config.latent_channels, config.code_channels),
+        encoder=_network(blocks, 3, (config.hidden_channels, *channels), latent, deepest),
+        to_codes=_convolution(1, latent, config.code_channels),
         codebook=codebook,
-        from_codes=_convolution(1, config.code_channels, config.latent_channels),
-        decoder=_network(
-            config.residual_blocks + 1,
-            config.latent_channels,
-            (channels[-1], *channels[::-1]),
-            3,
-            deepest=channels[-1],
-        ),
+        from_codes=_convolution(1, config.code_channels, latent),
+        decoder=_network(blocks + 1, latent, (deepest, *channels[::-1]), 3, deepest),
     )
 
 
@@ -215,11 +195,13 @@ def _block(inward: int, outward: int) -> ResidualBlock:
 
 
 def _network(
-    blocks: int, inward: int, channels: tuple[int, ...], outward: int, *, deepest: int
+    blocks: int, inward: int, channels: tuple[int, ...], outward: int, middle: int
 ) -> Network:
-    """Args:
-    channels: behind the first convolution, then of each level in the order of use.
-    deepest: channels of the middle.
+    """Declare a network.
+
+    Args:
+        channels: after the first convolution, then of each level in order of application.
+        middle: channels of the blocks at the lowest resolution.
     """
     levels = []
     for before, width in pairwise(channels):
@@ -231,11 +213,10 @@ def _network(
                 resample=None if last else _convolution(3, width, width),
             )
         )
-    middle = _block(deepest, deepest)
     return Network(
         conv_in=_convolution(3, inward, channels[0]),
         levels=tuple(levels),
-        middle=(middle, middle),
+        middle=(_block(middle, middle),) * 2,
         norm=_norm(channels[-1]),
         conv_out=_convolution(3, channels[-1], outward),
     )
@@ -244,7 +225,7 @@ def _network(
 def encode_latents(
     weights: VQGAN, pixels: Float[Array, "batch height width 3"], config: VQGANConfig
 ) -> Float[Array, "batch rows columns code_channels"]:
-    """What the encoder makes of pictures, before each place takes its nearest entry."""
+    """Encode images to latents, before each place takes its nearest entry."""
     network = weights.encoder
     x = convolve(network.conv_in, pixels)
     for level in network.levels:
@@ -252,7 +233,9 @@ def encode_latents(
         if level.resample is not None:
             x = _halve(level.resample, x)
     x = _blocks(network.middle, x, config)
-    x = convolve(network.conv_out, jax.nn.silu(normalise(network.norm, x, config.norm_groups)))
+    x = convolve(
+        network.conv_out, jax.nn.silu(normalize_groups(network.norm, x, config.norm_groups))
+    )
     return convolve(weights.to_codes, x)
 
 
@@ -260,9 +243,9 @@ def nearest_codes(
     codebook: Float[Array, "codes code_channels"],
     latents: Float[Array, "batch rows columns code_channels"],
 ) -> Int[Array, "batch rows columns"]:
-    """The entry of least Euclidean distance at each place; of equal ones the first."""
-    # The square of the latent itself is left out: it is the same for all entries. The product is
-    # exact everywhere, so that codes do not depend on the device.
+    """Return the first entry of least Euclidean distance at each place."""
+    # The square of the latent is omitted: it is the same for all entries. The product is exact, so
+    # that codes do not depend on the device.
     products = jnp.einsum("brcd,kd->brck", latents, codebook, precision="highest")
     return jnp.argmin((codebook**2).sum(-1) - 2 * products, axis=-1).astype(jnp.int32)
 
@@ -272,7 +255,7 @@ def decode_latents(
     entries: Float[Array, "batch rows columns code_channels"],
     config: VQGANConfig,
 ) -> Float[Array, "batch height width 3"]:
-    """Pictures from entries of the codebook, not yet clipped to [-1, 1]."""
+    """Decode entries of the codebook to images that are not yet clipped to [-1, 1]."""
     network = weights.decoder
     x = convolve(network.conv_in, convolve(weights.from_codes, entries))
     x = _blocks(network.middle, x, config)
@@ -280,27 +263,29 @@ def decode_latents(
         x = _blocks(level.blocks, x, config)
         if level.resample is not None:
             x = convolve(level.resample, _double(x))
-    return convolve(network.conv_out, jax.nn.silu(normalise(network.norm, x, config.norm_groups)))
+    return convolve(
+        network.conv_out, jax.nn.silu(normalize_groups(network.norm, x, config.norm_groups))
+    )
 
 
 def encode_images(
     weights: VQGAN, pixels: Float[Array, "batch height width 3"], config: VQGANConfig
 ) -> Int[Array, "batch rows columns"]:
-    """Codes of pictures in [-1, 1]; `downsampling` must divide their sides."""
+    """Return the codes of images in [-1, 1] whose sides are multiples of `downsampling`."""
     return nearest_codes(weights.codebook, encode_latents(weights, pixels, config))
 
 
 def decode_images(
     weights: VQGAN, codes: Int[Array, "batch rows columns"], config: VQGANConfig
 ) -> Float[Array, "batch height width 3"]:
-    """Pictures in [-1, 1] of codes."""
+    """Return the images of codes, in [-1, 1]."""
     return jnp.clip(decode_latents(weights, weights.codebook[codes], config), -1, 1)
 
 
 def convolve(
     weights: Convolution, x: Float[Array, "batch height width in"], *, stride: int = 1
 ) -> Float[Array, "batch rows columns out"]:
-    """With a stride only places that the window covers whole, without one all of them."""
+    """Convolve; with a stride, only at places where the window lies inside the image."""
     x = jax.lax.conv_general_dilated(
         x,
         weights.kernel,
@@ -312,40 +297,41 @@ def convolve(
 
 
 def _halve(weights: Convolution, x: Array) -> Array:
-    # One row and one column at the bottom and the right, as the original pads.
+    # Pad one row at the bottom and one column at the right, as the original does.
     return convolve(weights, jnp.pad(x, ((0, 0), (0, 1), (0, 1), (0, 0))), stride=2)
 
 
 def _double(x: Array) -> Array:
-    # Each pixel four times. As a broadcast, since the gradient of a repetition is a slow scatter.
+    # Repeat each pixel four times. As a broadcast, since the gradient of a repetition is a slow
+    # scatter.
     batch, height, width, channels = x.shape
-    wide = jnp.broadcast_to(x[:, :, None, :, None], (batch, height, 2, width, 2, channels))
-    return wide.reshape(batch, 2 * height, 2 * width, channels)
+    repeated = jnp.broadcast_to(x[:, :, None, :, None], (batch, height, 2, width, 2, channels))
+    return repeated.reshape(batch, 2 * height, 2 * width, channels)
 
 
-def normalise(
+def normalize_groups(
     weights: Norm, x: Float[Array, "batch height width channels"], groups: int
 ) -> Float[Array, "batch height width channels"]:
-    """Group normalisation: mean and variance over places and a group's channels."""
+    """Normalize by mean and variance over all places and a group's channels."""
     batch, height, width, channels = x.shape
     places = x.reshape(batch, height * width, channels)
     share = groups / (height * width * channels)
 
     def mean(y: Array) -> Array:
-        # Over places first: a CPU sums whole rows of channels quickly, and groups of them slowly.
+        # Sum over places first: a CPU is fast at whole rows of channels and slow at groups.
         sums = y.sum(axis=1).reshape(batch, groups, channels // groups).sum(axis=-1) * share
         return jnp.repeat(sums, channels // groups, axis=-1)[:, None]
 
-    centred = places - mean(places)
-    scaled = centred * jax.lax.rsqrt(mean(centred**2) + NORM_EPSILON)
+    centered = places - mean(places)
+    scaled = centered * jax.lax.rsqrt(mean(centered**2) + NORM_EPSILON)
     return scaled.reshape(x.shape) * weights.scale + weights.bias
 
 
 def _blocks(blocks: tuple[ResidualBlock, ...], x: Array, config: VQGANConfig) -> Array:
     for block in blocks:
-        inner = jax.nn.silu(normalise(block.norm_in, x, config.norm_groups))
+        inner = jax.nn.silu(normalize_groups(block.norm_in, x, config.norm_groups))
         inner = convolve(block.conv_in, inner)
-        inner = jax.nn.silu(normalise(block.norm_out, inner, config.norm_groups))
+        inner = jax.nn.silu(normalize_groups(block.norm_out, inner, config.norm_groups))
         inner = convolve(block.conv_out, inner)
         x = inner + (x if block.skip is None else convolve(block.skip, x))
     return x

@@ -21,7 +21,8 @@ from lwm.attention.strategies import CHECKPOINT_NAME
 from lwm.core.errors import ConfigError
 from lwm.core.params import cast
 from lwm.core.sharding import TRAINING, constrain
-from lwm.models.llama import Layer, Llama, LlamaConfig, hidden_states, llama_params
+from lwm.models.forward import hidden_states
+from lwm.models.llama import Layer, Llama, LlamaConfig, llama_params
 from lwm.models.lora import AdaptedLayer, LoraConfig, merge_adapters
 from lwm.training.loss import LossSums, cross_entropy
 

@@ -1,0 +1,235 @@
+"""Compute with a Llama: one forward pass for training, scoring, prefill and decode.
+
+Attention is passed in as a function, so the same code serves whole sequences and caches.
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh
+from jaxtyping import Array, Float, Int
+
+from lwm.attention.rope import RotaryAngles, apply_rotary, rotary_angles
+from lwm.core.hardware import traits
+from lwm.core.mesh import TENSOR
+from lwm.core.sharding import Rules, constrain, partition_spec, shard_count
+from lwm.models.llama import FusedLayer, Layer, Llama, LlamaConfig
+from lwm.models.quantized import QUANTIZED_ROWS, QuantizedKernel, multiply_quantized
+
+Attend = Callable[[Array, Array, Array, Any], tuple[Array, Any]]
+"""Function from query, key, value [batch, seq, heads, dim] and a layer's cache to the attention
+and the new cache."""
+
+
+def hidden_states(
+    weights: Llama,
+    tokens: Int[Array, "batch seq"],
+    positions: Int[Array, "batch seq"],
+    config: LlamaConfig,
+    attend: Attend,
+    *,
+    prepare: Callable[[Any], Layer] = lambda layer: layer,
+    remat: Callable[[Callable[..., Any]], Callable[..., Any]] = lambda layer: layer,
+    dtype: Any = None,
+    mesh: Mesh | None = None,
+    rules: Rules,
+) -> Float[Array, "batch seq embed"]:
+    """Return the normalized output of the last layer, without a cache.
+
+    Args:
+        prepare: function from a stored stacked layer to the layer that computes: casts it, gathers
+            it from its shards, adds adapters.
+        remat: wrapper like `jax.checkpoint` that chooses what the backward pass recomputes; for
+            stacked layers.
+        dtype: of the activations; defaults to that of the embedding.
+    """
+    angles = rotary_angles(positions, config.head_dim, config.rope_theta)
+    apply = partial(apply_layer, config=config, attend=attend, mesh=mesh, rules=rules)
+    x = embed_tokens(weights.embedding, tokens, mesh, rules)
+    x = x if dtype is None else x.astype(dtype)
+    x = constrain(x, mesh, ("batch", "position", "activation"), rules)
+    if isinstance(weights.layers, tuple):
+        traced_once = jax.jit(apply)
+        for layer in weights.layers:
+            x, _ = traced_once(layer, x, angles, None)
+    else:
+        one = remat(lambda layer, x, angles: apply(prepare(layer), x, angles, None)[0])
+        x, _ = jax.lax.scan(lambda x, layer: (one(layer, x, angles), None), x, weights.layers)
+    return rms_norm(x, weights.norm, config.rms_norm_eps)
+
+
+def text_logits(
+    weights: Llama, hidden: Float[Array, "batch seq embed"]
+) -> Float[Array, "batch seq vocab"]:
+    """Return the logits of the next token, float32."""
+    if weights.head is None or isinstance(weights.head, QuantizedKernel):
+        head = weights.embedding if weights.head is None else weights.head
+        return multiply(hidden, head, dtype=jnp.float32)
+    return jnp.einsum("bse,ev->bsv", hidden, weights.head, preferred_element_type=jnp.float32)
+
+
+def embed_tokens(
+    table: Float[Array, "vocab embed"] | QuantizedKernel,
+    tokens: Int[Array, "batch seq"],
+    mesh: Mesh | None,
+    rules: Rules,
+) -> Float[Array, "batch seq embed"]:
+    """Look tokens up in the embedding.
+
+    On a mesh each device looks in its own rows, since the compiler would gather the whole of a
+    sharded table for a plain look-up.
+    """
+    if isinstance(table, QuantizedKernel):
+        return table.rows(tokens)
+    if mesh is None or max(shard_count(mesh, axis, rules) for axis in ("vocab", "embed")) == 1:
+        return table[tokens]
+
+    def local(rows: Array, tokens: Array) -> Array:
+        index = tokens - jax.lax.axis_index(TENSOR) * rows.shape[0]
+        here = (index >= 0) & (index < rows.shape[0])
+        embedded = jnp.where(here[..., None], rows[jnp.where(here, index, 0)], 0)
+        return jax.lax.psum(embedded, TENSOR)
+
+    batch = ("batch", "position")
+    return jax.shard_map(
+        # Without the checkpoint the backward pass would save a mask of the embedding's size.
+        jax.checkpoint(local),
+        mesh=mesh,
+        in_specs=(partition_spec(("vocab", None), rules), partition_spec(batch, rules)),
+        out_specs=partition_spec((*batch, None), rules),
+        check_vma=False,
+    )(table, tokens)
+
+
+def apply_layer(
+    layer: Layer | FusedLayer,
+    x: Float[Array, "batch seq embed"],
+    angles: RotaryAngles,
+    cache: Any,
+    config: LlamaConfig,
+    attend: Attend,
+    *,
+    mesh: Mesh | None,
+    rules: Rules,
+    mlp_block: int = 1024,
+) -> tuple[Float[Array, "batch seq embed"], Any]:
+    """Apply one layer: add attention, then the feed-forward network, of the normalized input.
+
+    Args:
+        angles: rotary angles of the tokens' positions, which need not be in order.
+        attend: attention to this layer's keys and values, and to earlier ones in `cache`.
+        mlp_block: positions of a device's part that pass the feed-forward network at a time.
+    """
+
+    def split(x: Array, heads: int, axis: str) -> Array:
+        x = x.reshape(*x.shape[:2], heads, config.head_dim)
+        return constrain(x, mesh, ("batch", "position", axis, None), rules)
+
+    normed = rms_norm(x, layer.attention_norm, config.rms_norm_eps)
+    query, key, value = _project(layer, normed, config)
+    query = apply_rotary(split(query, config.num_heads, "heads"), angles)
+    key = apply_rotary(split(key, config.num_kv_heads, "kv_heads"), angles)
+    mixed, cache = attend(query, key, split(value, config.num_kv_heads, "kv_heads"), cache)
+    mixed = mixed.reshape(*x.shape[:2], -1)
+    x = x + (mixed @ layer.output if isinstance(layer, Layer) else multiply(mixed, layer.output))
+    normed = rms_norm(x, layer.mlp_norm, config.rms_norm_eps)
+    shards = 1 if mesh is None else shard_count(mesh, "position", rules)
+    x = x + feed_forward(layer, normed, block=mlp_block, shards=shards)
+    return constrain(x, mesh, ("batch", "position", "activation"), rules), cache
+
+
+def rms_norm(
+    x: Float[Array, "batch seq embed"], scale: Float[Array, " embed"], epsilon: float
+) -> Float[Array, "batch seq embed"]:
+    """Normalize by the root mean square, in float32 (Zhang & Sennrich 2019, arXiv 1910.07467)."""
+    normed = x.astype(jnp.float32)
+    normed *= jax.lax.rsqrt(jnp.mean(normed * normed, axis=-1, keepdims=True) + epsilon)
+    return (normed * scale.astype(jnp.float32)).astype(x.dtype)
+
+
+def _project(
+    layer: Layer | FusedLayer, x: Float[Array, "batch seq embed"], config: LlamaConfig
+) -> tuple[Array, Array, Array]:
+    """Return queries, keys and values of a normalized input, heads not yet split."""
+    if isinstance(layer, Layer):
+        return x @ layer.query, x @ layer.key, x @ layer.value
+    heads, kv_heads = config.num_heads * config.head_dim, config.num_kv_heads * config.head_dim
+    query, key, value = jnp.split(
+        multiply(x, layer.attention_in), [heads, heads + kv_heads], axis=-1
+    )
+    return query, key, value
+
+
+def feed_forward(
+    layer: Layer | FusedLayer, x: Float[Array, "batch seq embed"], *, block: int, shards: int
+) -> Float[Array, "batch seq embed"]:
+    """Apply the SwiGLU network to `block` positions of each of `shards` equal parts at a time.
+
+    The hidden activation is the widest array of a layer; blocks bound its size, and the backward
+    pass recomputes it. Source: Shazeer 2020, arXiv 2002.05202.
+    """
+
+    def apply(x: Array) -> Array:
+        if isinstance(layer, Layer):
+            return (jax.nn.silu(x @ layer.gate) * (x @ layer.up)) @ layer.down
+        gate, up = jnp.split(multiply(x, layer.mlp_in), 2, axis=-1)
+        return multiply(jax.nn.silu(gate) * up, layer.down)
+
+    batch, length, embed = x.shape
+    if length % shards:  # then compute as one part, which is correct for any sharding
+        shards = 1
+    part = length // shards
+    if part <= block:
+        return apply(x)
+    count = -(-part // block)
+    even = -(-part // count)
+    parts = x.reshape(batch, shards, part, embed)
+    parts = jnp.pad(parts, ((0, 0), (0, 0), (0, count * even - part), (0, 0)))
+    blocks = jnp.moveaxis(parts.reshape(batch, shards, count, even, embed), 2, 0)
+    out = jnp.moveaxis(jax.lax.map(jax.checkpoint(apply), blocks), 0, 2)
+    out = out.reshape(batch, shards, count * even, embed)[:, :, :part]
+    return out.reshape(batch, length, embed)
+
+
+def multiply(
+    x: Float[Array, "*rows into"],
+    kernel: Float[Array, "out into"] | QuantizedKernel,
+    dtype: Any = None,
+) -> Float[Array, "*rows out"]:
+    """Compute `x @ kernel.T`, in x's own type or in `dtype`.
+
+    XLA's CPU backend packs the right operand of a product once for all rows and the left operand
+    block by block, so a few rows are multiplied as columns of the transposed result. The barrier
+    prevents the compiler from transposing the product back.
+    """
+    count = math.prod(x.shape[:-1])
+    if isinstance(kernel, QuantizedKernel):
+        if count <= QUANTIZED_ROWS:
+            return multiply_quantized(x.reshape(count, -1), kernel).reshape(*x.shape[:-1], -1)
+        kernel = kernel.dequantize()
+    if not 1 < count <= traits().transposed_rows:
+        return jnp.einsum("...i,oi->...o", x, kernel, preferred_element_type=dtype)
+    rows = x.reshape(count, -1)
+    columns = jnp.einsum("oi,ri->or", kernel, rows, preferred_element_type=dtype)
+    return jax.lax.optimization_barrier(columns).T.reshape(*x.shape[:-1], -1)
+
+
+def dequantized(weights: Llama) -> Llama:
+    """Return the weights with every quantized kernel as float32, faster for products of many rows.
+
+    A dequantized head is (in, out), as every other dense head is.
+    """
+    dequantize = jax.jit(QuantizedKernel.dequantize)
+    dense = jax.tree.map(
+        lambda x: dequantize(x) if isinstance(x, QuantizedKernel) else x,
+        weights,
+        is_leaf=lambda x: isinstance(x, QuantizedKernel),
+    )
+    return (
+        replace(dense, head=dense.head.T) if isinstance(weights.head, QuantizedKernel) else dense
+    )
