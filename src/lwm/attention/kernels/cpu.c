@@ -1,13 +1,15 @@
-/* Blockwise attention's forward step on a CPU: every query block meets the key blocks it needs,
- * with the scores of a few rows kept in a core's own cache, where XLA would pass whole blocks of
- * them through the shared one for maximum, exponential and sum.
+/* Accumulate blocks of attention on a CPU.
  *
- * A plain C handler of XLA's foreign function interface. It computes what `forward_in_xla` of
- * blockwise.py does, in float32, with the same masks (mask.py). Rows of a task go through the keys
- * tile by tile; keys and values of a tile are packed into panels as wide as the registers hold, so
- * that both products are sums of outer products in registers (Goto & van de Geijn 2008). Tasks are
- * shared out among the threads of XLA's own pool; a row is always computed by one thread in one
- * order, so results do not depend on how many there are.
+ * Every query block is combined with the key blocks it needs. The scores of a few rows stay in a
+ * core's own cache, where XLA would pass whole blocks of scores through the shared cache for
+ * maximum, exponential and sum.
+ *
+ * A plain C handler of XLA's foreign function interface. It computes the same as
+ * `accumulate_in_xla` in blockwise.py, in float32, with the same masks (mask.py). The rows of a
+ * task go through the keys tile by tile; keys and values of a tile are packed into panels as wide
+ * as the registers, so that both products are sums of outer products in registers (Goto & van de
+ * Geijn 2008). The threads of XLA's own pool share the tasks. One thread computes a row, always in
+ * the same order, so results do not depend on the number of threads.
  */
 
 #include <pthread.h>
@@ -19,8 +21,8 @@
 
 #include "xla/ffi/api/c_api.h"
 
-/* Registers hold ROWS x VECTORS sums, VECTORS of the right side, and a number of the left side as
- * often as there are lanes. */
+/* The registers hold ROWS x VECTORS sums, VECTORS of the right operand, and one number of the left
+ * operand in all lanes. */
 #if defined(__AVX512F__)
 enum { LANES = 16, VECTORS = 2, ROWS = 12 };
 #elif defined(__AVX2__)
@@ -33,7 +35,7 @@ enum { LANES = 4, VECTORS = 2, ROWS = 4 };
 
 enum {
   PANEL = LANES * VECTORS, /* columns of a product computed at a time */
-  TILE = 128,              /* keys that meet a row at a time; a multiple of every PANEL */
+  TILE = 128,              /* keys added to a row at a time; a multiple of every PANEL */
   TASK_ROWS = 192,         /* query rows of a task; a multiple of every ROWS */
 };
 
@@ -63,11 +65,12 @@ INLINE float sum(vector x) {
   return total;
 }
 
-/* e^x for x <= 0, to 1e-7 of itself; 0 up to -87, -inf included; NaN stays NaN. e^x = 2^n e^r
- * with |r| <= ln 2 / 2; the polynomial is a minimax fit of (e^r - 1 - r) / r^2. */
+/* Compute e^x for x <= 0 with a relative error of 1e-7; 0 for x <= -87, -inf included; NaN for
+ * NaN. e^x = 2^n e^r with |r| <= ln 2 / 2; the polynomial is a minimax fit of
+ * (e^r - 1 - r) / r^2. */
 INLINE vector exponential(vector x) {
-  const vector shift = all(0x1.8p23f); /* adding it rounds to a whole number */
-  vector inside = larger(all(-88.0f), x); /* in this order NaN comes through */
+  const vector shift = all(0x1.8p23f); /* adding it rounds to an integer */
+  vector inside = larger(all(-88.0f), x); /* this order of arguments preserves NaN */
   vector n = (inside * 0x1.715476p+0f + shift) - shift;
   vector r = inside - n * 0x1.62e400p-1f - n * 0x1.7f7d1cp-20f;
   vector p = all(1.3814320554956794e-3f);
@@ -80,7 +83,7 @@ INLINE vector exponential(vector x) {
   return (vector)(bits & ~(x <= -87.0f));
 }
 
-/* into[ROWS, PANEL] = or += left[ROWS, count] @ right[count, PANEL] */
+/* Compute into[ROWS, PANEL] = or += left[ROWS, count] @ right[count, PANEL]. */
 INLINE void multiply(float *into, int into_stride, const float *left, int left_stride,
                      const float *right, int count, bool add) {
   vector sums[ROWS][VECTORS];
@@ -106,7 +109,7 @@ INLINE void multiply(float *into, int into_stride, const float *left, int left_s
     for (int v = 0; v < VECTORS; v++) store(into + i * into_stride + v * LANES, sums[i][v]);
 }
 
-/* Least and greatest position and segment of what is no padding; empty where all is. */
+/* Least and greatest position and segment of the tokens that are not padding; empty if all are. */
 typedef struct {
   int32_t first_position, last_position, first_segment, last_segment;
   bool padding;
@@ -148,41 +151,42 @@ typedef struct {
 
   int64_t tasks;
   atomic_int_fast64_t next;
-  atomic_int holders; /* threads that may still look at this job */
-  pthread_mutex_t lock; /* of what follows */
+  atomic_int holders; /* threads that may still read this job */
+  pthread_mutex_t lock; /* guards the fields below */
   pthread_cond_t ended;
   int64_t done;
-  bool starved;
+  bool out_of_memory;
 } Job;
 
-/* What one thread works on: rows of a task, and a tile of keys and values in panels. */
+/* Memory of one thread: rows of a task, and a tile of keys and values in panels. */
 typedef struct {
   float *query, *values, *keys, *columns;
   float scores[ROWS * TILE];
   float maximum[TASK_ROWS], total[TASK_ROWS];
   int32_t positions[TASK_ROWS], segments[TASK_ROWS];
   int32_t key_positions[TILE], key_segments[TILE];
-} Desk;
+} Workspace;
 
 static int64_t panels(int64_t columns) { return (columns + PANEL - 1) / PANEL; }
 static int64_t tiles(const Job *job) { return (job->key_block + TILE - 1) / TILE; }
 
-/* Ranges of all tiles of keys; whole panels are computed, so what fills up the last is padding. */
+/* Compute the ranges of all tiles of keys. Whole panels are computed, so the rest of the last one
+ * counts as padding. */
 static bool find_ranges(Job *job, int64_t batch) {
   const int64_t rows = batch * job->key_blocks;
-  Range *found = job->tiles = malloc((rows * tiles(job) + 1) * sizeof(Range));
-  if (!found) return false;
+  Range *tile = job->tiles = malloc((rows * tiles(job) + 1) * sizeof(Range));
+  if (!tile) return false;
   for (int64_t row = 0; row < rows; row++)
-    for (int64_t place = 0; place < job->key_block; place += TILE, found++) {
+    for (int64_t place = 0; place < job->key_block; place += TILE, tile++) {
       const int64_t at = row * job->key_block + place, left = job->key_block - place;
-      *found = range(job->key_positions + at, job->key_segments + at, left < TILE ? left : TILE);
-      found->padding |= left < TILE && left % PANEL;
+      *tile = range(job->key_positions + at, job->key_segments + at, left < TILE ? left : TILE);
+      tile->padding |= left < TILE && left % PANEL;
     }
   return true;
 }
 
-/* A matrix [rows, columns], whose rows lie `stride` apart, as panels [panels, rows, PANEL], filled
- * up with zeros. */
+/* Pack a matrix [rows, columns], whose rows are `stride` apart, into panels [panels, rows, PANEL],
+ * padded with zeros. */
 static void pack(float *into, const float *from, int64_t rows, int64_t columns, int64_t stride) {
   for (int64_t panel = 0; panel < panels(columns); panel++) {
     int64_t width = columns - panel * PANEL;
@@ -199,27 +203,27 @@ static void pack(float *into, const float *from, int64_t rows, int64_t columns, 
   }
 }
 
-/* ROWS rows from `row` on meet the tile on the desk. */
-static void meet(const Job *job, Desk *desk, int row, int keys, bool masked) {
+/* Add the tile in the workspace to ROWS rows, starting at `row`. */
+static void add_tile(const Job *job, Workspace *space, int row, int keys, bool masked) {
   const int dim = (int)job->dim, wide = (int)panels(dim) * PANEL;
   const int used = (int)panels(keys) * PANEL;
-  float *scores = desk->scores;
+  float *scores = space->scores;
   for (int column = 0; column < used; column += PANEL)
-    multiply(scores + column, TILE, desk->query + (int64_t)row * dim, dim,
-             desk->keys + (int64_t)column * dim, dim, false);
+    multiply(scores + column, TILE, space->query + (int64_t)row * dim, dim,
+             space->keys + (int64_t)column * dim, dim, false);
   for (int i = 0; i < ROWS; i++) {
     float *line = scores + i * TILE;
     if (masked) {
-      const integers position = desk->positions[row + i] - (integers){0};
-      const integers segment = desk->segments[row + i] - (integers){0};
+      const integers position = space->positions[row + i] - (integers){0};
+      const integers segment = space->segments[row + i] - (integers){0};
       for (int k = 0; k < used; k += LANES) {
-        integers other = load_integers(desk->key_segments + k);
-        integers seen = (other == segment) & (other >= 0);
-        if (job->causal) seen &= load_integers(desk->key_positions + k) <= position;
-        store(line + k, choose(seen, load(line + k), all(-__builtin_inff())));
+        integers other = load_integers(space->key_segments + k);
+        integers visible = (other == segment) & (other >= 0);
+        if (job->causal) visible &= load_integers(space->key_positions + k) <= position;
+        store(line + k, choose(visible, load(line + k), all(-__builtin_inff())));
       }
     }
-    vector most = all(desk->maximum[row + i]);
+    vector most = all(space->maximum[row + i]);
     for (int k = 0; k < used; k += LANES) most = larger(load(line + k), most);
     const float maximum = largest(most);
     vector weights = all(0.0f);
@@ -228,48 +232,48 @@ static void meet(const Job *job, Desk *desk, int row, int keys, bool masked) {
       store(line + k, weight);
       weights += weight;
     }
-    float *values = desk->values + (int64_t)(row + i) * wide;
-    if (maximum != desk->maximum[row + i]) {
-      const float shrink = exponential(all(desk->maximum[row + i] - maximum))[0];
-      desk->maximum[row + i] = maximum;
-      desk->total[row + i] *= shrink;
+    float *values = space->values + (int64_t)(row + i) * wide;
+    if (maximum != space->maximum[row + i]) {
+      const float shrink = exponential(all(space->maximum[row + i] - maximum))[0];
+      space->maximum[row + i] = maximum;
+      space->total[row + i] *= shrink;
       for (int d = 0; d < wide; d += LANES) store(values + d, load(values + d) * shrink);
     }
-    desk->total[row + i] += sum(weights);
+    space->total[row + i] += sum(weights);
   }
   for (int column = 0; column < wide; column += PANEL)
-    multiply(desk->values + (int64_t)row * wide + column, wide, scores, TILE,
-             desk->columns + (int64_t)column * TILE, used, true);
+    multiply(space->values + (int64_t)row * wide + column, wide, scores, TILE,
+             space->columns + (int64_t)column * TILE, used, true);
 }
 
-static void run_task(const Job *job, Desk *desk, int64_t task) {
+static void run_task(const Job *job, Workspace *space, int64_t task) {
   const int64_t rows = job->group * job->query_block;
   const int64_t parts = (rows + TASK_ROWS - 1) / TASK_ROWS;
   const int64_t dim = job->dim, wide = panels(dim) * PANEL;
   const int64_t part = task % parts, head = task / parts % job->kv_heads;
-  const int64_t block = task / parts / job->kv_heads; /* of all batch rows */
+  const int64_t block = task / parts / job->kv_heads; /* counted over all batch rows */
   const int64_t batch = block / job->query_blocks;
   const int64_t first = part * TASK_ROWS;
   const int count = (int)(rows - first < TASK_ROWS ? rows - first : TASK_ROWS);
   const int filled = (count + ROWS - 1) / ROWS * ROWS;
-  const int64_t at = (block * job->kv_heads + head) * rows + first; /* first row of all */
+  const int64_t at = (block * job->kv_heads + head) * rows + first; /* first row of the task */
 
-  memcpy(desk->query, job->query + at * dim, count * dim * sizeof(float));
-  memset(desk->query + count * dim, 0, (filled - count) * dim * sizeof(float));
+  memcpy(space->query, job->query + at * dim, count * dim * sizeof(float));
+  memset(space->query + count * dim, 0, (filled - count) * dim * sizeof(float));
   for (int i = 0; i < filled; i++) {
     const bool real = i < count;
     const int64_t place = block * job->query_block + (first + i) % job->query_block;
-    desk->maximum[i] = real ? job->maximum[at + i] : 0.0f;
-    desk->total[i] = real ? job->total[at + i] : 0.0f;
-    desk->positions[i] = real ? job->query_positions[place] : 0;
-    desk->segments[i] = real ? job->query_segments[place] : -1;
-    memset(desk->values + i * wide, 0, wide * sizeof(float));
-    if (real) memcpy(desk->values + i * wide, job->values + (at + i) * dim, dim * sizeof(float));
+    space->maximum[i] = real ? job->maximum[at + i] : 0.0f;
+    space->total[i] = real ? job->total[at + i] : 0.0f;
+    space->positions[i] = real ? job->query_positions[place] : 0;
+    space->segments[i] = real ? job->query_segments[place] : -1;
+    memset(space->values + i * wide, 0, wide * sizeof(float));
+    if (real) memcpy(space->values + i * wide, job->values + (at + i) * dim, dim * sizeof(float));
   }
-  const Range all_rows = range(desk->positions, desk->segments, count);
+  const Range all_rows = range(space->positions, space->segments, count);
   Range row_ranges[TASK_ROWS / ROWS];
   for (int row = 0; row < filled; row += ROWS)
-    row_ranges[row / ROWS] = range(desk->positions + row, desk->segments + row,
+    row_ranges[row / ROWS] = range(space->positions + row, space->segments + row,
                                    count - row < ROWS ? count - row : ROWS);
 
   for (int64_t other = 0; other < job->key_blocks; other++) {
@@ -285,28 +289,28 @@ static void run_task(const Job *job, Desk *desk, int64_t task) {
       const int32_t *positions = job->key_positions + key_row * job->key_block + place;
       const int32_t *segments = job->key_segments + key_row * job->key_block + place;
       for (int k = 0; k < used; k++) {
-        desk->key_positions[k] = k < keys ? positions[k] : 0;
-        desk->key_segments[k] = k < keys ? segments[k] : -1;
+        space->key_positions[k] = k < keys ? positions[k] : 0;
+        space->key_segments[k] = k < keys ? segments[k] : -1;
       }
-      pack(desk->keys, key + place, dim, keys, job->key_block);
+      pack(space->keys, key + place, dim, keys, job->key_block);
       for (int64_t column = 0; column < wide; column += PANEL) {
         const int64_t width = dim - column < PANEL ? dim - column : PANEL;
-        float *panel = desk->columns + column * TILE;
+        float *panel = space->columns + column * TILE;
         pack(panel, value + place * dim + column, keys, width, dim);
         memset(panel + keys * PANEL, 0, (used - keys) * PANEL * sizeof(float));
       }
       for (int row = 0; row < filled; row += ROWS) {
         const Range rows_here = row_ranges[row / ROWS];
         if (needed(rows_here, key_range, job->causal))
-          meet(job, desk, row, keys, !whole(rows_here, key_range, job->causal));
+          add_tile(job, space, row, keys, !whole(rows_here, key_range, job->causal));
       }
     }
   }
 
-  memcpy(job->new_maximum + at, desk->maximum, count * sizeof(float));
-  memcpy(job->new_total + at, desk->total, count * sizeof(float));
+  memcpy(job->new_maximum + at, space->maximum, count * sizeof(float));
+  memcpy(job->new_total + at, space->total, count * sizeof(float));
   for (int i = 0; i < count; i++)
-    memcpy(job->new_values + (at + i) * dim, desk->values + i * wide, dim * sizeof(float));
+    memcpy(job->new_values + (at + i) * dim, space->values + i * wide, dim * sizeof(float));
 }
 
 static float *numbers(int64_t count) {
@@ -322,35 +326,35 @@ static void release(Job *job) {
   free(job);
 }
 
-/* Takes tasks until there are none. */
+/* Run tasks until there are none left. */
 static void work(void *data) {
   Job *job = data;
   const int64_t dim = job->dim, wide = panels(dim) * PANEL;
-  Desk *desk = NULL;
+  Workspace *space = NULL;
   int64_t done = 0;
-  bool starved = false;
+  bool out_of_memory = false;
   for (int64_t task; (task = atomic_fetch_add(&job->next, 1)) < job->tasks; done++) {
-    if (!desk && (desk = calloc(1, sizeof(Desk)))) {
-      desk->query = numbers(TASK_ROWS * dim);
-      desk->values = numbers(TASK_ROWS * wide);
-      desk->keys = numbers(TILE * dim);
-      desk->columns = numbers(TILE * wide);
+    if (!space && (space = calloc(1, sizeof(Workspace)))) {
+      space->query = numbers(TASK_ROWS * dim);
+      space->values = numbers(TASK_ROWS * wide);
+      space->keys = numbers(TILE * dim);
+      space->columns = numbers(TILE * wide);
     }
-    if (desk && desk->query && desk->values && desk->keys && desk->columns)
-      run_task(job, desk, task);
+    if (space && space->query && space->values && space->keys && space->columns)
+      run_task(job, space, task);
     else
-      starved = true;
+      out_of_memory = true;
   }
-  if (desk) {
-    free(desk->query);
-    free(desk->values);
-    free(desk->keys);
-    free(desk->columns);
-    free(desk);
+  if (space) {
+    free(space->query);
+    free(space->values);
+    free(space->keys);
+    free(space->columns);
+    free(space);
   }
   pthread_mutex_lock(&job->lock);
   job->done += done;
-  job->starved |= starved;
+  job->out_of_memory |= out_of_memory;
   if (job->done == job->tasks) pthread_cond_signal(&job->ended);
   pthread_mutex_unlock(&job->lock);
   release(job);
@@ -358,18 +362,18 @@ static void work(void *data) {
 
 static XLA_FFI_Error *no_memory(const XLA_FFI_Api *api) {
   XLA_FFI_Error_Create_Args args = {.struct_size = XLA_FFI_Error_Create_Args_STRUCT_SIZE,
-                                    .message = "there is no memory for attention",
+                                    .message = "there is not enough memory for attention",
                                     .errc = XLA_FFI_Error_Code_RESOURCE_EXHAUSTED};
   return api->XLA_FFI_Error_Create(&args);
 }
 
-static void forget(const XLA_FFI_Api *api, XLA_FFI_Error *error) {
+static void discard(const XLA_FFI_Api *api, XLA_FFI_Error *error) {
   XLA_FFI_Error_Destroy_Args args = {.struct_size = XLA_FFI_Error_Destroy_Args_STRUCT_SIZE,
                                      .error = error};
   api->XLA_FFI_Error_Destroy(&args);
 }
 
-/* Threads of XLA's pool join; those that come too late find nothing to do. */
+/* Schedule threads of XLA's pool; those that start too late have nothing left to do. */
 static void share(const XLA_FFI_CallFrame *frame, Job *job) {
   int64_t threads = 1;
   XLA_FFI_ThreadPool_NumThreads_Args count = {
@@ -378,7 +382,7 @@ static void share(const XLA_FFI_CallFrame *frame, Job *job) {
       .num_threads = &threads};
   XLA_FFI_Error *error = frame->api->XLA_FFI_ThreadPool_NumThreads(&count);
   if (error) {
-    forget(frame->api, error);
+    discard(frame->api, error);
     threads = 1;
   }
   for (int64_t i = 1; i < threads && i < job->tasks; i++) {
@@ -389,7 +393,7 @@ static void share(const XLA_FFI_CallFrame *frame, Job *job) {
         .data = job};
     atomic_fetch_add(&job->holders, 1);
     if ((error = frame->api->XLA_FFI_ThreadPool_Schedule(&schedule))) {
-      forget(frame->api, error);
+      discard(frame->api, error);
       atomic_fetch_sub(&job->holders, 1);
       break;
     }
@@ -397,7 +401,7 @@ static void share(const XLA_FFI_CallFrame *frame, Job *job) {
 }
 
 /* (maximum, total, values, query, query positions and segments, key, value, key positions and
- * segments; causal) -> (maximum, total, values), in the shapes that blockwise_cpu.py gives. */
+ * segments; causal) -> (maximum, total, values), in the shapes that cpu.py passes. */
 XLA_FFI_Error *lwm_blockwise_forward(XLA_FFI_CallFrame *frame) {
   if (frame->extension_start && frame->extension_start->type == XLA_FFI_Extension_Metadata) {
     XLA_FFI_Metadata *metadata =
@@ -440,13 +444,13 @@ XLA_FFI_Error *lwm_blockwise_forward(XLA_FFI_CallFrame *frame) {
   }
   pthread_mutex_init(&job->lock, NULL);
   pthread_cond_init(&job->ended, NULL);
-  atomic_store(&job->holders, 2); /* this function and the work it does itself */
+  atomic_store(&job->holders, 2); /* this function, and its own call of work */
   share(frame, job);
   work(job);
   pthread_mutex_lock(&job->lock);
   while (job->done < job->tasks) pthread_cond_wait(&job->ended, &job->lock);
-  const bool starved = job->starved;
+  const bool out_of_memory = job->out_of_memory;
   pthread_mutex_unlock(&job->lock);
   release(job);
-  return starved ? no_memory(frame->api) : NULL;
+  return out_of_memory ? no_memory(frame->api) : NULL;
 }
