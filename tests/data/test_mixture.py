@@ -14,7 +14,7 @@ from small_data import TEXTS, assert_same, loader, take, tokenizer, write_lines
 
 from lwm.core.config import from_dict, to_dict
 from lwm.core.errors import ConfigError, InputError
-from lwm.data import loader as loader_module
+from lwm.data.rows import broken as broken_module
 from lwm.data.config import DataConfig, DataSet
 from lwm.data.loader import Loader
 from lwm.data.rows.draws import SHARES, Shares
@@ -109,7 +109,7 @@ def test_each_sets_broken_lines_are_held_against_it_alone(
     sets: dict[str, DataSet], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     told: list[str] = []
-    monkeypatch.setattr(loader_module, "say", told.append)
+    monkeypatch.setattr(broken_module, "say", told.append)
     lines: list[Any] = [{"text": "fours"}] * 20
     lines[4] = lines[11] = b"{"
     path = write_lines(tmp_path / "fours.jsonl", lines)
@@ -158,7 +158,7 @@ def test_a_set_without_a_path_says_how_to_give_or_omit_it() -> None:
     with pytest.raises(ConfigError, match=r"'images'.*--data.mixture.images.path.*weight 0"):
         DataConfig(mixture={"images": DataSet()}).sets()
     for weight in (-1.0, float("nan"), float("inf")):
-        with pytest.raises(ConfigError, match="the weight of a data set"):
+        with pytest.raises(ConfigError, match="weight is"):
             DataSet(weight=weight)
 
 

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from small_data import ids, loader, take, tokenizer, write_lines
 
 from lwm.core.errors import ConfigError, InputError
-from lwm.data import loader as loader_module
+from lwm.data.rows import broken as broken_module
 from lwm.data.examples.examples import Example
 from lwm.data.examples.fields import FieldsEncoder
 from lwm.data.rows.packing import LossWeights, Packing, Position, Row, pack_rows
@@ -97,7 +97,7 @@ def test_prompts_are_dropped_by_the_seed_as_often_as_asked(tmp_path: Path) -> No
     assert (some[:20] == dropped(0.25)).all()
     assert (some[:20] != dropped(0.25, seed=1)).any()
     batches = loader(path, drop_prompt=0.25, **settings)
-    with pytest.raises(InputError, match=r"drop_prompt 0.25 and this run has None"):
+    with pytest.raises(InputError, match=r"drop_prompt 0.25 and this run has 0.0"):
         loader(path, **settings).set_state(batches.get_state())
 
 
@@ -120,7 +120,7 @@ def test_a_broken_picture_is_told_with_its_line(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     told: list[str] = []
-    monkeypatch.setattr(loader_module, "say", told.append)
+    monkeypatch.setattr(broken_module, "say", told.append)
     lines = [{"vision": video(1)}, {"vision": [1, 2, 3]}, {"vision": video(2)}]
     path = write_lines(tmp_path / "a.jsonl", lines)
     take(loader(path, fields="vision", max_broken=0.5, **SEES), 3)

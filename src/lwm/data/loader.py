@@ -1,58 +1,52 @@
-"""Training data from a user's settings to batches: the front of this room.
+"""Load training data: from a user's settings to batches.
 
-Checks everything that can be checked before the first batch, and keeps count of what is broken
-after it. Knows sources, encoders and packing by name; knows nothing of models beyond their
-vocabulary, and nothing of devices.
+Everything that can be checked is checked before the first batch; broken examples are counted
+after it.
 """
 
 import zlib
-from bisect import bisect_right
-from collections import Counter
 from collections.abc import Iterator, Sequence
 from functools import partial
-from itertools import accumulate
 from typing import Any
 
 import grain
 
-from lwm.core.errors import ConfigError, InputError
-from lwm.core.progress import say
+from lwm.core.errors import ConfigError
 from lwm.data.config import DataConfig
 from lwm.data.examples.examples import Report
-from lwm.data.rows.draws import Order, Shares, Stream
+from lwm.data.rows.broken import BrokenLog
+from lwm.data.rows.draws import Shares, Stream
 from lwm.data.rows.packing import Row, pack_rows
-from lwm.data.rows.pipeline import BatchIterator, opener
-from lwm.data.splits import Part, encoder_of, making, open_split, require_sound
+from lwm.data.rows.pipeline import BatchIterator
+from lwm.data.splits import OpenDataSet, Part, open_mixture
 from lwm.data.text.tokenizer import Tokenizer
 from lwm.models.vision_tokens import VisionVocabulary
 
-_TOLD = 10  # broken examples that are told one by one
-
 
 class Loader:
-    """BatchIterator of one process, without end.
+    """Yield the batches of one process, without end.
 
     A batch is a dict of arrays [rows, sequence_length]: `tokens`, `targets`, `positions` and
     `segments` int32 (segment -1 is padding), `weights` float32, the loss weight of each target.
-    The global batch of `batch_size` rows depends on data and settings alone; processes and workers
-    only share its rows out.
+    The global batch of `batch_size` rows depends only on data and settings; processes and workers
+    share its rows.
 
-    `iterator` is a Grain `DatasetIterator`: hand it to `grain.checkpoint.CheckpointSave` and
-    `CheckpointRestore` to keep the position with Orbax, or use `get_state` and `set_state` here.
-    The state is JSON, a few integers a row; after `set_state` the batches that follow are
+    `iterator` is a Grain `DatasetIterator`: pass it to `grain.checkpoint.CheckpointSave` and
+    `CheckpointRestore` to save the position with Orbax, or use `get_state` and `set_state` here.
+    The state is JSON, a few integers for each row; after `set_state` the batches that follow are
     bit-identical.
 
     Args:
         sequence_length: (input, target) pairs of a row.
         batch_size: rows of the global batch, over all processes.
-        rows: which of them this process feeds; all unless given.
+        rows: the rows that this process feeds; defaults to all.
         split: `evaluation` for the held-out examples.
-        vocab_size: ids of text of the model; unchecked if None.
-        vision: what the model sees besides; needs `vocab_size`.
+        vocab_size: text ids of the model; not checked if None.
+        vision: the model's vision vocabulary; needs `vocab_size`.
 
     Raises:
         ConfigError: settings contradict each other, the tokenizer or the model.
-        InputError: the data is missing, empty, of another kind, or lacks a field.
+        InputError: the data is missing, empty, of another format, or lacks a field.
     """
 
     def __init__(
@@ -67,91 +61,53 @@ class Loader:
         vocab_size: int | None = None,
         vision: VisionVocabulary | None = None,
     ) -> None:
-        assert vision is None or vocab_size is not None, "ids of vision begin behind those of text"
-        self._rows = tuple(range(batch_size)) if rows is None else tuple(rows)
-        if sequence_length < 1 or not self._rows or not set(self._rows) <= set(range(batch_size)):
+        assert vision is None or vocab_size is not None, "vision ids follow the text ids"
+        rows = tuple(range(batch_size)) if rows is None else tuple(rows)
+        if sequence_length < 1 or not rows or not set(rows) <= set(range(batch_size)):
             raise ConfigError(
-                f"rows {self._rows} of {sequence_length} tokens cannot be drawn from a batch of "
-                f"{batch_size}; give positive sizes and rows within the batch"
+                f"rows {rows} of {sequence_length} tokens are not part of a batch of "
+                f"{batch_size} rows; give positive sizes and rows within the batch"
             )
         if vocab_size is not None and tokenizer.vocab_size > vocab_size:
             raise ConfigError(
                 f"the tokenizer has {tokenizer.vocab_size} tokens and the model {vocab_size}; "
                 "give the model's own tokenizer, or a model with a larger vocabulary"
             )
-        sets, lengths = [], [0]
-        for _, own in config.sets().values():
-            encode = encoder_of(own, tokenizer, vision)
-            part, length = open_split(own, split, encode, sum(lengths), vocab_size, vision)
-            order = Order(
-                first=part.first,
-                count=part.count,
-                shuffle=config.shuffle,
-                seed=config.seed,
-                streams=batch_size,
-            )
-            sets.append((part, order))
-            lengths.append(length)
+        sets = open_mixture(
+            config, tokenizer, split, streams=batch_size, text_vocab=vocab_size, vision=vision
+        )
         shares = Shares([weight for weight, _ in config.sets().values()], seed=config.seed)
-        counts = [part.count for part, _ in sets]
-        firsts = [
-            require_sound(part, own)
-            for (part, _), (_, own) in zip(sets, config.sets().values(), strict=True)
-        ]
-        checksums = [zlib.crc32(first.tokens.tobytes()) for first in firsts]
-        made_from = [making(own) for _, own in config.sets().values()]
-        self.examples = sum(counts)
-        identity = {
-            "examples": counts if config.mixture else self.examples,
-            "loss_weights": config.loss_weights,
-            "fields": made_from if config.mixture else made_from[0],
-            "first_example": checksums if config.mixture else checksums[0],
-            "first_weights": [zlib.crc32(first.weights.tobytes()) for first in firsts],
-            "batch_size": batch_size,
-            "sequence_length": sequence_length,
-            "packing": config.packing,
-            "shuffle": config.shuffle,
-            "seed": config.seed,
-            # None as where a position was saved before there was such a setting.
-            "mixture": list(shares.slots) if config.mixture else None,
-            "drop_prompt": config.drop_prompt or None,
-            "max_frames": config.max_frames or None,
-        }
-        stream = partial(
-            Stream,
-            sets,
+        self.examples = sum(opened.split.count for opened in sets)
+        """Number of examples of the split."""
+        self._broken = BrokenLog(
+            [opened.split for opened in sets],
             shares,
-            seed=config.seed,
-            drop_prompt=config.drop_prompt,
-            batch_size=batch_size,
-            most_broken=config.max_broken * self.examples,
+            totals=[opened.total for opened in sets] if split == "evaluation" else None,
+            share=len(rows) / batch_size,
+            max_broken=config.max_broken,
         )
-        pack = partial(
-            pack_rows,
-            length=sequence_length,
-            packing=config.packing,
-            loss_weights=config.loss_weights,
-            text_vocab=vocab_size or 0,
-        )
-        self._names = list(config.sets())
-        self._counts, self._weights = counts, [slots / sum(shares.slots) for slots in shares.slots]
-        self._starts = list(accumulate(lengths))[:-1]
-        # A held-out split is too small to be judged by itself; all of its set is of one make.
-        self._judged_by = lengths[1:] if split == "evaluation" else None
-        self._share = len(self._rows) / batch_size
-        self._max_broken = config.max_broken
-        self._broken: set[int] = set()
-        self._broken_of: Counter[int] = Counter()
-        self._first_of: dict[int, Report] = {}
-        self.reports: list[Report] = []
-        """The first broken examples."""
         self.iterator: grain.DatasetIterator[Row] = BatchIterator(
-            opener(stream, pack),
-            self._rows,
-            workers=_divisor(len(self._rows), config.workers),
+            partial(
+                Stream,
+                [(opened.split, opened.order) for opened in sets],
+                shares,
+                seed=config.seed,
+                drop_prompt=config.drop_prompt,
+                batch_size=batch_size,
+                most_broken=config.max_broken * self.examples,
+            ),
+            partial(
+                pack_rows,
+                length=sequence_length,
+                packing=config.packing,
+                loss_weights=config.loss_weights,
+                text_vocab=vocab_size or 0,
+            ),
+            rows,
+            workers=_divisor(len(rows), config.workers),
             prefetch=config.prefetch,
-            identity=identity,
-            heed=self._heed,
+            identity=_identity(config, sets, shares, batch_size, sequence_length),
+            report=self._broken.add,
         )
 
     def __iter__(self) -> Iterator[Row]:
@@ -162,17 +118,28 @@ class Loader:
 
     @property
     def broken(self) -> int:
-        """Distinct broken examples met so far by this process."""
-        return len(self._broken)
+        """Return the number of distinct broken examples that this process has read."""
+        return self._broken.count
+
+    @property
+    def reports(self) -> list[Report]:
+        """Return the reports of the first broken examples."""
+        return self._broken.first
 
     def get_state(self) -> dict[str, Any]:
+        """Return the position of the next batch as JSON data."""
         return self.iterator.get_state()
 
     def set_state(self, state: dict[str, Any]) -> None:
+        """Continue at a position.
+
+        Raises:
+            InputError: it belongs to other data, other settings or other rows.
+        """
         self.iterator.set_state(state)
 
     def close(self) -> None:
-        """Ends worker processes and threads."""
+        """Stop worker processes and threads."""
         self.iterator.close()
 
     def __enter__(self) -> "Loader":
@@ -181,37 +148,40 @@ class Loader:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def _heed(self, reports: list[Report], drawn: int) -> None:
-        """Tells of broken examples and stops when a data set has too many."""
-        heeded = set()
-        for report in reports:
-            number = bisect_right(self._starts, report.example) - 1
-            heeded.add(number)
-            if report.example in self._broken:
-                continue
-            self._broken.add(report.example)
-            self._broken_of[number] += 1
-            self._first_of.setdefault(number, report)
-            if len(self.reports) < _TOLD:
-                self.reports.append(report)
-                say(f"skipped a broken example: {report}")
-            elif len(self.reports) == _TOLD == self.broken - 1:
-                say("further broken examples are counted without being told")
-        for number in sorted(heeded):
-            # What this process can have met: its share in the first pass; the order changes with
-            # each pass, so as passes go by it meets examples of the others' shares too.
-            count, broken = self._counts[number], self._broken_of[number]
-            met = min(count, max(count * self._share, drawn * self._weights[number]))
-            met = self._judged_by[number] if self._judged_by else met
-            if broken > self._max_broken * met:
-                name = self._names[number] and f" of the data set {self._names[number]!r}"
-                raise InputError(
-                    f"{broken} of {met:.0f} examples{name} are broken, more than max_broken "
-                    f"({self._max_broken:g}) allows, the first of them {self._first_of[number]}; "
-                    "repair the data or raise --data.max-broken"
-                )
+
+def _identity(
+    config: DataConfig,
+    sets: Sequence[OpenDataSet],
+    shares: Shares,
+    batch_size: int,
+    sequence_length: int,
+) -> dict[str, Any]:
+    """Return, as JSON data, everything that positions depend on."""
+    firsts = [opened.first for opened in sets]
+    return {
+        "examples": [opened.split.count for opened in sets],
+        "loss_weights": config.loss_weights,
+        "fields": [_fields(settings) for _, settings in config.sets().values()],
+        "first_example": [zlib.crc32(first.tokens.tobytes()) for first in firsts],
+        "first_weights": [zlib.crc32(first.weights.tobytes()) for first in firsts],
+        "batch_size": batch_size,
+        "sequence_length": sequence_length,
+        "packing": config.packing,
+        "shuffle": config.shuffle,
+        "seed": config.seed,
+        "mixture": list(shares.slots),
+        "drop_prompt": config.drop_prompt,
+        "max_frames": config.max_frames,
+    }
+
+
+def _fields(config: DataConfig) -> str:
+    if config.messages:
+        return f"messages {config.messages}"
+    key = config.fields_from_example
+    return f"those of the key {key}" if key else config.fields
 
 
 def _divisor(rows: int, workers: int) -> int:
-    """The most workers, not above the setting, that can share the rows out evenly."""
+    """Return the largest number of workers, up to the setting, that divides the rows."""
     return next((n for n in range(min(rows, workers), 0, -1) if rows % n == 0), 0)

@@ -1,7 +1,4 @@
-"""The texts of a data set, which a tokenizer is trained on.
-
-Knows splits and the shapes of examples; knows nothing of tokens.
-"""
+"""Read the texts of a data set, for training a tokenizer."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -11,40 +8,40 @@ from lwm.data.config import DataConfig
 from lwm.data.examples.examples import Broken, Example
 from lwm.data.examples.fields import is_vision, parse_fields
 from lwm.data.rows.draws import Order, Split
-from lwm.data.splits import encoder_of, open_split, require_sound
+from lwm.data.splits import first_usable, open_split
 from lwm.data.text.templates import text_content
 from lwm.data.text.tokenizer_train import LEAST_VOCABULARY, train_tokenizer
 from lwm.models.vision_tokens import VisionVocabulary
 
 
 def training_texts(config: DataConfig, vision: VisionVocabulary | None = None) -> Iterator[str]:
-    """The texts of the training split, in the order of its first pass: what a tokenizer is trained
-    on. Of several data sets in turn. Broken examples are passed over.
+    """Return the texts of the training split in the order of its first pass.
 
-    The data is opened and its beginning looked at before this returns.
+    Several data sets take turns. Broken examples are skipped. The data is opened and its beginning
+    checked before this returns.
 
     Args:
-        vision: what the model sees; None for one that does not.
+        vision: the model's vision vocabulary; None for a text model.
 
     Raises:
         InputError: the data is missing or empty, lacks a field, or holds tokens instead of texts.
     """
-    # Any tokenizer finds the faults that the one which is to be trained would find later.
-    plain = train_tokenizer(["a"], LEAST_VOCABULARY)
-    waiting = []
-    for _, own in config.sets().values():
-        split, _ = open_split(own, "train", encoder_of(own, plain, vision), 0, None, vision)
-        _require_texts(split, own)
-        waiting.append(_texts_of(split, own))
-    return _in_turn(waiting)
+    # Any tokenizer reveals the faults that the one to be trained would reveal later.
+    probe = train_tokenizer(["a"], LEAST_VOCABULARY)
+    iterators = []
+    for _, settings in config.sets().values():
+        split, _ = open_split(settings, probe, "train", vision=vision)
+        _require_texts(split, settings)
+        iterators.append(_texts_of(split, settings))
+    return _in_turn(iterators)
 
 
-def _in_turn(waiting: list[Iterator[str]]) -> Iterator[str]:
-    while waiting:
-        one = waiting.pop(0)
-        if (text := next(one, None)) is not None:
+def _in_turn(iterators: list[Iterator[str]]) -> Iterator[str]:
+    while iterators:
+        iterator = iterators.pop(0)
+        if (text := next(iterator, None)) is not None:
             yield text
-            waiting.append(one)
+            iterators.append(iterator)
 
 
 def _require_texts(split: Split, config: DataConfig) -> None:
@@ -53,8 +50,8 @@ def _require_texts(split: Split, config: DataConfig) -> None:
     except Broken:
         first = None
     if isinstance(first, Example):
-        raise InputError(f"{config.path} holds tokens, not texts; give --tokenizer with theirs")
-    require_sound(split, config)
+        raise InputError(f"{config.path} holds tokens, not texts; give their --tokenizer")
+    first_usable(split, config)
 
 
 def _texts_of(split: Split, config: DataConfig) -> Iterator[str]:
@@ -73,7 +70,7 @@ def _texts(record: Any, config: DataConfig) -> Iterator[str]:
         messages = record.get(config.messages)
         parts = messages if isinstance(messages, list) else []
         values = [text_content(part.get("content")) for part in parts if isinstance(part, dict)]
-    elif config.fields_from_example:  # whatever text it has beside its grammar
+    elif config.fields_from_example:  # any text except the grammar
         values = [value for key, value in record.items() if key != config.fields_from_example]
     else:
         fields = [item for item in parse_fields(config.fields) if not item.special]

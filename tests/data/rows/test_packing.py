@@ -225,5 +225,5 @@ def test_other_data_than_the_position_was_saved_with_is_told() -> None:
         return example(0, [1] * 5)
 
     rows = pack_rows(draw, Position(0, 9), length=4, packing="concatenate", loss_weights="token")
-    with pytest.raises(InputError, match="not what it was"):
+    with pytest.raises(InputError, match="the data changed after"):
         next(rows)

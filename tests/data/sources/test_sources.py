@@ -28,7 +28,7 @@ from lwm.data.sources.array_record import (
     write_array_record,
 )
 from lwm.data.sources.opening import open_records
-from lwm.data.sources.source import Source
+from lwm.data.sources.source import RecordSource
 
 RECORDS = records()
 
@@ -39,7 +39,7 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "cache" / "lwm" / "data"
 
 
-def read(source: Source) -> list[Any]:
+def read(source: RecordSource) -> list[Any]:
     """All records, backwards, by a copy that has gone to another process and back."""
     travelled = pickle.loads(pickle.dumps(source))
     return [travelled.read(i) for i in reversed(range(len(source)))][::-1]

@@ -1,10 +1,9 @@
-"""Which example comes next: the order in which a stream draws from a split, and encoding.
+"""Decide which example comes next: the order in which each stream reads a mixture of splits.
 
-The global batch of B rows is B streams. Stream r draws examples r, r + B, r + 2B, ... of the
-split, which is shuffled anew for each pass and repeated without end; so what a row holds depends
-on the seed and on B alone, not on how many processes and workers share the work. Where several
-splits are mixed, each place of that endless order belongs to one of them, and each split has an
-endless order of its own. Knows sources and encoders; knows nothing of rows.
+A global batch of B rows is B streams. Stream r reads places r, r + B, r + 2B, ... of one endless
+order, so the content of a row depends only on the seed and on B, not on the number of processes
+and workers that share the work. `Shares` assigns each place to a split of the mixture; `Order`
+shuffles a split for each pass over it.
 """
 
 import math
@@ -12,63 +11,65 @@ import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from grain.experimental import index_shuffle
 
 from lwm.core.errors import InputError
 from lwm.data.examples.examples import Broken, Example, Report, require_usable
-from lwm.data.sources.source import Source
+from lwm.data.sources.source import RecordSource
 from lwm.models.vision_tokens import VisionVocabulary
 
 
+@runtime_checkable
 class Encode(Protocol):
-    """Makes an example of a record."""
+    """Define how a record becomes an example."""
 
     def __call__(
         self, record: Mapping[str, Any], line: int, *, drop_prompt: bool = False
     ) -> Example | None:
-        """The example; None where the record is empty."""
+        """Return the example, or None if the record is empty."""
         ...
 
 
 SHARES = 1000
-"""Draws in which each split of a mixture gets exactly its share."""
-_FRUITLESS_PASSES = 20  # over a small split; by chance no stream misses all that is sound so long
-_FRUITLESS_DRAWS = 10_000  # over a large one
+"""Number of places in which each split of a mixture has exactly its share."""
+_FRUITLESS_PASSES = 20  # over small data; no stream misses all usable examples that often
+_FRUITLESS_DRAWS = 10_000  # over large data
 _ROUNDS = 4  # of the shuffle's cipher
 
 
 @dataclass(frozen=True, kw_only=True)
 class Split:
-    """A contiguous part of a source, and how its records become examples.
+    """Hold a contiguous part of one data set, and how its records become examples.
 
     Args:
+        name: the data set's name in a mixture; empty without one.
         first, count: the part.
-        before: examples of the data sets before this one, so that each has a number of its own.
-        text_vocab: size of the model's text vocabulary; unchecked if None.
-        vision: what the model sees; None for one that does not.
+        before: number of examples in the data sets before this one, so that each example of a
+            mixture has its own number.
+        text_vocab: size of the model's text vocabulary; not checked if None.
+        vision: the model's vision vocabulary; None for a text model.
     """
 
-    source: Source
+    source: RecordSource
     first: int
     count: int
     encode: Encode
+    name: str = ""
     before: int = 0
     text_vocab: int | None = None
     vision: VisionVocabulary | None = None
 
     def example(self, index: int, *, drop_prompt: bool = False) -> Example | None:
-        """The example at a place of the source; None for a blank line.
+        """Return the example at an index of the source; None for a blank line.
 
         Raises:
-            Broken: it cannot be used.
+            Broken: the example cannot be used.
         """
         record = self.source.read(index)
-        if record is None:
-            return None
-        if isinstance(record, Example):
-            example: Example | None = record
+        if record is None or isinstance(record, Example):
+            example = record
         else:
             line = self.source.place(index)[1]
             example = self.encode(record, line, drop_prompt=drop_prompt)
@@ -77,16 +78,17 @@ class Split:
         return example
 
     def report(self, index: int, broken: Broken) -> Report:
+        """Return the report of a broken example."""
         return Report(self.before + index, *self.source.place(index), str(broken))
 
 
 @dataclass(frozen=True, kw_only=True)
 class Order:
-    """The endless order of a split, the same for all streams.
+    """Define the endless order of a split, the same for all streams.
 
     Args:
         first, count: the split.
-        streams: how many draw from the order in turn.
+        streams: number of streams that read the order in turn.
     """
 
     first: int
@@ -96,24 +98,24 @@ class Order:
     streams: int = 1
 
     def __getitem__(self, place: int) -> int:
-        """Index in the source of the example at a place of the endless order."""
+        """Return the index in the source of the example at a place of the order."""
         turn, at = divmod(place, self.count)
         if self.shuffle and self.count > 1:
-            # Each pass has a seed of its own, which must not be its neighbour's plus one.
+            # The seeds of neighboring passes must not differ by one.
             seed = random.Random(f"{self.seed} {turn}").getrandbits(32)
             at = index_shuffle(at, max_index=self.count - 1, seed=seed, rounds=_ROUNDS)
         elif not self.shuffle and math.gcd(self.count, self.streams) > 1:
-            # Each stream meets some of the examples alone, over and over. Once it has met them all
-            # the order moves on by one, lest it meet the same broken ones for ever.
+            # Each stream would read the same few examples in every pass. Move the order on by one
+            # once the stream has read them all, or it may read only broken examples forever.
             at = (at + place // math.lcm(self.count, self.streams)) % self.count
         return self.first + at
 
 
 class Shares:
-    """Which split each place of the endless order draws from, by weight.
+    """Assign each place of the endless order to a split, by weight.
 
-    Of each `SHARES` places, whose order is drawn anew, a split gets its share exactly: what a
-    split has given by then follows from the place alone, and nothing needs to be counted.
+    Each block of `SHARES` places is shuffled separately, and a split has exactly its share of each
+    block. So a split's own place follows from the place, and nothing needs to be counted.
 
     Args:
         weights: of the splits, in any unit; each above 0.
@@ -122,19 +124,16 @@ class Shares:
     def __init__(self, weights: Sequence[float], *, seed: int) -> None:
         self._seed = seed
         self.slots = _apportioned(weights, SHARES)
-        """Places that each split has of `SHARES`."""
+        """Places of each split among `SHARES`."""
 
     def __getitem__(self, place: int) -> tuple[int, int]:
-        """The split, and the place in that split's own endless order."""
+        """Return the split, and the place in that split's own order."""
         if len(self.slots) == 1:
             return 0, place
         block, at = divmod(place, SHARES)
-        splits = self._block(block)
+        splits = _shuffled(self.slots, f"{self._seed} mixture {block}")
         split = splits[at]
         return split, block * self.slots[split] + splits.count(split, 0, at)
-
-    def _block(self, block: int) -> bytes:
-        return _shuffled(self.slots, f"{self._seed} mixture {block}")
 
 
 @lru_cache(maxsize=64)
@@ -145,34 +144,34 @@ def _shuffled(slots: tuple[int, ...], seed: str) -> bytes:
 
 
 def _apportioned(weights: Sequence[float], total: int) -> tuple[int, ...]:
-    """Whole numbers in the ratio of the weights that sum to `total`, by largest remainder."""
+    """Return integers in the ratio of the weights that sum to `total`, by largest remainder."""
     exact = [weight / sum(weights) * total for weight in weights]
-    found = [int(share) for share in exact]
-    by_rest = sorted(range(len(exact)), key=lambda i: found[i] - exact[i])
-    for i in by_rest[: total - sum(found)]:
-        found[i] += 1
-    return tuple(found)
+    counts = [int(share) for share in exact]
+    by_remainder = sorted(range(len(exact)), key=lambda i: counts[i] - exact[i])
+    for i in by_remainder[: total - sum(counts)]:
+        counts[i] += 1
+    return tuple(counts)
 
 
 class Stream:
-    """One stream's draws, and what was broken among them.
+    """Read one stream's examples, and collect reports of broken ones.
 
     Args:
-        splits: what is mixed, each with its order.
-        drop_prompt: probability that a draw leaves out the prompt of a picture.
-        row: the stream, from 0.
-        batch_size: how many streams there are.
-        most_broken: how many broken examples the data may have before the run stops.
+        splits: the mixture, each split with its order.
+        row: number of the stream, from 0.
+        drop_prompt: probability that an image or video loses its prompt.
+        batch_size: number of streams.
+        most_broken: number of broken examples that the run accepts.
     """
 
     def __init__(
         self,
         splits: Sequence[tuple[Split, Order]],
         shares: Shares,
+        row: int,
         *,
         seed: int,
         drop_prompt: float,
-        row: int,
         batch_size: int,
         most_broken: float,
     ) -> None:
@@ -188,17 +187,17 @@ class Stream:
         )
 
     def draw(self, number: int) -> Example | None:
-        """The stream's example of this number; None if it is blank or broken.
+        """Return the stream's example of this number; None if it is blank or broken.
 
         Raises:
-            InputError: so many in turn were, that none may ever come.
+            InputError: no example was usable for so long that none may ever be.
         """
         place = self._row + number * self._batch_size
         chosen, at = self._shares[place]
         split, order = self._splits[chosen]
         index = order[at]
         try:
-            example = split.example(index, drop_prompt=self._drops(place))
+            example = split.example(index, drop_prompt=self._drops_prompt(place))
         except Broken as broken:
             report = split.report(index, broken)
             self._reports.append(report)
@@ -217,12 +216,12 @@ class Stream:
             )
         return None
 
-    def _drops(self, place: int) -> bool:
+    def _drops_prompt(self, place: int) -> bool:
         if not self._drop_prompt:
             return False
         return random.Random(f"{self._seed} prompt {place}").random() < self._drop_prompt
 
     def take_reports(self) -> list[Report]:
-        """What was broken since the last call."""
-        taken, self._reports = self._reports, []
-        return taken
+        """Return the reports since the last call."""
+        reports, self._reports = self._reports, []
+        return reports

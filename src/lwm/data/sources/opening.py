@@ -10,20 +10,20 @@ from lwm.data.sources.array_record import ArrayRecord
 from lwm.data.sources.huggingface import PREFIX, HuggingFace
 from lwm.data.sources.json_lines import JsonLines
 from lwm.data.sources.parquet import Parquet
-from lwm.data.sources.source import InMemory, Joined, Source
+from lwm.data.sources.source import InMemory, Joined, RecordSource
 from lwm.data.sources.spool import is_url, local_file, urls
 from lwm.data.text.books import king_james_chapters
 
 BOOK = "book"
 
-_KINDS: dict[str, Callable[[Path, str], Source]] = {
+_KINDS: dict[str, Callable[[Path, str], RecordSource]] = {
     "jsonl": JsonLines,
     "parquet": Parquet,
     "array_record": ArrayRecord,
 }
 
 
-def open_records(path: str, format: str = "auto") -> Source:
+def open_records(path: str, format: str = "auto") -> RecordSource:
     """All that a path names, in the order of its parts, the files of a glob by name.
 
     Args:
@@ -41,7 +41,7 @@ def open_records(path: str, format: str = "auto") -> Source:
     return sources[0] if len(sources) == 1 else Joined(sources)
 
 
-def _open_part(part: str, format: str) -> list[Source]:
+def _open_part(part: str, format: str) -> list[RecordSource]:
     if part == BOOK and not Path(part).exists():
         return [_book()]
     if format == "huggingface" or (part.startswith(PREFIX) and not is_url(part)):
@@ -49,7 +49,7 @@ def _open_part(part: str, format: str) -> list[Source]:
     return [_open_file(name, format) for name in (urls(part) if is_url(part) else _files(part))]
 
 
-def _open_file(name: str, format: str) -> Source:
+def _open_file(name: str, format: str) -> RecordSource:
     file = local_file(name)
     return _KINDS[_kind(file) if format == "auto" else format](file, name)
 
@@ -63,7 +63,7 @@ def _kind(file: Path) -> str:
     return "array_record" if head.startswith(array_record.MAGIC) else "jsonl"
 
 
-def _book() -> Source:
+def _book() -> RecordSource:
     chapters = king_james_chapters()
     return InMemory(
         "the King James Bible",

@@ -16,7 +16,7 @@ Record = Mapping[str, Any] | Example
 
 
 @runtime_checkable
-class Source(Protocol):
+class RecordSource(Protocol):
     """Records by number."""
 
     def __len__(self) -> int: ...
@@ -37,7 +37,7 @@ class Source(Protocol):
 class Joined:
     """Several sources, one after another."""
 
-    def __init__(self, sources: Sequence[Source]) -> None:
+    def __init__(self, sources: Sequence[RecordSource]) -> None:
         self._sources = sources
         self._ends = list(accumulate(len(source) for source in sources))
 
@@ -52,7 +52,7 @@ class Joined:
         source, at = self._find(index)
         return source.place(at)
 
-    def _find(self, index: int) -> tuple[Source, int]:
+    def _find(self, index: int) -> tuple[RecordSource, int]:
         number = bisect_right(self._ends, index)
         return self._sources[number], index - (self._ends[number - 1] if number else 0)
 
