@@ -14,9 +14,9 @@ from small_data import TEXTS, assert_same, loader, take, tokenizer, write_lines
 
 from lwm.core.config import from_dict, to_dict
 from lwm.core.errors import ConfigError, InputError
-from lwm.data.rows import broken as broken_module
 from lwm.data.config import DataConfig, DataSet
 from lwm.data.loader import Loader
+from lwm.data.rows import broken as broken_module
 from lwm.data.rows.draws import SHARES, Shares
 from lwm.data.texts import training_texts
 

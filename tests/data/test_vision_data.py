@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 from small_data import ids, loader, take, tokenizer, write_lines
 
 from lwm.core.errors import ConfigError, InputError
-from lwm.data.rows import broken as broken_module
 from lwm.data.examples.examples import Example
 from lwm.data.examples.fields import FieldsEncoder
+from lwm.data.rows import broken as broken_module
 from lwm.data.rows.packing import LossWeights, Packing, Position, Row, pack_rows
 from lwm.data.sources.array_record import write_array_record
 from lwm.models.vision_tokens import VisionVocabulary
