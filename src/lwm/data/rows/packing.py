@@ -178,7 +178,7 @@ def _pack(pieces: Iterator[_Piece], returned: int, length: int) -> Rows:
 
 
 def _row(pieces: list[_Piece], length: int) -> Row:
-    row = {
+    row: Row = {
         name: np.zeros(length, np.int32) for name in ("tokens", "targets", "positions", "segments")
     }
     row["segments"][:] = PADDING
