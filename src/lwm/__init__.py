@@ -1,11 +1,11 @@
-"""lwm: the Large World Model, whole and reproducible.
+"""Train, evaluate, run and convert Large World Models.
 
-`lwm.load` gives a model that scores, continues and converses, `lwm.load_vqgan` one that turns
-pictures into codes and back; everything else is in the rooms
-(`docs/architecture.md`). Names load on first use, so that the command line can answer `--help`
-without waiting for jax.
+`lwm.load` opens a model that scores, continues and converses; `lwm.load_vqgan` opens a model that
+encodes images as codes and decodes them. `docs/architecture.md` describes the packages. Names are
+imported on first use, so that the command line answers `--help` without loading jax.
 """
 
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -17,22 +17,17 @@ if TYPE_CHECKING:
 __all__ = ["Logits", "LwmError", "Model", "VqganCodec", "load", "load_vqgan"]
 __version__ = "0.1.0"
 
+_MODULES = {
+    "Logits": "lwm.generation.model",
+    "LwmError": "lwm.core.errors",
+    "Model": "lwm.generation.model",
+    "VqganCodec": "lwm.generation.codec",
+    "load": "lwm.generation.load",
+    "load_vqgan": "lwm.generation.codec",
+}
+
 
 def __getattr__(name: str) -> Any:
-    if name == "LwmError":
-        from lwm.core import errors
-
-        return errors.LwmError
-    if name == "load":
-        from lwm.generation.load import load
-
-        return load
-    if name in ("VqganCodec", "load_vqgan"):
-        from lwm.generation import codec
-
-        return getattr(codec, name)
-    if name in __all__:
-        from lwm.generation import model
-
-        return getattr(model, name)
-    raise AttributeError(f"module 'lwm' has no attribute {name!r}")
+    if name not in _MODULES:
+        raise AttributeError(f"module 'lwm' has no attribute {name!r}")
+    return getattr(import_module(_MODULES[name]), name)

@@ -1,4 +1,4 @@
-"""`python -m lwm` is `lwm`."""
+"""Run the command line with `python -m lwm`."""
 
 from lwm.cli.main import main
 

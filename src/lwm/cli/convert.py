@@ -1,17 +1,13 @@
 """Convert a checkpoint into our format or Hugging Face's: `lwm convert`."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import Annotated, Literal
 
 import tyro
 
 from lwm.core.errors import CheckpointError, ConfigError
 from lwm.core.files import refuse_existing
 from lwm.core.progress import say
-
-if TYPE_CHECKING:
-    from lwm.checkpoints.checkpoint import Checkpoint
-    from lwm.models.vqgan import VQGANConfig
 
 
 def convert(
@@ -40,9 +36,9 @@ def convert(
         dtype: Type of the converted weights; defaults to bfloat16 if the source has it, else
             float32.
         add_vision: Add vision tokens to a text model; their weights are random until trained.
-        vision_codes: Codes of the VQGAN, with --add-vision; defaults to those of --vqgan, else
+        vision_codes: Codes of the VQGAN, with --add-vision; defaults as in --vqgan, else
             8192.
-        vision_codes_per_frame: Codes per image, with --add-vision; defaults to those of --vqgan,
+        vision_codes_per_frame: Codes per image, with --add-vision; defaults as in --vqgan,
             else 256.
         vqgan: VQGAN to save beside the weights: a directory, a training run, or the original's
             pickle.
@@ -50,32 +46,35 @@ def convert(
         seed: Seed of the random weights of --add-vision.
     """
     refuse_existing(destination)
-    from lwm.checkpoints.add_vision import require_codebook
+    from lwm.checkpoints import add_vision as extension
     from lwm.checkpoints.formats.vqgan import read_vqgan
     from lwm.checkpoints.open import open_checkpoint
     from lwm.checkpoints.write import write_checkpoint
     from lwm.generation.load import open_tokenizer
+    from lwm.models.vqgan import VQGANConfig
 
     checkpoint = open_checkpoint(source, config=config)
     codec = None if vqgan is None else read_vqgan(vqgan, vqgan_config)
     if add_vision:
-        sizes = None if codec is None else codec[0]
-        checkpoint = _with_vision(checkpoint, vision_codes, vision_codes_per_frame, sizes, seed)
+        sizes = VQGANConfig() if codec is None else codec[0]
+        vision = extension.vocabulary_for(
+            sizes.codebook_size if vision_codes is None else vision_codes,
+            sizes.codes_per_frame if vision_codes_per_frame is None else vision_codes_per_frame,
+        )
+        checkpoint = extension.add_vision(checkpoint, vision, seed=seed)
     elif vision_codes is not None or vision_codes_per_frame is not None:
         raise ConfigError(
             "--vision-codes and --vision-codes-per-frame describe the ids that --add-vision adds; "
             "add it or leave them out"
         )
     if codec is not None:
-        require_codebook(codec[0], str(vqgan), checkpoint.config, source)
+        extension.require_codebook(codec[0], str(vqgan), checkpoint.config, source)
     elif checkpoint.vqgan is not None:
         codec = read_vqgan(checkpoint.vqgan)
-    save_tokenizer = None
-    missing = f"{source} has no tokenizer"
+    saved, missing = None, f"{source} has no tokenizer"
     try:
-        if (opened := open_tokenizer(checkpoint, tokenizer)) is not None:
-            save_tokenizer = opened.save
-    except CheckpointError as error:  # the weights are worth converting without it
+        saved = open_tokenizer(checkpoint, tokenizer)
+    except CheckpointError as error:  # the weights are converted without it
         if tokenizer is not None:
             raise
         missing = str(error)
@@ -84,27 +83,9 @@ def convert(
         destination,
         form=format,
         dtype=dtype or ("bfloat16" if checkpoint.stored_dtype == "bfloat16" else "float32"),
-        save_tokenizer=save_tokenizer or (lambda directory: None),
+        save_tokenizer=(lambda directory: None) if saved is None else saved.save,
         vqgan=codec,
     )
-    if save_tokenizer is None:
+    if saved is None:
         say(f"{destination} has no tokenizer ({missing}); text will need --tokenizer")
     print(destination)
-
-
-def _with_vision(
-    checkpoint: "Checkpoint",
-    codes: int | None,
-    codes_per_frame: int | None,
-    codec: "VQGANConfig | None",
-    seed: int,
-) -> "Checkpoint":
-    from lwm.checkpoints.add_vision import add_vision, vocabulary_for
-    from lwm.models.vqgan import VQGANConfig
-
-    codec = codec or VQGANConfig()
-    vision = vocabulary_for(
-        codec.codebook_size if codes is None else codes,
-        codec.codes_per_frame if codes_per_frame is None else codes_per_frame,
-    )
-    return add_vision(checkpoint, vision, seed=seed)

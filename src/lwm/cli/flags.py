@@ -1,4 +1,4 @@
-"""Options that several verbs share, and how their answers are printed."""
+"""Define the options that several verbs share, and print answers."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager

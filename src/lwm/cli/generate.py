@@ -113,7 +113,7 @@ def generate_video(
     Args:
         prompt: Description of the video.
         out: A .mp4, .webm or .gif file to write; with --count, each name gets a number.
-        frames: Number of frames, including those of --first-frame or --continue.
+        frames: Number of frames, including any from --first-frame or --continue.
         fps: Frames per second, of the generated video and of the one to continue.
         first_frame: Image to begin with.
         continued: Video to continue.

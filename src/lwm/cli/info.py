@@ -39,7 +39,7 @@ def info(
 
 
 def print_table(table: Table) -> None:
-    """Print a table on standard output, with complete rows whatever the terminal's width."""
+    """Print a table on standard output, with complete rows in any terminal."""
     unlimited = Console(width=1000)
     width = Measurement.get(unlimited, unlimited.options, table).maximum
     Console(highlight=False, width=width).print(table)

@@ -25,7 +25,7 @@ from lwm.core.errors import LwmError
 
 @dataclass(frozen=True)
 class Group:
-    """A command that consists of further commands."""
+    """Represent a command that consists of further commands."""
 
     summary: str
     commands: "dict[str, Group | Callable[..., None]]"
