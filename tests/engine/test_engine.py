@@ -533,7 +533,7 @@ class Guesses:
         patch.setattr(engine._runner, "decode", count)
 
     def draft(self, request: int, most: int) -> list[int]:
-        text = list(self.scheduler.text_of(request))
+        text = self.scheduler.active[request].texts[0]
         known = next(whole for whole in self.texts if whole[: len(text)] == text)
         self.asked += 1
         guess = known[len(text) : len(text) + min(most, 1 + self.asked % 3)]

@@ -1,7 +1,6 @@
-"""Sampling against transformers' processors in the order in which it applies them, and drawn
-tokens against the probabilities they should come with."""
+"""Check sampling against transformers' processors in their order, and sampled tokens against their
+probabilities."""
 
-from dataclasses import fields
 from typing import Any
 
 import jax
@@ -29,6 +28,7 @@ from lwm.engine.sampling import (
     filter_top,
     penalize,
     sample,
+    slot_sampling,
 )
 
 VOCAB = 50
@@ -40,30 +40,28 @@ def keep(logits: Any, top_k: Any, top_p: Any, min_p: Any) -> Any:
     return filter_min_p(filter_top(logits, top_k, top_p), min_p)
 
 
-def draw(rows: int, seed: int = 0) -> np.ndarray:
+def random_logits(rows: int, seed: int = 0) -> np.ndarray:
     return np.random.default_rng(seed).normal(size=(rows, VOCAB), scale=2.0).astype(np.float32)
 
 
 def settings(rows: list[Sampling], **changes: Any) -> SlotSampling:
-    """A slot for each; on its own unless told otherwise."""
-    own = np.arange(len(rows), dtype=np.int32)
-    columns: dict[str, Any] = {
-        field.name: np.array([getattr(row, field.name) for row in rows])
-        for field in fields(Sampling)
+    """Make a slot for each row, without guidance; `changes` replace fields."""
+    index = np.arange(len(rows), dtype=np.int32)
+    slots: dict[str, Any] = {
+        "conditional": index,
+        "unconditional": index,
+        "logprobs": np.zeros(len(rows), bool),
+        "low": np.zeros_like(index),
+        "high": np.full_like(index, VOCAB),
     }
-    for name, column in columns.items():
-        kind = {"top_k": np.int32, "seed": np.uint32}.get(name, np.float32)
-        columns[name] = jnp.asarray(column.astype(kind))
-    columns |= {"conditional": own, "unconditional": own, "logprobs": np.zeros(len(rows), bool)}
-    columns |= {"low": np.zeros_like(own), "high": np.full_like(own, VOCAB)}
-    return SlotSampling(**{**columns, **changes})
+    return slot_sampling(rows, **{**slots, **changes})
 
 
-def run(logits: np.ndarray, how: SlotSampling, seen: Any = None, step: Any = None) -> Sampled:
+def run(logits: np.ndarray, how: SlotSampling, present: Any = None, step: Any = None) -> Sampled:
     rows = len(logits)
-    seen = np.zeros(logits.shape, bool) if seen is None else seen
+    present = np.zeros(logits.shape, bool) if present is None else present
     step = np.zeros(rows, np.int32) if step is None else step
-    return jax.tree.map(np.asarray, compiled_sample(logits, seen, step, how))
+    return jax.tree.map(np.asarray, compiled_sample(logits, present, step, how))
 
 
 @pytest.mark.parametrize(
@@ -73,8 +71,10 @@ def run(logits: np.ndarray, how: SlotSampling, seen: Any = None, step: Any = Non
         (0, 1.0, 1.0), (9, 0.8, 0.0), (20, 0.9, 0.05), (5, 1.0, 0.3), (200, 0.99, 0.01),
     ],
 )  # fmt: skip
-def test_kept_tokens_are_those_transformers_keeps(top_k: int, top_p: float, min_p: float) -> None:
-    logits = draw(40)
+def test_filters_keep_the_tokens_that_transformers_keeps(
+    top_k: int, top_p: float, min_p: float
+) -> None:
+    logits = random_logits(40)
     warpers: list[Any] = [TopKLogitsWarper(top_k)] if top_k else []
     warpers += [TopPLogitsWarper(top_p)] if top_p < 1 else []
     warpers += [MinPLogitsWarper(min_p)] if min_p else []
@@ -85,52 +85,52 @@ def test_kept_tokens_are_those_transformers_keeps(top_k: int, top_p: float, min_
 
 
 def test_each_row_has_its_own_settings() -> None:
-    logits = jnp.asarray(draw(3))
-    kept = keep(
+    logits = jnp.asarray(random_logits(3))
+    filtered = keep(
         logits, jnp.array([3, 0, 0]), jnp.array([1.0, 1e-6, 1.0]), jnp.array([0.0, 0.0, 0.0])
     )
-    assert np.isfinite(kept).sum(axis=1).tolist() == [3, 1, VOCAB]
+    assert np.isfinite(filtered).sum(axis=1).tolist() == [3, 1, VOCAB]
 
 
 @pytest.mark.parametrize("penalty", [1.3, 0.7])
 def test_repetition_penalty_is_that_of_transformers(penalty: float) -> None:
-    logits = draw(4)
+    logits = random_logits(4)
     text = np.random.default_rng(1).integers(0, VOCAB, (4, 12))
-    seen = np.zeros((4, VOCAB), bool)
-    np.put_along_axis(seen, text, True, axis=1)
+    present = np.zeros((4, VOCAB), bool)
+    np.put_along_axis(present, text, True, axis=1)
     expected = RepetitionPenaltyLogitsProcessor(penalty)(torch.tensor(text), torch.tensor(logits))  # type: ignore[arg-type]
-    actual = penalize(jnp.asarray(logits), jnp.asarray(seen), jnp.full(4, penalty))
+    actual = penalize(jnp.asarray(logits), jnp.asarray(present), jnp.full(4, penalty))
     np.testing.assert_allclose(actual, expected.numpy(), rtol=1e-6)
 
 
-def test_zero_temperature_takes_the_likeliest_after_the_penalty() -> None:
-    logits = draw(4)
+def test_zero_temperature_takes_the_likeliest_token_after_the_penalty() -> None:
+    logits = random_logits(4)
     first = run(logits, settings([Sampling(temperature=0)] * 4)).tokens
     np.testing.assert_array_equal(first, logits.argmax(axis=1))
-    seen = np.zeros(logits.shape, bool)
-    seen[np.arange(4), first] = True
+    present = np.zeros(logits.shape, bool)
+    present[np.arange(4), first] = True
     how = settings([Sampling(temperature=0, repetition_penalty=1e6)] * 4)
-    assert not (run(logits, how, seen).tokens == first).any()
+    assert not (run(logits, how, present).tokens == first).any()
     # A slot that samples beside it changes nothing.
     mixed = settings([Sampling(temperature=0)] * 3 + [Sampling(top_k=5)])
     np.testing.assert_array_equal(run(logits, mixed).tokens[:3], first[:3])
 
 
-def test_frequencies_are_the_probabilities_of_what_transformers_keeps() -> None:
-    rows, one = 8192, draw(1, seed=5)
+def test_frequencies_are_the_probabilities_of_transformers() -> None:
+    rows, one = 8192, random_logits(1, seed=5)
     how = {"temperature": 0.7, "top_k": 12, "top_p": 0.9, "min_p": 0.02, "repetition_penalty": 1.4}
     text = np.argsort(-one[0])[:2]
-    seen = np.zeros((rows, VOCAB), bool)
-    seen[:, text] = True
+    present = np.zeros((rows, VOCAB), bool)
+    present[:, text] = True
     slots = settings([Sampling(**how, seed=i) for i in range(rows)])
-    drawn = run(np.repeat(one, rows, axis=0), slots, seen).tokens
+    tokens = run(np.repeat(one, rows, axis=0), slots, present).tokens
     processors: list[Any] = [
         RepetitionPenaltyLogitsProcessor(1.4), TemperatureLogitsWarper(0.7), TopKLogitsWarper(12),
         TopPLogitsWarper(0.9), MinPLogitsWarper(0.02),
     ]  # fmt: skip
     scores = LogitsProcessorList(processors)(torch.tensor(text)[None], torch.tensor(one))  # type: ignore[arg-type]
     probabilities = torch.softmax(scores, -1)[0].numpy().astype(np.float64)
-    counts = np.bincount(drawn, minlength=VOCAB)
+    counts = np.bincount(tokens, minlength=VOCAB)
     assert (counts[probabilities == 0] == 0).all()
     likely = probabilities > 0
     expected = rows * probabilities[likely] / probabilities.sum()
@@ -139,8 +139,8 @@ def test_frequencies_are_the_probabilities_of_what_transformers_keeps() -> None:
     assert ((counts[likely] - expected) ** 2 / expected).sum() < 40
 
 
-def test_a_seed_draws_the_same_at_a_step_and_anew_at_the_next() -> None:
-    logits = np.repeat(draw(1) / 4, 64, axis=0)
+def test_a_seed_gives_the_same_token_at_a_step_and_others_at_the_next() -> None:
+    logits = np.repeat(random_logits(1) / 4, 64, axis=0)
     slots = settings([Sampling(seed=3)] * 64)
     same = run(logits, slots, step=np.full(64, 5, np.int32)).tokens
     assert len(set(same)) == 1
@@ -150,8 +150,8 @@ def test_a_seed_draws_the_same_at_a_step_and_anew_at_the_next() -> None:
     assert len(set(run(logits, settings([Sampling(seed=i) for i in range(64)])).tokens)) > 10
 
 
-def test_log_probabilities_are_of_the_models_own_distribution() -> None:
-    logits = draw(3)
+def test_log_probabilities_are_of_the_unfiltered_distribution() -> None:
+    logits = random_logits(3)
     how = settings(
         [Sampling(temperature=0.3, top_k=4)] * 3, logprobs=np.array([True, False, True])
     )
@@ -164,8 +164,8 @@ def test_log_probabilities_are_of_the_models_own_distribution() -> None:
 
 
 def test_guidance_mixes_two_rows_and_gives_both_the_same_token() -> None:
-    logits = draw(4)
-    # Slots 1 and 3 are a request; 0 and 2 stand alone between them.
+    logits = random_logits(4)
+    # Slots 1 and 3 are a request; 0 and 2 are not guided.
     conditional, unconditional = np.array([0, 1, 2, 1]), np.array([0, 3, 2, 3])
     for scale in (0.0, 1.0, 2.5):
         how = settings(
@@ -180,8 +180,8 @@ def test_guidance_mixes_two_rows_and_gives_both_the_same_token() -> None:
 
 
 def test_ids_outside_the_range_do_not_exist() -> None:
-    """The same draws as from logits that hold the range alone."""
-    logits, low, high = draw(64), 11, 29
+    """Check that samples equal those from logits of the range only."""
+    logits, low, high = random_logits(64), 11, 29
     rows = [
         Sampling(seed=i, temperature=i % 3, top_k=i % 5 * 4, top_p=1 - i % 2 * 0.2,
                  min_p=i % 4 * 0.02)
@@ -199,15 +199,15 @@ def test_ids_outside_the_range_do_not_exist() -> None:
     order = np.argsort(-expected, axis=1)
     np.testing.assert_array_equal(out.top_tokens[:, : high - low], low + order)
     for i, row in enumerate(rows):
-        kept = keep(
+        filtered = keep(
             jnp.asarray(logits[i : i + 1, low:high]) / max(row.temperature, 1e-5),
             *(jnp.array([x]) for x in (row.top_k, row.top_p, row.min_p)),
         )
-        assert np.isfinite(kept[0, out.tokens[i] - low])
+        assert np.isfinite(filtered[0, out.tokens[i] - low])
 
 
 def test_each_slot_has_its_own_range_and_one_id_is_forced() -> None:
-    logits = draw(4)
+    logits = random_logits(4)
     low, high = np.array([0, 7, 40, 3]), np.array([VOCAB, 8, 50, 5])
     how = settings(
         [Sampling(temperature=1.5, seed=i) for i in range(4)],
@@ -241,7 +241,7 @@ def test_vocabulary_is_sorted_only_where_that_rules_something_out(
 
     monkeypatch.setattr(sampling, "filter_top", counted)
     bounds = {"low": np.full(len(rows), 11, np.int32), "high": np.full(len(rows), 29, np.int32)}
-    logits, present = draw(len(rows)), np.zeros((len(rows), VOCAB), bool)
+    logits, present = random_logits(len(rows)), np.zeros((len(rows), VOCAB), bool)
     sampled = jax.jit(lambda *x: sample(*x))(
         logits, present, np.zeros(len(rows), np.int32), settings(rows, **bounds)
     )

@@ -1,5 +1,4 @@
-"""Logits of whole sequences on every mesh, against one device's dense forward pass; what a model
-refuses to score."""
+"""Check logits and likelihoods on every mesh against one device's dense forward pass."""
 
 from dataclasses import replace
 from functools import partial
@@ -27,7 +26,7 @@ ROWS = np.array([prompt(37, seed=n) for n in range(3)], np.int32)
 
 
 @pytest.mark.parametrize("mesh", [None, "1,1,1,4", "1,2,2,1", "1,1,2,2"])
-def test_scores_are_those_of_a_dense_forward_pass(mesh: str | None) -> None:
+def test_logits_equal_a_dense_forward_pass(mesh: str | None) -> None:
     laid = None if mesh is None else make_mesh(mesh)
     scorer = Scorer(fused() if mesh is None else weights(mesh), CONFIG, laid)
     expected = np.stack([full_logits(row) for row in ROWS])
@@ -35,10 +34,10 @@ def test_scores_are_those_of_a_dense_forward_pass(mesh: str | None) -> None:
 
 
 @pytest.mark.parametrize("mesh", [None, "1,1,1,4", "1,2,2,1", "1,1,2,2"])
-def test_log_likelihoods_are_those_of_a_dense_forward_pass(
+def test_log_likelihoods_equal_a_dense_forward_pass(
     mesh: str | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """In chunks of 5 positions, of which the last is not full; rows of several lengths."""
+    """Check chunks of 5 positions, the last of them not full, and rows of several lengths."""
     monkeypatch.setattr(scoring, "_CHUNK", 15)
     laid = None if mesh is None else make_mesh(mesh)
     scorer = Scorer(fused() if mesh is None else weights(mesh), CONFIG, laid)
@@ -50,18 +49,18 @@ def test_log_likelihoods_are_those_of_a_dense_forward_pass(
     logits = [full_logits(row[:length]) for row, length in zip(rows, lengths, strict=True)]
     likelihood, likeliest = scorer.log_likelihoods(rows, lengths)
     assert likelihood.shape == likeliest.shape == (3, 36)
-    for row, length, scores, found, hits in zip(
+    for row, length, scores, values, hits in zip(
         rows, lengths, logits, likelihood, likeliest, strict=True
     ):
         targets = row[1:length]
         expected = log_softmax(scores[:-1])[range(length - 1), targets]
-        np.testing.assert_allclose(found[: length - 1], expected, atol=1e-4)
+        np.testing.assert_allclose(values[: length - 1], expected, atol=1e-4)
         np.testing.assert_array_equal(hits[: length - 1], scores[:-1].argmax(-1) == targets)
         assert hits[0]
 
 
-def test_a_target_is_scored_among_its_own_kind() -> None:
-    eyes = replace(CONFIG, vocab_size=40, vision=VisionVocabulary(size=24, codes=20))
+def test_a_target_is_scored_among_ids_of_its_kind() -> None:
+    config = replace(CONFIG, vocab_size=40, vision=VisionVocabulary(size=24, codes=20))
     row = np.array([3, 7, 41, 60, 5], np.int32)  # two ids of vision
     logits = full_logits(row)
     expected = [
@@ -69,11 +68,11 @@ def test_a_target_is_scored_among_its_own_kind() -> None:
         for scores, target in zip(logits, row[1:], strict=False)
         for kind in [slice(40, 64) if target >= 40 else slice(0, 40)]
     ]
-    found = Scorer(fused(), eyes, None).log_likelihoods(row[None]).log_likelihood
-    np.testing.assert_allclose(found[0], expected, atol=1e-4)
+    likelihood = Scorer(fused(), config, None).log_likelihoods(row[None]).log_likelihood
+    np.testing.assert_allclose(likelihood[0], expected, atol=1e-4)
 
 
-def test_scores_over_the_vocabulary_exist_a_chunk_at_a_time() -> None:
+def test_logits_exist_one_chunk_at_a_time() -> None:
     wide = replace(CONFIG, vocab_size=32000, tie_embeddings=True)
     specs = abstract(llama_params(wide, stacked=False), jnp.float32)
     row = jnp.zeros((1, 4096), jnp.int32)
@@ -114,12 +113,12 @@ def model() -> Model:
         ([[-1, 3]], "-1 to 3"),
     ],
 )
-def test_what_is_no_rectangle_of_tokens_is_refused(tokens: Any, message: str) -> None:
+def test_tokens_that_are_not_a_rectangle_of_ids_are_refused(tokens: Any, message: str) -> None:
     with pytest.raises(InputError, match=message):
         model().logits(tokens)
 
 
-def test_what_needs_eyes_a_tokenizer_or_more_context_is_refused() -> None:
+def test_requests_beyond_the_model_are_refused() -> None:
     with pytest.raises(InputError, match="vision_mask"):
         model().logits([[1]], vision_mask=[[True]])
     with pytest.raises(ConfigError, match=r"tiny has no tokenizer.*--tokenizer"):
@@ -130,7 +129,7 @@ def test_what_needs_eyes_a_tokenizer_or_more_context_is_refused() -> None:
         model().logits(np.zeros((1, 5000), np.int32))
 
 
-def test_logits_have_one_row_a_position_and_no_vision() -> None:
+def test_logits_have_one_row_per_position_and_no_vision() -> None:
     logits = model().logits(ROWS.tolist())
     assert logits.vision is None
     assert logits.text.shape == (3, 37, 64)
@@ -138,9 +137,9 @@ def test_logits_have_one_row_a_position_and_no_vision() -> None:
     np.testing.assert_allclose(logits.text[1], full_logits(ROWS[1]), atol=1e-4)
 
 
-def test_figures_count_what_was_computed_alone() -> None:
-    figures = Timings(prompt=3000, reused=1000, prefill_seconds=4.0, answer=11, answer_seconds=0.5)
-    text = str(figures)
+def test_timings_exclude_reused_tokens() -> None:
+    timings = Timings(prompt=3000, reused=1000, prefill_seconds=4.0, answer=11, answer_seconds=0.5)
+    text = str(timings)
     assert "3,000" in text
     assert "1,000 of them reused" in text
     assert "500 tokens/s" in text  # 2,000 computed in 4 s

@@ -25,7 +25,7 @@ from lwm.engine.drafting import QUANTIZED_DRAFTS, Drafter, DraftSettings
 from lwm.engine.request import Request, Token
 from lwm.engine.runner import Runner, weights_for
 from lwm.engine.sampling import GREEDY, Sampled, SlotSampling, slot_sampling
-from lwm.engine.scheduler import Feed, Scheduler
+from lwm.engine.scheduler import Feed, ScheduledRequest, Scheduler
 from lwm.models.llama import Llama, LlamaConfig
 from lwm.models.quantized import QUANTIZED_ROWS, has_quantized
 
@@ -168,13 +168,13 @@ class Engine:
         self._runner.release()
 
     def _step(self) -> list[Token]:
-        starting: Sequence[int] = self.scheduler.admit()
+        starting = self.scheduler.admit()
         if self._runner.allocate():
-            starting = self.scheduler.active
+            starting = list(self.scheduler.active)
         for number in starting:
-            for row, slot in enumerate(self.scheduler.slots_of(number)):
-                self._runner.set_text(slot, self.scheduler.text_of(number, row))
-            request = self._requests[number]
+            request, scheduled = self._requests[number], self.scheduler.active[number]
+            for slot, text in scheduled.rows:
+                self._runner.set_text(slot, text)
             drafted = self._draft_settings.widths and request.allowed is None
             if drafted and number not in self._drafters:
                 self._drafters[number] = Drafter(
@@ -228,16 +228,14 @@ class Engine:
 
     def _decode(self, feeds: Sequence[Feed]) -> list[Token]:
         fed = {feed.slot: feed.tokens for feed in feeds}
-        decoding = [
-            number for number in self.scheduler.active if self.scheduler.slots_of(number)[0] in fed
-        ]
+        decoding = [one for one in self.scheduler.active.values() if one.slots[0] in fed]
         longest = max(map(len, fed.values()))
         width = min(w for w in (1, *self._draft_settings.widths) if w >= longest)
         sampled = self._runner.decode(feeds, width, self._slot_sampling(decoding))
         tokens = []
-        for number in decoding:
-            slot = self.scheduler.slots_of(number)[0]
-            tokens += self._accept(number, slot, fed[slot][1:], sampled)
+        for one in decoding:
+            slot = one.slots[0]
+            tokens += self._accept(one.number, slot, fed[slot][1:], sampled)
         return tokens
 
     def _accept(
@@ -245,16 +243,17 @@ class Engine:
     ) -> list[Token]:
         """Record a request's next token, and one more for each draft that was sampled."""
         tokens: list[Token] = []
+        ids: list[int] = []
         for column in range(len(drafts) + 1):
             token = self._token(number, slot, column, sampled)
             tokens.append(token)
             if token.finish is not None:
                 self._end(number)
                 return tokens
-            if column < len(drafts) and token.token != drafts[column]:
+            ids.append(int(sampled.tokens[slot, column]))
+            if ids != list(drafts[: column + 1]):
                 break
         if number in self._drafters:
-            ids = [token.token for token in tokens if token.token is not None]
             self._drafters[number].record(ids, len(drafts))
         return tokens
 
@@ -278,19 +277,18 @@ class Engine:
             finish="length" if full else None,
         )
 
-    def _slot_sampling(self, decoding: Sequence[int]) -> SlotSampling:
+    def _slot_sampling(self, decoding: Sequence[ScheduledRequest]) -> SlotSampling:
         """Collect the settings of the slots that decode; nothing reads the tokens of others."""
         rows = [GREEDY] * self.slots
         conditional = np.arange(self.slots, dtype=np.int32)
         unconditional = conditional.copy()
         logprobs = np.zeros(self.slots, bool)
         allowed = [range(self._config.vocab_size)] * self.slots
-        for number in decoding:
-            request, slots = self._requests[number], self.scheduler.slots_of(number)
+        for one in decoding:
+            request, slots = self._requests[one.number], one.slots
             rows[slots[0]] = request.sampling
             if request.allowed is not None:
-                answered = self.scheduler.length_of(number) - len(request.prompt)
-                allowed[slots[0]] = request.allowed(answered)
+                allowed[slots[0]] = request.allowed(len(one.texts[0]) - len(request.prompt))
             logprobs[slots[0]] = request.logprobs > 0
             if len(slots) == 2:
                 unconditional[slots[0]], conditional[slots[1]] = slots[1], slots[0]

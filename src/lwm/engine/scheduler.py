@@ -11,7 +11,7 @@ token (see `drafting`); the right ones are cached already, and the wrong ones ar
 """
 
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
 from lwm.core.errors import CapacityError, InputError
@@ -60,18 +60,24 @@ class _Slot:
 
 
 @dataclass
-class _Waiting:
-    request: int
-    prompts: list[list[int]]
-    max_tokens: int
+class ScheduledRequest:
+    """Hold the state of a request.
 
+    Args:
+        texts: prompt and answer so far, for each of its prompts.
+        remaining: tokens that may still be generated.
+        slots: one for each prompt; none while it waits.
+    """
 
-@dataclass
-class _Active:
-    request: int
-    slots: list[int]
-    texts: list[list[int]]  # prompt and answer of each slot
+    number: int
+    texts: list[list[int]]
     remaining: int
+    slots: list[int] = field(default_factory=list)
+
+    @property
+    def rows(self) -> Iterable[tuple[int, list[int]]]:
+        """Iterate over slots and their texts."""
+        return zip(self.slots, self.texts, strict=True)
 
 
 class Scheduler:
@@ -84,6 +90,7 @@ class Scheduler:
         alignment: chunks start at multiples of this, the size of the `sequence` axis.
 
     Attributes:
+        active: the requests that have slots, by number.
         reused: prompt tokens that were cached already, over all requests.
     """
 
@@ -96,8 +103,8 @@ class Scheduler:
         self._chunks = sorted(chunks)
         self._alignment = alignment
         self._slots = [_Slot() for _ in range(slots)]
-        self._waiting: deque[_Waiting] = deque()
-        self._active: dict[int, _Active] = {}
+        self.active: dict[int, ScheduledRequest] = {}
+        self._waiting: deque[ScheduledRequest] = deque()
         self._clock = 0
         self._next_request = 0
 
@@ -132,34 +139,18 @@ class Scheduler:
             )
         request = self._next_request
         self._next_request += 1
-        self._waiting.append(_Waiting(request, [list(p) for p in prompts], max_tokens))
+        texts = [list(prompt) for prompt in prompts]
+        self._waiting.append(ScheduledRequest(request, texts, max_tokens))
         return request
 
     @property
     def idle(self) -> bool:
         """Return whether no request is active or waiting."""
-        return not self._active and not self._waiting
-
-    @property
-    def active(self) -> tuple[int, ...]:
-        """Return the requests that have slots."""
-        return tuple(self._active)
-
-    def slots_of(self, request: int) -> tuple[int, ...]:
-        """Return the slots of an active request."""
-        return tuple(self._active[request].slots)
-
-    def text_of(self, request: int, row: int = 0) -> tuple[int, ...]:
-        """Return the prompt and the answer so far, for one of a request's prompts."""
-        return tuple(self._active[request].texts[row])
-
-    def length_of(self, request: int) -> int:
-        """Return the number of tokens of the first prompt and the answer so far."""
-        return len(self._active[request].texts[0])
+        return not self.active and not self._waiting
 
     def prefilled(self, request: int) -> int:
         """Return how many tokens of the first prompt are cached; 0 while the request waits."""
-        active = self._active.get(request)
+        active = self.active.get(request)
         return len(self._slots[active.slots[0]].cached) if active else 0
 
     def longest_slot(self) -> tuple[int, tuple[int, ...]]:
@@ -178,27 +169,24 @@ class Scheduler:
         return [i for i, slot in enumerate(self._slots) if slot.request is None]
 
     def admit(self) -> list[int]:
-        """Give free slots to waiting requests in their order; return those that got theirs."""
-        joined = []
+        """Give free slots to waiting requests in their order; return those that got slots."""
+        admitted = []
         while self._waiting:
-            waiting, free = self._waiting[0], self._free()
-            if len(free) < len(waiting.prompts):
+            request, free = self._waiting[0], self._free()
+            if len(free) < len(request.texts):
                 break
             self._waiting.popleft()
-            chosen = []
-            for prompt in waiting.prompts:
+            for prompt in request.texts:
                 slot = max(free, key=lambda i: (self._shared(i, prompt), -self._slots[i].released))
                 free.remove(slot)
-                chosen.append(slot)
+                request.slots.append(slot)
                 shared = self._shared(slot, prompt)
                 self.reused += shared
                 del self._slots[slot].cached[shared:]
-                self._slots[slot].request = waiting.request
-            self._active[waiting.request] = _Active(
-                waiting.request, chosen, waiting.prompts, waiting.max_tokens
-            )
-            joined.append(waiting.request)
-        return joined
+                self._slots[slot].request = request.number
+            self.active[request.number] = request
+            admitted.append(request.number)
+        return admitted
 
     def _shared(self, slot: int, prompt: Sequence[int]) -> int:
         """Count a prompt's tokens, except its last, that are cached in a slot, rounded down to
@@ -222,25 +210,21 @@ class Scheduler:
         """
         chunk = self._next_chunk()
         feeds = []
-        for active in self._active.values():
-            ready = all(
-                len(self._slots[slot].cached) == len(text) - 1
-                for slot, text in zip(active.slots, active.texts, strict=True)
-            )
-            if not ready:
+        for request in self.active.values():
+            if any(len(self._slots[slot].cached) != len(text) - 1 for slot, text in request.rows):
                 continue
-            limit = active.remaining - 1
-            drafts = draft(active.request, limit) if limit and len(active.slots) == 1 else ()
+            limit = request.remaining - 1
+            drafts = draft(request.number, limit) if limit and len(request.slots) == 1 else ()
             assert len(drafts) <= limit
-            for slot, text in zip(active.slots, active.texts, strict=True):
+            for slot, text in request.rows:
                 tokens = (text[-1], *drafts)
                 feeds.append(Feed(slot, tokens, len(text) - 1))
                 self._slots[slot].cached.extend(tokens)
         return StepPlan(chunk, tuple(feeds))
 
     def _next_chunk(self) -> Chunk | None:
-        for active in self._active.values():
-            for slot, text in zip(active.slots, active.texts, strict=True):
+        for request in self.active.values():
+            for slot, text in request.rows:
                 cached = self._slots[slot].cached
                 remaining = len(text) - 1 - len(cached)
                 if remaining <= 0:
@@ -264,8 +248,8 @@ class Scheduler:
 
     def record(self, request: int, token: int) -> bool:
         """Append a sampled token to a request; return whether it was the last one allowed."""
-        active = self._active[request]
-        for slot, text in zip(active.slots, active.texts, strict=True):
+        active = self.active[request]
+        for slot, text in active.rows:
             cached = self._slots[slot].cached
             if cached[len(text) : len(text) + 1] != [token]:  # the draft was wrong
                 del cached[len(text) :]
@@ -275,12 +259,12 @@ class Scheduler:
 
     def release(self, request: int) -> None:
         """End a request, active or waiting; its slots keep their cached tokens."""
-        active = self._active.pop(request, None)
+        active = self.active.pop(request, None)
         if active is None:
-            self._waiting = deque(entry for entry in self._waiting if entry.request != request)
+            self._waiting = deque(entry for entry in self._waiting if entry.number != request)
             return
         self._clock += 1
-        for index, text in zip(active.slots, active.texts, strict=True):
+        for index, text in active.rows:
             slot = self._slots[index]
             del slot.cached[len(text) :]  # drafts that were never confirmed
             slot.request, slot.released = None, self._clock
