@@ -25,24 +25,20 @@ def ours(batch: int, length: int) -> float:
     import numpy as np
 
     from lwm.core.mesh import make_mesh
-    from lwm.models.lora import LoraConfig
     from lwm.models.sizes import size
-    from lwm.training.batches import Layout
+    from lwm.training.batches import BatchLayout
     from lwm.training.optimizer import OptimizerConfig
-    from lwm.training.plan import Plan
-    from lwm.training.step import ComputeConfig
+    from lwm.training.text import TextTraining
 
     mesh = make_mesh("1,1,1,1")
-    layout = Layout(mesh, batch, 1, length)
-    plan = Plan(
-        config=replace(size("debug"), max_sequence_length=length),
+    training = TextTraining(
         mesh=mesh,
+        layout=BatchLayout(mesh, batch, 1, length),
+        config=replace(size("debug"), max_sequence_length=length),
         optimizer=OptimizerConfig(learning_rate=8e-5),
-        compute=ComputeConfig(),
-        lora=LoraConfig(),
         steps=STEPS,
     )
-    state, step = plan.first_state(None, seed=0), plan.step()
+    state, step = training.first_state(), training.step()
     tokens = np.random.default_rng(0).integers(0, 32000, (batch, length + 1), dtype=np.int32)
     rows = {
         "tokens": tokens[:, :-1],
@@ -54,8 +50,8 @@ def ours(batch: int, length: int) -> float:
     seconds = []
     for _ in range(STEPS):
         start = time.perf_counter()
-        state, figures = step(state, None, layout.place(rows))
-        figures.loss.block_until_ready()
+        state, metrics = step(state, None, training.place(rows))
+        metrics["loss"].block_until_ready()
         seconds.append(time.perf_counter() - start)
     return min(seconds[1:])
 

@@ -23,7 +23,7 @@ from lwm.curation.book_questions import (
     chunks_file,
     write_questions,
 )
-from lwm.curation.long_chat import ChunkRecord, chat_examples, min_length, split_text
+from lwm.curation.long_chat import ChunkRecord, cut, examples, least_length
 from lwm.data.text.templates import ORIGINAL, Message, render
 from lwm.data.text.tokenizer import Tokenizer
 
@@ -105,7 +105,7 @@ def tokens_of(example: dict[str, Any]) -> int:
     st.integers(1, 20),
 )
 def test_cutting_conserves_the_text_and_bounds_chunks(text: str, size: int) -> None:
-    chunks = split_text(text, TOKENIZER, size)
+    chunks = cut(text, TOKENIZER, size)
     assert "".join(chunks) == text
     assert all(chunks)
     # A chunk that begins or ends within a token counts that one too.
@@ -113,11 +113,11 @@ def test_cutting_conserves_the_text_and_bounds_chunks(text: str, size: int) -> N
 
 
 def test_chunks_end_with_sentences_where_they_can() -> None:
-    chunks = split_text(BOOK, TOKENIZER, 60)
+    chunks = cut(BOOK, TOKENIZER, 60)
     assert len(chunks) == 15  # four sentences of 14 tokens each, where five have 70
     assert all(chunk.rstrip().endswith(".") for chunk in chunks)
     words = "word " * 50
-    assert {len(chunk) for chunk in split_text(words, TOKENIZER, 10)} == {50}
+    assert {len(chunk) for chunk in cut(words, TOKENIZER, 10)} == {50}
 
 
 def test_examples_are_conversations_about_one_document(tmp_path: Path) -> None:
@@ -206,7 +206,7 @@ def test_records_of_other_settings_or_another_book_are_refused(
         write(FakeWriter(), file, config, book, length=600)
     assert chunks_file(file).read_bytes() == kept
     chunks_file(file).write_bytes(b"no record\n" + kept)
-    with pytest.raises(InputError, match="line 1, is not valid JSON"):
+    with pytest.raises(InputError, match="line 1, is no record"):
         write(FakeWriter(), file)
 
 
@@ -290,9 +290,9 @@ def test_the_same_question_is_not_asked_twice(tmp_path: Path) -> None:
 
 
 def test_documents_without_a_question_are_left_out() -> None:
-    chunks = split_text(BOOK, TOKENIZER, 60)[:12]
+    chunks = cut(BOOK, TOKENIZER, 60)[:12]
     records = [ChunkRecord(chunk=number) for number in range(12)]
-    assert list(chat_examples(chunks, records, TOKENIZER, length=LENGTH)) == []
+    assert list(examples(chunks, records, TOKENIZER, length=LENGTH)) == []
 
 
 def test_bad_settings_and_books_are_refused(tmp_path: Path) -> None:
@@ -305,7 +305,7 @@ def test_bad_settings_and_books_are_refused(tmp_path: Path) -> None:
         write(FakeWriter(context=1000), file, replace(CONFIG, chunk_tokens=500))
     with pytest.raises(CapacityError, match="longer context"):
         write(FakeWriter(context=100), file)
-    least = min_length(TOKENIZER, 60 + QUESTION_TOKENS + ANSWER_TOKENS)
+    least = least_length(TOKENIZER, 60 + QUESTION_TOKENS + ANSWER_TOKENS)
     with pytest.raises(ConfigError, match=f"at least {least}"):
         write(FakeWriter(), file, length=least - 1)
     with pytest.raises(InputError, match=r"fake wrote no usable question.*question empty"):

@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from lwm.core.errors import InputError
-from lwm.curation.captions import CaptionedFile, captioned_files, find_media
+from lwm.curation.captions import CaptionedFile, captioned_files, find_pictures
 
 
 def picture(file: Path, caption: str | None = None) -> Path:
@@ -38,12 +38,12 @@ def captions(files: tuple[CaptionedFile, ...]) -> dict[str, tuple[str, ...]]:
 
 
 def test_folders_are_searched_in_the_order_of_names(folder: Path) -> None:
-    sources = [file.source for file in find_media([folder])]
+    sources = [file.source for file in find_pictures([folder])]
     assert sources == ["a/cat.png", "b.png", "broken.mp4", "z"]
 
 
 def test_a_file_that_is_named_twice_comes_once(folder: Path) -> None:
-    sources = [file.source for file in find_media([folder / "a" / "cat.png", folder])]
+    sources = [file.source for file in find_pictures([folder / "a" / "cat.png", folder])]
     assert sources == ["cat.png", "b.png", "broken.mp4", "z"]
 
 

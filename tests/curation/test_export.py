@@ -82,7 +82,7 @@ def test_what_is_broken_or_empty_is_left_out_and_told(tmp_path: Path) -> None:
     done = export_texts(str(source), tmp_path / "out.jsonl")
     assert read(tmp_path / "out.jsonl") == ["one", "two"]
     assert str(done).startswith(
-        "2 rows, 6 characters; skipped 1 without text; skipped 2 broken, the first "
+        "2 rows, 6 characters; 1 without text left out; 2 broken left out, the first "
         f"{source}, line 4: it is not JSON"
     )
 
@@ -95,7 +95,7 @@ def test_what_is_broken_or_empty_is_left_out_and_told(tmp_path: Path) -> None:
             r"line 2 has no field 'text'; it has 'body', 'id'",
         ),
         ([{"text": 7}], r"the field 'text' of .*line 1 is a int, not text"),
-        ([{"text": " "}], r"no text in the field 'text' \(0 rows, .* skipped 1 without text\)"),
+        ([{"text": " "}], r"no text in the field 'text' \(0 rows, .* 1 without text left out\)"),
     ],
 )
 def test_refusals_leave_nothing(rows: list, message: str, tmp_path: Path) -> None:

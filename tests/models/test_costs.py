@@ -67,7 +67,12 @@ def test_operations_by_hand() -> None:
     pairs = 4 + 5 + 6 + 7 + 8
     by_hand = 2 * matrices * 5 + 2 * 2 * (2 * 4 + 2 * 4) * pairs
     assert forward_flops(SMALL, 5, context=3) == by_hand
-    assert training_flops(SMALL, batch=7, sequence=5) == 21 * forward_flops(SMALL, 5)
+    # Segments of five and of two tokens: 15 and 3 pairs. Three passes of each product.
+    kernels, attention = 2 * matrices * 7, 2 * 2 * (2 * 4 + 2 * 4) * 18
+    assert training_flops(SMALL, tokens=7, pairs=18) == 3 * kernels + 3 * attention
+    # Beside 50 parameters of adapters the frozen kernels get no gradient: two passes.
+    with_adapters = 2 * kernels + 3 * (2 * 50 * 7) + 3 * attention
+    assert training_flops(SMALL, tokens=7, pairs=18, adapters=50) == with_adapters
 
 
 def test_operations_of_parts_add_up_to_the_whole() -> None:

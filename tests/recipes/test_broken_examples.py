@@ -16,4 +16,4 @@ def test_a_run_says_how_many_examples_were_broken(
     train(tmp_path / "run", data, "--data.max-broken", "0.5")
     rows = read_metrics(tmp_path / "run" / "metrics.jsonl")
     assert rows[-1]["broken"] > 1
-    assert f"{rows[-1]['broken']} broken examples passed over; see" in capsys.readouterr().err
+    assert f"{rows[-1]['broken']} broken examples skipped; see" in capsys.readouterr().err

@@ -19,8 +19,8 @@ from lwm.core.errors import CheckpointError, ConfigError, InputError
 from lwm.data.loader import Loader
 from lwm.data.text.tokenizer import read_tokenizer
 from lwm.recipes.assemble import train_model
-from lwm.recipes.directory import hold, make_run
-from lwm.training.loop import Diverged
+from lwm.recipes.directory import lock, make_run
+from lwm.training.recorder import Diverged
 
 
 @pytest.fixture(scope="module")
@@ -224,7 +224,7 @@ def test_what_a_run_left_before_its_first_checkpoint_is_replaced(whole, data, tm
 def test_a_directory_takes_one_training_at_a_time(whole, data, tmp_path):
     out = tmp_path / "run"
     shutil.copytree(whole, out)
-    with hold(out):
+    with lock(out):
         for more in ((), ("--fresh",)):
             with pytest.raises(ConfigError, match="another process is training in"):
                 train_model(run(out, data, *more))
@@ -270,7 +270,7 @@ def test_a_process_that_never_comes_is_told_in_a_sentence(data, tmp_path):
     )  # fmt: skip
     _, errors = process.communicate(timeout=120)
     assert process.returncode == 2, errors
-    assert "did not come together" in errors.splitlines()[-1]
+    assert "did not connect to" in errors.splitlines()[-1]
     assert not (tmp_path / "run").exists()
 
 
@@ -317,7 +317,7 @@ def test_a_run_that_diverges_stops_and_says_what_to_do(data, tmp_path, capsys):
     wild = ("--optimizer.learning-rate", "1e30", "--skips", "3")
     with pytest.raises(Diverged, match=r"3 steps in a row.*learning_rate"):
         train_model(run(tmp_path / "run", data, *wild))
-    assert "nothing was learned" in capsys.readouterr().err
+    assert "the step changed nothing" in capsys.readouterr().err
 
 
 def test_a_full_disk_leaves_the_last_good_checkpoint(whole, data, tmp_path):

@@ -18,7 +18,8 @@ from lwm.recipes.assemble_vqgan import train_vqgan
 from lwm.recipes.catalogue.by_name import recipe, summaries, vqgan_recipe
 from lwm.recipes.settings import VqganRun
 from lwm.training.checkpointing import CheckpointConfig
-from lwm.training.loop import Interrupted, LoopConfig
+from lwm.training.interruption import Interrupted
+from lwm.training.loop import LoopConfig
 from lwm.training.metrics import read_metrics
 
 
@@ -83,7 +84,7 @@ def test_a_stopped_run_goes_on_bit_for_bit(tiny, tmp_path, monkeypatch) -> None:
     other = replace(tiny.model, codebook_size=8)
     with pytest.raises(ConfigError, match="codebook_size is 16, not 8"):
         train_vqgan(replace(tiny, model=other))
-    with pytest.raises(ConfigError, match="has codebook_size 16, but this run asks for 8"):
+    with pytest.raises(ConfigError, match="has codebook_size 16, but this run has 8"):
         train_vqgan(replace(tiny, model=other, init=str(tiny.out), out=tmp_path / "other"))
     with pytest.raises(LwmError, match="does not describe the model"):
         lwm.load(str(tiny.out))

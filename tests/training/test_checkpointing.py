@@ -1,4 +1,4 @@
-"""Which checkpoints stay, and what comes back of them."""
+"""Check which checkpoints stay, and what they restore."""
 
 from typing import Any
 
@@ -32,7 +32,7 @@ LOSSES = {2: 5.0, 4: 3.0, 6: 4.0, 8: None, 10: 4.5, 12: None}
 
 
 @pytest.mark.parametrize(
-    ("config", "kept"),
+    ("config", "steps"),
     [
         (CheckpointConfig(keep=2, best=0), [10, 12]),
         (CheckpointConfig(keep=1, best=1), [4, 12]),
@@ -40,20 +40,20 @@ LOSSES = {2: 5.0, 4: 3.0, 6: 4.0, 8: None, 10: 4.5, 12: None}
         (CheckpointConfig(keep=1, best=0, milestones=4), [4, 8, 12]),
     ],
 )
-def test_the_latest_the_best_and_the_milestones_stay(tmp_path, config, kept):
+def test_the_latest_the_best_and_the_milestones_stay(tmp_path, config, steps):
     checkpoints = fill(tmp_path, config, LOSSES)
-    assert checkpoints.steps() == kept
-    assert {int(path.name) for path in (tmp_path / "checkpoints").iterdir()} == set(kept)
+    assert checkpoints.steps() == steps
+    assert {int(path.name) for path in (tmp_path / "checkpoints").iterdir()} == set(steps)
     checkpoints.close()
 
 
-def test_state_facts_and_place_in_the_data_come_back(tmp_path):
+def test_state_facts_and_data_position_are_restored(tmp_path):
     fill(tmp_path, CheckpointConfig(), {3: None, 6: None}).close()
-    checkpoints, data, seen = Checkpoints(tmp_path, CheckpointConfig()), numbers(), []
-    found = checkpoints.restore(state(0), data, seen.append)
-    assert found is not None
-    step, restored, facts = found
-    assert (step, facts, seen) == (6, {"of": 6}, [{"of": 6}])
+    checkpoints, data, checked = Checkpoints(tmp_path, CheckpointConfig()), numbers(), []
+    result = checkpoints.restore(state(0), data, checked.append)
+    assert result is not None
+    step, restored, facts = result
+    assert (step, facts, checked) == (6, {"of": 6}, [{"of": 6}])
     np.testing.assert_array_equal(restored["weights"], np.full(4, 6.0))
     assert next(data) == 2
     checkpoints.close()
@@ -65,7 +65,7 @@ def test_an_empty_run_has_nothing_to_restore(tmp_path):
     checkpoints.close()
 
 
-def test_facts_of_another_model_leave_its_checkpoints_alone(tmp_path):
+def test_a_refusal_of_the_facts_changes_no_checkpoint(tmp_path):
     fill(tmp_path, CheckpointConfig(), {3: None}).close()
     checkpoints = Checkpoints(tmp_path, CheckpointConfig())
 

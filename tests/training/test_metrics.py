@@ -1,11 +1,11 @@
-"""Figures of a run: rows kept over restarts, pictures, other places that are told."""
+"""Check the rows that a run's metrics keep, the plot, and the trackers."""
 
 import json
 import time
 
 import pytest
 
-from lwm.training.metrics import Metrics, TrackingConfig, draw_curve, read_metrics
+from lwm.training.metrics import Metrics, TrackingConfig, plot_losses, read_metrics
 
 
 def row(step: int, loss: float = 1.0, split: str = "train") -> dict:
@@ -19,17 +19,16 @@ def write(run, steps, *, after=0, tracking=TrackingConfig()):
     metrics.close()
 
 
-def test_rows_beyond_the_checkpoint_are_written_anew(tmp_path):
+def test_rows_after_the_checkpoint_are_written_again(tmp_path):
     write(tmp_path, range(1, 8))
     with (tmp_path / "metrics.jsonl").open("a") as file:
-        file.write('{"step": 8, "spl')  # where the power was cut
+        file.write('{"step": 8, "spl')  # as a power failure leaves it
     write(tmp_path, range(5, 7), after=4)
-    assert [found["step"] for found in read_metrics(tmp_path / "metrics.jsonl")] == [
-        *range(1, 5), 5, 6,
-    ]  # fmt: skip
+    steps = [row["step"] for row in read_metrics(tmp_path / "metrics.jsonl")]
+    assert steps == [1, 2, 3, 4, 5, 6]
 
 
-def test_what_is_not_finite_stays_valid_json(tmp_path):
+def test_values_that_are_not_finite_are_null(tmp_path):
     metrics = Metrics(tmp_path, TrackingConfig(), after=0, settings={})
     metrics.write(row(1, float("nan")))
     metrics.close()
@@ -37,15 +36,15 @@ def test_what_is_not_finite_stays_valid_json(tmp_path):
     assert json.loads(lines[0], parse_constant=pytest.fail)["loss"] is None
 
 
-def test_the_curve_is_a_picture_of_both_splits(tmp_path):
+def test_the_plot_shows_both_splits(tmp_path):
     rows = [row(step, 5.0 / step) for step in range(1, 50)]
-    alone = draw_curve(rows, tmp_path / "alone.png").read_bytes()
-    both = draw_curve([*rows, row(30, 2.0, "evaluation")], tmp_path / "both.png").read_bytes()
-    assert alone.startswith(b"\x89PNG")
-    assert alone != both
+    train = plot_losses(rows, tmp_path / "train.png").read_bytes()
+    both = plot_losses([*rows, row(30, 2.0, "evaluation")], tmp_path / "both.png").read_bytes()
+    assert train.startswith(b"\x89PNG")
+    assert train != both
 
 
-def test_tensorboard_gets_every_figure_of_a_row(tmp_path):
+def test_tensorboard_gets_every_value_of_a_row(tmp_path):
     write(tmp_path, range(1, 4), tracking=TrackingConfig(tensorboard=True))
     (events,) = (tmp_path / "tensorboard").iterdir()
     content = events.read_bytes()
@@ -53,22 +52,14 @@ def test_tensorboard_gets_every_figure_of_a_row(tmp_path):
     assert b"train/step" not in content
 
 
-def test_weights_and_biases_works_offline(tmp_path, monkeypatch):
-    monkeypatch.setenv("WANDB_SILENT", "true")
-    tracking = TrackingConfig(wandb="lwm-tests", wandb_mode="offline")
-    write(tmp_path, range(1, 4), tracking=tracking)
-    (run,) = (tmp_path / "wandb").glob("offline-run-*")
-    (log,) = run.glob("run-*.wandb")
-    patience = time.monotonic() + 60  # its own process may write a moment later
-    while b"train/loss" not in log.read_bytes():
-        assert time.monotonic() < patience
-        time.sleep(0.1)
-
-
-def test_a_resumed_run_is_the_same_one_for_weights_and_biases(tmp_path, monkeypatch):
+def test_weights_and_biases_works_offline_and_resumes_its_run(tmp_path, monkeypatch):
     monkeypatch.setenv("WANDB_SILENT", "true")
     tracking = TrackingConfig(wandb="lwm-tests", wandb_mode="offline")
     for steps in (range(1, 3), range(3, 5)):
         write(tmp_path, steps, tracking=tracking)
-    runs = list((tmp_path / "wandb").glob("offline-run-*/run-*.wandb"))
-    assert len({run.stem for run in runs}) == 1
+    logs = list((tmp_path / "wandb").glob("offline-run-*/run-*.wandb"))
+    assert len({log.stem for log in logs}) == 1
+    deadline = time.monotonic() + 60  # another process may write the log a moment later
+    while not all(b"train/loss" in log.read_bytes() for log in logs):
+        assert time.monotonic() < deadline
+        time.sleep(0.1)

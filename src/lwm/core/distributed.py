@@ -139,10 +139,10 @@ def first_process() -> bool:
 
 def any_process(flag: bool) -> bool:
     """Return whether the flag is set in any process; a collective call."""
-    return bool(_gather(flag).any())
+    return bool(gather(flag).any())
 
 
-def _gather(array: Any) -> Any:
+def gather(array: Any) -> Any:
     """Return this array from every process, as [processes, ...]."""
     import numpy as np
     from jax.experimental import multihost_utils
@@ -184,7 +184,7 @@ def together() -> Iterator[None]:
     message = np.frombuffer(text.encode()[:_MESSAGE_BYTES], np.uint8)
     buffer = np.zeros(_MESSAGE_BYTES, np.uint8)
     buffer[: len(message)] = message
-    for number, row in enumerate(_gather(buffer)):
+    for number, row in enumerate(gather(buffer)):
         if row.any():
             if number != jax.process_index() or fault is None:
                 kind, _, text = row.tobytes().rstrip(b"\0").decode(errors="ignore").partition(" ")

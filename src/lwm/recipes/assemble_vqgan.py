@@ -1,105 +1,91 @@
-"""Puts a run that trains a VQGAN together and starts it: the one place that sees a `VqganRun`.
-
-The order is that of `assemble`: check, open, compile, resume, learn.
-"""
+"""Put together a run that trains a VQGAN, in the order of `assemble`, and start it."""
 
 from collections.abc import Iterator
-from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from lwm.checkpoints.formats.vqgan import read_vqgan
 from lwm.core import params
 from lwm.core.config import to_dict
 from lwm.core.errors import ConfigError
+from lwm.core.hardware import precise
 from lwm.core.mesh import make_mesh
 from lwm.core.sharding import TRAINING, shard_count
 from lwm.data.images import Crops, evaluation_batches, read_image_files, split_files
 from lwm.media.images import to_pixels, write_image
 from lwm.models.vqgan import VQGAN, decode_images, encode_images
-from lwm.recipes.directory import make_run, require_run, require_same, write_settings
+from lwm.recipes.directory import require_run
 from lwm.recipes.learn import learn
 from lwm.recipes.settings import VqganRun
-from lwm.training.loop import Work
+from lwm.training.loop import TrainingData
 from lwm.training.metrics import require_tracking
-from lwm.training.optimizer import learning_rate
-from lwm.training.readings import VqganReading
-from lwm.training.vqgan.step import VqganPlan, VqganState
+from lwm.training.vqgan.training import VqganState, VqganTraining
 
 GRID = "reconstructions.png"
-_ROWS = 16
-"""Pictures of the grid, evenly spread over those held out."""
+_GRID_IMAGES = 16
 
 
 def train_vqgan(run: VqganRun) -> Path:
-    """Trains, from the beginning or from where the run's directory left off.
+    """Train from the beginning, or from the last checkpoint in the run's directory.
 
     Returns:
         The run's directory, which `lwm.load_vqgan` opens.
 
     Raises:
         ConfigError: settings contradict each other, the machine or the VQGAN to start from.
-        InputError: the pictures cannot be used.
+        InputError: the images cannot be used.
         CheckpointError: a checkpoint cannot be read or written.
     """
     mesh = make_mesh(run.mesh)
     parts = shard_count(mesh, "batch", TRAINING)
     if run.batch_size % parts:
         raise ConfigError(
-            f"batch_size ({run.batch_size}) cannot be divided by the {parts} parts that the "
-            f"mesh's data and fsdp axes cut it into; make it a multiple of {parts}"
+            f"batch_size ({run.batch_size}) cannot be divided by the {parts} parts of the mesh's "
+            f"data and fsdp axes; choose a multiple of {parts}"
         )
     require_run(run.out)
     require_tracking(run.tracking)
-    weights = _start(run)
-    learnt, kept = split_files(run.data)
+    weights = _initial_weights(run)
+    files, held_out_files = split_files(run.data)
     size = run.model.image_size
-    pictures = _joined(read_image_files(learnt, run.data.source_size, run.data.frames))
-    held = _joined(read_image_files(kept, size, run.data.frames)) if kept else None
-    batches = Crops(pictures, run.data, size=run.side, batch_size=run.batch_size)
-    plan = VqganPlan(
-        config=run.model, mesh=mesh, optimizer=run.optimizer, codebook=run.codebook,
-        reconstruction=run.reconstruction, steps=run.loop.steps, seed=run.seed,
-    )  # fmt: skip
-    facts = {"vqgan": to_dict(run.model)}
-    rate = learning_rate(run.optimizer, run.loop.steps)
-    work = Work(
-        step=plan.step(),
-        evaluate=plan.evaluate(),
-        place=plan.place,
-        batches=batches,
-        held_out=None if held is None else partial(evaluation_batches, held, run.batch_size),
-        learning_rates=np.asarray(jax.vmap(rate)(np.arange(run.loop.steps))),
-        reading=VqganReading(pictures=run.batch_size),
-        show=None if held is None else Grid(run, held),
+    images = _joined(read_image_files(files, run.data.source_size, run.data.frames))
+    held_out = None
+    if held_out_files:
+        held_out = _joined(read_image_files(held_out_files, size, run.data.frames))
+    training = VqganTraining(
+        mesh=mesh,
+        optimizer=run.optimizer,
+        steps=run.loop.steps,
+        seed=run.seed,
+        show=None if held_out is None else Grid(run, held_out),
+        config=run.model,
+        codebook=run.codebook,
+        reconstruction=run.reconstruction,
+        weights=weights,
+    )
+    data = TrainingData(
+        batches=Crops(images, run.data, size=run.side, batch_size=run.batch_size),
+        held_out=None
+        if held_out is None
+        else partial(evaluation_batches, held_out, run.batch_size),
+    )
+    return learn(
+        run,
+        training,
+        data,
+        facts={"vqgan": to_dict(run.model)},
+        description=f"training {params.count(training.specs):,} parameters on {len(images):,} "
+        f"images of {len(files)} files, with {0 if held_out is None else len(held_out):,} images "
+        f"of {len(held_out_files)} files held out; an image of {size} x {size} becomes "
+        f"{run.model.codes_per_frame} codes",
     )
 
-    def write() -> None:
-        make_run(run.out, fresh=run.fresh)
-        write_settings(run.out, {"run": to_dict(run), **facts})
 
-    with ExitStack() as opened:
-        return learn(
-            run,
-            work,
-            opened,
-            template=plan.template(),
-            first_state=lambda: plan.first_state(weights),
-            frozen=lambda: None,
-            facts=facts,
-            same=lambda found: require_same(run.out, found.get("vqgan") or {}, facts["vqgan"]),
-            write_settings=write,
-            about=f"training {params.count(plan.specs):,} parameters on {len(pictures):,} "
-            f"pictures of {len(learnt)} files; {0 if held is None else len(held):,} of "
-            f"{len(kept)} files are held out; a picture of {size} x {size} becomes "
-            f"{run.model.codes_per_frame} codes",
-        )
-
-
-def _start(run: VqganRun) -> VQGAN | None:
+def _initial_weights(run: VqganRun) -> VQGAN | None:
     if not run.init:
         return None
     config, weights = read_vqgan(Path(run.init))
@@ -107,40 +93,41 @@ def _start(run: VqganRun) -> VQGAN | None:
         has, asked = to_dict(config), to_dict(run.model)
         name = next(name for name in has if has[name] != asked[name])
         raise ConfigError(
-            f"--init {run.init} has {name} {has[name]}, but this run asks for {asked[name]}; set "
-            f"--model.{name.replace('_', '-')} to what it has"
+            f"--init {run.init} has {name} {has[name]}, but this run has {asked[name]}; set "
+            f"--model.{name.replace('_', '-')} to {has[name]}"
         )
     return weights
 
 
-def _joined(found: Iterator[tuple[Path, np.ndarray]]) -> np.ndarray:
-    return np.concatenate([pictures for _, pictures in found])
+def _joined(images: Iterator[tuple[Path, np.ndarray]]) -> np.ndarray:
+    return np.concatenate([squares for _, squares in images])
 
 
 class Grid:
-    """Originals beside reconstructions, written into the run's directory after each evaluation."""
+    """Write held-out images beside their reconstructions to the run's directory."""
 
-    def __init__(self, run: VqganRun, held: np.ndarray) -> None:
-        rows = np.linspace(0, len(held) - 1, min(_ROWS, len(held))).astype(int)
-        self._pictures, self._file = held[rows], run.out / GRID
-        self._through = jax.jit(
-            lambda weights, pixels: decode_images(
-                weights, encode_images(weights, pixels, run.model), run.model
-            )
-        )
+    def __init__(self, run: VqganRun, held_out: np.ndarray) -> None:
+        rows = np.linspace(0, len(held_out) - 1, min(_GRID_IMAGES, len(held_out))).astype(int)
+        self._images, self._file = held_out[rows], run.out / GRID
+
+        def reconstruct(weights: VQGAN, pixels: jax.Array) -> jax.Array:
+            codes = encode_images(weights, pixels, run.model)
+            return decode_images(weights, codes, run.model)
+
+        self._reconstruct = jax.jit(precise(reconstruct, jnp.float32))
 
     def __call__(self, step: int, state: VqganState) -> None:
-        pixels = self._pictures.astype(np.float32) / 127.5 - 1
-        back = to_pixels(np.asarray(self._through(state.weights, pixels)))
-        write_image(self._file, grid(self._pictures, back))
+        pixels = self._images.astype(np.float32) / 127.5 - 1
+        reconstructions = to_pixels(np.asarray(self._reconstruct(state.weights, pixels)))
+        write_image(self._file, grid(self._images, reconstructions))
 
 
 def grid(originals: np.ndarray, reconstructions: np.ndarray, *, pairs: int = 4) -> np.ndarray:
-    """One picture of all: each original with its reconstruction on its right, `pairs` a row."""
-    both = np.concatenate([originals, reconstructions], axis=2)
+    """Arrange images in one: each original left of its reconstruction, `pairs` in a row."""
     edge = 2
+    both = np.concatenate([originals, reconstructions], axis=2)
     both = np.pad(both, ((0, 0), (edge, edge), (edge, edge), (0, 0)), constant_values=255)
-    rest = -len(both) % pairs
-    both = np.pad(both, ((0, rest), (0, 0), (0, 0), (0, 0)), constant_values=255)
+    missing = -len(both) % pairs
+    both = np.pad(both, ((0, missing), (0, 0), (0, 0), (0, 0)), constant_values=255)
     rows = [np.concatenate(list(row), axis=1) for row in both.reshape(-1, pairs, *both.shape[1:])]
     return np.concatenate(rows)

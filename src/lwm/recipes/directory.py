@@ -1,4 +1,4 @@
-"""A run's directory: whether it may be used, and the settings it begins with."""
+"""Check, lock and create the directory of a training run."""
 
 import fcntl
 import json
@@ -9,26 +9,26 @@ from typing import Any, TextIO
 
 from lwm.checkpoints.formats.run import RUN_FILE, TOKENIZER
 from lwm.core.errors import ConfigError, InputError
+from lwm.core.files import new_file
 from lwm.core.progress import say
 
 
 def require_run(directory: Path) -> None:
-    """Refuses a directory of something else, which a run would mingle with or move aside.
+    """Refuse a directory that holds something else than a run.
 
     Raises:
-        InputError: it is a file, or holds other things than a run.
+        InputError: it is a file, or a directory with other contents.
     """
     if directory.is_file() or (
         directory.is_dir()
         and any(not path.name.startswith(".") for path in directory.iterdir())
         and not any((directory / name).exists() for name in (RUN_FILE, TOKENIZER))
     ):
-        raise InputError(f"{directory} exists and is no training run; choose another --out")
+        raise InputError(f"{directory} exists and is not a training run; choose another --out")
 
 
-def hold(directory: Path) -> TextIO:
-    """Keeps other trainings out of a directory that is there until what it gives is closed, or the
-    process has ended in any way.
+def lock(directory: Path) -> TextIO:
+    """Lock an existing directory until the returned file is closed or the process ends.
 
     Raises:
         ConfigError: another process trains in it.
@@ -45,36 +45,43 @@ def hold(directory: Path) -> TextIO:
     except BlockingIOError as error:
         file.close()
         raise ConfigError(
-            f"another process is training in {directory}; wait for its end, or choose another "
+            f"another process is training in {directory}; wait until it ends, or choose another "
             "--out"
         ) from error
     except OSError:
-        pass  # a file system without locks
+        pass  # the file system has no locks
     return file
 
 
-def require_same(directory: Path, has: Mapping[str, Any], asked: Mapping[str, Any]) -> None:
-    """Refuses to go on with other settings of the model than the directory's checkpoints have.
+def require_same(directory: Path, saved: Mapping[str, Any], facts: Mapping[str, Any]) -> None:
+    """Refuse to resume a run with other settings of the model than its checkpoints have.
 
     Raises:
-        ConfigError: names the first that differs.
+        ConfigError: names the first setting that differs.
     """
+    has, asked = _comparable(saved), _comparable(facts)
     for name in {**has, **asked}:
         if has.get(name) != asked.get(name):
             raise ConfigError(
                 f"{directory} holds a run whose {name} is {has.get(name)}, not {asked.get(name)}; "
-                "start anew with --fresh, or in another --out"
+                "start from the beginning with --fresh, or use another --out"
             )
 
 
+def _comparable(facts: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what must stay the same; only adapters depend on the model that training began on."""
+    settings = {**(facts.get("model") or {}), **(facts.get("vqgan") or {})}
+    return settings | ({**facts["lora"], "init": facts.get("init")} if facts.get("lora") else {})
+
+
 def make_run(directory: Path, *, fresh: bool) -> None:
-    """Makes the directory; with `fresh` moves aside what is in its place.
+    """Create the directory; with `fresh`, first rename an existing one.
 
     Raises:
-        InputError: it cannot be made.
+        InputError: it cannot be created.
     """
     if fresh and directory.exists():
-        directory = directory.resolve()  # the name of '.' is empty
+        directory = directory.resolve()  # '.' has no name that could be changed
         aside = directory.with_name(f"{directory.name}.{time.strftime('%Y%m%d-%H%M%S')}")
         directory.rename(aside)
         say(f"the run that was in {directory} is now in {aside}")
@@ -82,12 +89,11 @@ def make_run(directory: Path, *, fresh: bool) -> None:
         directory.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise InputError(
-            f"{directory} cannot be made: {error.strerror}; choose another --out"
+            f"{directory} cannot be created: {error.strerror}; choose another --out"
         ) from error
 
 
 def write_settings(directory: Path, settings: dict[str, Any]) -> None:
-    """`run.json` of a directory that is there."""
-    partial_file = directory / f".{RUN_FILE}.partial"
-    partial_file.write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
-    partial_file.rename(directory / RUN_FILE)
+    """Write `run.json` to an existing directory."""
+    with new_file(directory / RUN_FILE, replace=True) as file:
+        file.write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")

@@ -1,7 +1,4 @@
-"""What runs of every kind do once all is open: resume, learn, leave figures behind.
-
-Knows a run's directory, its checkpoints and its metrics; knows no model.
-"""
+"""Run the part of training that text and VQGAN share: lock, resume, train, plot."""
 
 import time
 from collections.abc import Callable
@@ -12,86 +9,103 @@ from typing import Any
 from lwm.core.config import to_dict
 from lwm.core.distributed import first_process, together
 from lwm.core.progress import say
-from lwm.recipes.directory import hold
-from lwm.recipes.settings import TrainingRun, VqganRun
+from lwm.recipes.directory import lock, make_run, require_same, write_settings
+from lwm.recipes.settings import RunSettings
 from lwm.training.checkpointing import DIRECTORY, Checkpoints
-from lwm.training.loop import Work, train
+from lwm.training.loop import Loop, RunState, TrainingData
 from lwm.training.metrics import Metrics
-from lwm.training.readings import Tally
+from lwm.training.training import Tally, Training
 
 
 def learn(
-    run: TrainingRun | VqganRun,
-    work: Work,
-    opened: ExitStack,
+    run: RunSettings,
+    training: Training,
+    data: TrainingData,
     *,
-    template: Any,
-    first_state: Callable[[], Any],
-    frozen: Callable[[], Any],
     facts: dict[str, Any],
-    same: Callable[[dict[str, Any]], None],
-    write_settings: Callable[[], None],
-    about: str,
+    description: str,
+    save_inputs: Callable[[], None] = lambda: None,
 ) -> Path:
-    """Trains from the beginning, or from the last checkpoint of the run's directory.
+    """Train from the beginning, or from the last checkpoint in the run's directory.
 
     Args:
-        opened: closes what this opens, however it ends.
-        template: the state of learning without its values.
-        first_state, frozen: make what is learnt and what is not, after checkpoints are known to be
-            of this run.
-        facts: written into every checkpoint.
-        same: refuses the facts of a checkpoint of another run.
-        write_settings: makes the run's directory, or moves aside what is there.
-        about: what is trained on what, told when it begins.
+        facts: what describes the model; saved with every checkpoint, and compared on resuming.
+        description: logged when training starts.
+        save_inputs: copies what belongs to the model to the run's directory, in process 0.
+
+    Returns:
+        The run's directory.
+
+    Raises:
+        ConfigError: the directory is locked, or holds a run of another model.
+        InputError: the directory cannot be written to.
+        CheckpointError: a checkpoint cannot be read or written.
+        Interrupted: a signal ended the run; its state is saved.
+        Diverged: loss or gradient was not finite for too many steps in a row.
     """
-    restored, existed = None, run.out.is_dir()
-    _hold(run.out, opened)  # before anything in it is read, removed or moved aside
-    if (run.out / DIRECTORY).is_dir() and not run.fresh:
-        checkpoints = opened.enter_context(closing(Checkpoints(run.out, run.checkpoint)))
-        restored = checkpoints.restore(template, work.batches.iterator, same)
-        write_settings()
-    else:
-        write_settings()
-        checkpoints = opened.enter_context(closing(Checkpoints(run.out, run.checkpoint)))
-    if run.fresh or not existed:
-        _hold(run.out, opened)
-    kept = frozen()
-    if restored is not None:
-        first, state, found = restored
-        tally = Tally(**found["tally"])
-        say(f"going on from step {first:,} of {run.loop.steps:,} in {run.out}")
-    else:
-        first, state, tally = 0, first_state(), Tally()
-    if first >= run.loop.steps:
-        say(f"{run.out} is at step {first:,} already; raise --steps to go on")
-        return run.out
-    metrics = None
-    if first_process():
-        metrics = Metrics(run.out, run.tracking, after=first, settings=to_dict(run))
-        opened.callback(_finish, metrics)
-    say(about)
-    started = time.perf_counter()
-    train(
-        state, kept, work, run.loop,
-        first=first, tally=tally, checkpoints=checkpoints, due=run.checkpoint.due,
-        metrics=metrics, facts=facts, run=run.out,
-    )  # fmt: skip
-    seconds = time.perf_counter() - started
-    broken = work.batches.broken
-    passed = f", {broken:,} broken example{'s' * (broken > 1)} passed over" if broken else ""
-    steps = run.loop.steps - first
-    say(f"done: {steps:,} steps in {seconds / 60:.1f} minutes{passed}; see {run.out}")
+    with ExitStack() as stack:
+        existed = run.out.is_dir()
+        _lock(run.out, stack)  # before anything in it is read, removed or renamed
+        resumes = (run.out / DIRECTORY).is_dir() and not run.fresh
+        if not resumes:
+            _prepare(run, facts, save_inputs)
+        checkpoints = stack.enter_context(closing(Checkpoints(run.out, run.checkpoint)))
+        restored = None
+        if resumes:
+            restored = checkpoints.restore(
+                training.template(),
+                data.batches.iterator,
+                lambda saved: require_same(run.out, saved, facts),
+            )
+            _prepare(run, facts, save_inputs)
+        if run.fresh or not existed:
+            _lock(run.out, stack)
+        frozen = training.frozen()
+        if restored is not None:
+            step, state, saved = restored
+            at = RunState(step=step, state=state, frozen=frozen, tally=Tally(**saved["tally"]))
+            say(f"resuming from step {step:,} of {run.loop.steps:,} in {run.out}")
+        else:
+            at = RunState(step=0, state=training.first_state(), frozen=frozen, tally=Tally())
+        first = at.step
+        if first >= run.loop.steps:
+            say(f"{run.out} is at step {first:,} already; raise --steps to train on")
+            return run.out
+        metrics = None
+        if first_process():
+            metrics = Metrics(run.out, run.tracking, after=first, settings=to_dict(run))
+            stack.callback(_finish, metrics)
+        say(description)
+        started = time.perf_counter()
+        Loop(
+            training=training, data=data, config=run.loop, checkpoints=checkpoints,
+            metrics=metrics, facts=facts, directory=run.out,
+        ).run(at)  # fmt: skip
+        minutes = (time.perf_counter() - started) / 60
+        broken = data.batches.broken
+        skipped = f", {broken:,} broken example{'s' * (broken > 1)} skipped" if broken else ""
+        steps = run.loop.steps - first
+        say(f"done: {steps:,} steps in {minutes:.1f} minutes{skipped}; see {run.out}")
     return run.out
 
 
-def _hold(directory: Path, opened: ExitStack) -> None:
+def _prepare(run: RunSettings, facts: dict[str, Any], save_inputs: Callable[[], None]) -> None:
+    """Create the run's directory, with inputs and settings."""
+    with together():  # no process continues before the directory is complete
+        if first_process():
+            make_run(run.out, fresh=run.fresh)
+            save_inputs()
+            model = {name: facts[name] for name in ("model", "vqgan") if name in facts}
+            write_settings(run.out, {"run": to_dict(run), **model})
+
+
+def _lock(directory: Path, stack: ExitStack) -> None:
     with together():
         if first_process() and directory.is_dir():
-            opened.enter_context(hold(directory))
+            stack.enter_context(lock(directory))
 
 
 def _finish(metrics: Metrics) -> None:
     metrics.close()
-    with suppress(OSError):  # on a full disk the picture is the least
-        metrics.draw()
+    with suppress(OSError):  # a full disk must not hide the error that ended the run
+        metrics.plot()

@@ -1,7 +1,7 @@
-"""Batches from the host onto the mesh.
+"""Put batches from the host onto the mesh.
 
-Each process reads the rows that its devices need; positions are laid out in the balanced order of
-the sequence axis. Knows arrays and a mesh; knows no files.
+Each process reads the rows that its devices need. Positions are put in the balanced order of the
+sequence axis.
 """
 
 from collections.abc import Mapping
@@ -10,8 +10,10 @@ from functools import cached_property
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jaxtyping import Int
 
 from lwm.attention.order import zigzag
 from lwm.core.errors import ConfigError
@@ -21,12 +23,15 @@ from lwm.training.step import Batch
 
 
 @dataclass(frozen=True)
-class Layout:
-    """How a global batch is cut: [micro, rows, seq] over the mesh.
+class BatchLayout:
+    """Describe how a global batch [micro, rows, seq] is split over a mesh.
 
     Args:
         batch_size: rows of a step, over all microbatches and processes.
         micro: microbatches whose gradients make one step.
+
+    Raises:
+        ConfigError: the batch or the rows cannot be divided evenly.
     """
 
     mesh: Mesh
@@ -37,16 +42,11 @@ class Layout:
     def __post_init__(self) -> None:
         parts = shard_count(self.mesh, "batch", TRAINING)
         shards = self.mesh.shape[SEQUENCE]
-        if self.micro < 1 or self.batch_size < 1:
-            raise ConfigError(
-                f"batch_size is {self.batch_size} and accumulate {self.micro}; both must be at "
-                "least 1"
-            )
         if self.batch_size % (self.micro * parts):
             raise ConfigError(
                 f"batch_size ({self.batch_size}) cannot be divided by accumulate ({self.micro}) "
-                f"times the {parts} parts that the mesh's data and fsdp axes cut it into; make it "
-                f"a multiple of {self.micro * parts}"
+                f"times the {parts} parts of the mesh's data and fsdp axes; choose a multiple of "
+                f"{self.micro * parts}"
             )
         if shards > 1 and self.sequence_length % (2 * shards):
             raise ConfigError(
@@ -56,40 +56,65 @@ class Layout:
 
     @cached_property
     def sharding(self) -> NamedSharding:
+        """Return the sharding of each array of a batch."""
         rows, positions = partition_spec(("batch", "position"), TRAINING)
         return NamedSharding(self.mesh, PartitionSpec(None, rows, positions))
 
     @property
     def shape(self) -> tuple[int, int, int]:
+        """Return the shape of each array of a batch."""
         return self.micro, self.batch_size // self.micro, self.sequence_length
 
     @cached_property
-    def _own(self) -> list[int]:
-        """Rows of each microbatch that this process's devices hold."""
+    def _local_rows(self) -> list[int]:
+        """Return the rows of each microbatch that this process's devices need."""
         _, rows, _ = self.shape
         indices: Any = self.sharding.addressable_devices_indices_map(self.shape).values()
         return sorted({r for _, cut, _ in indices for r in range(*cut.indices(rows))})
 
     @property
     def rows(self) -> list[int]:
-        """Rows of the global batch that this process reads, in the order `place` takes them."""
+        """Return the rows of the global batch that this process reads, in the order of `place`."""
         _, rows, _ = self.shape
-        return [micro * rows + row for micro in range(self.micro) for row in self._own]
+        return [micro * rows + row for micro in range(self.micro) for row in self._local_rows]
 
     def place(self, local: Mapping[str, np.ndarray]) -> Batch:
-        """The global batch from this process's rows, each [len(rows), seq]."""
+        """Build the global batch from this process's rows, each array [len(rows), seq]."""
         shards = self.mesh.shape[SEQUENCE]
         order = zigzag(self.sequence_length, shards) if shards > 1 else slice(None)
-        where = {row: i for i, row in enumerate(self._own)}
+        index_of = {row: index for index, row in enumerate(self._local_rows)}
 
         def spread(array: np.ndarray) -> jax.Array:
-            cut = array.reshape(self.micro, len(self._own), -1)[:, :, order]
+            cut = array.reshape(self.micro, len(self._local_rows), -1)[:, :, order]
 
-            def part(index: Any) -> np.ndarray:
+            def shard(index: Any) -> np.ndarray:
                 micro, rows, positions = index
-                held = [where[row] for row in range(*rows.indices(self.shape[1]))]
-                return cut[micro][:, held, positions]
+                local_rows = [index_of[row] for row in range(*rows.indices(self.shape[1]))]
+                return cut[micro][:, local_rows, positions]
 
-            return jax.make_array_from_callback(self.shape, self.sharding, part)
+            return jax.make_array_from_callback(self.shape, self.sharding, shard)
 
         return Batch(**{name: spread(local[name]) for name in Batch.__dataclass_fields__})
+
+    def template(self) -> Batch:
+        """Return shapes, types and shardings of a batch, to compile for it."""
+
+        def abstract(dtype: Any) -> Any:
+            return jax.ShapeDtypeStruct(self.shape, dtype, sharding=self.sharding)
+
+        ids = abstract(jnp.int32)
+        weights = abstract(jnp.float32)
+        return Batch(tokens=ids, targets=ids, weights=weights, positions=ids, segments=ids)
+
+
+def causal_pairs(segments: Int[np.ndarray, "rows seq"]) -> int:
+    """Count the pairs of a query and a key that causality and segments allow, in rows in order.
+
+    A segment of n tokens has n (n + 1) / 2 pairs; padding, of segment -1, has none.
+    """
+    rows, length = segments.shape
+    starts = np.ones((rows, length), bool)
+    starts[:, 1:] = segments[:, 1:] != segments[:, :-1]
+    first = np.flatnonzero(starts)
+    lengths = np.diff(first, append=rows * length)[segments.ravel()[first] >= 0].astype(np.int64)
+    return int((lengths * (lengths + 1) // 2).sum())

@@ -1,7 +1,7 @@
-"""Checkpoints of a run: saved in the background, kept by rule, restored past torn ones.
+"""Save a run's checkpoints in the background with Orbax, and restore the latest readable one.
 
-Each holds the state of learning, the state of every process's data, and the facts a reader needs
-to open it as a model (`checkpoints.run`). Knows Orbax; knows no step function.
+A checkpoint holds the training state, the position in the data of every process, and the facts
+that `checkpoints.formats.run` needs to open it as a model.
 """
 
 import json
@@ -11,15 +11,17 @@ import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import absl.logging
 import grain
 import orbax.checkpoint as ocp
+from annotated_types import Ge
 from orbax.checkpoint.checkpoint_managers import preservation_policy
 
+from lwm.core.config import Checked
 from lwm.core.distributed import any_process, first_process
-from lwm.core.errors import CheckpointError, ConfigError
+from lwm.core.errors import CheckpointError
 from lwm.core.progress import say
 
 DIRECTORY = "checkpoints"
@@ -27,42 +29,31 @@ DIRECTORY = "checkpoints"
 STATE, DATA, FACTS = "state", "data", "facts"
 
 _TORN = (FileNotFoundError, KeyError, TypeError, ValueError)
-"""What reading a checkpoint raises that a crash left incomplete: files missing, cut short, or no
-longer what they were. Too little memory, or a file that may not be read, is no such fault."""
+"""Errors from reading a checkpoint that a crash left incomplete. Other errors, such as too little
+memory or a missing permission, do not mean that the checkpoint is torn."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class CheckpointConfig:
-    """When checkpoints are written and which stay."""
+class CheckpointConfig(Checked, section="checkpoint"):
+    """Set when checkpoints are written and which are not deleted."""
 
-    every: int = 100
+    every: Annotated[int, Ge(1)] = 100
     """Steps between checkpoints; the last step always gets one."""
-    keep: int = 2
-    """Latest checkpoints that stay."""
-    milestones: int = 0
-    """A checkpoint at every multiple of this is written and stays; 0 for none."""
-    best: int = 1
-    """Checkpoints of lowest evaluation loss that stay too."""
-
-    def __post_init__(self) -> None:
-        for name, least in (("every", 1), ("keep", 1), ("milestones", 0), ("best", 0)):
-            if getattr(self, name) < least:
-                raise ConfigError(
-                    f"checkpoint.{name} is {getattr(self, name)}; it must be at least {least}"
-                )
-
-    def due(self, step: int) -> bool:
-        """Whether a checkpoint is wanted at a step."""
-        return step % self.every == 0 or (self.milestones > 0 and step % self.milestones == 0)
+    keep: Annotated[int, Ge(1)] = 2
+    """Number of latest checkpoints that stay."""
+    milestones: Annotated[int, Ge(0)] = 0
+    """Write a checkpoint at every multiple of this, and never delete it; 0 for none."""
+    best: Annotated[int, Ge(0)] = 1
+    """Number of checkpoints with the lowest evaluation loss that stay as well."""
 
 
 class Checkpoints:
-    """The checkpoints of one run directory, in `checkpoints/STEP`."""
+    """Manage the checkpoints of one run, in `checkpoints/STEP` of its directory."""
 
     def __init__(self, run: Path, config: CheckpointConfig) -> None:
+        self._config = config
         self._directory = (run / DIRECTORY).absolute()
-        self.keep_best = config.best > 0
-        # What goes wrong is told here in our own words.
+        # Errors are reported by this class.
         absl.logging.set_verbosity(absl.logging.FATAL)
         logging.getLogger("asyncio").setLevel(logging.CRITICAL)
         policies: list[Any] = [preservation_policy.LatestN(config.keep)]
@@ -85,8 +76,18 @@ class Checkpoints:
             ),
         )
 
+    @property
+    def keeps_best(self) -> bool:
+        """Return whether checkpoints of lowest evaluation loss stay."""
+        return self._config.best > 0
+
+    def due(self, step: int) -> bool:
+        """Return whether a checkpoint is written at this step, whatever its loss."""
+        milestones = self._config.milestones
+        return step % self._config.every == 0 or (milestones > 0 and step % milestones == 0)
+
     def steps(self) -> list[int]:
-        """Steps of the complete checkpoints, ascending."""
+        """Return the steps of the complete checkpoints, ascending."""
         return sorted(self._manager.all_steps())
 
     def save(
@@ -97,16 +98,17 @@ class Checkpoints:
         facts: dict[str, Any],
         evaluation: float | None,
     ) -> None:
-        """Starts to write a checkpoint; the state may change as soon as this returns.
+        """Start to write a checkpoint; the state may change as soon as this returns.
 
         Args:
-            evaluation: loss on the held-out split, where it was measured at this step.
+            evaluation: loss on the held-out split, if it was measured at this step.
 
         Raises:
-            CheckpointError: this or the one before could not be written.
+            CheckpointError: this checkpoint or the one before could not be written.
         """
         if step in self._manager.all_steps():
             return
+        measured = evaluation is not None and math.isfinite(evaluation)
         try:
             self._manager.save(
                 step,
@@ -115,15 +117,13 @@ class Checkpoints:
                     data=grain.checkpoint.CheckpointSave(data),  # type: ignore[call-arg]
                     facts=ocp.args.JsonSave(facts),  # type: ignore[call-arg]
                 ),
-                metrics=None
-                if evaluation is None or not math.isfinite(evaluation)
-                else {"loss": evaluation},
+                metrics={"loss": evaluation} if measured else None,
             )
         except Exception as error:
-            raise self._unsaved(step, error) from error
+            raise self._not_written(step, error) from error
 
     def wait(self) -> None:
-        """Waits until the last checkpoint is complete.
+        """Wait until the last checkpoint is complete.
 
         Raises:
             CheckpointError: it could not be written.
@@ -132,14 +132,16 @@ class Checkpoints:
             self._manager.wait_until_finished()
             self._manager.check_for_errors()
         except Exception as error:
-            raise self._unsaved(None, error) from error
+            raise self._not_written(None, error) from error
 
-    def _unsaved(self, step: int | None, error: Exception) -> CheckpointError:
-        self._manager.reload()  # it forgets those it would have deleted, had this been written
+    def _not_written(self, step: int | None, error: Exception) -> CheckpointError:
+        self._manager.reload()  # otherwise it omits checkpoints that it was about to delete
         reason = " ".join(str(error).split())[:300]
-        kept = [name for name in self.steps() if name != step]
+        complete = [name for name in self.steps() if name != step]
         last = (
-            f"the last good one is {self._directory / str(kept[-1])}" if kept else "none is kept"
+            f"the last good one is {self._directory / str(complete[-1])}"
+            if complete
+            else "there is no other"
         )
         return CheckpointError(
             f"a checkpoint could not be written to {self._directory} ({reason}); {last}; make "
@@ -152,55 +154,56 @@ class Checkpoints:
         data: grain.DatasetIterator,
         require_same: Callable[[dict[str, Any]], None],
     ) -> tuple[int, Any, dict[str, Any]] | None:
-        """The latest checkpoint that can be read: its step, state and facts; `data` is moved to
-        its place. None where there is none.
+        """Restore the latest checkpoint that can be read, and move `data` to its position.
 
-        A checkpoint that a crash has torn is set aside with a warning.
+        A checkpoint that a crash left incomplete is renamed, with a warning.
 
         Args:
             template: shapes, types and shardings of the state.
-            require_same: raises ConfigError at facts of another model, before anything is read.
+            require_same: raises ConfigError if the saved facts belong to another run.
+
+        Returns:
+            Step, state and facts, or None if there are no checkpoints.
 
         Raises:
-            CheckpointError: there are checkpoints, and none of them can be read.
+            CheckpointError: there are checkpoints, but none can be read.
         """
-        found = self.steps()
-        for step in reversed(found):
-            found_here, fault = None, ""
+        steps = self.steps()
+        for step in reversed(steps):
+            restored, reason = None, "another process cannot read it"
             try:
-                found_here = self._read(step, template, require_same)
+                restored = self._read(step, template, require_same)
             except _TORN as error:
-                fault = " ".join(str(error).split())[:200] or type(error).__name__
-            # What one process cannot read, none may go on from.
-            if not any_process(found_here is None) and found_here is not None:
-                state, place, facts = found_here
-                data.set_state(place)
+                reason = " ".join(str(error).split())[:200] or type(error).__name__
+            # All processes resume from the same checkpoint, so each must be able to read it.
+            if not any_process(restored is None) and restored is not None:
+                state, position, facts = restored
+                data.set_state(position)
                 return step, state, facts
-            reason = fault or "another process cannot read it"
             say(f"warning: the checkpoint of step {step} cannot be read ({reason})")
             self._set_aside(step)
-        if found:
+        if steps:
             raise CheckpointError(
-                f"none of the checkpoints in {self._directory} can be read (each is kept as "
-                "torn-STEP); start anew with --fresh or in another --out"
+                f"none of the checkpoints in {self._directory} can be read (each is renamed to "
+                "torn-STEP); start from the beginning with --fresh, or use another --out"
             )
         return None
 
     def _read(
         self, step: int, template: Any, require_same: Callable[[dict[str, Any]], None]
     ) -> tuple[Any, dict[str, Any], dict[str, Any]]:
-        """State, place in the data, and facts of a checkpoint."""
-        wanted = ocp.args.Composite(facts=ocp.args.JsonRestore())
-        facts = self._manager.restore(step, args=wanted)[FACTS]
+        """Return state, position in the data, and facts of a checkpoint."""
+        items = ocp.args.Composite(facts=ocp.args.JsonRestore())
+        facts = self._manager.restore(step, args=items)[FACTS]
         require_same(facts)
-        place = self._data_state(step)
-        wanted = ocp.args.Composite(
+        position = self._data_state(step)
+        items = ocp.args.Composite(
             state=ocp.args.StandardRestore(template)  # type: ignore[call-arg]
         )
-        return self._manager.restore(step, args=wanted)[STATE], place, facts
+        return self._manager.restore(step, args=items)[STATE], position, facts
 
     def _data_state(self, step: int) -> dict[str, Any]:
-        """Where the data was, of all processes together: there may be other ones now."""
+        """Merge the data positions of all processes, since their number may have changed."""
         files = sorted((self._directory / str(step) / DATA).glob("process_*.json"))
         states = [json.loads(file.read_text(encoding="utf-8")) for file in files]
         if not states:
@@ -211,13 +214,14 @@ class Checkpoints:
         return merged
 
     def _set_aside(self, step: int) -> None:
-        """Renames a torn checkpoint, so that its step can be saved again and nothing is lost."""
+        """Rename a torn checkpoint, so that its step can be saved again and nothing is lost."""
         if first_process():
             aside = self._directory / f"torn-{step}"
             shutil.rmtree(aside, ignore_errors=True)
             (self._directory / str(step)).rename(aside)
-        any_process(False)  # nobody looks again before it is renamed
+        any_process(False)  # the others read the directory only after it is renamed
         self._manager.reload()
 
     def close(self) -> None:
+        """Release the checkpoint manager."""
         self._manager.close()

@@ -1,16 +1,15 @@
-"""Cross-entropy over a large vocabulary, in chunks of positions.
+"""Compute cross-entropy over a large vocabulary, one chunk of positions at a time.
 
-No logits outlive their chunk: each chunk's scores give its part of the loss and, where gradients
-are wanted, its part of theirs at once, so that the backward pass neither stores nor computes the
-logits again. On a mesh every device works on its own positions and its own part of the
-vocabulary. Where text and vision share the head, a target is scored against its own kind alone, as
-by two heads. Knows hidden states and a head; knows no model.
+Logits exist for one chunk only. In training, each chunk yields its part of the loss and of the
+gradients at once, so that the backward pass neither stores nor recomputes logits. On a mesh, every
+device works on its own positions and its own part of the vocabulary. Where text and vision share
+the head, the softmax of a target runs over the ids of its own kind, as if there were two heads.
 
 Sources: the loss of a packed row, LargeWorldModel paper (arXiv 2402.08268, section 4.2); gradients
 in the forward pass, Wijmans et al. 2024 (arXiv 2411.09009) and Hsu et al. 2024 (arXiv 2410.10989).
 """
 
-from dataclasses import dataclass
+from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -22,45 +21,22 @@ from jaxtyping import Array, Float, Int
 from lwm.core.mesh import AXES, FSDP, TENSOR
 from lwm.core.sharding import TRAINING, partition_spec
 
+LossSums = dict[str, Float[Array, ""]]
+"""Sums over a batch, float32 scalars; only `loss` carries a gradient.
 
-@jax.tree_util.register_dataclass
-@dataclass(frozen=True, kw_only=True)
-class Counts:
-    """Sums over the targets of one kind whose weight is above 0, as in `LossSums`."""
+`loss` is weight times negative log-likelihood in nats, and `weight` sums the weights. Over the
+targets whose weight is above 0, `nll` sums the negative log-likelihood, `correct` counts those
+that no other token of their kind outscores, and `targets` counts them all. For a model with
+vision, `vision_nll`, `vision_correct` and `vision_targets` are the same over vision targets only.
+"""
 
-    nll: Float[Array, ""]
-    correct: Float[Array, ""]
-    targets: Float[Array, ""]
+_TARGET_SUMS = ("nll", "correct", "targets")
 
 
-@jax.tree_util.register_dataclass
-@dataclass(frozen=True, kw_only=True)
-class LossSums:
-    """Sums over a batch, float32 scalars; only `loss` carries a gradient.
-
-    Args:
-        loss: of weight times negative log-likelihood.
-        weight: of the weights.
-        nll: of the negative log-likelihood of each target whose weight is above 0.
-        correct: of those targets that no other token (of their kind) outscores.
-        targets: number of those targets.
-        vision: the last three for targets of vision alone; None where the head has text alone.
-    """
-
-    loss: Float[Array, ""]
-    weight: Float[Array, ""]
-    nll: Float[Array, ""]
-    correct: Float[Array, ""]
-    targets: Float[Array, ""]
-    vision: Counts | None = None
-
-    @classmethod
-    def of(cls, value: Any, *, vision: bool) -> "LossSums":
-        """The same in every place."""
-        counts = Counts(nll=value, correct=value, targets=value) if vision else None
-        return cls(
-            loss=value, weight=value, nll=value, correct=value, targets=value, vision=counts
-        )
+class _Options(NamedTuple):
+    chunk: int
+    mesh: Mesh | None
+    text_vocab: int | None
 
 
 def cross_entropy(
@@ -73,143 +49,185 @@ def cross_entropy(
     mesh: Mesh | None = None,
     text_vocab: int | None = None,
 ) -> LossSums:
-    """Weighted negative log-likelihood of the targets, in nats.
+    """Compute the weighted negative log-likelihood of the targets, in nats.
 
     Args:
-        hidden: the type the products are computed in.
-        head: the master weights; they are cast to the type of `hidden` where they are used.
-        chunk: positions of one device whose logits exist at a time.
-        text_vocab: ids from here on are of vision: a target's softmax runs over the ids of its own
-            kind. All ids are text if None.
+        hidden: hidden states, in the type that products are computed in.
+        head: the float32 weights; they are cast to the type of `hidden` where they are used.
+        chunk: positions per device whose logits exist at a time.
+        text_vocab: the first vision id; None if all ids are text.
     """
     if mesh is not None and mesh.size == 1:
         mesh = None
-    return _sums(hidden, head, targets, weights, _How(chunk, mesh, text_vocab))
-
-
-class _How(NamedTuple):
-    chunk: int
-    mesh: Mesh | None
-    text_vocab: int | None
+    return _sums(hidden, head, targets, weights, _Options(chunk, mesh, text_vocab))
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(4,))
-def _sums(hidden: Array, head: Array, targets: Array, weights: Array, how: _How) -> LossSums:
-    return _run(hidden, head, targets, weights, how, gradients=False)[0]
+def _sums(
+    hidden: Array, head: Array, targets: Array, weights: Array, options: _Options
+) -> LossSums:
+    scalars = _filled(PartitionSpec(), options)
+    return _on_mesh(_local_sums, options, scalars)(hidden, head, targets, weights)
 
 
 def _forward(
-    hidden: Array, head: Array, targets: Array, weights: Array, how: _How
-) -> tuple[LossSums, Any]:
-    sums, *gradients = _run(hidden, head, targets, weights, how, gradients=True)
-    return sums, gradients
+    hidden: Array, head: Array, targets: Array, weights: Array, options: _Options
+) -> tuple[LossSums, tuple[Array, Array]]:
+    outputs = (_filled(PartitionSpec(), options), _STATES, PartitionSpec(FSDP, TENSOR))
+    local = _on_mesh(_local_gradients, options, outputs)
+    sums, by_hidden, by_head = local(hidden, head, targets, weights)
+    return sums, (by_hidden, by_head)
 
 
-def _backward(how: _How, gradients: Any, cotangent: LossSums) -> tuple[Array, Array, None, None]:
-    hidden, head = gradients
-    scale = cotangent.loss
-    return (hidden * scale.astype(hidden.dtype), head * scale, None, None)
+def _backward(
+    options: _Options, gradients: tuple[Array, Array], cotangent: LossSums
+) -> tuple[Array, Array, None, None]:
+    by_hidden, by_head = gradients
+    scale = cotangent["loss"]
+    return by_hidden * scale.astype(by_hidden.dtype), by_head * scale, None, None
 
 
 _sums.defvjp(_forward, _backward)
 
+_BATCH = partition_spec(("batch", "position"), TRAINING)
+_STATES = partition_spec(("batch", "position", None), TRAINING)
 
-def _run(
-    hidden: Array,
-    head: Array,
-    targets: Array,
-    weights: Array,
-    how: _How,
-    *,
-    gradients: bool,
-) -> tuple[Any, ...]:
-    """The sums and, where wanted, the gradients of `loss` by hidden states and head."""
-    chunk, mesh, text_vocab = how
-    local = partial(
-        _local,
-        chunk=chunk,
-        gradients=gradients,
-        sharded=mesh is not None,
-        text_vocab=text_vocab,
-    )
-    if mesh is None:
-        return local(hidden, head, targets, weights)
-    batch = partition_spec(("batch", "position"), TRAINING)
-    states = partition_spec(("batch", "position", None), TRAINING)
-    scalars = LossSums.of(PartitionSpec(), vision=text_vocab is not None)
+
+def _on_mesh(local: Callable[..., Any], options: _Options, outputs: Any) -> Callable[..., Any]:
+    """Run `local` on every device, with its positions and its part of the vocabulary."""
+    local = partial(local, options=options)
+    if options.mesh is None:
+        return local
     return jax.shard_map(
         local,
-        mesh=mesh,
-        in_specs=(states, PartitionSpec(None, TENSOR), batch, batch),
-        out_specs=(scalars, states, PartitionSpec(FSDP, TENSOR)) if gradients else (scalars,),
+        mesh=options.mesh,
+        in_specs=(_STATES, PartitionSpec(None, TENSOR), _BATCH, _BATCH),
+        out_specs=outputs,
         check_vma=False,
-    )(hidden, head, targets, weights)
+    )
 
 
-def _local(
-    hidden: Array,
-    head: Array,
-    targets: Array,
-    weights: Array,
-    *,
-    chunk: int,
-    gradients: bool,
-    sharded: bool,
-    text_vocab: int | None,
-) -> tuple[Any, ...]:
-    """What one device does with its positions and its part of the vocabulary."""
-    embed, vocab = head.shape
+def _local_sums(
+    hidden: Array, head: Array, targets: Array, weights: Array, *, options: _Options
+) -> LossSums:
     kernel = head.astype(hidden.dtype)
-    first = jax.lax.axis_index(TENSOR) * vocab if sharded else 0
 
-    def over_vocabulary(reduce: Any, x: Array) -> Array:
-        return reduce(x, TENSOR) if sharded else x
+    def forward_chunk(sums: LossSums, chunk: Any) -> tuple[LossSums, None]:
+        return jax.tree.map(jnp.add, sums, _score(kernel, chunk, options).sums), None
 
-    def step(carry: tuple[LossSums, Any], part: Any) -> tuple[tuple[LossSums, Any], Any]:
-        sums, head_gradient = carry
-        states, target, weight = part
-        logits = jnp.dot(states, kernel, preferred_element_type=jnp.float32)
-        if text_vocab is not None:  # the other kind's columns lie in another head, so to say
-            sees = first + jnp.arange(vocab, dtype=target.dtype) >= text_vocab
-            logits = jnp.where(sees == (target >= text_vocab)[:, None], logits, -jnp.inf)
-        maximum = over_vocabulary(jax.lax.pmax, logits.max(axis=-1))
-        powers = jnp.exp(logits - maximum[:, None])
-        total = over_vocabulary(jax.lax.psum, powers.sum(axis=-1))
-        index = target - first
-        here = (index >= 0) & (index < vocab)
-        own = jnp.take_along_axis(logits, jnp.where(here, index, 0)[:, None], axis=-1)[:, 0]
-        score = over_vocabulary(jax.lax.psum, jnp.where(here, own, 0.0))
-        nll = maximum + jnp.log(total) - score
-        counted = weight > 0
-        seen = None if text_vocab is None else counted & (target >= text_vocab)
+    zeros = _filled(jnp.zeros((), jnp.float32), options)
+    sums, _ = jax.lax.scan(forward_chunk, zeros, _chunks(options, hidden, targets, weights))
+    return _all_devices(sums, options)
 
-        def counts(of: Array) -> dict[str, Array]:
-            # A target without weight may be anything, so nothing of it may reach a sum.
-            return {
-                "nll": jnp.where(of, nll, 0.0).sum(),
-                "correct": (of & (score >= maximum)).sum(dtype=jnp.float32),
-                "targets": of.sum(dtype=jnp.float32),
-            }
 
-        found = LossSums(
-            loss=jnp.where(counted, nll * weight, 0.0).sum(),
-            weight=weight.sum(),
-            vision=None if seen is None else Counts(**counts(seen)),
-            **counts(counted),
-        )
-        sums = jax.tree.map(jnp.add, sums, found)
-        if not gradients:
-            return (sums, head_gradient), None
-        columns = jnp.arange(vocab, dtype=index.dtype)
-        pull = powers * (weight / total)[:, None]
-        pull -= jnp.where(columns == index[:, None], weight[:, None], 0.0)
-        pull = pull.astype(hidden.dtype)
-        head_gradient += jnp.dot(states.T, pull, preferred_element_type=jnp.float32)
-        back = jnp.dot(pull, kernel.T, preferred_element_type=jnp.float32)
-        return (sums, head_gradient), over_vocabulary(jax.lax.psum, back).astype(hidden.dtype)
+def _local_gradients(
+    hidden: Array, head: Array, targets: Array, weights: Array, *, options: _Options
+) -> tuple[LossSums, Array, Array]:
+    """Return the sums, and the gradients of `loss` by hidden states and by head."""
+    kernel = head.astype(hidden.dtype)
 
-    count = targets.size
-    chunks = -(-count // min(chunk, count))
+    def gradient_chunk(carry: tuple[LossSums, Array], chunk: Any) -> tuple[Any, Array]:
+        sums, by_head = carry
+        states, _, weight = chunk
+        scores = _score(kernel, chunk, options)
+        columns = jnp.arange(kernel.shape[1], dtype=scores.column.dtype)
+        by_logits = scores.powers * (weight / scores.total)[:, None]
+        by_logits -= jnp.where(columns == scores.column[:, None], weight[:, None], 0.0)
+        by_logits = by_logits.astype(hidden.dtype)
+        by_head += jnp.dot(states.T, by_logits, preferred_element_type=jnp.float32)
+        by_states = jnp.dot(by_logits, kernel.T, preferred_element_type=jnp.float32)
+        by_states = _over_vocabulary(jax.lax.psum, by_states, options).astype(hidden.dtype)
+        return (jax.tree.map(jnp.add, sums, scores.sums), by_head), by_states
+
+    zeros = _filled(jnp.zeros((), jnp.float32), options)
+    (sums, by_head), by_hidden = jax.lax.scan(
+        gradient_chunk,
+        (zeros, jnp.zeros(head.shape, jnp.float32)),
+        _chunks(options, hidden, targets, weights),
+    )
+    if options.mesh is not None:
+        by_head = jax.lax.psum(by_head, tuple(a for a in AXES if a not in (TENSOR, FSDP)))
+        by_head = jax.lax.psum_scatter(by_head, FSDP, tiled=True)
+    by_hidden = by_hidden.reshape(-1, head.shape[0])[: targets.size].reshape(hidden.shape)
+    return _all_devices(sums, options), by_hidden, by_head
+
+
+class _Scores(NamedTuple):
+    """Hold what one chunk's logits give.
+
+    Args:
+        sums: the chunk's part of the loss.
+        powers: [positions, columns], exponentials of the logits less their maximum.
+        total: [positions], the sum of `powers` over the whole vocabulary.
+        column: [positions], where the target is among this device's columns, if it is.
+    """
+
+    sums: LossSums
+    powers: Array
+    total: Array
+    column: Array
+
+
+def _score(kernel: Array, chunk: tuple[Array, Array, Array], options: _Options) -> _Scores:
+    states, target, weight = chunk
+    columns = kernel.shape[1]
+    first = 0 if options.mesh is None else jax.lax.axis_index(TENSOR) * columns
+    logits = jnp.dot(states, kernel, preferred_element_type=jnp.float32)
+    counted = weight > 0
+    vision = None
+    if options.text_vocab is not None:
+        # The ids of the other kind take no part in the softmax.
+        is_vision = first + jnp.arange(columns, dtype=target.dtype) >= options.text_vocab
+        logits = jnp.where(is_vision == (target >= options.text_vocab)[:, None], logits, -jnp.inf)
+        vision = counted & (target >= options.text_vocab)
+    maximum = _over_vocabulary(jax.lax.pmax, logits.max(axis=-1), options)
+    powers = jnp.exp(logits - maximum[:, None])
+    total = _over_vocabulary(jax.lax.psum, powers.sum(axis=-1), options)
+    column = target - first
+    here = (column >= 0) & (column < columns)
+    local = jnp.take_along_axis(logits, jnp.where(here, column, 0)[:, None], axis=-1)[:, 0]
+    score = _over_vocabulary(jax.lax.psum, jnp.where(here, local, 0.0), options)
+    nll = maximum + jnp.log(total) - score
+
+    def over(included: Array) -> LossSums:
+        # A target without weight may be anything, even NaN, so it must not reach a sum.
+        return {
+            "nll": jnp.where(included, nll, 0.0).sum(),
+            "correct": (included & (score >= maximum)).sum(dtype=jnp.float32),
+            "targets": included.sum(dtype=jnp.float32),
+        }
+
+    sums = {"loss": jnp.where(counted, nll * weight, 0.0).sum(), "weight": weight.sum()}
+    sums |= over(counted)
+    if vision is not None:
+        sums |= {f"vision_{name}": x for name, x in over(vision).items()}
+    return _Scores(sums, powers, total, column)
+
+
+def _over_vocabulary(reduce: Callable[..., Array], x: Array, options: _Options) -> Array:
+    return x if options.mesh is None else reduce(x, TENSOR)
+
+
+def _all_devices(sums: LossSums, options: _Options) -> LossSums:
+    """Add up the sums of devices that have different positions."""
+    if options.mesh is None:
+        return sums
+    others = tuple(axis for axis in AXES if axis != TENSOR)
+    return jax.tree.map(lambda x: jax.lax.psum(x, others), sums)
+
+
+def _filled(value: Any, options: _Options) -> dict[str, Any]:
+    """Return one value for each of the sums."""
+    names = ["loss", "weight", *_TARGET_SUMS]
+    if options.text_vocab is not None:
+        names += [f"vision_{name}" for name in _TARGET_SUMS]
+    return dict.fromkeys(names, value)
+
+
+def _chunks(options: _Options, *arrays: Array) -> tuple[Array, ...]:
+    """Cut arrays [batch, seq, ...] into equal chunks [chunks, positions, ...], padded with 0."""
+    count = arrays[0].shape[0] * arrays[0].shape[1]
+    chunks = -(-count // min(options.chunk, count))
     size = -(-count // chunks)
 
     def cut(x: Array) -> Array:
@@ -217,20 +235,4 @@ def _local(
         padded = jnp.pad(flat, ((0, chunks * size - count), *[(0, 0)] * (flat.ndim - 1)))
         return padded.reshape(chunks, size, *flat.shape[1:])
 
-    zero = jnp.zeros((), jnp.float32)
-    start = LossSums.of(zero, vision=text_vocab is not None)
-    # Without gradients nothing as large as the head is carried along.
-    begin = jnp.zeros((embed, vocab) if gradients else (), jnp.float32)
-    (sums, head_gradient), back = jax.lax.scan(
-        step, (start, begin), (cut(hidden), cut(targets), cut(weights))
-    )
-    if sharded:
-        others = tuple(axis for axis in AXES if axis != TENSOR)
-        sums = jax.tree.map(lambda x: jax.lax.psum(x, others), sums)
-    if not gradients:
-        return (sums,)
-    if sharded:
-        rest = tuple(axis for axis in AXES if axis not in (TENSOR, FSDP))
-        head_gradient = jax.lax.psum(head_gradient, rest)
-        head_gradient = jax.lax.psum_scatter(head_gradient, FSDP, tiled=True)
-    return sums, back.reshape(-1, embed)[:count].reshape(hidden.shape), head_gradient
+    return tuple(cut(x) for x in arrays)

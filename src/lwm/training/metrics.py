@@ -1,8 +1,4 @@
-"""Where figures of a run go: JSON lines always, TensorBoard and W&B if asked, a picture at the
-end.
-
-Knows rows of figures; knows nothing of how they came about.
-"""
+"""Write a run's metrics to JSON lines, TensorBoard and Weights & Biases, and plot the loss."""
 
 import importlib.util
 import json
@@ -13,91 +9,93 @@ from pathlib import Path
 from typing import Any, Literal
 
 from lwm.core.errors import ConfigError
+from lwm.core.files import new_file
+from lwm.core.journal import append, read_journal
 
 FILE, CURVE = "metrics.jsonl", "loss.png"
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrackingConfig:
-    """Who is told of a run's figures besides `metrics.jsonl`."""
+    """Set where metrics go besides `metrics.jsonl`."""
 
     tensorboard: bool = False
-    """Write event files for TensorBoard under the run directory."""
+    """Write event files for TensorBoard to the run directory."""
     wandb: str = ""
-    """Project of Weights & Biases to log to; none unless named."""
+    """Weights & Biases project to log to; none by default."""
     wandb_mode: Literal["online", "offline"] = "online"
-    """Offline runs are kept under the run directory, for `wandb sync`."""
+    """Offline runs are stored in the run directory, for `wandb sync`."""
 
 
 class Metrics:
-    """The figures of one run, one JSON object a line.
+    """Append the metrics of one run, one JSON object per line.
 
     Args:
-        after: rows of later steps are dropped: a resumed run writes them again.
-        settings: of the run, for W&B.
+        after: rows of later steps are discarded, because a resumed run writes them again.
+        settings: the run's settings, for Weights & Biases.
+
+    Raises:
+        ConfigError: Weights & Biases cannot be reached.
     """
 
     def __init__(
         self, run: Path, tracking: TrackingConfig, *, after: int, settings: dict[str, Any]
     ) -> None:
         self._path = run / FILE
-        self._boards: list[Any] = []
+        self._trackers: list[Any] = []
         if tracking.tensorboard:
-            self._boards.append(_TensorBoard(run / "tensorboard", after))
+            self._trackers.append(_TensorBoard(run / "tensorboard", after))
         if tracking.wandb:
-            self._boards.append(_WeightsAndBiases(run, tracking, settings))
-        kept = [row for row in read_metrics(self._path) if row["step"] <= after]
-        partial = self._path.with_suffix(".partial")
-        partial.write_text("".join(json.dumps(row) + "\n" for row in kept), encoding="utf-8")
-        partial.rename(self._path)
-        self._file = self._path.open("a", encoding="utf-8")
+            self._trackers.append(_WeightsAndBiases(run, tracking, settings))
+        rows = [row for row in read_metrics(self._path) if row["step"] <= after]
+        with new_file(self._path, replace=True) as file:
+            file.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
 
     def write(self, row: dict[str, Any]) -> None:
-        """Args:
-        row: `step`, `split` and figures; one that is not finite is written as null.
-        """
+        """Append a row with `step`, `split` and values; values that are not finite become null."""
         plain = {
             name: None if isinstance(value, float) and not math.isfinite(value) else value
             for name, value in row.items()
         }
-        self._file.write(json.dumps(plain) + "\n")
-        self._file.flush()
-        for board in self._boards:
-            board.write(plain)
+        append(self._path, plain, sync=False)
+        scalars = {
+            f"{row['split']}/{name}": value
+            for name, value in plain.items()
+            if isinstance(value, int | float) and name != "step"
+        }
+        for tracker in self._trackers:
+            tracker.write(row["step"], scalars)
 
     def close(self) -> None:
-        self._file.close()
-        for board in self._boards:
-            board.close()
+        """Close the trackers."""
+        for tracker in self._trackers:
+            tracker.close()
 
-    def draw(self) -> Path | None:
-        """The loss curve as a PNG beside the figures; None while there is nothing to draw."""
+    def plot(self) -> Path | None:
+        """Write the loss curve as a PNG file beside the metrics; do nothing without rows."""
         rows = read_metrics(self._path)
-        return draw_curve(rows, self._path.with_name(CURVE)) if rows else None
+        return plot_losses(rows, self._path.with_name(CURVE)) if rows else None
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """All whole rows of a file of figures; a last line that a crash cut short is left out."""
-    rows = []
-    if path.is_file():
-        for line in path.read_text(encoding="utf-8").splitlines():
-            try:
-                row = json.loads(line)
-            except ValueError:
-                continue
-            if isinstance(row, dict) and isinstance(row.get("step"), int):
-                rows.append(row)
-    return rows
+    """Return all complete rows of a metrics file; an empty list if there is no file.
+
+    Raises:
+        InputError: a complete line is not valid JSON.
+    """
+    return [row for _, row in read_journal(path)]
 
 
-def draw_curve(rows: list[dict[str, Any]], path: Path) -> Path:
-    """Training loss of each step, its running mean, and evaluation loss, by step."""
+def plot_losses(rows: list[dict[str, Any]], path: Path) -> Path:
+    """Plot by step the training loss, its running mean, and the evaluation loss."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(8, 4.5), layout="constrained")
     axes = figure.subplots()
-    train = [(r["step"], r["loss"]) for r in rows if r["split"] == "train" and r["loss"]]
-    held = [(r["step"], r["loss"]) for r in rows if r["split"] == "evaluation" and r["loss"]]
+    train, evaluation = (
+        [(row["step"], row["loss"]) for row in rows if row["split"] == split and row["loss"]]
+        for split in ("train", "evaluation")
+    )
     if train:
         steps, losses = zip(*train, strict=True)
         axes.plot(steps, losses, color="#9bb8d3", linewidth=0.8, label="training, each step")
@@ -106,64 +104,59 @@ def draw_curve(rows: list[dict[str, Any]], path: Path) -> Path:
             mean += (loss - mean) * 0.05
             means.append(mean)
         axes.plot(steps, means, color="#1f4e79", linewidth=1.6, label="training, running mean")
-    if held:
-        axes.plot(*zip(*held, strict=True), "o-", color="#c55a11", markersize=4, label="held out")
+    if evaluation:
+        axes.plot(
+            *zip(*evaluation, strict=True), "o-", color="#c55a11", markersize=4, label="held out"
+        )
     axes.set_xlabel("step")
     axes.set_ylabel("loss, nats per token")
     axes.grid(alpha=0.3)
-    if train or held:
+    if train or evaluation:
         axes.legend()
     figure.savefig(path, dpi=120)
     return path
 
 
 def require_tracking(tracking: TrackingConfig) -> None:
-    """Refuses tracking by packages that are not installed.
+    """Refuse tracking by packages that are not installed.
 
     Raises:
-        ConfigError: names the first.
+        ConfigError: names the first missing package.
     """
-    for wanted, package in ((tracking.tensorboard, "tensorboardX"), (tracking.wandb, "wandb")):
-        if wanted and importlib.util.find_spec(package) is None:
-            raise ConfigError(
-                f"tracking is to use {package}, which is not installed; install lwm[track]"
-            )
+    for enabled, package in ((tracking.tensorboard, "tensorboardX"), (tracking.wandb, "wandb")):
+        if enabled and importlib.util.find_spec(package) is None:
+            raise ConfigError(f"tracking needs {package}, which is missing; install lwm[track]")
 
 
 class _TensorBoard:
     def __init__(self, directory: Path, after: int) -> None:
         from tensorboardX import SummaryWriter
 
-        # What an interrupted run wrote beyond the checkpoint is hidden, not doubled.
+        # Events that an interrupted run wrote after its last checkpoint are hidden, not doubled.
         self._writer = SummaryWriter(str(directory), purge_step=after + 1)
 
-    def write(self, row: dict[str, Any]) -> None:
-        for name, value in row.items():
-            if isinstance(value, int | float) and name != "step":
-                self._writer.add_scalar(f"{row['split']}/{name}", value, row["step"])
+    def write(self, step: int, scalars: dict[str, float]) -> None:
+        for name, value in scalars.items():
+            self._writer.add_scalar(name, value, step)
 
     def close(self) -> None:
         self._writer.close()
-
-
-def _identity(file: Path) -> str:
-    """What W&B knows the run by; kept, so that a resumed run goes on where it was."""
-    if not file.is_file():
-        file.write_text(secrets.token_hex(4), encoding="utf-8")
-    return file.read_text(encoding="utf-8").strip()
 
 
 class _WeightsAndBiases:
     def __init__(self, run: Path, tracking: TrackingConfig, settings: dict[str, Any]) -> None:
         import wandb
 
+        id_file = run / "wandb-run-id"  # a resumed run continues under the same id
+        if not id_file.is_file():
+            id_file.write_text(secrets.token_hex(4), encoding="utf-8")
         try:
             self._run = wandb.init(
                 project=tracking.wandb,
                 mode=tracking.wandb_mode,
                 dir=str(run),
                 name=run.name,
-                id=_identity(run / "wandb-run-id"),
+                id=id_file.read_text(encoding="utf-8").strip(),
                 resume="allow",
                 config=settings,
             )
@@ -173,13 +166,8 @@ class _WeightsAndBiases:
                 "in first, or add --tracking.wandb-mode offline"
             ) from error
 
-    def write(self, row: dict[str, Any]) -> None:
-        figures = {
-            f"{row['split']}/{name}": value
-            for name, value in row.items()
-            if isinstance(value, int | float) and name != "step"
-        }
-        self._run.log(figures, step=row["step"])
+    def write(self, step: int, scalars: dict[str, float]) -> None:
+        self._run.log(scalars, step=step)
 
     def close(self) -> None:
         self._run.finish()

@@ -1,24 +1,24 @@
-"""One step of training: loss, gradients over microbatches, update.
+"""Compute one training step: loss, gradients over microbatches, and the update.
 
-Everything here is pure and compiled; the loop around it reads batches and writes checkpoints.
-Knows models and losses; knows no files.
+Everything here is pure and is compiled by `training.text`.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import jax
 import jax.numpy as jnp
 import optax
+from annotated_types import Ge
 from jax.sharding import Mesh
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from lwm.attention.api import AttentionConfig, attention
 from lwm.attention.mask import Side
 from lwm.attention.strategies import CHECKPOINT_NAME
-from lwm.core.errors import ConfigError
+from lwm.core.config import Checked
 from lwm.core.params import cast
 from lwm.core.sharding import TRAINING, constrain
 from lwm.models.forward import hidden_states
@@ -28,30 +28,27 @@ from lwm.training.loss import LossSums, cross_entropy
 
 
 @dataclass(frozen=True, kw_only=True)
-class ComputeConfig:
-    """How a step is computed; what it computes is the same for every setting."""
+class ComputeConfig(Checked, section="compute"):
+    """Set how a step is computed; its result is the same for every setting but rounding."""
 
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Type of activations and products; weights are kept in float32."""
     remat: Literal["none", "attention", "full"] = "attention"
-    """What a layer keeps for the backward pass: all, the output of attention, or its input
-    alone."""
-    loss_chunk: int = 1024
-    """Positions of a device whose logits exist at a time."""
+    """What each layer keeps for the backward pass: every activation (none), the output of
+    attention, or only the layer's input (full)."""
+    loss_chunk: Annotated[int, Ge(1)] = 1024
+    """Positions per device whose logits exist at a time."""
     attention: AttentionConfig = AttentionConfig()
-    """Blocks of attention, and its strategy over the sequence axis."""
-
-    def __post_init__(self) -> None:
-        if self.loss_chunk < 1:
-            raise ConfigError(
-                f"compute.loss_chunk is {self.loss_chunk}; it must be at least 1 position"
-            )
+    """Block sizes of attention, and its strategy over the sequence axis."""
 
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True, kw_only=True)
 class Batch:
-    """Rows of token ids, in any order of positions; weights are those of the targets."""
+    """Hold rows of token ids, their positions in any order, and the loss weights of the targets.
+
+    Positions start at 0 in each segment; segment -1 is padding.
+    """
 
     tokens: Int[Array, "*micro rows seq"]
     targets: Int[Array, "*micro rows seq"]
@@ -63,12 +60,12 @@ class Batch:
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True, kw_only=True)
 class TrainState:
-    """What learning changes.
+    """Hold what a step changes.
 
     Args:
-        weights: float32: the model's, layers stacked, or its adapters.
+        weights: the float32 weights of the model, layers stacked, or of its adapters.
         optimizer: the optimizer's state.
-        step: batches seen.
+        step: number of batches used so far.
     """
 
     weights: Any
@@ -76,75 +73,42 @@ class TrainState:
     step: Int[Array, ""]
 
 
-@jax.tree_util.register_dataclass
-@dataclass(frozen=True, kw_only=True)
-class KindMetrics:
-    """Figures of the targets of one kind, text or vision, float32 scalars.
+StepMetrics = dict[str, Float[Array, ""]]
+"""Metrics of one step by name, float32 scalars."""
 
-    Args:
-        loss: mean over targets, nats, each scored against its own kind alone.
+
+def means_by_kind(sums: Mapping[str, Any]) -> dict[str, Any]:
+    """Return mean loss, accuracy and number of the text and of the vision targets.
+
+    The result has names such as `vision_loss`, and is empty for a text model.
     """
-
-    loss: Float[Array, ""]
-    accuracy: Float[Array, ""]
-    targets: Float[Array, ""]
-
-    @classmethod
-    def of(cls, nll: Any, correct: Any, targets: Any) -> "KindMetrics":
-        """Means of sums; nothing where there are no targets."""
-        count = jnp.maximum(targets, 1.0)
-        return cls(loss=nll / count, accuracy=correct / count, targets=targets)
-
-
-def by_kind(sums: LossSums) -> dict[str, KindMetrics]:
-    """Figures of `text` and `vision` apart; none where the model has text alone."""
-    if (seen := sums.vision) is None:
+    if "vision_nll" not in sums:
         return {}
-    return {
-        "text": KindMetrics.of(
-            sums.nll - seen.nll, sums.correct - seen.correct, sums.targets - seen.targets
-        ),
-        "vision": KindMetrics.of(seen.nll, seen.correct, seen.targets),
-    }
-
-
-@jax.tree_util.register_dataclass
-@dataclass(frozen=True, kw_only=True)
-class StepMetrics:
-    """Figures of one step, float32 scalars.
-
-    Args:
-        loss: what was minimised, nats.
-        nll: mean over targets, nats.
-        accuracy: share of targets that were the likeliest token.
-        tokens: positions that were not padding.
-        skipped: 1 where loss or gradient was not finite and nothing was learned.
-        text, vision: the kinds apart, where the model sees.
-    """
-
-    loss: Float[Array, ""]
-    nll: Float[Array, ""]
-    accuracy: Float[Array, ""]
-    targets: Float[Array, ""]
-    tokens: Float[Array, ""]
-    gradient_norm: Float[Array, ""]
-    weight_norm: Float[Array, ""]
-    skipped: Float[Array, ""]
-    text: KindMetrics | None = None
-    vision: KindMetrics | None = None
-
-
-Trained = Callable[[Any, Any], Llama]
-"""(trained weights, frozen weights) -> the model's weights as `sums_of` takes them."""
+    means = {}
+    for kind in ("text", "vision"):
+        nll, correct, targets = (
+            sums[f"vision_{name}"] if kind == "vision" else sums[name] - sums[f"vision_{name}"]
+            for name in ("nll", "correct", "targets")
+        )
+        count = jnp.maximum(targets, 1.0)
+        means[f"{kind}_loss"], means[f"{kind}_accuracy"] = nll / count, correct / count
+        means[f"{kind}_targets"] = targets
+    return means
 
 
 def whole_model(weights: Llama, frozen: None) -> Llama:
+    """Return the model that is trained whole."""
     return weights
 
 
 def adapted_model(adapters: Any, frozen: Llama) -> Llama:
+    """Return the frozen model with trained adapters beside its layers."""
     layers: Any = AdaptedLayer(layer=frozen.layers, adapters=adapters)  # type: ignore[arg-type]
     return replace(frozen, layers=layers)
+
+
+_GATHERED = {**TRAINING, "embed": None}
+"""Rules for the weights of a layer while it computes."""
 
 
 def _remat(name: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
@@ -158,7 +122,7 @@ def _remat(name: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
             return partial(jax.checkpoint, policy=policy)
 
 
-def sums_of(
+def loss_sums(
     weights: Llama,
     batch: Batch,
     *,
@@ -167,13 +131,13 @@ def sums_of(
     lora: LoraConfig,
     mesh: Mesh | None,
 ) -> LossSums:
-    """Loss of one batch [rows, seq]."""
+    """Compute the loss of one microbatch [rows, seq]."""
     dtype = cast(compute.dtype)
     side = Side(positions=batch.positions, segments=batch.segments)
     layer_specs: Any = llama_params(config, stacked=False).layers[0]  # type: ignore[index]
 
     def prepare(layer: Any) -> Layer:
-        """Gathers one layer from its `fsdp` shards, in the type it computes in."""
+        """Gather one layer from its `fsdp` shards, in the type it computes in."""
         if isinstance(layer, AdaptedLayer):
             layer = merge_adapters(layer.layer, layer.adapters, lora.scale)
         return jax.tree.map(
@@ -183,8 +147,7 @@ def sums_of(
         )
 
     def attend(query: Array, key: Array, value: Array, cache: None) -> tuple[Array, None]:
-        mixed = attention(query, key, value, side, side, config=compute.attention, mesh=mesh)
-        return mixed, None
+        return attention(query, key, value, side, side, config=compute.attention, mesh=mesh), None
 
     hidden = hidden_states(
         weights,
@@ -198,11 +161,10 @@ def sums_of(
         mesh=mesh,
         rules=TRAINING,
     )
-    embedding: Any = weights.embedding  # no codes: those are for inference alone
-    head: Any = embedding.T if weights.head is None else weights.head
+    embedding: Any = weights.embedding  # training never uses quantized weights
     return cross_entropy(
         hidden,
-        head,
+        embedding.T if weights.head is None else weights.head,  # type: ignore[arg-type]
         batch.targets,
         batch.weights,
         chunk=compute.loss_chunk,
@@ -211,66 +173,75 @@ def sums_of(
     )
 
 
-_GATHERED = {**TRAINING, "embed": None}
-"""Where a layer's weights are while it computes."""
-
-
 def train_step(
     state: TrainState,
     frozen: Any,
     batch: Batch,
     *,
     optimizer: optax.GradientTransformation,
-    model: Trained,
+    model: Callable[[Any, Any], Llama],
     sums: Callable[[Llama, Batch], LossSums],
 ) -> tuple[TrainState, StepMetrics]:
-    """Learns from one batch [micro, rows, seq].
+    """Train on one batch [micro, rows, seq].
 
-    The loss is one mean over all microbatches, so cutting a batch changes nothing but memory. A
-    loss or gradient that is not finite leaves weights and optimizer as they were.
+    The loss is one mean over all microbatches, so splitting a batch changes only memory. If loss
+    or gradient is not finite, weights and optimizer stay as they were.
 
     Args:
         frozen: weights that are used and not changed.
+        model: makes the model from trained and frozen weights.
+        sums: computes the loss of a microbatch.
+
+    Returns:
+        The next state, and metrics: `loss`, which is minimized, and `nll`, the mean over targets,
+        both in nats; `accuracy`, the share of targets that were the likeliest token; `targets`;
+        `tokens`, without padding; `gradient_norm`; `weight_norm`; `skipped`, 1 if the step changed
+        nothing; and those of `means_by_kind`.
     """
 
     def loss(weights: Any, batch: Batch) -> tuple[Array, LossSums]:
-        found = sums(model(weights, frozen), batch)
-        return found.loss, found
+        total = sums(model(weights, frozen), batch)
+        return total["loss"], total
 
-    gradient_of = jax.grad(loss, has_aux=True)
-
-    def micro(carry: Any, batch: Batch) -> tuple[Any, None]:
-        return jax.tree.map(jnp.add, carry, gradient_of(state.weights, batch)), None
-
-    first = jax.tree.map(lambda x: x[0], batch)
-    if batch.tokens.shape[0] == 1:
-        gradient, found = gradient_of(state.weights, first)
-    else:
-        shapes = jax.eval_shape(gradient_of, state.weights, first)
-        zero = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
-        (gradient, found), _ = jax.lax.scan(micro, zero, batch)
-    # A batch without any target teaches nothing; 0 / 0 must not look like a broken model.
-    share = 1.0 / jnp.maximum(found.weight, 1e-8)
+    gradient, total = _sum_over_microbatches(
+        partial(jax.grad(loss, has_aux=True), state.weights), batch
+    )
+    # A batch without targets changes nothing; 0 / 0 must not look like divergence.
+    share = 1.0 / jnp.maximum(total["weight"], 1e-8)
     gradient = jax.tree.map(lambda x: x * share, gradient)
     norm = optax.tree.norm(gradient)
-    finite = jnp.isfinite(found.loss) & jnp.isfinite(norm)
-    change, memory = optimizer.update(gradient, state.optimizer, state.weights)
-    learned = optax.apply_updates(state.weights, change)
-    weights, memory = jax.tree.map(
-        lambda new, old: jnp.where(finite, new, old),
-        (learned, memory),
-        (state.weights, state.optimizer),
+    finite = jnp.isfinite(total["loss"]) & jnp.isfinite(norm)
+    change, moments = optimizer.update(gradient, state.optimizer, state.weights)
+    updated = optax.apply_updates(state.weights, change)
+    weights, moments = select_finite(finite, (updated, moments), (state.weights, state.optimizer))
+    targets = jnp.maximum(total["targets"], 1.0)
+    metrics = {
+        "loss": total["loss"] * share,
+        "nll": total["nll"] / targets,
+        "accuracy": total["correct"] / targets,
+        "targets": total["targets"],
+        "tokens": (batch.segments >= 0).sum(dtype=jnp.float32),
+        "gradient_norm": norm,
+        "weight_norm": optax.tree.norm(weights),
+        "skipped": 1.0 - finite,
+        **means_by_kind(total),
+    }
+    return TrainState(weights=weights, optimizer=moments, step=state.step + 1), metrics
+
+
+def _sum_over_microbatches(function: Callable[[Batch], Any], batch: Batch) -> Any:
+    """Add up the results of a function over microbatches, one after another."""
+    first = jax.tree.map(lambda x: x[0], batch)
+    if batch.tokens.shape[0] == 1:
+        return function(first)
+    shapes = jax.eval_shape(function, first)
+    zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
+    total, _ = jax.lax.scan(
+        lambda carry, micro: (jax.tree.map(jnp.add, carry, function(micro)), None), zeros, batch
     )
-    targets = jnp.maximum(found.targets, 1.0)
-    metrics = StepMetrics(
-        loss=found.loss * share,
-        nll=found.nll / targets,
-        accuracy=found.correct / targets,
-        targets=found.targets,
-        tokens=(batch.segments >= 0).sum(dtype=jnp.float32),
-        gradient_norm=norm,
-        weight_norm=optax.tree.norm(weights),
-        skipped=1.0 - finite,
-        **by_kind(found),
-    )
-    return TrainState(weights=weights, optimizer=memory, step=state.step + 1), metrics
+    return total
+
+
+def select_finite(finite: Bool[Array, ""], new: Any, old: Any) -> Any:
+    """Return the tree `new` if a step was finite, and `old` otherwise."""
+    return jax.tree.map(lambda new, old: jnp.where(finite, new, old), new, old)

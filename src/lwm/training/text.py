@@ -1,0 +1,213 @@
+"""Train a language model, with or without vision, whole or by low-rank adapters."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from lwm.checkpoints.checkpoint import Checkpoint
+from lwm.checkpoints.place import load_stacked
+from lwm.core import params
+from lwm.core.memory import require_memory
+from lwm.core.mesh import FSDP, TENSOR
+from lwm.core.sharding import TRAINING
+from lwm.models.costs import training_flops
+from lwm.models.llama import Llama, LlamaConfig, llama_params
+from lwm.models.lora import LoraConfig, lora_params
+from lwm.training.batches import BatchLayout, causal_pairs
+from lwm.training.loss import LossSums
+from lwm.training.optimizer import state_shardings
+from lwm.training.step import (
+    Batch,
+    ComputeConfig,
+    StepMetrics,
+    TrainState,
+    adapted_model,
+    loss_sums,
+    means_by_kind,
+    train_step,
+    whole_model,
+)
+from lwm.training.training import Tally, Training
+
+
+@dataclass(frozen=True, kw_only=True)
+class TextTraining(Training):
+    """Train a language model on rows of tokens.
+
+    Args:
+        layout: how batches are split over the same mesh.
+        source: the checkpoint whose weights training starts from, or that adapters are added to;
+            None for random weights.
+        peak_flops: operations per second that all devices together can do; 0 if unknown.
+    """
+
+    config: LlamaConfig
+    layout: BatchLayout
+    compute: ComputeConfig = ComputeConfig()
+    lora: LoraConfig = LoraConfig()
+    source: Checkpoint | None = None
+    peak_flops: float = 0.0
+
+    @property
+    def model_specs(self) -> Llama:
+        """Return the tree of `ParamSpec` of the whole model, layers stacked."""
+        return llama_params(self.config, stacked=True)
+
+    @property
+    def specs(self) -> Any:
+        return lora_params(self.config, self.lora) if self.lora.rank else self.model_specs
+
+    @property
+    def dtype(self) -> Any:
+        return params.cast(self.compute.dtype)
+
+    @property
+    def shardings(self) -> TrainState:
+        weights = params.shardings(self.specs, self.mesh, TRAINING)
+        abstract = params.abstract(self.specs, jnp.float32)
+        return TrainState(
+            weights=weights,
+            optimizer=state_shardings(self.transformation, abstract, weights, self.mesh),
+            step=self.replicated,  # type: ignore[arg-type]
+        )
+
+    def template(self) -> TrainState:
+        weights = params.abstract(self.specs, jnp.float32)
+        state = TrainState(
+            weights=weights,
+            optimizer=jax.eval_shape(self.transformation.init, weights),
+            step=jax.ShapeDtypeStruct((), jnp.int32),  # type: ignore[arg-type]
+        )
+        return jax.tree.map(
+            lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding),
+            state,
+            self.shardings,
+        )
+
+    def require_memory(self) -> None:
+        """Refuse a model whose training state does not fit the mesh.
+
+        Raises:
+            CapacityError: weights, gradient and the optimizer's two averages do not fit.
+        """
+        needed = 16 * params.count(self.specs)
+        if self.lora.rank:
+            needed += 4 * params.count(self.model_specs)
+        require_memory(
+            needed // (self.mesh.shape[FSDP] * self.mesh.shape[TENSOR]),
+            self.mesh,
+            what="training (weights, gradient and optimizer, activations not counted)",
+            remedy="spread it over more devices along fsdp or tensor with --mesh, take a smaller "
+            "model, or train adapters with --lora.rank",
+        )
+
+    def first_state(self) -> TrainState:
+        if self.source is not None and not self.lora.rank:
+            weights: Any = load_stacked(self.source, mesh=self.mesh)
+        else:
+            weights = params.initialize(
+                self.specs, jax.random.key(self.seed), jnp.float32, mesh=self.mesh, rules=TRAINING
+            )
+        shardings = self.shardings
+        initialize = jax.jit(self.transformation.init, out_shardings=shardings.optimizer)
+        return TrainState(
+            weights=weights,
+            optimizer=initialize(weights),
+            step=jax.device_put(np.zeros((), np.int32), shardings.step),
+        )
+
+    def frozen(self) -> Llama | None:
+        """Return the weights that adapters are added to, or None without adapters."""
+        if self.source is None or not self.lora.rank:
+            return None
+        return load_stacked(self.source, mesh=self.mesh)
+
+    def place(self, local: Mapping[str, np.ndarray]) -> Batch:
+        return self.layout.place(local)
+
+    def train_step(
+        self, state: TrainState, frozen: Any, batch: Batch
+    ) -> tuple[TrainState, StepMetrics]:
+        return train_step(
+            state,
+            frozen,
+            batch,
+            optimizer=self.transformation,
+            model=self._model,
+            sums=self._loss_sums,
+        )
+
+    def evaluate_batch(self, state: TrainState, frozen: Any, batch: Batch) -> LossSums:
+        sums = jax.lax.map(
+            lambda micro: self._loss_sums(self._model(state.weights, frozen), micro), batch
+        )
+        return jax.tree.map(lambda x: x.sum(), sums)
+
+    @property
+    def _model(self) -> Any:
+        return adapted_model if self.lora.rank else whole_model
+
+    @property
+    def _loss_sums(self) -> Any:
+        return partial(
+            loss_sums, config=self.config, compute=self.compute, lora=self.lora, mesh=self.mesh
+        )
+
+    def measure(self, local: Mapping[str, np.ndarray]) -> float:
+        """Count the floating-point operations of a step, without recomputation."""
+        segments = local["segments"]
+        flops = training_flops(
+            self.config,
+            tokens=int((segments >= 0).sum()),
+            pairs=causal_pairs(segments),
+            adapters=params.count(self.specs) if self.lora.rank else 0,
+        )
+        # Rows of other processes are assumed to be like those of this one.
+        return flops * self.layout.batch_size / len(segments)
+
+    def step_row(
+        self, metrics: Mapping[str, Any], seconds: float, work: float, tally: Tally
+    ) -> dict[str, Any]:
+        tokens = int(metrics["tokens"])
+        tally.tokens += tokens
+        return {
+            **_values(metrics),
+            "perplexity": _perplexity(float(metrics["nll"])),
+            "tokens": tally.tokens,
+            "tokens_per_second": tokens / seconds,
+            "flops_utilization": work / seconds / self.peak_flops if self.peak_flops else None,
+        }
+
+    def step_note(self, row: dict[str, Any]) -> str:
+        return f"loss {row['loss']:.4f}, {row['tokens_per_second']:,.0f} tokens/s"
+
+    def evaluation_row(self, sums: Mapping[str, Any]) -> dict[str, float]:
+        targets = max(float(sums["targets"]), 1.0)
+        return {
+            "loss": float(sums["loss"]) / max(float(sums["weight"]), 1e-8),
+            "perplexity": _perplexity(float(sums["nll"]) / targets),
+            "accuracy": float(sums["correct"]) / targets,
+            **_values(means_by_kind(sums)),
+        }
+
+    def evaluation_note(self, row: dict[str, float]) -> str:
+        return f"held-out loss {row['loss']:.4f}, perplexity {row['perplexity']:.2f}"
+
+
+def _values(metrics: Mapping[str, Any]) -> dict[str, float]:
+    """Return numbers for a row; numbers of targets are whole."""
+    return {
+        name: int(value) if name.endswith("targets") else float(value)
+        for name, value in metrics.items()
+        if name != "nll"  # its exponential, the perplexity, is more readable
+    }
+
+
+def _perplexity(nll: float) -> float:
+    return math.exp(nll) if nll < 700 else math.inf

@@ -1,0 +1,160 @@
+"""Define what the training loop needs of a kind of training, text or VQGAN.
+
+`text.TextTraining` and `vqgan.training.VqganTraining` fill it in. Shapes, shardings and compiled
+functions follow from settings; only `first_state` and `frozen` make arrays. So a run can be traced
+for devices that this machine does not have.
+"""
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import jax
+import numpy as np
+import optax
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from lwm.core.hardware import precise
+from lwm.training.optimizer import OptimizerConfig, make_optimizer
+
+
+@dataclass
+class Tally:
+    """Count over the whole run; saved with each checkpoint.
+
+    Args:
+        tokens: tokens used for training, without padding.
+        skipped: steps whose loss or gradient was not finite.
+        skipped_in_a_row: how many of them are the latest steps.
+        best: the lowest evaluation loss.
+    """
+
+    tokens: int = 0
+    skipped: int = 0
+    skipped_in_a_row: int = 0
+    best: float | None = None
+
+    def is_best(self, loss: float) -> bool:
+        """Return whether an evaluation loss is the lowest so far, and record it."""
+        if not math.isfinite(loss) or (self.best is not None and loss >= self.best):
+            return False
+        self.best = loss
+        return True
+
+
+@dataclass(frozen=True, kw_only=True)
+class Training(ABC):
+    """Describe how one kind of model is trained on a mesh.
+
+    Args:
+        steps: length of the run, which the learning rate depends on.
+        seed: seed of the random weights.
+        show: called with the step and the state after each evaluation, to write samples.
+    """
+
+    mesh: Mesh
+    optimizer: OptimizerConfig
+    steps: int
+    seed: int = 0
+    show: Callable[[int, Any], None] | None = None
+
+    # State
+
+    @property
+    @abstractmethod
+    def specs(self) -> Any:
+        """Return the tree of `ParamSpec` that is trained."""
+
+    @property
+    @abstractmethod
+    def shardings(self) -> Any:
+        """Return the shardings of the state."""
+
+    @abstractmethod
+    def template(self) -> Any:
+        """Return shapes, types and shardings of the state."""
+
+    @abstractmethod
+    def first_state(self) -> Any:
+        """Return the state before the first step."""
+
+    def frozen(self) -> Any:
+        """Return the weights that training uses and does not change, or None."""
+        return None
+
+    # Computation
+
+    @property
+    @abstractmethod
+    def dtype(self) -> Any:
+        """Return the type that products are computed in."""
+
+    @abstractmethod
+    def train_step(self, state: Any, frozen: Any, batch: Any) -> tuple[Any, Any]:
+        """Compute the next state and the metrics of one batch; `skipped` is one of the metrics."""
+
+    @abstractmethod
+    def evaluate_batch(self, state: Any, frozen: Any, batch: Any) -> Any:
+        """Compute sums over one batch, a tree that can be added up over batches."""
+
+    @abstractmethod
+    def place(self, local: Mapping[str, np.ndarray]) -> Any:
+        """Return the global batch on the mesh, from this process's rows."""
+
+    def step(self) -> Any:
+        """Compile `train_step`; the compiled function reuses the buffers of the state."""
+        return jax.jit(
+            precise(self.train_step, self.dtype),
+            donate_argnums=0,
+            out_shardings=(self.shardings, self.replicated),
+        )
+
+    def evaluate(self) -> Any:
+        """Compile `evaluate_batch`."""
+        return jax.jit(precise(self.evaluate_batch, self.dtype), out_shardings=self.replicated)
+
+    # Reports
+
+    @abstractmethod
+    def measure(self, local: Mapping[str, np.ndarray]) -> float:
+        """Measure the work of a step from this process's rows, in the unit of `step_row`."""
+
+    @abstractmethod
+    def step_row(self, metrics: Any, seconds: float, work: float, tally: Tally) -> dict[str, Any]:
+        """Return one step's values for `metrics.jsonl`, with `loss`, and count in `tally`.
+
+        Args:
+            work: what `measure` returned for the step.
+        """
+
+    @abstractmethod
+    def step_note(self, row: dict[str, Any]) -> str:
+        """Summarize one step for a log line."""
+
+    @abstractmethod
+    def evaluation_row(self, sums: Any) -> dict[str, float]:
+        """Return an evaluation's values, with `loss`, from the sums over its batches."""
+
+    @abstractmethod
+    def evaluation_note(self, row: dict[str, float]) -> str:
+        """Summarize one evaluation for a log line."""
+
+    # Shared
+
+    @property
+    def transformation(self) -> optax.GradientTransformation:
+        """Return the optimizer of the trained weights."""
+        return make_optimizer(self.optimizer, self.specs, self.steps)
+
+    @cached_property
+    def learning_rates(self) -> np.ndarray:
+        """Return the learning rate of each update of the run."""
+        return np.asarray(jax.vmap(self.optimizer.rate_over(self.steps))(np.arange(self.steps)))
+
+    @property
+    def replicated(self) -> NamedSharding:
+        """Return the sharding that puts the whole array on every device."""
+        return NamedSharding(self.mesh, PartitionSpec())
