@@ -24,7 +24,7 @@ import lwm
 from lwm.checkpoints.open import find_known
 from lwm.cli.ranges import parse_depths, parse_lengths
 from lwm.evaluation.answering import ModelAnswerer
-from lwm.evaluation.case import Case
+from lwm.evaluation.task import Case
 from lwm.evaluation.tasks.haystack import SPREAD, read_haystack
 from lwm.evaluation.tasks.needle import NeedleTask
 

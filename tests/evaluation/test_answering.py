@@ -8,7 +8,7 @@ from tiny_evaluation import END, WORDS, words, write_model
 import lwm
 from lwm.core.errors import CapacityError
 from lwm.evaluation.answering import ModelAnswerer
-from lwm.evaluation.case import Case
+from lwm.evaluation.task import Case
 
 LENGTHS = (20, 90, 45, 33, 70)
 ANSWER = 6

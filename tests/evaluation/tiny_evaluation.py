@@ -24,9 +24,8 @@ from lwm.core.distributed import DistributedConfig, first_process, join, togethe
 from lwm.core.errors import InputError, LwmError
 from lwm.core.params import initialize
 from lwm.evaluation.answering import ModelAnswerer
-from lwm.evaluation.case import Case, Key, Verdict
-from lwm.evaluation.evaluate import evaluate
-from lwm.evaluation.results import ROWS, Results
+from lwm.evaluation.results import ROWS, Key, Results
+from lwm.evaluation.task import Case, Verdict, evaluate
 from lwm.models.llama import LlamaConfig, llama_params
 
 # Large weights, so that every order of sums agrees on which token is likeliest.

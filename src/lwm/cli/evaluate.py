@@ -16,14 +16,13 @@ from lwm.core.errors import ConfigError
 from lwm.core.progress import say
 
 if TYPE_CHECKING:
-    from lwm.evaluation.case import Task
     from lwm.evaluation.perplexity import Curve
     from lwm.evaluation.results import Row
+    from lwm.evaluation.task import Task
     from lwm.generation.model import Model
 
 SuiteName = Literal["ruler", "babilong", "infinitebench"]
-_TEXT_ROOM, _VIDEO_ROOM = 1024, 512
-"""Tokens to allow for question and template where --theta sets the context."""
+_TEXT_ROOM, _VIDEO_ROOM = 1024, 512  # tokens of question and template, where --theta is set
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -309,20 +308,12 @@ def _evaluate(
     describe: Callable[["Row"], str],
     finish: Callable[["list[Row]"], dict[str, Any]] = lambda rows: {},
 ) -> None:
-    """Answer a task, logging each new row, and write and print its report.
-
-    Nothing may be refused afterwards: the directory of the run keeps its settings.
-
-    Args:
-        settings: what the rows depend on besides `flags`.
-        describe: names the case of a row in the log.
-        finish: returns further arguments of `write_report`; called in process 0.
-    """
+    """Answer a task, log rows as `describe` names them, and report, with `finish`'s arguments."""
     from lwm.evaluation.answering import ModelAnswerer
-    from lwm.evaluation.evaluate import evaluate
     from lwm.evaluation.report.page import write_report
     from lwm.evaluation.report.scores import overall, percent, points_of
     from lwm.evaluation.results import Results
+    from lwm.evaluation.task import evaluate
     from lwm.generation.session import model_fingerprint
 
     name = f"{task.name.removeprefix('suite ')}-{Path(model).name}"
@@ -350,8 +341,7 @@ def _evaluate(
 
 
 def _digest(path: Path) -> str | None:
-    """Hash a file; None for a name that is not a file, such as `book`."""
-    if not path.is_file():
+    if not path.is_file():  # such as `book`
         return None
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()[:16]

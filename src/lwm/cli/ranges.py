@@ -12,11 +12,7 @@ Spacing = Literal["linear", "sigmoid"]
 
 
 def parse_lengths(text: str, name: str = "lengths") -> list[int]:
-    """Parse distinct whole numbers of at least 1, ascending.
-
-    Raises:
-        ConfigError: it is not a range, or has a number below 1.
-    """
+    """Parse distinct whole numbers of at least 1, ascending."""
     values = [round(value) for value in _parse(text, name, "1024,4096 or 1024:8192:4")]
     if min(values) < 1:
         raise ConfigError(f"{name} has {min(values)}; it must be at least 1")
@@ -24,14 +20,7 @@ def parse_lengths(text: str, name: str = "lengths") -> list[int]:
 
 
 def parse_depths(text: str, spacing: Spacing = "linear") -> list[float]:
-    """Parse distinct percentages, ascending, rounded to a tenth.
-
-    Args:
-        spacing: of `min:max:count`; `sigmoid` is denser at both ends and keeps 0 and 100.
-
-    Raises:
-        ConfigError: it is not a range, or has a number outside 0 to 100.
-    """
+    """Parse distinct percentages, ascending; `sigmoid` ranges are denser at both ends."""
     values = np.array(_parse(text, "depths", "0,50,100 or 0:100:5"))
     for depth in values:
         if not 0 <= depth <= 100:

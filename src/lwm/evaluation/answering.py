@@ -10,7 +10,7 @@ from lwm.engine.engine import Engine
 from lwm.engine.request import Request
 from lwm.engine.runner import reserved_length
 from lwm.engine.sampling import Sampling
-from lwm.evaluation.case import Case
+from lwm.evaluation.task import Case
 from lwm.generation.model import Model
 
 GREEDY = Sampling(temperature=0.0)
@@ -20,12 +20,9 @@ class ModelAnswerer:
     """Answer cases greedily with a loaded model.
 
     Args:
-        budget: total prompt tokens of a batch. With less than two prompts need, prompts run one
-            at a time, and the prefix that a prompt shares with the one before is not recomputed.
+        budget: total prompt tokens of a batch. If it does not hold two prompts, they run one at a
+            time, and a prefix shared with the prompt before is not recomputed.
         template: chat template of the prompts; its end of turn ends an answer.
-
-    Attributes:
-        engine: the engine of the last batch.
     """
 
     def __init__(self, model: Model, budget: int = 0, template: str = "auto") -> None:
@@ -34,12 +31,10 @@ class ModelAnswerer:
         self._shape = (0, 0)
 
     def restart(self) -> None:
-        """Empty the cache."""
         if self.engine is not None:
             self.engine.scheduler.forget()
 
     def answer(self, cases: Sequence[Case]) -> Iterator[str]:
-        """Yield the response to each case."""
         tokenizer = self._model.tokenizer
         end = TURN_ENDS.get(self._template)
         turn_end = None if end is None else tokenizer.backend.token_to_id(end)
@@ -51,7 +46,6 @@ class ModelAnswerer:
                 yield "".join(tokenizer.decode_stream(tokens))
 
     def follow(self, cases: Sequence[Case]) -> Iterator[list[bool]]:
-        """Yield, for each case, whether each target token is the likeliest after its prefix."""
         for batch in self._batches(cases):
             hits: list[list[bool]] = [[] for _ in batch]
             # One token is generated after each prefix of the target. The cache keeps the prompt,

@@ -42,8 +42,6 @@ Scored = tuple[Any, list[int], list[int]]
 
 @dataclass(frozen=True)
 class _Generation:
-    """One request of `generate_until`, as tokens."""
-
     index: int
     prompt: list[int]
     max_tokens: int
@@ -52,21 +50,12 @@ class _Generation:
 
 
 class LwmHarness(TemplateLM):
-    """Evaluate a model with lm-eval.
+    """Evaluate a MODEL with lm-eval; most arguments are those of `lwm.load`.
 
     Args:
-        pretrained: any MODEL.
-        tokenizer, config, dtype: as in `lwm.load`.
-        mesh: as in `lwm.load`, or a list of four sizes.
-        theta: RoPE theta; defaults to the model's.
         max_length: context in tokens; longer than the model's only with a theta.
-        batch_size: rows of a batch, or `auto` for rows of a few thousand tokens together.
-        max_batch_size: limit for `auto`.
-        device: ignored. lm-eval always passes a torch device such as `cuda:0`; jax's default
-            device or the mesh is used.
-
-    Raises:
-        LwmError: the model cannot be loaded, or a setting is out of range.
+        batch_size: rows of a batch, or `auto` for a few thousand tokens.
+        device: ignored; lm-eval always passes a torch device such as `cuda:0`.
     """
 
     def __init__(
@@ -100,7 +89,6 @@ class LwmHarness(TemplateLM):
 
     @property
     def eot_token_id(self) -> int:
-        """Return the token that ends a text."""
         if not self.tokenizer.eos:
             raise ConfigError(
                 f"the tokenizer of {self.model.source} names no token that ends a text; add one "
@@ -110,34 +98,28 @@ class LwmHarness(TemplateLM):
 
     @property
     def prefix_token_id(self) -> int:
-        """Return the token that precedes a text without a context."""
         bos = self.tokenizer.bos_id
         return self.eot_token_id if bos is None else bos
 
     @property
     def max_length(self) -> int:
-        """Return the context in tokens."""
         return self.model.config.max_sequence_length
 
     @property
     def max_gen_toks(self) -> int:
-        """Return the default limit of an answer."""
         return 256
 
     @property
     def batch_size(self) -> int | str:
-        """Return the rows of a batch, or `auto`."""
         return self._rows or "auto"
 
     @property
     def tokenizer_name(self) -> str:
-        """Return the name under which lm-eval caches requests."""
         return self.model.source
 
     def tok_encode(
         self, string: str, add_special_tokens: bool | None = None, **kwargs: Any
     ) -> list[int]:
-        """Encode a text; the token that begins it is not added twice."""
         has_bos = self.tokenizer.bos is not None and string.startswith(self.tokenizer.bos)
         specials = not has_bos if add_special_tokens is None else add_special_tokens
         return self.tokenizer.encode(string, specials=specials)
@@ -145,7 +127,6 @@ class LwmHarness(TemplateLM):
     def apply_chat_template(
         self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True
     ) -> str:
-        """Render messages with the model's chat template."""
         return render(
             choose_template("auto", self.tokenizer),
             chat_history,
@@ -187,7 +168,6 @@ class LwmHarness(TemplateLM):
     def loglikelihood_rolling(
         self, requests: Sequence[Instance], disable_tqdm: bool = False
     ) -> list[float]:
-        """Return the log-likelihood of each whole text, computed in disjoint windows."""
         windows: list[tuple[int, Scored]] = []
         for index, request in enumerate(requests):
             (text,) = request.args
@@ -209,7 +189,6 @@ class LwmHarness(TemplateLM):
     def generate_until(
         self, requests: Sequence[Instance], disable_tqdm: bool = False
     ) -> list[str]:
-        """Generate the answer to each request, up to a stop string."""
         generations = [self._parse(i, *request.args) for i, request in enumerate(requests)]
         answers = [""] * len(generations)
         sizes = {one.index: len(one.prompt) + one.max_tokens for one in generations}
@@ -254,7 +233,6 @@ class LwmHarness(TemplateLM):
     def _generate(
         self, batch: Sequence[_Generation], slots: int
     ) -> Iterator[tuple[_Generation, list[int]]]:
-        """Yield the token ids of answers, up to a stop string or a little further."""
         longest = max(len(one.prompt) + one.max_tokens for one in batch)
         engine = self.model.engine_for(longest - 1, 1, slots)
         numbers = {
@@ -281,10 +259,8 @@ class LwmHarness(TemplateLM):
         return ((one, answers[number]) for number, one in numbers.items())
 
     def _batches(self, sizes: Mapping[int, int]) -> Iterator[tuple[list[int], int]]:
-        """Yield the indices of the rows of each batch, and the number of rows to compute.
-
-        The longest rows come first, and counts are powers of two, so that little is compiled.
-        """
+        """Yield the indices of each batch, longest rows first, and a power of two of rows to
+        compute, so that few shapes are compiled."""
         order = sorted(sizes, key=lambda index: -sizes[index])
         while order:
             rows = self._rows or min(BATCH_TOKENS // max(1, sizes[order[0]]), self._max_rows)
@@ -294,7 +270,6 @@ class LwmHarness(TemplateLM):
 
 
 def _batch_rows(batch_size: int | str) -> int:
-    """Return the rows of a batch, or 0 for `auto`."""
     text = str(batch_size)
     if text.partition(":")[0] == "auto":
         return 0
@@ -304,7 +279,6 @@ def _batch_rows(batch_size: int | str) -> int:
 
 
 def _shorten_context(model: Model, max_length: int) -> None:
-    """Set a shorter context, before anything is compiled."""
     limit = model.config.max_sequence_length
     if max_length > limit:
         raise CapacityError(

@@ -29,21 +29,13 @@ from lwm.evaluation.tasks.haystack import read_haystack
 from lwm.generation.model import Model
 
 KEYS = ("theta", "length", "row", "bucket_from")
-MAX_THETAS = 8
-"""The plot has no more colors."""
+MAX_THETAS = 8  # colors of the plot
 _FIRST_EDGE = 64
 
 
 @dataclass(frozen=True, kw_only=True)
 class PerplexityConfig(Checked):
-    """Set what is measured.
-
-    Args:
-        lengths: context lengths in tokens, ascending.
-        thetas: RoPE thetas to measure besides the model's.
-        rows: rows of text at each length.
-        batch_tokens: tokens of a batch, which has at least one row.
-    """
+    """Set the ascending context lengths, rows at each, and thetas besides the model's."""
 
     lengths: Sequence[int]
     thetas: Sequence[float] = ()
@@ -62,21 +54,14 @@ class PerplexityConfig(Checked):
 
 
 def bucket_edges(length: int, shortest: int) -> list[int]:
-    """Return the bounds of a row's buckets: 0, 64, 96, 128, 192, ..., `length`.
-
-    One of them is where the last `shortest` tokens begin.
-    """
+    """Return the bounds of a row's buckets: 0, 64, 96, 128, ..., `length - shortest`, `length`."""
     doubled = itertools.takewhile(lambda x: x < length, (_FIRST_EDGE << n for n in range(64)))
     inner = {edge for low in doubled for edge in (low, low * 3 // 2) if edge < length}
     return sorted({0, *inner, length - shortest, length})
 
 
 def require_lengths(config: PerplexityConfig, context: int, source: str) -> None:
-    """Refuse lengths beyond the context, unless another theta is measured.
-
-    Raises:
-        CapacityError: names the longest length.
-    """
+    """Raise CapacityError if a length is beyond the context and no other theta is measured."""
     longest = max(config.lengths)
     if longest > context and not config.thetas:
         raise CapacityError(
@@ -86,14 +71,8 @@ def require_lengths(config: PerplexityConfig, context: int, source: str) -> None
 
 
 def read_rows(data: str, tokenizer: Tokenizer, longest: int, rows: int) -> np.ndarray:
-    """Read rows of consecutive text, [rows, longest + 1]; the last token is only a target.
-
-    Args:
-        data: the text, as `lwm.evaluation.tasks.haystack.read_texts` takes it.
-
-    Raises:
-        InputError: the text is too short.
-    """
+    """Read rows of text, [rows, longest + 1], as `read_haystack` does; raise InputError if it is
+    too short. The last token is only a target."""
     size = longest + 1
     ids = read_haystack(data, tokenizer, rows * size).ids
     if len(ids) < rows * size:
@@ -107,11 +86,7 @@ def read_rows(data: str, tokenizer: Tokenizer, longest: int, rows: int) -> np.nd
 def run_settings(
     model: Model, data: str, text: np.ndarray, config: PerplexityConfig
 ) -> dict[str, Any]:
-    """Return the settings that the rows of a run depend on.
-
-    Thetas, and lengths between the shortest and the longest, are not among them: a later call may
-    add some, and existing rows stay valid.
-    """
+    """Return the settings that rows depend on; later calls may add thetas and middle lengths."""
     return {
         "evaluation": "perplexity",
         "model": model.source,
@@ -131,12 +106,9 @@ class Curve:
     theta: float
     length: int
     edges: Sequence[int]
-    """Bounds of the buckets."""
     values: Sequence[float]
-    mean: float
-    """Over all positions."""
-    last: float
-    """Over the tokens that rows of all lengths end with."""
+    mean: float  # over all positions
+    last: float  # over the tokens that rows of all lengths end with
 
 
 def measure(
@@ -150,17 +122,12 @@ def measure(
 
     Args:
         text: from `read_rows`, for the longest length.
-        on_curve: callback for each finished curve.
-
-    Raises:
-        CapacityError: a length is beyond the context, see `require_lengths`.
     """
     limit = model.config.max_sequence_length
     require_lengths(config, limit, model.source)
     shortest = min(config.lengths)
     lengths_of = {float(model.config.rope_theta): [n for n in config.lengths if n <= limit]}
     lengths_of |= {float(theta): list(config.lengths) for theta in config.thetas}
-    # The tokenizer puts this before a text.
     bos = [id for id in model.tokenizer.encode("") if id == model.tokenizer.bos_id][:1]
     with progress("reading", config.rows * sum(map(sum, lengths_of.values()))) as advance:
         for theta, lengths in lengths_of.items():
@@ -175,10 +142,8 @@ def measure(
                     tokens = _last_tokens(text[rows.start : rows.stop], length, bos)
                     _measure_batch(scorer, tokens, rows, theta, shortest, results)
                     advance(length * len(rows))
-                finished = [
-                    row for row in results.rows if (row["theta"], row["length"]) == (theta, length)
-                ]
-                on_curve(perplexity_curves(finished, shortest)[0])
+                curves = perplexity_curves(results.rows, shortest)
+                on_curve(next(c for c in curves if (c.theta, c.length) == (theta, length)))
     return perplexity_curves(results.rows, shortest)
 
 
@@ -190,8 +155,7 @@ def _measure_batch(
     shortest: int,
     results: Results,
 ) -> None:
-    """Append the missing rows of results of a batch; it is computed as a whole if one is missing,
-    since rounding depends on the batch."""
+    # A batch is computed as a whole if one row is missing, since rounding depends on it.
     length = tokens.shape[1] - 1
     missing = [
         ({"theta": theta, "length": length, "row": row, "bucket_from": low}, high)
@@ -209,20 +173,16 @@ def _measure_batch(
 
 
 def _last_tokens(text: np.ndarray, length: int, bos: Sequence[int]) -> np.ndarray:
-    """Return the last `length` tokens of each row and one token before them."""
     if not bos:
         return text[:, -(length + 1) :]
     return np.concatenate([np.full((len(text), 1), bos[0]), text[:, -length:]], axis=1)
 
 
 def perplexity_curves(rows: Iterable[Mapping[str, Any]], shortest: int) -> list[Curve]:
-    """Compute the curves of a run from its rows, by theta and length.
+    """Compute curves from rows, by theta and length; raise InputError for rows of another kind.
 
     Args:
         shortest: shortest length of the run.
-
-    Raises:
-        InputError: a row is not a row of perplexity.
     """
     sums: dict[tuple[float, int], dict[tuple[int, int], np.ndarray]] = {}
     for row in rows:
@@ -257,8 +217,7 @@ def _perplexity(nll: float, tokens: float) -> float:
     return float(np.exp(min(nll / tokens, 100.0)))
 
 
-Series = Mapping[str, Sequence[Curve]]
-"""Curves by what the legend calls them, those of one series by length."""
+Series = Mapping[str, Sequence[Curve]]  # by name in the legend, then length
 
 
 def curves_by_theta(curves: Sequence[Curve], model_theta: float) -> Series:
@@ -273,14 +232,7 @@ def curves_by_theta(curves: Sequence[Curve], model_theta: float) -> Series:
 
 
 def curves_of_runs(runs: Mapping[str, tuple[Mapping[str, Any], Rows]]) -> Series:
-    """Compute the curves of several runs, by run and theta.
-
-    Args:
-        runs: settings and rows by name.
-
-    Raises:
-        InputError: rows are not rows of perplexity, or the runs measured different tokens.
-    """
+    """Compute curves by run and theta; raise InputError if runs measured different tokens."""
     series, (first, (expected, _)) = {}, next(iter(runs.items()))
     for run, (settings, rows) in runs.items():
         for name in ("text", "shortest"):
@@ -317,11 +269,7 @@ def curve_table(series: Series) -> Table:
 
 
 def comparison_table(series: Series) -> Table:
-    """Tabulate perplexities of several runs: a column for each run and theta.
-
-    The rows are positions in the longest context, then the tokens that contexts of all lengths
-    end with.
-    """
+    """Tabulate runs: positions in the longest context, then the last tokens by length."""
     longest = [curves[-1] for curves in series.values()]
     lasts = [{curve.length: curve.last for curve in curves} for curves in series.values()]
     lengths = sorted({length for last in lasts for length in last})
@@ -333,7 +281,6 @@ def comparison_table(series: Series) -> Table:
 
 
 def _bucket_rows(curves: Sequence[Curve]) -> list[list[str]]:
-    """Make a table row for each bucket that a curve has."""
     columns = [
         dict(zip(itertools.pairwise(curve.edges), curve.values, strict=True)) for curve in curves
     ]
@@ -348,11 +295,7 @@ def _table_row(name: str, cells: Iterable[float | None]) -> list[str]:
 
 
 def perplexity_figure(series: Series, title: str, *, longest_only: bool = False) -> Figure:
-    """Plot perplexity by position, and beside it over the last tokens by context length.
-
-    Args:
-        longest_only: leave out the positions of shorter contexts.
-    """
+    """Plot perplexity by position, and beside it over the last tokens by context length."""
     lengths = sorted({curve.length for curves in series.values() for curve in curves})
     several = len(lengths) > 1
     figure = Figure(figsize=(12 if several else 7, 4.5), layout="constrained")

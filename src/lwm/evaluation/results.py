@@ -15,29 +15,25 @@ from lwm.core.distributed import first_process, from_first, together
 from lwm.core.errors import InputError
 from lwm.core.files import new_file
 from lwm.core.journal import append, discard_incomplete, read_journal
-from lwm.evaluation.case import Key
 
 ROWS = "results.jsonl"
 SETTINGS = "settings.json"
 MAX_BYTES = 1 << 30
-"""Limit for a file of rows; no real one comes near it."""
 
+Key = Mapping[str, int | float | str]
+"""The columns that identify a row of a run, such as `context_length`, `depth_percent`, `seed`."""
 Row = dict[str, Any]
 Rows = Sequence[Mapping[str, Any]]
 
 
 class Results:
-    """Keep the rows of one run, on disk after each answer.
+    """Keep the rows of one run, on disk after each answer; process 0 reads and writes.
 
-    Every process must open the same run and append the same rows; process 0 reads and writes.
+    Opening another run, or broken rows, raises InputError in every process.
 
     Args:
-        directory: created with the first row.
-        settings: JSON data that the rows depend on; must match those of the interrupted run.
+        settings: JSON data that the rows depend on.
         keys: names of the columns that identify a row.
-
-    Raises:
-        InputError: the directory holds another run or broken rows; raised in every process.
     """
 
     def __init__(
@@ -65,7 +61,7 @@ class Results:
         return self._key(key) in self._answered
 
     def append(self, row: Row) -> None:
-        """Write a row; it is on disk when this returns."""
+        """Write a row to disk."""
         with together():  # a full disk must end every process
             if first_process():
                 self._write(row)
@@ -82,14 +78,8 @@ class Results:
 
 
 def read_results(path: Path) -> tuple[dict[str, Any], list[Row]]:
-    """Return the settings and rows of a run, from its directory or its file of rows.
-
-    A file of rows may also be a JSON array, as the original LWM scripts write it. Settings are
-    empty if there are none beside the rows.
-
-    Raises:
-        InputError: there are no rows, or they are broken.
-    """
+    """Return the settings, if any, and rows of a run's directory or file; raise InputError if
+    there are none. The file may be a JSON array, as the original LWM scripts write it."""
     file = path / ROWS if path.is_dir() else path
     if not file.is_file():
         raise InputError(f"{path} holds no results; name a directory with {ROWS}, or such a file")
@@ -103,7 +93,6 @@ def read_results(path: Path) -> tuple[dict[str, Any], list[Row]]:
 
 
 def _open_run(directory: Path, settings: Mapping[str, Any]) -> list[Row]:
-    """Return the rows of a run's directory, if it exists."""
     path, rows = directory / SETTINGS, directory / ROWS
     if path.exists():
         remedy = "name another --out, or remove it"

@@ -18,10 +18,9 @@ from tokenizers import decoders, models, pre_tokenizers
 from lwm.core.errors import ConfigError, InputError
 from lwm.data.text.tokenizer import Tokenizer
 from lwm.data.text.tokenizer_train import train_tokenizer
-from lwm.evaluation.case import Case
-from lwm.evaluation.evaluate import evaluate
 from lwm.evaluation.report.scores import by_length, by_task, effective_length, points_of
 from lwm.evaluation.results import Results
+from lwm.evaluation.task import Case, evaluate
 from lwm.evaluation.tasks.babilong import names_only
 from lwm.evaluation.tasks.filler import Prose
 from lwm.evaluation.tasks.question import most_units

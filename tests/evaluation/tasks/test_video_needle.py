@@ -16,9 +16,8 @@ from scipy import ndimage
 from lwm.core.errors import CapacityError, InputError
 from lwm.core.params import initialize
 from lwm.data.text.tokenizer import Tokenizer
-from lwm.evaluation.case import Case
-from lwm.evaluation.evaluate import evaluate
 from lwm.evaluation.results import Results
+from lwm.evaluation.task import Case, evaluate
 from lwm.evaluation.tasks.cards import (
     COLORS,
     Card,

@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 
 from lwm.core.errors import InputError
 from lwm.evaluation.perplexity import comparison_table, curves_of_runs, perplexity_figure
-from lwm.evaluation.report.page import title_of, write_comparison_page
+from lwm.evaluation.report.page import title_of, write_page
 from lwm.evaluation.report.plots import save_figure, score_by_length
 from lwm.evaluation.report.scores import (
     Point,
@@ -37,12 +37,7 @@ _KINDS: dict[RowKind | Literal["perplexity"], str] = {
 
 @dataclass(frozen=True, kw_only=True)
 class Comparison:
-    """Hold several runs as one table and one figure.
-
-    Args:
-        runs: names of the runs.
-        figure: plots the runs under a title.
-    """
+    """Hold named runs as one table, and a function that plots them under a title."""
 
     runs: Sequence[str]
     table: Table
@@ -50,15 +45,8 @@ class Comparison:
 
 
 def compare_runs(paths: Sequence[Path]) -> Comparison:
-    """Compare runs of one kind.
-
-    Args:
-        paths: directories of runs, or files of rows, also of the original LWM scripts.
-
-    Raises:
-        InputError: a path holds no results or another kind of rows than the first, the suites
-            share no task, or the perplexities were measured on different tokens.
-    """
+    """Compare directories of runs or files of rows; raise InputError if they have nothing in
+    common: another kind of rows, no shared task, perplexities of different tokens."""
     if not paths:
         raise InputError("there are no results to compare; name directories of runs, or files")
     runs = [read_results(path) for path in paths]
@@ -91,11 +79,7 @@ def _kind_of_run(path: Path, rows: Rows) -> RowKind | Literal["perplexity"]:
 
 
 def _score_table(runs: Mapping[str, Sequence[Point]], kind: RowKind) -> Table:
-    """Tabulate scores in percent, a column for each run.
-
-    The rows are tasks, lengths, the overall score, and the score over the cells that all runs
-    share if a run has others.
-    """
+    """Tabulate scores by task and length, overall, and over the cells that all runs share."""
     if not set.intersection(*({point.task for point in points} for points in runs.values())):
         first, *others = runs
         raise InputError(
@@ -127,11 +111,7 @@ def _task_rows(runs: Mapping[str, Sequence[Point]]) -> list[list[str]]:
 
 
 def write_comparison(comparison: Comparison, directory: Path, title: str) -> list[Path]:
-    """Write compare.png, compare.svg and compare.html, and return their paths.
-
-    Raises:
-        InputError: the directory cannot be created.
-    """
+    """Write compare.png, compare.svg and compare.html, and return their paths."""
     try:
         directory.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -141,15 +121,12 @@ def write_comparison(comparison: Comparison, directory: Path, title: str) -> lis
     figure = comparison.figure(title)
     page = directory / "compare.html"
     written = save_figure(figure, directory / "compare")
-    write_comparison_page(
-        page, title=title, notes=[", ".join(comparison.runs)], figures={"compare": figure},
-        table=comparison.table,
-    )  # fmt: skip
+    notes = [", ".join(comparison.runs)]
+    write_page(page, title, {"compare": figure}, notes=notes, table=comparison.table)
     return [*written, page]
 
 
 def _names(paths: Sequence[Path], runs: Sequence[tuple[Mapping[str, Any], Rows]]) -> list[str]:
-    """Name each run by its title, with the path and a number where names would be the same."""
     titles = [
         title_of(settings, path.name if path.is_dir() else str(path))
         for path, (settings, _) in zip(paths, runs, strict=True)

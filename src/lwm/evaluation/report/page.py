@@ -50,21 +50,14 @@ def write_report(
     figures: Mapping[str, Figure] | None = None,
     table: Table | None = None,
 ) -> Path:
-    """Write the figures of a run as PNG and SVG, and its page; existing ones are replaced.
+    """Write or replace the figures and the page of a run, and return the page's path.
 
     Args:
-        settings: of the run; `evaluation`, `model` and `theta` make the title.
         keys: of all rows of the run, so that the page shows how many are missing.
         notes: sentences below the title.
         threshold: score in percent from which a length counts as effective, for suites.
-        figures: further figures by name, after those of the scores.
-        table: replaces the table of scores by length or task.
-
-    Returns:
-        The path of the page.
-
-    Raises:
-        InputError: a row has no length, or a score that is not a number from 0 to 1.
+        figures: further figures by name.
+        table: replaces the table of scores.
     """
     title = title_of(settings)
     drawn: dict[str, Figure] = {}
@@ -78,7 +71,7 @@ def write_report(
     for name, figure in drawn.items():
         save_figure(figure, directory / name)
     path = directory / REPORT
-    _write_page(
+    write_page(
         path, title, drawn,
         notes=notes, summary=summary, table=table,
         transcripts=_transcripts(rows) if scored else [],
@@ -88,14 +81,8 @@ def write_report(
     return path
 
 
-def write_comparison_page(
-    path: Path, *, title: str, notes: Sequence[str], figures: Mapping[str, Figure], table: Table
-) -> None:
-    """Write a page with figures and a table of several runs."""
-    _write_page(path, title, figures, notes=notes, table=table)
-
-
-def _write_page(path: Path, title: str, figures: Mapping[str, Figure], **values: Any) -> None:
+def write_page(path: Path, title: str, figures: Mapping[str, Figure], **values: Any) -> None:
+    """Render page.html with further values, and write it."""
     template = files("lwm.evaluation.report").joinpath("page.html").read_text(encoding="utf-8")
     inlined = [
         (name.replace("_", " "), base64.b64encode(svg(figure).encode()).decode())
@@ -146,7 +133,7 @@ def environment() -> dict[str, str]:
 
 
 def revision(package: Path) -> str:
-    """Return git's description of a package's revision; empty if git does not track it."""
+    """Return git's description of a package's revision, empty if git does not track it."""
 
     def git(*arguments: str) -> str:
         command = ["git", "-C", str(package), *arguments]
@@ -170,7 +157,6 @@ def _plain(value: Any) -> str:
 
 
 def _transcripts(rows: Rows) -> list[dict[str, Any]]:
-    """Return some rows for the page, failing ones first."""
     scored = [(score_of(row), row) for row in rows if "response" in row]
     scored.sort(key=lambda pair: pair[0])
     shown = [pair for pair in scored if pair[0] < 1][:_MAX_FAILING]

@@ -45,8 +45,7 @@ _style = matplotlib.rc_context(
 _RED_TO_GREEN = LinearSegmentedColormap.from_list(
     "score", ["#d9363e", "#f08a4b", "#f7dd72", "#9fcf6b", "#2e9e5b"]
 )
-_MAX_DEPTHS = 21
-"""More depths, such as random ones, are grouped by tenths."""
+_MAX_DEPTHS = 21  # more are grouped by tenths
 _COLORS = ("#1f4e79", "#c55a11", "#3a7d44", "#7b4b94", "#b8860b", "#4a4a4a", "#c2185b", "#00838f")
 _MARKERS = "osD^vP*X"
 
@@ -60,14 +59,7 @@ def headline(name: str, rows: Rows) -> str:
 
 @_style
 def heat_map(rows: Rows, title: str, keys: Iterable[Mapping[str, Any]] = ()) -> Figure:
-    """Plot the mean score of each context length (right) and depth (down), from 0 to 100%.
-
-    Args:
-        keys: of all rows of the run; cells that have no row yet stay empty.
-
-    Raises:
-        InputError: a row has no length or no score.
-    """
+    """Plot the mean score of each length and depth; cells of `keys` without rows stay empty."""
     lengths, depths, grid = _depth_grid(rows, keys)
     cell = float(np.clip(13 / len(lengths), 0.42, 0.95))
     figure = Figure(
@@ -108,7 +100,7 @@ def heat_map(rows: Rows, title: str, keys: Iterable[Mapping[str, Any]] = ()) -> 
 def _depth_grid(
     rows: Rows, keys: Iterable[Mapping[str, Any]]
 ) -> tuple[list[int], list[str], np.ndarray]:
-    """Return lengths, labels of depths, and scores in percent, [depths, lengths]."""
+    """Return lengths, labels of depths, and percentages, [depths, lengths]."""
     values = by_cell(points_of(rows))
     cells = {*values, *cells_of(keys)}
     assert cells, "rows without depths have no heat map"
@@ -129,11 +121,7 @@ def _depth_grid(
 
 @_style
 def score_by_length(runs: Mapping[str, Rows], title: str) -> Figure:
-    """Plot a line for each run: its mean score at each length.
-
-    Args:
-        runs: rows by what the legend calls them.
-    """
+    """Plot a line for each named run: its mean score at each length."""
     figure = Figure(figsize=(7.6, 4.4), layout="constrained")
     axes = figure.subplots()
     lengths: set[int] = set()
@@ -166,11 +154,7 @@ def score_by_length(runs: Mapping[str, Rows], title: str) -> Figure:
 
 @_style
 def task_bars(rows: Rows, title: str, threshold: float | None = None) -> Figure:
-    """Plot bars for each task, one for each length, and for the mean of all tasks.
-
-    Args:
-        threshold: score in percent from which a length counts as effective; a line marks it.
-    """
+    """Plot a bar for each task and length, the mean of tasks, and a line at the threshold."""
     points = points_of(rows)
     tasks, means = by_task(points), by_length(points)
     names = list(dict.fromkeys(task for task, _ in tasks))
@@ -216,12 +200,7 @@ def _label_bars(axes: Axes, places: np.ndarray, heights: Sequence[float]) -> Non
 
 @_style
 def frame_sheet(rows: Mapping[str, Sequence[np.ndarray]], captions: Sequence[str]) -> Figure:
-    """Show frames side by side.
-
-    Args:
-        rows: frames, uint8 [height, width, 3], by the label of their row.
-        captions: one for each column.
-    """
+    """Show frames, uint8 [height, width, 3], by the label of their row, with column captions."""
     figure = Figure(
         figsize=(1.2 + 1.1 * len(captions), 0.5 + 1.15 * len(rows)), layout="constrained"
     )
@@ -309,12 +288,10 @@ def _unit(rows: Rows) -> str:
 
 
 def _unevenness(places: np.ndarray) -> float:
-    """Return the standard deviation of the steps between places, in mean steps."""
     steps = np.diff(places)
     return float(np.std(steps) / np.mean(steps)) if len(steps) else 0.0
 
 
 def _rotation(labels: Sequence[str], room: float) -> int:
-    """Return the rotation in degrees of labels that have `room` inches each."""
     widest = max(map(len, labels)) * 0.085
     return 0 if widest < room else 45 if widest < 1.6 * room else 90

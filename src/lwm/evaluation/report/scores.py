@@ -6,35 +6,25 @@ the `task` of a suite, or the `frames` of a video.
 
 import math
 from collections import Counter, defaultdict
-from collections.abc import Hashable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal
 
 from lwm.core.errors import InputError
 from lwm.evaluation.results import Rows
 
 RowKind = Literal["length", "frames", "suite"]
-"""Rows of prompts by length, of videos by frames, or of a suite's tasks."""
 
 _LENGTHS = ("context_length", "frames")
-
-Group = TypeVar("Group", bound=Hashable)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Point:
-    """Hold the score of one item.
+    """Hold the score of one item."""
 
-    Args:
-        length: tokens of the context, or frames of the video.
-        depth: in percent; None if nothing was hidden, or several items share a verdict.
-        value: from 0 to 1.
-        task: task of a suite, else empty.
-    """
-
-    length: int
-    depth: float | None
-    value: float
+    length: int  # tokens of the context, or frames
+    depth: float | None  # in percent; None if several items share a verdict
+    value: float  # from 0 to 1
     task: str = ""
 
     @property
@@ -49,11 +39,7 @@ def is_scored(row: Mapping[str, Any]) -> bool:
 
 
 def score_of(row: Mapping[str, Any]) -> float:
-    """Return the score of a row, or the mean of its verdicts if it has no score.
-
-    Raises:
-        InputError: it has neither, or they are not numbers from 0 to 1.
-    """
+    """Return the score of a row, or the mean of its verdicts; raise InputError without either."""
     value = row.get("score", row.get("correct"))
     values: list[Any] = value if isinstance(value, list) and value else [value]
     if not all(isinstance(one, int | float) and 0 <= one <= 1 for one in values):
@@ -65,11 +51,7 @@ def score_of(row: Mapping[str, Any]) -> float:
 
 
 def points_of(rows: Iterable[Mapping[str, Any]]) -> list[Point]:
-    """Return the points of rows; a row with a verdict for each of several depths has as many.
-
-    Raises:
-        InputError: a row has no length or score, or a depth is not a number.
-    """
+    """Return the points of rows, one for each verdict; raise InputError if a row is broken."""
     points = []
     for row in rows:
         length, task, value = _length(row), str(row.get("task", "")), score_of(row)
@@ -128,8 +110,8 @@ def _mean(values: Iterable[float]) -> float:
     return math.fsum(values) / len(values)
 
 
-def _means(pairs: Iterable[tuple[Group, float]]) -> dict[Group, float]:
-    values: dict[Group, list[float]] = defaultdict(list)
+def _means(pairs: Iterable[tuple[Any, float]]) -> dict[Any, float]:
+    values: dict[Any, list[float]] = defaultdict(list)
     for group, value in pairs:
         values[group].append(value)
     return {group: _mean(several) for group, several in values.items()}
@@ -162,10 +144,7 @@ def overall(points: Sequence[Point]) -> float:
 
 
 def effective_length(points: Iterable[Point], threshold: float) -> int | None:
-    """Return the greatest length whose mean reaches a threshold in percent, if one does.
-
-    Source: RULER (arXiv 2404.06654), section 4.
-    """
+    """Return the greatest length whose mean reaches a threshold in percent, as RULER does."""
     # The mean of tasks that average 85.6 percent may round to slightly less than 0.856.
     reached = [n for n, mean in by_length(points).items() if 100.0 * mean >= threshold - 1e-9]
     return max(reached, default=None)

@@ -12,7 +12,7 @@ from importlib.resources import files
 from random import Random
 from typing import Any
 
-from lwm.evaluation.case import Verdict
+from lwm.evaluation.task import Verdict
 from lwm.evaluation.tasks.filler import Prose
 from lwm.evaluation.tasks.question import Question, Subtask
 from lwm.evaluation.tasks.stories import (
@@ -29,6 +29,7 @@ from lwm.evaluation.tasks.stories import (
 
 MAX_TOKENS = 20
 
+# What makes the stories of each task, and the words that count as answers.
 _STORIES: Mapping[str, tuple[StoryMaker, Sequence[str]]] = {
     "qa1": (place_of_person, PLACES),
     "qa2": (place_of_object, PLACES),
@@ -36,17 +37,12 @@ _STORIES: Mapping[str, tuple[StoryMaker, Sequence[str]]] = {
     "qa4": (relative_place, PLACES),
     "qa5": (gift, (*GIVERS, *OBJECTS)),
 }
-"""For each task, what makes its stories, and the words that count as answers."""
 
 TASKS = tuple(_STORIES)
 
 
 def babilong(prose: Prose) -> dict[str, Subtask]:
-    """Return the five tasks by name.
-
-    Args:
-        prose: text that the facts are hidden in.
-    """
+    """Return the five tasks by name, which hide facts in a text."""
     text = files("lwm.evaluation.tasks").joinpath("babilong.toml").read_text(encoding="utf-8")
     prompts = tomllib.loads(text)
     return {

@@ -1,7 +1,6 @@
-"""Make what suites hide things in and what they hide: sentences, words, compounds and UUIDs.
+"""Make what tasks hide things in and what they hide: sentences, words, compounds and UUIDs.
 
-Words come from `words.txt`, which has adjectives and then nouns; their order determines what a
-seed gives.
+`words.txt` has adjectives, nouns and cities; their order determines what a seed gives.
 """
 
 import re
@@ -13,7 +12,7 @@ from random import Random
 
 NOISE = "The grass is green. The sky is blue. The sun is yellow. Here we go. There and back again."
 
-ADJECTIVES, NOUNS = (
+ADJECTIVES, NOUNS, CITIES = (
     tuple(part.split())
     for part in files("lwm.evaluation.tasks")
     .joinpath("words.txt")
@@ -23,10 +22,8 @@ ADJECTIVES, NOUNS = (
 
 _PLAIN_WORD = re.compile(r"[a-z]{3,12}")
 _SENTENCE_END = re.compile(r"[.!?][\"'”’)\]]*$")
-_MAX_WORDS_PER_SENTENCE = 200
-"""A text whose sentences are longer on average has no real sentences."""
-_PSEUDO_SENTENCE = 20
-"""Words that are a sentence of such a text."""
+# A text whose sentences are longer on average is cut into sentences of 20 words.
+_MAX_WORDS_PER_SENTENCE, _PSEUDO_SENTENCE = 200, 20
 
 
 def random_uuid(random: Random) -> str:
@@ -63,11 +60,7 @@ def distinct_words(random: Random, pool: Sequence[str]) -> Iterator[str]:
 
 
 class Prose:
-    """Hide sentences between those of a text.
-
-    Attributes:
-        words: of the text.
-    """
+    """Hide sentences in a text."""
 
     def __init__(self, text: str) -> None:
         self.words = text.split()
@@ -81,11 +74,7 @@ class Prose:
         return len(self.words)
 
     def rotated(self, depth: float) -> "Prose":
-        """Return the text from another sentence on, followed by its beginning.
-
-        Args:
-            depth: position of the sentence, from 0 to below 1.
-        """
+        """Return the text from the sentence at a depth (below 1) on, then its beginning."""
         place = int(depth * len(self._ends))
         start = self._ends[place] if self._ends else 0
         other = Prose.__new__(Prose)
@@ -95,12 +84,7 @@ class Prose:
         return other
 
     def hiding(self, count: int, sentences: Sequence[str], depths: Sequence[float]) -> str:
-        """Return the first words of the text, with sentences put between its own.
-
-        Args:
-            count: words of the text.
-            depths: of each sentence, ascending, from 0 (before the text) to 1 (after it).
-        """
+        """Return the first words, with sentences at ascending depths from 0 to 1."""
         bounds = [0, *self._ends[: bisect_left(self._ends, count)], count]
         parts, last = [], 0
         for sentence, depth in zip(sentences, depths, strict=True):
@@ -111,11 +95,7 @@ class Prose:
 
 
 def scatter(lines: Sequence[str], among: Sequence[str], depths: Sequence[float]) -> list[str]:
-    """Insert lines among others, in their order.
-
-    Args:
-        depths: of each line, ascending, from 0 (before all others) to 1 (after them).
-    """
+    """Insert lines among others, at ascending depths from 0 to 1."""
     places = [round(depth * len(among)) for depth in depths]
     result: list[str] = []
     for at in range(len(among) + 1):

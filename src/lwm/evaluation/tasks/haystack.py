@@ -20,7 +20,6 @@ from lwm.data.text.books import king_james_bible
 from lwm.data.text.documents import read_document
 from lwm.data.text.tokenizer import Tokenizer
 
-BOOK = "book"
 SPREAD = 4
 """Text to read for a context, in multiples of its length, so that rounds differ."""
 _RECORDS = re.compile(
@@ -31,17 +30,14 @@ _CLOSING = "\"'”’»)]"
 
 
 def read_texts(name: str) -> Iterator[str]:
-    """Yield the texts of a haystack.
+    """Yield the texts of a haystack; raise InputError if one cannot be read.
 
     Args:
         name: `book` for the King James Bible, `book:Ruth` for one of its books, a txt, md, html or
             pdf file, or what `--data.path` takes: JSON lines with a field `text`, Parquet, a glob.
-
-    Raises:
-        InputError: it cannot be read, or a record has no text.
     """
     kind, _, part = name.partition(":")
-    if kind == BOOK and not Path(name).exists():
+    if kind == "book" and not Path(name).exists():
         yield king_james_bible(part or None)
     elif not _RECORDS.search(name):
         yield read_document(Path(name))
@@ -70,17 +66,11 @@ def _record_texts(name: str) -> Iterator[str]:
 
 @dataclass(frozen=True)
 class Haystack:
-    """Hold a text as token ids.
-
-    Args:
-        ids: token ids.
-        ends: whether each token ends a sentence.
-        numbers: all runs of 7 digits in the text, which needles must avoid.
-    """
+    """Hold a text as token ids."""
 
     ids: Int[np.ndarray, " tokens"]
-    ends: Bool[np.ndarray, " tokens"]
-    numbers: frozenset[str]
+    ends: Bool[np.ndarray, " tokens"]  # whether each token ends a sentence
+    numbers: frozenset[str]  # runs of 7 digits in the text, which needles must avoid
 
     @cached_property
     def starts(self) -> Int[np.ndarray, " sentences"]:
@@ -95,8 +85,7 @@ class Haystack:
     def window(self, size: int, seed: Sequence[int]) -> "Haystack":
         """Return `size` tokens from the beginning of a random sentence.
 
-        The sentence is among the first `SPREAD` times `size` tokens, so that the window does not
-        depend on how much more text there is.
+        It is among the first `SPREAD * size` tokens, however much text there is.
         """
         spare = min(len(self.ids), SPREAD * size) - size
         assert spare >= 0
@@ -106,10 +95,7 @@ class Haystack:
         return Haystack(self.ids[part], self.ends[part], self.numbers)
 
     def index_at(self, depth: float) -> int:
-        """Return where to insert a needle: after the last sentence end before `depth` percent.
-
-        This is the beginning if no sentence ends before, and the end for 100 percent.
-        """
+        """Return where to insert a needle: after the last sentence that ends before `depth`."""
         if depth >= 100:
             return len(self.ids)
         before = int(len(self.ids) * depth / 100)
@@ -128,14 +114,7 @@ class Haystack:
 
 
 def read_haystack(name: str, tokenizer: Tokenizer, tokens: int) -> Haystack:
-    """Read at least the first `tokens` tokens of a text, or all of a shorter one.
-
-    Args:
-        name: as `read_texts` takes it.
-
-    Raises:
-        InputError: it cannot be read.
-    """
+    """Read at least the first `tokens` tokens of the texts of a name, see `read_texts`."""
     ids: list[int] = []
     numbers: set[str] = set()
     for piece in _pieces(read_texts(name)):

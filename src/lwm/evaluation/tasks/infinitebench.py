@@ -11,7 +11,7 @@ from functools import partial
 from random import Random
 from typing import Any
 
-from lwm.evaluation.case import Verdict
+from lwm.evaluation.task import Verdict
 from lwm.evaluation.tasks.filler import NOISE, random_uuid
 from lwm.evaluation.tasks.question import Question, Subtask
 
@@ -108,13 +108,11 @@ def _key_value(random: Random, length: int) -> Question:
 def _judge_first_number(
     answers: Sequence[str], columns: Mapping[str, Any], response: str
 ) -> Verdict:
-    """Require that the first run of digits is the answer."""
     match = re.search(r"[0-9]+", response)
     correct = match is not None and match[0] == answers[0]
     return Verdict(correct=correct, score=float(correct))
 
 
 def _judge_words(answers: Sequence[str], columns: Mapping[str, Any], response: str) -> Verdict:
-    """Require that a word of the response, between spaces and punctuation, is the answer."""
     correct = answers[0] in re.split(r"[\s:\"'.,?!{}]+", response)
     return Verdict(correct=correct, score=float(correct))

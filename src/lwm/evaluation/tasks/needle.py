@@ -15,9 +15,11 @@ from lwm.core.config import Checked
 from lwm.core.errors import CapacityError, ConfigError, InputError
 from lwm.data.text.templates import ORIGINAL, choose_template
 from lwm.data.text.tokenizer import Tokenizer
-from lwm.evaluation.case import Case, Key, Verdict
+from lwm.evaluation.results import Key
+from lwm.evaluation.task import Case, Verdict
+from lwm.evaluation.tasks.filler import CITIES
 from lwm.evaluation.tasks.haystack import Haystack
-from lwm.evaluation.tasks.prompts import continuation, wrap
+from lwm.evaluation.tasks.question import continuation, wrap
 
 RESERVED = 200
 """Tokens of a context length reserved for question and answer."""
@@ -26,20 +28,6 @@ _STYLE = (
     "Don't give information outside the document or repeat your findings. Keep your response "
     "short and direct."
 )
-
-CITIES = (
-    "Accra", "Adelaide", "Algiers", "Amman", "Amsterdam", "Ankara", "Antwerp", "Asmara", "Athens",
-    "Auckland", "Baghdad", "Baku", "Bangkok", "Barcelona", "Beijing", "Belgrade", "Bergen",
-    "Berlin", "Bogota", "Bordeaux", "Brisbane", "Brussels", "Bucharest", "Budapest", "Cairo",
-    "Calgary", "Caracas", "Chicago", "Copenhagen", "Dakar", "Damascus", "Delhi", "Denver",
-    "Doha", "Dublin", "Edinburgh", "Florence", "Geneva", "Glasgow", "Hamburg", "Hanoi", "Harare",
-    "Havana", "Helsinki", "Istanbul", "Jakarta", "Kabul", "Kampala", "Kathmandu", "Kyoto",
-    "Lagos", "Lima", "Lisbon", "London", "Lusaka", "Madrid", "Manila", "Marseille", "Melbourne",
-    "Montreal", "Moscow", "Mumbai", "Nairobi", "Naples", "Osaka", "Oslo", "Ottawa", "Paris",
-    "Prague", "Quito", "Riga", "Rome", "Santiago", "Seoul", "Sofia", "Stockholm", "Sydney",
-    "Tallinn", "Tbilisi", "Tokyo", "Toronto", "Tunis", "Turin", "Vienna", "Vilnius", "Warsaw",
-    "Yerevan", "Zagreb", "Zurich",
-)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -58,7 +46,6 @@ class _Needle:
 
 
 def _question(cities: Sequence[str], *, one_of_many: bool) -> str:
-    """Ask for the numbers of cities, in the wording of the test of one needle or of several."""
     if not one_of_many:
         return f"What is the special magic {cities[0]} number?"
     if len(cities) == 1:
@@ -72,17 +59,11 @@ class NeedleTask(Checked):
     """Ask for numbers that are hidden in a haystack.
 
     Args:
-        lengths: context lengths in tokens, of which `RESERVED` are for question and answer.
-        depths: positions of a needle, in percent of the text.
         rounds: questions for each length and depth, or for each length with several needles.
         seed: of the first round; the others count up from it.
         needles: hidden in each text; None selects the test of one needle and its wording.
-        retrieved: number of needles that are asked for.
+        retrieved: number of needles to ask for.
         by_logits: whether the prompt begins the answer, so that only numbers follow.
-
-    Raises:
-        ConfigError: a setting is out of range.
-        InputError: the haystack is too short.
     """
 
     tokenizer: Tokenizer
@@ -120,7 +101,6 @@ class NeedleTask(Checked):
 
     @property
     def name(self) -> str:
-        """Name the test, as in `lwm eval NAME`."""
         return "needle" if self.needles is None else "multi-needle"
 
     @property
@@ -133,7 +113,6 @@ class NeedleTask(Checked):
         return template != "none" and choose_template(template, self.tokenizer) == ORIGINAL
 
     def units(self) -> list[list[Key]]:
-        """Return the keys of all rows; a unit shares its text up to the first needle."""
         seeds = range(self.seed, self.seed + self.rounds)
         if self.needles is not None:
             return [
@@ -150,7 +129,6 @@ class NeedleTask(Checked):
         ]
 
     def case(self, key: Key) -> Case:
-        """Make the case of a key."""
         length, seed = int(key["context_length"]), int(key["seed"])
         depth = float(key["depth_percent"]) if self.needles is None else None
         seeds = [seed, length] if depth is None else [seed, length, round(depth * 10)]
@@ -183,11 +161,6 @@ class NeedleTask(Checked):
         )
 
     def _make_needles(self, rng: np.random.Generator, depth: float | None) -> list[_Needle]:
-        """Make needles of distinct cities with distinct numbers that the haystack does not have.
-
-        Args:
-            depth: of the needle; None takes random depths.
-        """
         count = self._count
         if depth is None:
             depths = rng.choice(self.depths, count, replace=count > len(self.depths)).tolist()
@@ -211,11 +184,7 @@ class NeedleTask(Checked):
         return self.haystack.window(size, [seed, length]).with_needles(encoded)
 
     def require_context(self, limit: int) -> None:
-        """Refuse lengths whose prompt and answer exceed a model's context.
-
-        Raises:
-            CapacityError: names both lengths.
-        """
+        """Raise CapacityError if prompt and answer exceed a model's context."""
         case = self.case(self.units()[-1][-1])
         needed = len(case.prompt) + max(self.max_tokens, len(case.target))
         if needed > limit:
@@ -225,7 +194,6 @@ class NeedleTask(Checked):
             )
 
     def judge(self, case: Case, response: str) -> Verdict:
-        """Judge whether the response contains the numbers."""
         if isinstance(case.reference, str):
             correct = case.reference in response
             return Verdict(correct=correct, score=float(correct))
@@ -235,7 +203,6 @@ class NeedleTask(Checked):
     def _target(
         self, tail: Sequence[int], needles: Sequence[_Needle]
     ) -> tuple[list[int], list[range]]:
-        """Return the ids of the ideal answer after its beginning, and where its numbers are."""
         target: list[int] = []
         spans = []
         for i, needle in enumerate(needles):

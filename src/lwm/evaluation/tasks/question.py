@@ -1,7 +1,7 @@
-"""Define a suite's question, whose context grows by units of filler, and fit it to a length.
+"""Write prompts around a long context: a question, and filler up to a length in tokens.
 
-A unit is a word, a sentence, a line or a document. Lengths are counted in tokens of the model's
-tokenizer.
+A unit of filler is a word, a sentence, a line or a document. A context is encoded separately from
+the text around it, so that its length is exact.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -12,13 +12,14 @@ from random import Random
 from typing import Any
 
 from lwm.core.errors import InputError
+from lwm.data.text.templates import choose_template, render, unused_text
 from lwm.data.text.tokenizer import Tokenizer
-from lwm.evaluation.case import Case, Verdict
-from lwm.evaluation.tasks.prompts import continuation, wrap
+from lwm.evaluation.task import Case, Verdict
 
 _FIRST_STEP = 64  # units
 _SLOPE_STEP = 8  # units between two counts that suffice to estimate tokens per unit
 _MAX_ESTIMATES = 24
+_ANCHOR = 8  # characters before an answer that determine how its first token is encoded
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,12 +30,10 @@ class Question:
         before, after: the user's text around the context.
         context: returns the context with a number of units of filler; each unit must add about
             the same number of tokens.
-        answers: what the response is judged by.
         ideal: the answer that a model scored by logits must follow.
         max_tokens: longest answer; raised if the tokenizer needs more for the ideal one.
         answer_prefix: beginning of the assistant's turn.
-        least: smallest number of units.
-        most: largest number of units; None if the filler has no end.
+        least, most: limits of the number of units.
         source: where the filler comes from, for error messages.
         columns: further columns of the row.
     """
@@ -54,30 +53,20 @@ class Question:
 
 @dataclass(frozen=True, kw_only=True)
 class Subtask:
-    """Hold one task of a suite.
-
-    Args:
-        make: makes a question from a random generator and the context length it will have; the
-            same state of the generator gives the same question.
-        judge: judges a response by the answers and columns of its question.
-    """
+    """Hold one task of a suite."""
 
     make: Callable[[Random, int], Question]
+    """Makes a question that will have a context length."""
     judge: Callable[[Sequence[str], Mapping[str, Any], str], Verdict]
+    """Judges a response by the answers and columns of its question."""
 
 
 def fit_question(
     question: Question, tokenizer: Tokenizer, template: str, length: int, name: str
 ) -> Case:
-    """Add as much filler to a question as its length allows.
+    """Add filler until prompt and `max_tokens` take `length` tokens, or less by under one unit.
 
-    Prompt and `max_tokens` together take `length` tokens, or less by under one unit.
-
-    Args:
-        name: of the task, for error messages.
-
-    Raises:
-        InputError: the question is longer than `length`, or its filler is too short.
+    Raise InputError if the question is longer or its filler too short.
     """
     head, tail, target, max_tokens = _parts(question, tokenizer, template)
     around = len(head) + len(tail) + max_tokens
@@ -110,11 +99,7 @@ def fit_question(
 def require_fit(
     question: Question, tokenizer: Tokenizer, template: str, length: int, name: str
 ) -> None:
-    """Refuse a question that is longer than `length` with the least filler.
-
-    Raises:
-        InputError: names the least length.
-    """
+    """Raise InputError if a question is longer than `length` with the least filler."""
     head, tail, _, max_tokens = _parts(question, tokenizer, template)
     context = tokenizer.encode(question.context(question.least), specials=False)
     _require_length(len(head) + len(context) + len(tail) + max_tokens, length, name)
@@ -131,21 +116,17 @@ def _require_length(least: int, length: int, name: str) -> None:
 def _parts(
     question: Question, tokenizer: Tokenizer, template: str
 ) -> tuple[list[int], list[int], list[int], int]:
-    """Return the ids before and after the context, the ideal answer, and room for an answer."""
     head, tail = wrap(tokenizer, template, question.before, question.after, question.answer_prefix)
     target = continuation(tokenizer, tail, question.ideal)
     return head, tail, target, max(question.max_tokens, len(target))
 
 
 def most_units(count: Callable[[int], int], budget: int, least: int, most: int) -> int:
-    """Return the largest number of units whose tokens fit a budget.
+    """Return the largest number of units whose tokens fit a budget; `least` must fit.
 
     Each count tokenizes the whole context, so few are made: a guess follows from the slope of the
     two counts before. Guesses that stay on one side of the budget take larger and larger steps,
     and after many guesses the interval is bisected.
-
-    Args:
-        count: returns the tokens of a number of units; it grows about evenly, and `least` fits.
     """
     low, high = least, most + 1  # `low` fits, `high` does not
     last, last_count = least, count(least)
@@ -170,3 +151,45 @@ def most_units(count: Callable[[int], int], budget: int, least: int, most: int) 
         else:
             high, step, side = guess, step * 2 if side < 0 else 1, -1
     raise AssertionError
+
+
+def wrap(
+    tokenizer: Tokenizer, template: str, before: str, after: str, answer_prefix: str = ""
+) -> tuple[list[int], list[int]]:
+    """Return the token ids before and after a context; raise InputError for a useless template.
+
+    Args:
+        template: `auto`, `original`, `chatml`, or `none` for the text without a template.
+        before, after: the user's text around the context.
+        answer_prefix: beginning of the assistant's answer.
+    """
+    if template == "none":
+        bos = tokenizer.bos or ""
+        head, tail = bos + before, after
+    else:
+        marker = unused_text(before + after + answer_prefix)
+        message = {"role": "user", "content": before + marker + after}
+        text = render(choose_template(template, tokenizer), [message], tokenizer)
+        if text.count(marker) != 1:
+            raise InputError(
+                "the chat template does not write the user's text once; choose another with "
+                "--template"
+            )
+        head, tail = text.split(marker)
+    if answer_prefix and not tail[-1:].isspace() and not answer_prefix[0].isspace():
+        tail += " "
+    return tokenizer.encode_part(head), tokenizer.encode_part(tail + answer_prefix)
+
+
+def continuation(
+    tokenizer: Tokenizer, tail: Sequence[int], answer: str, separator: str = " "
+) -> list[int]:
+    """Encode an answer that follows a prompt, with a separator if it ends without white space."""
+    anchor = tokenizer.decode(tail)[-_ANCHOR:]
+    if anchor and not anchor[-1].isspace():
+        answer = separator + answer
+    base = tokenizer.encode(anchor, specials=False)
+    both = tokenizer.encode(anchor + answer, specials=False)
+    if both[: len(base)] == base:
+        return both[len(base) :]
+    return tokenizer.encode(answer, specials=False)  # a token would span anchor and answer

@@ -26,7 +26,7 @@ from random import Random
 from typing import Any
 
 from lwm.data.text.tokenizer import Tokenizer
-from lwm.evaluation.case import Verdict
+from lwm.evaluation.task import Verdict
 from lwm.evaluation.tasks.filler import (
     NOISE,
     Prose,
@@ -41,8 +41,6 @@ from lwm.evaluation.tasks.question import Question, Subtask, most_units
 
 @dataclass(frozen=True)
 class _Sources:
-    """What tasks are made from: the user's text, plain words, and the tokenizer."""
-
     prose: Prose
     words: Sequence[str]
     tokenizer: Tokenizer
@@ -52,12 +50,7 @@ class _Sources:
 
 
 def ruler(prose: Prose, tokenizer: Tokenizer) -> dict[str, Subtask]:
-    """Return the procedural tasks by name.
-
-    Args:
-        prose: replaces the essays.
-        tokenizer: measures the solved example of `vt` and the words of `cwe`.
-    """
+    """Return the procedural tasks by name; the text replaces the essays."""
     sources = _Sources(prose, plain_words(prose.words), tokenizer)
     return {
         name: Subtask(make=partial(make, sources), judge=string_match_all)
@@ -117,12 +110,7 @@ def _needles(
     num_values: int = 1,
     num_queries: int = 1,
 ) -> Question:
-    """Hide sentences that assign values to keys, and ask for the values of some keys.
-
-    Args:
-        filler: `essay`, `noise`, or `needles` with other keys.
-        keys, values: `words`, `numbers` or `uuids`.
-    """
+    """Hide sentences that assign values to keys among an essay, noise, or other needles."""
     next_key, next_value = _RANDOM_VALUES[keys](random), _RANDOM_VALUES[values](random)
 
     def sentence(key: str, value: str) -> str:
@@ -159,7 +147,6 @@ def _needles(
 
 
 def _needle_text(values: str, keys: str, *, several: bool) -> dict[str, Any]:
-    """Return the published text around the context, and the row's question."""
     if several:
         some, what, are, which = "Some", values, "are", "are all"
     else:
@@ -183,10 +170,7 @@ _TRACE = "Memorize and track the chain(s) of variable assignment hidden in the f
 
 
 def _variables(sources: _Sources, random: Random, length: int) -> Question:
-    """Make `vt`: a value passed from variable to variable, all of which are asked for.
-
-    A solved example of about 500 tokens precedes it.
-    """
+    """Make `vt`: find all variables that a value is passed to, after a solved example."""
     solved = _variable_chain(random, letters=3)
 
     def example(lines: int) -> str:
@@ -237,10 +221,7 @@ _TOP = " Answer: The top 10 words that appear most often in the list are:"
 
 
 def _common_words(sources: _Sources, random: Random, length: int) -> Question:
-    """Make `cwe`: a numbered list with ten common words and rare others.
-
-    A solved example precedes it.
-    """
+    """Make `cwe`: find the ten common words of a numbered list, after a solved example."""
     short = length < _SHORT
     often, seldom = (6, 1) if short else (30, 3)
     sample = Random(0).sample(sources.words, 100)
@@ -281,15 +262,12 @@ def _shuffled(
     return _number(words)
 
 
-_LEAST_CODED = 53
-"""From here on, the fourth word is more frequent than the fifth in spite of rounding."""
+_LEAST_CODED = 53  # the fourth word is more frequent than the fifth, in spite of rounding
 
 
 def _frequent_words(sources: _Sources, random: Random, length: int) -> Question:
-    """Make `fwe`: invented words whose frequency falls with the square of their rank.
-
-    This is a zeta distribution with alpha 2. The most frequent word is dots, to be ignored.
-    """
+    """Make `fwe`: find the most frequent of invented words; frequencies have a zeta distribution
+    with alpha 2, and the most frequent word is dots, to be ignored."""
     words = distinct(lambda r: "".join(r.choices(string.ascii_lowercase, k=6)), random)
     kinds = max((length - 50) // 50, 5)
     ranked = ["...", *islice(words, kinds - 1)]

@@ -22,18 +22,12 @@ MAX_BYTES = 1 << 30
 
 @dataclass(frozen=True, kw_only=True)
 class DocumentQuestion:
-    """Hold a question about documents, which are identified by their index.
-
-    Args:
-        answers: each of them is right.
-        needed: documents with the answer.
-        near: other documents of the same article.
-    """
+    """Hold a question about documents, which are identified by their index."""
 
     question: str
-    answers: Sequence[str]
-    needed: Sequence[int]
-    near: Sequence[int] = ()
+    answers: Sequence[str]  # each of them is right
+    needed: Sequence[int]  # documents with the answer
+    near: Sequence[int] = ()  # other documents of the same article
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,11 +40,7 @@ class QuestionFile:
 
 
 def read_questions(path: Path) -> QuestionFile:
-    """Read the questions with an answer from SQuAD's JSON (an object) or HotpotQA's (a list).
-
-    Raises:
-        InputError: the file cannot be read, has neither format, or has no such question.
-    """
+    """Read questions from SQuAD's or HotpotQA's JSON; raise InputError if there are none."""
     try:
         if path.stat().st_size > MAX_BYTES:
             raise InputError(f"{path} is larger than {MAX_BYTES >> 20} MB; cut it into parts")

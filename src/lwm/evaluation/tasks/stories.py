@@ -30,17 +30,12 @@ _OPPOSITE = {"north": "south", "south": "north", "east": "west", "west": "east"}
 
 @dataclass(frozen=True, kw_only=True)
 class Story:
-    """Hold facts in order, and a question.
-
-    Args:
-        answer: one word.
-        sentence: the answer in the form that the task's prompt requests.
-    """
+    """Hold facts in order, and a question."""
 
     facts: Sequence[str]
     question: str
     answer: str
-    sentence: str
+    sentence: str  # the answer in the form that the task's prompt requests
 
 
 StoryMaker = Callable[[Random], Story]
@@ -48,27 +43,16 @@ StoryMaker = Callable[[Random], Story]
 
 @dataclass
 class _World:
-    """What follows from the facts so far.
-
-    Args:
-        place: current place of each person who has moved.
-        holder: who has each object that somebody has.
-        trail: places where each object has been, in order; it moves with its holder.
-        gifts: giver, object and receiver of each gift.
-        gift_last: whether the last fact is a gift.
-    """
-
     random: Random
     persons: Sequence[str]
     facts: list[str] = field(default_factory=list)
-    place: dict[str, str] = field(default_factory=dict)
-    holder: dict[str, str] = field(default_factory=dict)
-    trail: dict[str, list[str]] = field(default_factory=dict)
-    gifts: list[tuple[str, str, str]] = field(default_factory=list)
-    gift_last: bool = False
+    place: dict[str, str] = field(default_factory=dict)  # of each person who has moved
+    holder: dict[str, str] = field(default_factory=dict)  # of each object that somebody has
+    trail: dict[str, list[str]] = field(default_factory=dict)  # places of each object, in order
+    gifts: list[tuple[str, str, str]] = field(default_factory=list)  # giver, object, receiver
+    gift_last: bool = False  # whether the last fact is a gift
 
     def move(self) -> None:
-        """Move a person to another place."""
         person = self.random.choice(self.persons)
         place = self.random.choice([p for p in PLACES if p != self.place.get(person)])
         self.place[person] = place
@@ -93,7 +77,6 @@ class _World:
             self._add(f"{person} {self.random.choice(_TOOK)} the {thing}{there}.")
 
     def drop(self) -> None:
-        """Let a person drop an object."""
         if self.holder:
             thing = self.random.choice(list(self.holder))
             person = self.holder.pop(thing)
@@ -155,10 +138,8 @@ def place_of_object(random: Random) -> Story:
 
 
 def past_place_of_object(random: Random) -> Story:
-    """Make a story of task 3, three supporting facts: where an object was before its last place.
-
-    It came to its last place only once.
-    """
+    """Make a story of task 3, three supporting facts: where an object was before its last place,
+    to which it came only once."""
 
     def moved(world: _World) -> list[str]:
         return [
@@ -179,10 +160,8 @@ def past_place_of_object(random: Random) -> Story:
 
 
 def relative_place(random: Random) -> Story:
-    """Make a story of task 4, relations of two: three places in a line.
-
-    The question is about the middle one, where every reading has the same answer.
-    """
+    """Make a story of task 4, relations of two: three places in a line, of which the middle one
+    is asked about, where every reading has the same answer."""
     left, middle, right = random.sample(PLACES, 3)
     direction = random.choice(list(_OPPOSITE))
     facts = []
@@ -199,10 +178,7 @@ def relative_place(random: Random) -> Story:
 
 
 def gift(random: Random) -> Story:
-    """Make a story of task 5, relations of three: about the gift that ends the story.
-
-    No other gift gives the question another answer.
-    """
+    """Make a story of task 5, relations of three: about the gift that ends the story."""
     world, questions = _simulate(random, GIVERS, _PASS_ON, 3, _gift_questions)
     question, answer = random.choice(questions)
     return Story(facts=world.facts, question=question, answer=answer, sentence=answer)
@@ -236,11 +212,7 @@ def _simulate(
     least: int,
     choices: Callable[[_World], list[T]],
 ) -> tuple[_World, list[T]]:
-    """Let things happen until there is a choice of questions; return the world and the choices.
-
-    Args:
-        least: facts of the shortest story.
-    """
+    """Let things happen until there is a choice of questions; return the world and the choices."""
     while True:  # a world without a question after MAX_FACTS is discarded
         world = _World(random, persons)
         length = random.randint(least, MAX_FACTS - 4)

@@ -10,7 +10,8 @@ from annotated_types import Ge
 from lwm.core.config import Checked
 from lwm.core.errors import ConfigError, InputError
 from lwm.data.text.tokenizer import Tokenizer
-from lwm.evaluation.case import Case, Key, Verdict
+from lwm.evaluation.results import Key
+from lwm.evaluation.task import Case, Verdict
 from lwm.evaluation.tasks import babilong, infinitebench, ruler
 from lwm.evaluation.tasks.filler import Prose
 from lwm.evaluation.tasks.question import Question, Subtask, fit_question, require_fit
@@ -32,12 +33,7 @@ def choose_tasks(
 ) -> tuple[list[str], dict[str, str]]:
     """Return the names of the tasks to run, and the skipped tasks with the reason.
 
-    Args:
-        tasks: names separated by commas; None means all.
-        files: tasks whose file of questions is named.
-
-    Raises:
-        ConfigError: the suite has no such task, or it is named without its file.
+    Raise ConfigError if a named task does not exist or needs a file that is not in `files`.
     """
     known, files = TASKS[suite], set(files)
     names = list(known) if tasks is None else list(dict.fromkeys(tasks.split(",")))
@@ -59,12 +55,7 @@ def make_subtasks(
     texts: Iterable[str],
     files: Mapping[str, QuestionFile],
 ) -> dict[str, Subtask]:
-    """Return the chosen tasks of a suite.
-
-    Args:
-        texts: filler; not read by suites that need none.
-        files: questions of `qa_1` and `qa_2`.
-    """
+    """Return the chosen tasks of a suite; `texts` are read only by suites that need filler."""
     if suite == "infinitebench":
         subtasks = infinitebench.infinitebench()
     elif suite == "babilong":
@@ -77,22 +68,15 @@ def make_subtasks(
 
 @dataclass(frozen=True, kw_only=True)
 class SuiteTask(Checked):
-    """Run a suite's tasks at several lengths.
-
-    Args:
-        template: chat template of the prompts, see `prompts.wrap`.
-        lengths: of prompt and answer together, in tokens, ascending.
-        samples: examples of each task and length.
-        seed: of the first example; the others count up from it.
-    """
+    """Run a suite's tasks at several lengths."""
 
     suite: SuiteName
     subtasks: Mapping[str, Subtask]
     tokenizer: Tokenizer
     template: str
-    lengths: Sequence[int]
+    lengths: Sequence[int]  # of prompt and answer together, in tokens, ascending
     samples: Annotated[int, Ge(1)]
-    seed: int = 0
+    seed: int = 0  # of the first example
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -101,11 +85,9 @@ class SuiteTask(Checked):
 
     @property
     def name(self) -> str:
-        """Name the suite, as in `lwm eval suite NAME`."""
         return f"suite {self.suite}"
 
     def units(self) -> list[list[Key]]:
-        """Return the keys of all rows; the examples of a task and length are a unit."""
         seeds = range(self.seed, self.seed + self.samples)
         return [
             [{"task": task, "context_length": length, "seed": seed} for seed in seeds]
@@ -114,11 +96,9 @@ class SuiteTask(Checked):
         ]
 
     def case(self, key: Key) -> Case:
-        """Make the example of a key."""
         return fit_question(*self._question(key))
 
     def _question(self, key: Key) -> tuple[Question, Tokenizer, str, int, str]:
-        """Return the arguments of `fit_question`."""
         task, length, seed = (key[name] for name in KEYS)
         assert isinstance(task, str)
         assert isinstance(length, int)
@@ -126,19 +106,12 @@ class SuiteTask(Checked):
         return question, self.tokenizer, self.template, length, task
 
     def judge(self, case: Case, response: str) -> Verdict:
-        """Judge a response as the example's task does."""
         judge = self.subtasks[case.columns["task"]].judge
         return judge(case.reference, case.columns, response)
 
     def require_fit(self) -> None:
-        """Check all examples before the run.
-
-        The first example of each task is made at the least and the greatest length, all others
-        without filler.
-
-        Raises:
-            InputError: a length is too small, or the source of the filler too short.
-        """
+        """Raise InputError if an example does not fit: the first of each task at the least and
+        greatest length is made with filler, the others without."""
         for unit in self.units():
             if unit[0]["context_length"] in (self.lengths[0], self.lengths[-1]):
                 self.case(unit[0])

@@ -21,7 +21,8 @@ from lwm.core.config import Checked
 from lwm.core.errors import CapacityError, InputError
 from lwm.data.text.templates import ORIGINAL
 from lwm.data.text.tokenizer import Tokenizer
-from lwm.evaluation.case import Case, Key, Verdict
+from lwm.evaluation.results import Key
+from lwm.evaluation.task import Case, Verdict
 from lwm.evaluation.tasks.cards import Card, card_of, synthetic_frames
 from lwm.generation.codec import ImageCodec, encode_frames
 from lwm.generation.frames import require_vision
@@ -33,14 +34,7 @@ from lwm.models.llama import LlamaConfig
 def haystack_codes(
     codec: ImageCodec, count: int, video: Path | None, fps: float = 1.0
 ) -> Int[np.ndarray, "frames codes_per_frame"]:
-    """Encode the first frames of a video, or of a synthetic one.
-
-    Args:
-        fps: frames to take per second of the video.
-
-    Raises:
-        InputError: the video cannot be read, or is too short.
-    """
+    """Encode the first frames of a video, or of a synthetic one; raise InputError if too few."""
     size = codec.config.image_size
     frames: Iterable[np.ndarray] = (
         synthetic_frames(count, size)
@@ -63,19 +57,14 @@ def _prompt(card: Card, codes: np.ndarray, tokenizer: Tokenizer, config: LlamaCo
 
 
 def _answer(card: Card, tokenizer: Tokenizer) -> list[int]:
-    """Encode the answer separately from the prompt, as training does."""
+    # Encoded separately from the prompt, as training does.
     return tokenizer.encode(card.answer, specials=False)
 
 
 def require_context(
     tokenizer: Tokenizer, config: LlamaConfig, frames: int, seeds: Iterable[int], max_tokens: int
 ) -> None:
-    """Refuse more frames than fit the model's context with the question of any seed.
-
-    Raises:
-        InputError: the model is not a vision-language model.
-        CapacityError: says how many frames fit.
-    """
+    """Raise CapacityError if the frames exceed the context with the question of any seed."""
     vision, limit = require_vision(config), config.max_sequence_length
     frame = np.zeros((1, vision.codes_per_frame), np.int32)
     text = max(
@@ -96,19 +85,7 @@ def require_context(
 
 @dataclass(frozen=True, kw_only=True)
 class VideoNeedleTask(Checked):
-    """Ask for cards that are hidden in a video.
-
-    Args:
-        video: codes of its frames, at least one less than the largest of `frames`.
-        cards: codes of each round's card, from `card_of(seed)` on.
-        frames: numbers of frames to show, including the card.
-        depths: positions of the card, in percent of the video.
-        seed: of the first card; the others count up from it.
-
-    Raises:
-        InputError: the model is not a vision-language model, or the video is too short.
-        CapacityError: the longest video exceeds the model's context.
-    """
+    """Ask for cards that are hidden in a video; `cards` are the codes from `card_of(seed)` on."""
 
     tokenizer: Tokenizer
     config: LlamaConfig
@@ -131,11 +108,9 @@ class VideoNeedleTask(Checked):
 
     @property
     def name(self) -> str:
-        """Name the test, as in `lwm eval NAME`."""
         return "video-needle"
 
     def units(self) -> list[list[Key]]:
-        """Return the keys of all rows; a unit shares its frames up to the card."""
         return [
             [
                 {"frames": frames, "depth_percent": depth, "seed": self.seed + number}
@@ -146,7 +121,6 @@ class VideoNeedleTask(Checked):
         ]
 
     def case(self, key: Key) -> Case:
-        """Make the case of a key."""
         frames, seed = int(key["frames"]), int(key["seed"])
         index = round(float(key["depth_percent"]) / 100 * (frames - 1))
         card, rest = card_of(seed), self.video[: frames - 1]
@@ -164,6 +138,5 @@ class VideoNeedleTask(Checked):
         )  # fmt: skip
 
     def judge(self, case: Case, response: str) -> Verdict:
-        """Judge whether the response names the answer and no other."""
         correct = card_of(int(case.columns["seed"])).judge(response)
         return Verdict(correct=correct, score=float(correct))

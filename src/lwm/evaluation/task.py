@@ -1,30 +1,77 @@
-"""Run a task: answer the cases that have no row yet, judge the answers, and append rows.
+"""Define evaluation tasks, and run them: answer, judge and append rows.
 
-With several processes, all of them call `evaluate`; only process 0 writes.
+A task makes cases and judges responses in plain Python, so tests replace the model by scripted
+answers. With several processes, all of them call `evaluate`; only process 0 writes.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Literal, Protocol, runtime_checkable
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal, Protocol, runtime_checkable
 
 from lwm.core.distributed import first_process, together
 from lwm.core.progress import progress
-from lwm.evaluation.case import Case, Task, Verdict
-from lwm.evaluation.results import Results, Row
+from lwm.evaluation.results import Key, Results, Row
 
 ScoreBy = Literal["generation", "logits"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Case:
+    """Hold one question.
+
+    Args:
+        target: token ids of the ideal answer, for scoring by logits.
+        reference: the `answer` of the row.
+        answer_spans: parts of the target that are scored, one for each item of the question;
+            defaults to the whole target.
+        columns: further columns of the row.
+    """
+
+    prompt: Sequence[int]
+    target: Sequence[int]
+    max_tokens: int
+    reference: Any
+    answer_spans: Sequence[range] = ()
+    columns: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Verdict:
+    """Say how good a response is."""
+
+    correct: bool | Sequence[bool]  # or for each item of the question
+    score: float  # from 0 to 1
+
+
+@runtime_checkable
+class Task(Protocol):
+    """Make the cases of an evaluation and judge the responses.
+
+    Cases come in units. The cases of a unit are answered in order, starting from an empty cache:
+    a prefix that they share is computed once, and a resumed run gives the same answers.
+    """
+
+    @property
+    def name(self) -> str: ...
+
+    def units(self) -> Sequence[Sequence[Key]]:
+        """Return the keys of all rows, without making any case."""
+        ...
+
+    def case(self, key: Key) -> Case:
+        """Make the case of a key; the same key gives the same case."""
+        ...
+
+    def judge(self, case: Case, response: str) -> Verdict: ...
 
 
 @runtime_checkable
 class Answerer(Protocol):
     """Answer cases: a model, or scripted answers in a test."""
 
-    def restart(self) -> None:
-        """Empty the cache."""
-        ...
+    def restart(self) -> None: ...
 
-    def answer(self, cases: Sequence[Case]) -> Iterable[str]:
-        """Yield one response for each case, in order."""
-        ...
+    def answer(self, cases: Sequence[Case]) -> Iterable[str]: ...
 
     def follow(self, cases: Sequence[Case]) -> Iterable[Sequence[bool]]:
         """Yield, for each case, whether each target token is the likeliest after its prefix."""
@@ -39,12 +86,7 @@ def evaluate(
     score: ScoreBy = "generation",
     on_row: Callable[[Row], None] = lambda row: None,
 ) -> list[Row]:
-    """Answer a task and return all rows, those of an interrupted run first.
-
-    Args:
-        score: judge the generated response, or whether the model would follow the ideal answer.
-        on_row: callback for each new row, in process 0.
-    """
+    """Answer a task and return all rows; process 0 calls `on_row` with each new one."""
     units = task.units()
     pending = [unit for unit in units if any(key not in results for key in unit)]
     verdicts_of = _generated if score == "generation" else _followed
