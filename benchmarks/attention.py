@@ -1,8 +1,8 @@
-"""Attention alone: time and memory of forward and backward passes by length, packing, and the
+"""Measure attention: time and memory of forward and backward passes by length and packing, and the
 balance of zigzag shards.
 
-Blockwise and dense run in turn within the same minutes, each in a process of its own so that peaks
-of memory are its own. Four heads of 64, float32, causal.
+Blockwise and dense attention run alternately, each in a separate process, so that peaks of memory
+are separate too. Four heads of 64, float32, causal.
 
 usage: python benchmarks/attention.py [--rounds 3] [--lengths 2048 8192 32768]
 """
@@ -25,23 +25,24 @@ from lwm.attention.mask import Side, needed, ranges, side
 from lwm.attention.order import zigzag
 
 HEADS, DIM = 4, 64
-DENSE_LIMIT = 8192  # the squares of a longer sequence take tens of gigabytes
+DENSE_LIMIT = 8192  # the square of a longer sequence takes tens of gigabytes
 
 
 def measure(implementation: str, length: int, segments: int, rounds: int) -> dict[str, float]:
-    """Seconds of a forward and backward pass, and the compiler's own account of temporary
-    memory."""
+    """Measure the seconds of a forward and backward pass, and the memory in megabytes."""
     keys = jax.random.split(jax.random.key(0), 4)
     query, key, value, gradient = (jax.random.normal(k, (1, length, HEADS, DIM)) for k in keys)
-    where = side(*_packed(length, segments))
+    tokens = side(*_packed(length, segments))
     config = AttentionConfig(implementation=implementation)  # type: ignore[arg-type]
 
-    def both(query: jax.Array, key: jax.Array, value: jax.Array, gradient: jax.Array, where: Side):
-        run = lambda q, k, v: attention(q, k, v, where, where, config=config)  # noqa: E731
+    def both(
+        query: jax.Array, key: jax.Array, value: jax.Array, gradient: jax.Array, tokens: Side
+    ):
+        run = lambda q, k, v: attention(q, k, v, tokens, tokens, config=config)  # noqa: E731
         out, backward = jax.vjp(run, query, key, value)
         return out, backward(gradient)
 
-    arguments = (query, key, value, gradient, where)
+    arguments = (query, key, value, gradient, tokens)
     step = jax.jit(both).lower(*arguments).compile()
     analysis = step.memory_analysis()
     jax.block_until_ready(step(*arguments))
@@ -58,20 +59,20 @@ def measure(implementation: str, length: int, segments: int, rounds: int) -> dic
 
 
 def _packed(length: int, segments: int) -> tuple[jax.Array, jax.Array]:
-    """Positions and ids of equal segments in one row."""
+    """Return positions and ids of equal segments in one row."""
     index = jnp.arange(length)[None]
     size = length // segments
     return index % size, index // size
 
 
 def zigzag_balance(length: int, shards: int, block: int = 512) -> np.ndarray:
-    """Pairs of blocks that each shard computes, over all steps of the ring."""
+    """Count the pairs of blocks that each shard computes, over all steps of the ring."""
     index = np.asarray(zigzag(length, shards)).reshape(shards, -1)
     positions = jnp.asarray(index).reshape(shards, -1, block)
-    found = ranges(Side(positions=positions, segments=jnp.zeros_like(positions)))
-    pick = lambda i: jax.tree.map(lambda x: x[i][:, None], found)  # noqa: E731
-    everyone = jax.tree.map(lambda x: x.reshape(-1), found)
-    return np.array([int(needed(pick(i), everyone, causal=True).sum()) for i in range(shards)])
+    blocks = ranges(Side(positions=positions, segments=jnp.zeros_like(positions)))
+    pick = lambda i: jax.tree.map(lambda x: x[i][:, None], blocks)  # noqa: E731
+    all_blocks = jax.tree.map(lambda x: x.reshape(-1), blocks)
+    return np.array([int(needed(pick(i), all_blocks, causal=True).sum()) for i in range(shards)])
 
 
 def main() -> None:
@@ -92,18 +93,18 @@ def main() -> None:
         return json.loads(done.stdout.splitlines()[-1])
 
     print(f"{'':32}{'seconds':>9}{'temporary MB':>14}{'peak MB':>9}{'dense/ours':>12}")
-    seen = {}
+    results = {}
     for length in arguments.lengths:
-        seen[length] = ours = run("blockwise", length)
+        results[length] = ours = run("blockwise", length)
         dense = run("reference", length) if length <= DENSE_LIMIT else None
         ratio = dense["seconds"] / ours["seconds"] if dense else None
         row(f"blockwise, {length:,}", ours, ratio)
         if dense:
             row(f"dense, {length:,}", dense, None)
-    if 8192 in seen:
+    if 8192 in results:
         packed = run("blockwise", 8192, 16)
         row("blockwise, 16 segments of 512", packed, None)
-        share = packed["seconds"] / seen[8192]["seconds"]
+        share = packed["seconds"] / results[8192]["seconds"]
         print(f"16 packed segments cost {share:.2f} of one causal sequence of 8,192")
     for shards in (4, 8, 16):
         blocks = zigzag_balance(32768, shards)

@@ -1,4 +1,4 @@
-"""A random Llama as Hugging Face keeps one: what commands and evaluations are tested with."""
+"""Save a random Llama in Hugging Face format, for tests of commands and evaluations."""
 
 import json
 from pathlib import Path
@@ -10,11 +10,11 @@ from tokenizers.decoders import ByteLevel
 from transformers import LlamaConfig, LlamaForCausalLM
 
 CONTEXT = 128
-"""Tokens that it can hold."""
+"""Longest sequence of the model."""
 
 
 def save_random_llama(directory: Path) -> None:
-    """Four heads in one layer, and a byte-level tokenizer."""
+    """Save a model of one layer with four heads, and a byte-level tokenizer."""
     backend = tokenizers.Tokenizer(models.BPE())
     byte_level = pre_tokenizers.ByteLevel(add_prefix_space=False)
     backend.pre_tokenizer = byte_level  # type: ignore[assignment]
@@ -31,7 +31,7 @@ def save_random_llama(directory: Path) -> None:
     )
     torch.manual_seed(0)
     config = LlamaConfig(
-        vocab_size=288,  # a few more than the tokenizer has, as padded vocabularies do
+        vocab_size=288,  # more than the tokenizer has, as in padded vocabularies
         hidden_size=32,
         intermediate_size=48,
         num_hidden_layers=1,

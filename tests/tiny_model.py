@@ -1,5 +1,6 @@
-"""A random model small enough to compile in seconds, and its plain forward pass as an oracle."""
+"""Provide a random model that compiles in seconds, and its plain forward pass as a reference."""
 
+from dataclasses import replace
 from functools import cache, partial
 from typing import Any
 
@@ -14,8 +15,7 @@ from lwm.core.sharding import DECODE
 from lwm.engine.scoring import Rows, forward_logits
 from lwm.models.llama import FusedLayer, Llama, LlamaConfig, llama_params
 
-# Large weights, so that no two tokens are nearly as likely and every order of sums agrees on which
-# is likeliest.
+# Large weights, so that the likeliest token does not depend on the order of sums.
 CONFIG = LlamaConfig(
     vocab_size=64, hidden_size=32, intermediate_size=48, num_layers=2, num_heads=4, num_kv_heads=2,
     head_dim=8, max_sequence_length=4096, initializer_range=0.3,
@@ -32,27 +32,22 @@ def weights(mesh: str | None = None) -> Llama:
     return jax.device_put(tree, shardings(specs, make_mesh(mesh), DECODE))
 
 
+def fuse(layer: Any) -> FusedLayer:
+    return FusedLayer(
+        attention_norm=layer.attention_norm,
+        attention_in=jnp.concatenate([layer.query, layer.key, layer.value], axis=1).T,
+        output=layer.output.T,
+        mlp_norm=layer.mlp_norm,
+        mlp_in=jnp.concatenate([layer.gate, layer.up], axis=1).T,
+        down=layer.down.T,
+    )
+
+
 @cache
 def fused() -> Llama:
-    """The same weights in the form that one device runs with."""
-
-    def fuse(layer: Any) -> FusedLayer:
-        return FusedLayer(
-            attention_norm=layer.attention_norm,
-            attention_in=jnp.concatenate([layer.query, layer.key, layer.value], axis=1).T,
-            output=layer.output.T,
-            mlp_norm=layer.mlp_norm,
-            mlp_in=jnp.concatenate([layer.gate, layer.up], axis=1).T,
-            down=layer.down.T,
-        )
-
-    plain = weights()
-    return Llama(
-        embedding=plain.embedding,
-        layers=tuple(fuse(layer) for layer in plain.layers),  # type: ignore[union-attr]
-        norm=plain.norm,
-        head=plain.head,
-    )
+    """Return the same weights in the form for one device."""
+    layers = tuple(fuse(layer) for layer in weights().layers)  # type: ignore[union-attr]
+    return replace(weights(), layers=layers)
 
 
 @cache
@@ -62,7 +57,7 @@ def _forward() -> Any:
 
 
 def full_logits(tokens: Any) -> np.ndarray:
-    """[seq, vocab] by dense attention over the whole text: no blocks, no cache."""
+    """Return logits [seq, vocab] by dense attention, without blocks or cache."""
     row = np.zeros((1, LONGEST), np.int32)
     row[0, : len(tokens)] = tokens
     positions = np.arange(LONGEST, dtype=np.int32)[None]
@@ -72,7 +67,7 @@ def full_logits(tokens: Any) -> np.ndarray:
 
 
 def following(prompt: Any, answer: Any) -> np.ndarray:
-    """Logits that each token of an answer was drawn from, [answer, vocab]."""
+    """Return the logits that each token of an answer was sampled from, [answer, vocab]."""
     return full_logits([*prompt, *answer])[len(prompt) - 1 : -1]
 
 
@@ -81,5 +76,6 @@ def prompt(length: int, seed: int = 0) -> list[int]:
 
 
 def log_softmax(logits: np.ndarray) -> np.ndarray:
-    wide = logits.astype(np.float64)
-    return wide - np.log(np.exp(wide - wide.max()).sum(axis=-1, keepdims=True)) - wide.max()
+    exact = logits.astype(np.float64)
+    shifted = exact - exact.max()
+    return shifted - np.log(np.exp(shifted).sum(axis=-1, keepdims=True))

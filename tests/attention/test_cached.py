@@ -1,5 +1,5 @@
-"""Attention to a cache, in chunks and token by token, against the dense reference over the whole
-sequence, on one device and on caches sharded in striped order."""
+"""Check attention to a cache, in chunks and token by token, against the dense reference over the
+whole sequence, on one device and on caches sharded in striped order."""
 
 from functools import cache, partial
 from typing import Any
@@ -23,12 +23,12 @@ from lwm.attention.order import striped
 from lwm.attention.reference import reference_attention
 from lwm.core.mesh import SEQUENCE, make_mesh
 
-QUICKLY = {"xla_backend_optimization_level": 0}
+FAST_COMPILE = {"xla_backend_optimization_level": 0}
 HEADS, KV_HEADS, DIM = 4, 2, 4
 MESHES = [None, "1,1,1,4", "2,1,1,2", "1,1,2,2"]
 
 
-def laid(mesh: str | None) -> Mesh | None:
+def mesh_of(mesh: str | None) -> Mesh | None:
     return None if mesh is None else make_mesh(mesh)
 
 
@@ -38,35 +38,34 @@ def shards_of(mesh: str | None) -> int:
 
 @cache
 def prefill(mesh: str | None) -> Any:
-    return jax.jit(partial(prefill_attention, mesh=laid(mesh)), compiler_options=QUICKLY)
+    return jax.jit(partial(prefill_attention, mesh=mesh_of(mesh)), compiler_options=FAST_COMPILE)
 
 
 @cache
 def decode(mesh: str | None) -> Any:
-    return jax.jit(partial(decode_attention, mesh=laid(mesh)), compiler_options=QUICKLY)
+    return jax.jit(partial(decode_attention, mesh=mesh_of(mesh)), compiler_options=FAST_COMPILE)
 
 
-def draw(*shape: int, seed: int = 0) -> np.ndarray:
+def normal(*shape: int, seed: int = 0) -> np.ndarray:
     return np.random.default_rng(seed).normal(size=shape).astype(np.float32)
 
 
 def stale(slots: int, capacity: int, seed: int = 9) -> LayerCache:
-    """A cache full of what earlier requests left."""
+    """Return a cache full of the remains of earlier requests."""
     return LayerCache(
-        jnp.asarray(50 * draw(slots, KV_HEADS, DIM, capacity, seed=seed)),
-        jnp.asarray(50 * draw(slots, KV_HEADS, capacity, DIM, seed=seed + 1)),
+        jnp.asarray(50 * normal(slots, KV_HEADS, DIM, capacity, seed=seed)),
+        jnp.asarray(50 * normal(slots, KV_HEADS, capacity, DIM, seed=seed + 1)),
     )
 
 
-def holding(keys: np.ndarray, values: np.ndarray, capacity: int, shards: int) -> LayerCache:
-    """A cache that holds keys and values [slots, seq, kv_heads, dim] at positions 0 and on, and
-    rubbish behind them."""
+def cache_of(keys: np.ndarray, values: np.ndarray, capacity: int, shards: int) -> LayerCache:
+    """Return a cache of keys and values [slots, seq, kv_heads, dim], and garbage after them."""
     slots, length = keys.shape[:2]
-    rubbish = 50 * draw(2, slots, capacity - length, KV_HEADS, DIM, seed=3)
+    garbage = 50 * normal(2, slots, capacity - length, KV_HEADS, DIM, seed=3)
     order = striped(capacity, shards)
     keys, values = (
-        np.concatenate([x, behind], axis=1)[:, order]
-        for x, behind in zip((keys, values), rubbish, strict=True)
+        np.concatenate([x, after], axis=1)[:, order]
+        for x, after in zip((keys, values), garbage, strict=True)
     )
     return LayerCache(
         jnp.asarray(keys.transpose(0, 2, 3, 1)), jnp.asarray(values.transpose(0, 2, 1, 3))
@@ -75,7 +74,7 @@ def holding(keys: np.ndarray, values: np.ndarray, capacity: int, shards: int) ->
 
 @jax.jit
 def causal(query: Any, key: Any, value: Any, first: Any) -> Any:
-    """Queries at `first` and on over keys from position 0."""
+    """Attend with queries from position `first` on to keys from position 0 on."""
     positions = [jnp.arange(x.shape[1])[None].repeat(len(x), 0) for x in (query, key)]
     sides = (side(positions[0] + first), side(positions[1]))
     return reference_attention(query, key, value, *sides, causal=True)
@@ -93,22 +92,21 @@ def assert_close(actual: Any, expected: Any) -> None:
 @pytest.mark.parametrize(("mesh", "chunk", "chunks"), [
     (None, 320, 2), ("1,1,1,4", 640, 4), ("2,1,1,2", 320, 2), ("1,1,2,2", 320, 2),
 ])  # fmt: skip
-def test_chunks_and_then_tokens_are_the_reference(
+def test_chunks_and_then_tokens_equal_the_reference(
     mesh: str | None, chunk: int, chunks: int
 ) -> None:
-    """With four shards each device holds 640 positions, beyond one slab; so does the single one.
+    """Check two slots of different sequences, on devices of more than one slab each.
 
-    Two slots take different sequences, the second one token shorter; the last chunk's end is
-    rubbish, as padding is.
+    The second sequence is one token shorter; the end of the last chunk is padding.
     """
     shards, slots = shards_of(mesh), 2
     real = chunk * chunks - 5
     lengths = (real, real - 1)
     total = real + 3
-    query = draw(slots, total, HEADS, DIM, seed=1)
-    key, value = (draw(slots, total, KV_HEADS, DIM, seed=n) for n in (2, 3))
+    query = normal(slots, total, HEADS, DIM, seed=1)
+    key, value = (normal(slots, total, KV_HEADS, DIM, seed=n) for n in (2, 3))
     unit = CAPACITY_UNIT * shards
-    held = stale(slots, -(-(total + 8) // unit) * unit)  # 768 a device: one slab and a half
+    cache = stale(slots, -(-(total + 8) // unit) * unit)  # 768 per device: a slab and a half
     order = striped(chunk, shards)
 
     def padded(x: np.ndarray) -> np.ndarray:
@@ -117,14 +115,14 @@ def test_chunks_and_then_tokens_are_the_reference(
 
     expected = [reference(query[s : s + 1], key[s : s + 1], value[s : s + 1], 0) for s in (0, 1)]
     for slot in (1, 0):
-        before = held
+        before = cache
         for first in range(0, lengths[slot], chunk):
             cut = slice(first, min(first + chunk, lengths[slot]))
             parts = [padded(x[slot : slot + 1, cut]) for x in (query, key, value)]
-            out, held = prefill(mesh)(*parts, held, slot=np.int32(slot), first=np.int32(first))
+            out, cache = prefill(mesh)(*parts, cache, slot=np.int32(slot), first=np.int32(first))
             back = np.asarray(out)[:, np.argsort(order)][:, : cut.stop - first]
             assert_close(back, expected[slot][:, cut])
-        for old, new in zip(before, held, strict=True):  # the other slot is as it was
+        for old, new in zip(before, cache, strict=True):  # the other slot is unchanged
             np.testing.assert_array_equal(np.asarray(old)[1 - slot], np.asarray(new)[1 - slot])
     for step in range(3):
         positions = np.array(lengths, np.int32) + step
@@ -132,25 +130,25 @@ def test_chunks_and_then_tokens_are_the_reference(
             np.stack([x[s, p : p + 1] for s, p in enumerate(positions)])
             for x in (query, key, value)
         ]
-        out, held = decode(mesh)(*rows, held, positions=positions[:, None])
+        out, cache = decode(mesh)(*rows, cache, positions=positions[:, None])
         for slot, position in enumerate(positions):
             assert_close(np.asarray(out)[slot, 0], expected[slot][0, position])
 
 
 @pytest.mark.parametrize("mesh", MESHES)
-def test_decode_at_uneven_positions_ignores_what_lies_behind(mesh: str | None) -> None:
+def test_decode_at_uneven_positions_ignores_later_places(mesh: str | None) -> None:
     shards = shards_of(mesh)
     capacity = SLAB * shards
     positions = np.array([300, 0, 17, 511], np.int32)
-    keys, values = (draw(4, 512, KV_HEADS, DIM, seed=n) for n in (2, 3))
-    query = draw(4, 1, HEADS, DIM)
+    keys, values = (normal(4, 512, KV_HEADS, DIM, seed=n) for n in (2, 3))
+    query = normal(4, 1, HEADS, DIM)
     rows = [np.stack([x[s, p : p + 1] for s, p in enumerate(positions)]) for x in (keys, values)]
     outs = []
-    for rubbish in (0, 1):
-        behind = np.arange(512)[None] >= positions[:, None]
-        shifted = [np.where(behind[..., None, None], x + 90 * rubbish, x) for x in (keys, values)]
-        held = holding(shifted[0], shifted[1], capacity, shards)
-        outs.append(np.asarray(decode(mesh)(query, *rows, held, positions=positions[:, None])[0]))
+    for garbage in (0, 1):
+        later = np.arange(512)[None] >= positions[:, None]
+        shifted = [np.where(later[..., None, None], x + 90 * garbage, x) for x in (keys, values)]
+        cache = cache_of(shifted[0], shifted[1], capacity, shards)
+        outs.append(np.asarray(decode(mesh)(query, *rows, cache, positions=positions[:, None])[0]))
     np.testing.assert_array_equal(outs[0], outs[1])
     for slot, position in enumerate(positions):
         cut = slice(slot, slot + 1)
@@ -161,14 +159,14 @@ def test_decode_at_uneven_positions_ignores_what_lies_behind(mesh: str | None) -
 @pytest.mark.parametrize("mesh", MESHES)
 def test_idle_slots_write_nothing_and_get_zeros(mesh: str | None) -> None:
     shards = shards_of(mesh)
-    held = stale(4, SLAB * shards)
-    before = jax.tree.map(np.asarray, held)
+    cache = stale(4, SLAB * shards)
+    before = jax.tree.map(np.asarray, cache)
     positions = np.array([-1, 6, -1, -1], np.int32)
-    query, row = draw(4, 1, HEADS, DIM), draw(4, 1, KV_HEADS, DIM)
-    out, after = decode(mesh)(query, row, row, held, positions=positions[:, None])
+    query, row = normal(4, 1, HEADS, DIM), normal(4, 1, KV_HEADS, DIM)
+    out, after = decode(mesh)(query, row, row, cache, positions=positions[:, None])
     out, after = np.asarray(out), jax.tree.map(np.asarray, after)
     assert (out[[0, 2, 3]] == 0).all()
-    # Position 6 lies on device 6 mod R at index 6 // R; it is the one place that changed.
+    # Position 6 is on device 6 mod R at index 6 // R, the only place that changes.
     place = 6 % shards * SLAB + 6 // shards
     changed = np.zeros(before.values.shape, bool)
     changed[1, :, place] = True
@@ -178,22 +176,22 @@ def test_idle_slots_write_nothing_and_get_zeros(mesh: str | None) -> None:
 
 
 @pytest.mark.parametrize("mesh", MESHES)
-def test_several_tokens_of_a_slot_see_each_other_in_order(mesh: str | None) -> None:
-    """Three tokens, one, none and five; what lies behind the last is rubbish."""
+def test_several_tokens_of_a_slot_attend_in_order(mesh: str | None) -> None:
+    """Check three tokens, one, none and five; later places contain garbage."""
     shards, width = shards_of(mesh), 5
     capacity = SLAB * shards
     counts, firsts = (3, 1, 0, 5), (300, 0, 0, 506)
     positions = np.full((4, width), -1, np.int32)
-    query = draw(4, width, HEADS, DIM)
-    keys, values = (draw(4, 512, KV_HEADS, DIM, seed=n) for n in (2, 3))
-    rows = [draw(4, width, KV_HEADS, DIM, seed=n) for n in (5, 6)]
-    held = holding(keys, values, capacity, shards)
+    query = normal(4, width, HEADS, DIM)
+    keys, values = (normal(4, 512, KV_HEADS, DIM, seed=n) for n in (2, 3))
+    rows = [normal(4, width, KV_HEADS, DIM, seed=n) for n in (5, 6)]
+    cache = cache_of(keys, values, capacity, shards)
     for slot, (first, count) in enumerate(zip(firsts, counts, strict=True)):
         positions[slot, :count] = first + np.arange(count)
         keys[slot, first : first + count] = rows[0][slot, :count]
         values[slot, first : first + count] = rows[1][slot, :count]
-    step = jax.jit(partial(decode_attention, mesh=laid(mesh)), compiler_options=QUICKLY)
-    out, after = step(query, *rows, held, positions=positions)
+    step = jax.jit(partial(decode_attention, mesh=mesh_of(mesh)), compiler_options=FAST_COMPILE)
+    out, after = step(query, *rows, cache, positions=positions)
     out = np.asarray(out)
     assert (out[positions < 0] == 0).all()
     for slot, (first, count) in enumerate(zip(firsts, counts, strict=True)):
@@ -208,14 +206,14 @@ def test_several_tokens_of_a_slot_see_each_other_in_order(mesh: str | None) -> N
                                   keys.transpose(0, 2, 3, 1))  # fmt: skip
 
 
-def test_decode_beyond_one_slab_is_the_reference() -> None:
+def test_decode_beyond_one_slab_equals_the_reference() -> None:
     capacity = DECODE_SLAB + 7 * CAPACITY_UNIT
     positions = np.array([4900, 17, -1, 4096], np.int32)
-    keys, values = (draw(4, 4901, KV_HEADS, DIM, seed=n) for n in (2, 3))
-    query = draw(4, 1, HEADS, DIM)
-    rows = [draw(4, 1, KV_HEADS, DIM, seed=n) for n in (5, 6)]
-    held = holding(keys, values, capacity, 1)
-    out = np.asarray(decode(None)(query, *rows, held, positions=positions[:, None])[0])
+    keys, values = (normal(4, 4901, KV_HEADS, DIM, seed=n) for n in (2, 3))
+    query = normal(4, 1, HEADS, DIM)
+    rows = [normal(4, 1, KV_HEADS, DIM, seed=n) for n in (5, 6)]
+    cache = cache_of(keys, values, capacity, 1)
+    out = np.asarray(decode(None)(query, *rows, cache, positions=positions[:, None])[0])
     for slot, position in enumerate(positions):
         if position < 0:
             assert (out[slot] == 0).all()

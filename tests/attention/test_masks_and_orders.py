@@ -1,5 +1,5 @@
-"""Which blocks are needed, against the dense mask; the orders of a sharded sequence, and the
-balance of work they promise; what the compiled programs hold."""
+"""Check the blocks that are needed against the dense mask, the orders of a sharded sequence and
+their balance of work, and the memory of compiled programs."""
 
 import re
 from functools import partial
@@ -30,7 +30,7 @@ def dense_mask(
     positions: np.ndarray, segments: np.ndarray, k_positions: np.ndarray, k_segments: np.ndarray,
     causal: bool,
 ) -> np.ndarray:  # fmt: skip
-    """Which pairs of [blocks, block] sides hold an allowed pair of tokens, one by one."""
+    """Return, by loops, which pairs of [blocks, block] sides contain an allowed pair of tokens."""
     out = np.zeros((len(positions), len(k_positions)), bool)
     for i, j in np.ndindex(out.shape):
         out[i, j] = any(
@@ -57,9 +57,9 @@ def both_needed(*sides: jax.Array) -> tuple[jax.Array, jax.Array]:
         integers((KEY_BLOCKS, KEY_BLOCK), 0, 12), integers((KEY_BLOCKS, KEY_BLOCK), -2, 3),
     )
 )  # fmt: skip
-def test_no_needed_block_is_left_out(sides: tuple[np.ndarray, ...]) -> None:
-    for said, causal in zip(both_needed(*sides), (True, False), strict=True):
-        assert not (dense_mask(*sides, causal=causal) & ~np.asarray(said)).any()
+def test_no_needed_block_is_omitted(sides: tuple[np.ndarray, ...]) -> None:
+    for answer, causal in zip(both_needed(*sides), (True, False), strict=True):
+        assert not (dense_mask(*sides, causal=causal) & ~np.asarray(answer)).any()
 
 
 @given(
@@ -67,33 +67,32 @@ def test_no_needed_block_is_left_out(sides: tuple[np.ndarray, ...]) -> None:
     st.lists(st.booleans(), min_size=16, max_size=16),
     st.permutations(range(4)),
 )
-def test_exactly_the_needed_blocks_where_segments_and_positions_run_on(
+def test_needed_is_exact_for_contiguous_segments_and_positions(
     steps: list[int], padding: list[bool], order: list[int]
 ) -> None:
     positions = np.arange(16, dtype=np.int32).reshape(4, 4)[order]
     segments = np.where(padding, -1, np.cumsum(steps)).astype(np.int32).reshape(4, 4)[order]
     sides = (positions, segments, positions, segments)
-    for said, causal in zip(both_needed(*sides), (True, False), strict=True):
-        np.testing.assert_array_equal(np.asarray(said), dense_mask(*sides, causal=causal))
+    for answer, causal in zip(both_needed(*sides), (True, False), strict=True):
+        np.testing.assert_array_equal(np.asarray(answer), dense_mask(*sides, causal=causal))
 
 
-def test_padding_neither_sees_nor_is_seen() -> None:
+def test_padding_neither_attends_nor_is_attended_to() -> None:
     sides = pad(side(jnp.arange(3)[None]), 5)
     mask = np.asarray(allowed(sides, sides, causal=False))[0]
     np.testing.assert_array_equal(mask, np.pad(np.ones((3, 3), bool), ((0, 2), (0, 2))))
 
 
 @given(st.integers(1, 200), st.integers(1, 40), st.integers(1, 3))
-def test_cutting_and_undoing_is_the_identity(run: int, block: int, chunks: int) -> None:
+def test_blocks_are_even_and_stay_inside_chunks(run: int, block: int, chunks: int) -> None:
     cut = BlockLayout.of(run * chunks, block, chunks)
-    # A block never straddles two chunks and is no longer than asked for.
     assert cut.block <= block
     blocks = -(-run // cut.block)
     assert blocks == -(-run // block)
-    assert blocks * cut.block - run < blocks  # evened out: less than one position a block is lost
+    assert blocks * cut.block - run < blocks  # even: less than one position per block is padding
 
 
-def test_blocks_hold_the_positions_of_one_chunk_each() -> None:
+def test_blocks_contain_the_positions_of_one_chunk_each() -> None:
     x = jnp.arange(22).reshape(1, 22)
     cut = BlockLayout.of(22, 4, 2)
     blocks = cut.split(x, fill=-1)
@@ -104,18 +103,18 @@ def test_blocks_hold_the_positions_of_one_chunk_each() -> None:
 
 
 @given(st.integers(1, 8), st.integers(1, 12))
-def test_orders_are_permutations_that_put_tokens_on_the_promised_device(
+def test_orders_are_permutations_that_place_tokens_on_the_right_device(
     shards: int, run: int
 ) -> None:
     length = 2 * shards * run
     pairs, stripes = zigzag(length, shards), striped(length, shards)
     assert sorted(pairs) == sorted(stripes) == list(range(length))
     for rank in range(shards):
-        own = slice(rank * 2 * run, (rank + 1) * 2 * run)
+        local = slice(rank * 2 * run, (rank + 1) * 2 * run)
         last = (2 * shards - 1 - rank) * run
-        assert [*pairs[own]] == [*range(rank * run, (rank + 1) * run), *range(last, last + run)]
-        assert (stripes[own] % shards == rank).all()
-        assert [*stripes[own]] == sorted(stripes[own])
+        assert [*pairs[local]] == [*range(rank * run, (rank + 1) * run), *range(last, last + run)]
+        assert (stripes[local] % shards == rank).all()
+        assert [*stripes[local]] == sorted(stripes[local])
 
 
 @given(st.integers(1, 10_000), st.integers(1, 64))
@@ -126,15 +125,14 @@ def test_zigzag_pads_to_the_next_multiple(length: int, shards: int) -> None:
 
 
 def blocks_per_rank(order: np.ndarray, shards: int, runs: int, block: int) -> np.ndarray:
-    """Key blocks that the queries of each rank meet under causality, counted by dense masks of
-    whole blocks."""
+    """Count the key blocks that the queries of each rank need under causality."""
     length = len(order)
     cut = BlockLayout.of(length // shards, block, runs)
     parts = jnp.asarray(order.astype(np.int32)).reshape(shards, 1, -1)
-    found = ranges(
+    block_ranges = ranges(
         jax.tree.map(lambda *x: jnp.concatenate(x), *[cut.split_side(side(p)) for p in parts])
     )
-    flat = jax.tree.map(lambda x: x.reshape(-1), found)
+    flat = jax.tree.map(lambda x: x.reshape(-1), block_ranges)
     counts = needed(
         jax.tree.map(lambda x: x[:, None], flat),
         jax.tree.map(lambda x: x[None], flat),
@@ -148,14 +146,14 @@ def test_zigzag_balances_the_blocks_of_all_ranks(shards: int) -> None:
     length, block = 8192, 64
     work = blocks_per_rank(zigzag(length, shards), shards, 2, block)
     blocks = length // block
-    assert work.sum() == blocks * (blocks + 1) / 2  # the triangle and nothing else
+    assert work.sum() == blocks * (blocks + 1) / 2  # exactly the triangle
     assert work.max() <= 1.1 * work.min()
     contiguous = blocks_per_rank(np.arange(length), shards, 1, block)
     assert contiguous.max() > 2 * contiguous.min()
 
 
-def compiled(length: int, mesh: str | None) -> Any:
-    """Forward and backward over plain causal sequences of a length."""
+def compile_step(length: int, mesh: str | None) -> Any:
+    """Compile forward and backward passes over plain causal sequences."""
     laid = None if mesh is None else make_mesh(mesh)
     attend = partial(attention, mesh=laid)
 
@@ -172,20 +170,19 @@ def compiled(length: int, mesh: str | None) -> Any:
 
 
 def largest_array(program: Any) -> int:
-    """Elements of the largest array that the optimised program names."""
+    """Return the elements of the largest array in the optimized program."""
     shapes = re.findall(r"\b(?:pred|[fsu]\d+|bf16)\[([\d,]+)\]", program.as_text() or "")
     return max(int(np.prod([int(n) for n in shape.split(",")])) for shape in shapes)
 
 
 @pytest.mark.parametrize("mesh", [None, "1,1,1,4"])
-def test_no_program_holds_the_square_and_memory_grows_linearly(mesh: str | None) -> None:
+def test_no_program_contains_the_square_and_memory_grows_linearly(mesh: str | None) -> None:
     # On a mesh the program is one device's, with a quarter of the sequence.
     lengths = (4096, 8192) if mesh is None else (8192, 16384)
-    programs = [compiled(length, mesh) for length in lengths]
+    programs = [compile_step(length, mesh) for length in lengths]
     shards = 1 if mesh is None else 4
     for program, length in zip(programs, lengths, strict=True):
-        # Blocks of 512 by 512 are the largest squares there may be; whole arrays have 8 a
-        # position.
+        # The largest squares are blocks of 512 by 512; whole arrays have 8 numbers per position.
         assert largest_array(program) <= max(512 * 512, 8 * length)
         assert largest_array(program) < (length / shards) ** 2 / 8
     memory = [program.memory_analysis().temp_size_in_bytes for program in programs]

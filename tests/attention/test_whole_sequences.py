@@ -1,5 +1,5 @@
-"""Every path of `attention` over whole sequences against the dense reference, in values and
-gradients, and the reference itself against plain loops in float64."""
+"""Check every implementation of `attention` over whole sequences against the dense reference, in
+values and gradients, and the reference against plain loops in float64."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -26,7 +26,7 @@ VALUES, GRADIENTS = 1e-5, 1e-4
 
 @dataclass(frozen=True)
 class Case:
-    """Sizes that compile one program; masks are its inputs."""
+    """Describe the sizes that one program is compiled for; masks are its inputs."""
 
     queries: int = 37
     keys: int = 37
@@ -37,8 +37,8 @@ class Case:
     dim: int = 6
 
 
-def draw(case: Case, seed: int = 0) -> Arrays:
-    """Queries, keys, values, and a direction of the output to differentiate along."""
+def random_arrays(case: Case, seed: int = 0) -> Arrays:
+    """Return queries, keys, values, and a direction of the output to differentiate along."""
     random = np.random.default_rng(seed)
 
     def normal(length: int, heads: int) -> np.ndarray:
@@ -51,7 +51,7 @@ def draw(case: Case, seed: int = 0) -> Arrays:
 
 
 def masks(case: Case) -> dict[str, tuple[Side, Side]]:
-    """Named pairs of sides; rows differ, and queries end where keys end."""
+    """Return named pairs of sides; rows differ, and queries end where keys end."""
     random = np.random.default_rng(1)
     rows, last = 2, max(case.queries, case.keys)
     positions = np.tile(np.arange(last, dtype=np.int32), (rows, 1))
@@ -86,12 +86,12 @@ def masks(case: Case) -> dict[str, tuple[Side, Side]]:
     }
 
 
-# Programs here are many and run for milliseconds: what they take is compiling.
-QUICKLY = {"xla_backend_optimization_level": 0}
+# These many programs run for milliseconds, so their time is compilation.
+FAST_COMPILE = {"xla_backend_optimization_level": 0}
 
 
 def values_and_gradients(attend: Callable[..., Any]) -> Callable[..., Any]:
-    @partial(jax.jit, compiler_options=QUICKLY)
+    @partial(jax.jit, compiler_options=FAST_COMPILE)
     def run(query: Any, key: Any, value: Any, along: Any, sides: tuple[Side, Side]) -> Any:
         out, pull = jax.vjp(lambda *x: attend(*x, *sides), query, key, value)
         return out, *pull(along)
@@ -105,7 +105,7 @@ def dense(causal: bool) -> Callable[..., Any]:
 
 
 def assert_close(actual: Any, expected: Any, tolerance: float) -> None:
-    """Within the tolerance relative to the largest expected value."""
+    """Compare within the tolerance relative to the largest expected value."""
     actual, expected = np.asarray(actual, np.float64), np.asarray(expected, np.float64)
     assert actual.shape == expected.shape
     assert np.isfinite(actual).all()
@@ -113,8 +113,8 @@ def assert_close(actual: Any, expected: Any, tolerance: float) -> None:
 
 
 def assert_agrees(run: Callable[..., Any], case: Case, names: tuple[str, ...] = ()) -> None:
-    """Over all masks, or those named."""
-    arrays = draw(case)
+    """Compare with the reference for all masks, or for those named."""
+    arrays = random_arrays(case)
     for name, sides in masks(case).items():
         if names and name not in names:
             continue
@@ -126,9 +126,9 @@ def assert_agrees(run: Callable[..., Any], case: Case, names: tuple[str, ...] = 
 
 
 @pytest.mark.parametrize("causal", [True, False])
-def test_the_reference_is_softmax_attention(causal: bool) -> None:
+def test_the_reference_equals_loops_in_float64(causal: bool) -> None:
     case = Case(queries=13, keys=21, causal=causal)
-    query, key, value, along = draw(case)
+    query, key, value, along = random_arrays(case)
     for sides in masks(case).values():
         out = dense(causal)(query, key, value, along, sides)[0]
         q_positions, q_segments, k_positions, k_segments = (
@@ -137,16 +137,16 @@ def test_the_reference_is_softmax_attention(causal: bool) -> None:
         expected = np.zeros(query.shape)
         for b, i, h in np.ndindex(query.shape[:3]):
             head = h // (case.heads // case.kv_heads)
-            seen = [
+            visible = [
                 j
                 for j in range(case.keys)
                 if q_segments[b, i] == k_segments[b, j] >= 0
                 and (not causal or k_positions[b, j] <= q_positions[b, i])
             ]
-            if seen:
-                scores = key[b, seen, head].astype(np.float64) @ query[b, i, h] / case.dim**0.5
+            if visible:
+                scores = key[b, visible, head].astype(np.float64) @ query[b, i, h] / case.dim**0.5
                 weights = np.exp(scores - scores.max())
-                expected[b, i, h] = weights @ value[b, seen, head] / weights.sum()
+                expected[b, i, h] = weights @ value[b, visible, head] / weights.sum()
         assert_close(out, expected, 1e-5)
 
 
@@ -161,22 +161,22 @@ BLOCKWISE = [
 
 @pytest.fixture(params=["kernel", "xla"])
 def either_way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The kernel for CPUs, which float32 gets here, and what other devices get."""
+    """Run with the kernel for CPUs, and with the code of other devices."""
     if request.param == "xla":
         monkeypatch.setattr(cpu, "supports", lambda *_: False)
 
 
 @pytest.mark.usefixtures("either_way")
 @pytest.mark.parametrize(("case", "blocks"), BLOCKWISE, ids=str)
-def test_blockwise_is_the_reference(case: Case, blocks: tuple[int, int]) -> None:
+def test_blockwise_equals_the_reference(case: Case, blocks: tuple[int, int]) -> None:
     config = AttentionConfig(query_block=blocks[0], key_block=blocks[1])
     run = values_and_gradients(partial(attention, causal=case.causal, config=config))
     assert_agrees(run, case)
 
 
-def test_blockwise_in_bfloat16_is_as_near_as_the_type_allows() -> None:
+def test_blockwise_in_bfloat16_is_as_accurate_as_the_type() -> None:
     case = Case(heads=2, kv_heads=1)
-    arrays = [jnp.asarray(x, jnp.bfloat16) for x in draw(case)]
+    arrays = [jnp.asarray(x, jnp.bfloat16) for x in random_arrays(case)]
     sides = masks(case)["padded"]
     config = AttentionConfig(query_block=16, key_block=16)
     actual = values_and_gradients(partial(attention, config=config))(*arrays, sides)
@@ -199,48 +199,48 @@ def test_blockwise_in_bfloat16_is_as_near_as_the_type_allows() -> None:
         ("1,1,1,4", "ulysses", False),
     ],
 )
-def test_sharded_sequences_are_the_reference(mesh: str, strategy: Any, causal: bool) -> None:
-    laid = make_mesh(mesh)
-    # One key head for each tensor shard; ulysses repeats it.
-    kv_heads = laid.shape["tensor"]
+def test_sharded_sequences_equal_the_reference(mesh: str, strategy: Any, causal: bool) -> None:
+    device_mesh = make_mesh(mesh)
+    # One key-value head for each tensor shard; ulysses repeats it.
+    kv_heads = device_mesh.shape["tensor"]
     case = Case(causal=causal, queries=37 if causal else 29, kv_heads=kv_heads)
     config = AttentionConfig(strategy=strategy, query_block=3, key_block=5)
-    run = values_and_gradients(partial(attention, causal=causal, config=config, mesh=laid))
+    run = values_and_gradients(partial(attention, causal=causal, config=config, mesh=device_mesh))
     chosen = ("plain", "padded", "interleaved segments", "shuffled", "all padding")
     assert_agrees(run, case, chosen)
 
 
-def test_rows_sharded_over_data_and_fsdp_are_the_reference() -> None:
-    laid = make_mesh("1,2,1,2")
+def test_rows_sharded_over_data_and_fsdp_equal_the_reference() -> None:
+    device_mesh = make_mesh("1,2,1,2")
     config = AttentionConfig(query_block=5, key_block=4)
-    run = values_and_gradients(partial(attention, config=config, mesh=laid))
+    run = values_and_gradients(partial(attention, config=config, mesh=device_mesh))
     assert_agrees(run, Case(heads=2, kv_heads=1), ("packed", "padded"))
 
 
 @pytest.mark.usefixtures("either_way")
 @pytest.mark.parametrize("strategy", ["ring", "all_gather"])
-def test_zigzag_order_gives_what_natural_order_gives(strategy: Any) -> None:
+def test_zigzag_order_gives_the_result_of_natural_order(strategy: Any) -> None:
     case = Case(queries=40, keys=40, heads=2, kv_heads=1)
     order = zigzag(40, 4)
     assert not (order == np.arange(40)).all()
-    laid = make_mesh("1,1,1,4")
+    device_mesh = make_mesh("1,1,1,4")
     config = AttentionConfig(strategy=strategy, query_block=4, key_block=4)
-    run = values_and_gradients(partial(attention, config=config, mesh=laid))
-    arrays = draw(case)
+    run = values_and_gradients(partial(attention, config=config, mesh=device_mesh))
+    arrays = random_arrays(case)
     for name in ("packed", "padded"):
         sides = masks(case)[name]
         expected = dense(True)(*arrays, sides)
-        laid_out = [x[:, order] for x in arrays]
-        actual = run(*laid_out, jax.tree.map(lambda x: x[:, order], sides))
+        ordered = [x[:, order] for x in arrays]
+        actual = run(*ordered, jax.tree.map(lambda x: x[:, order], sides))
         back = [np.asarray(x)[:, np.argsort(order)] for x in actual]
         assert_close(back[0], expected[0], VALUES)
         for part, wanted in zip(back[1:], expected[1:], strict=True):
             assert_close(part, wanted, GRADIENTS)
 
 
-def test_ulysses_refuses_heads_that_the_devices_do_not_divide() -> None:
+def test_ulysses_refuses_heads_that_devices_do_not_divide() -> None:
     case = Case(heads=6, kv_heads=2)
-    query, key, value, _ = map(jnp.asarray, draw(case))
+    query, key, value, _ = map(jnp.asarray, random_arrays(case))
     config = AttentionConfig(strategy="ulysses")
     with pytest.raises(ConfigError, match=r"6 heads .* 4 devices"):
         attention(
@@ -254,8 +254,8 @@ def test_blocks_below_one_position_are_refused(name: str) -> None:
         AttentionConfig(**{name: 0})  # type: ignore[arg-type]
 
 
-# Of 64 keys, those at index 32 and beyond must not be touched: each pair of sides rules them out
-# by other means.
+# Of 64 keys, those from index 32 on must not be read: each case of `forbidding` masks them for
+# another reason.
 FORBIDDEN = slice(32, 64)
 
 
@@ -284,10 +284,10 @@ def forbidding(how: str) -> tuple[Side, Side]:
         ("another segment", "1,1,1,4"),
     ],
 )
-def test_blocks_wholly_masked_are_not_computed(how: str, mesh: str | None) -> None:
+def test_fully_masked_blocks_are_not_computed(how: str, mesh: str | None) -> None:
     case = Case(batch=1, queries=32, keys=64, heads=2, kv_heads=1)
     sides = forbidding(how)
-    query, key, value, along = draw(case)
+    query, key, value, along = random_arrays(case)
     expected = dense(True)(
         query, key[:, :32], value[:, :32], along,
         (sides[0], jax.tree.map(lambda x: x[:, :32], sides[1])),
@@ -296,8 +296,8 @@ def test_blocks_wholly_masked_are_not_computed(how: str, mesh: str | None) -> No
     for x in poisoned:
         x[:, FORBIDDEN] = np.nan
     config = AttentionConfig(query_block=8, key_block=8)
-    laid = None if mesh is None else make_mesh(mesh)
-    run = values_and_gradients(partial(attention, config=config, mesh=laid))
+    device_mesh = None if mesh is None else make_mesh(mesh)
+    run = values_and_gradients(partial(attention, config=config, mesh=device_mesh))
     out, for_query, for_key, for_value = run(query, *poisoned, along, sides)
     assert_close(out, expected[0], VALUES)
     assert_close(for_query, expected[1], GRADIENTS)
@@ -306,17 +306,17 @@ def test_blocks_wholly_masked_are_not_computed(how: str, mesh: str | None) -> No
         assert (np.asarray(part)[:, FORBIDDEN] == 0).all()
 
 
-def test_blocks_wholly_masked_between_needed_ones_are_not_computed() -> None:
+def test_fully_masked_blocks_between_needed_ones_are_not_computed() -> None:
     case = Case(batch=1, queries=64, keys=64, heads=2, kv_heads=1)
     segments = jnp.asarray(np.repeat([0, 7, 0, 9], 16).astype(np.int32))[None]
     sides = side(jnp.arange(64, dtype=jnp.int32)[None], segments)
-    mine = side(sides.positions, jnp.where(segments == 0, 0, -1))
-    query, key, value, along = draw(case)
+    queries = side(sides.positions, jnp.where(segments == 0, 0, -1))
+    query, key, value, along = random_arrays(case)
     poisoned = [np.where((segments == 0)[..., None, None], x, np.nan) for x in (key, value)]
     config = AttentionConfig(query_block=8, key_block=8)
     run = values_and_gradients(partial(attention, config=config))
-    expected = dense(True)(query, key, value, along, (mine, mine))
-    out, *gradients = run(query, *poisoned, along, (mine, sides))
+    expected = dense(True)(query, key, value, along, (queries, queries))
+    out, *gradients = run(query, *poisoned, along, (queries, sides))
     assert_close(out, expected[0], VALUES)
     for part, wanted in zip(gradients, expected[1:], strict=True):
         assert_close(part, wanted, GRADIENTS)

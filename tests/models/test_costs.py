@@ -1,5 +1,5 @@
-"""Sizes, operations and memory, against transformers' own counts and arithmetic done by hand; the
-cache against its figures."""
+"""Check sizes, operations and memory against transformers and hand calculation, and the cache
+against its calculated size."""
 
 import jax
 import numpy as np
@@ -26,16 +26,16 @@ SMALL = LlamaConfig(
 )  # fmt: skip
 
 
-def test_the_seven_billion_are_exactly_these() -> None:
+def test_the_7b_model_has_its_published_size() -> None:
     assert parameter_count(size("7b")) == 6_738_415_616
     assert weight_bytes(size("7b"), "bfloat16") == 13_476_831_232
     assert weight_bytes(size("7b"), "float32") == 4 * 6_738_415_616
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_sizes_count_as_many_parameters_as_transformers(name: str) -> None:
+def test_parameter_counts_equal_those_of_transformers(name: str) -> None:
     config = size(name)
-    # One layer and two: the difference is a layer, the rest is what stands around them.
+    # The difference between two layers and one is a layer; the rest is embedding, norm and head.
     counts = []
     for layers in (1, 2):
         with torch.device("meta"):
@@ -54,16 +54,16 @@ def test_sizes_count_as_many_parameters_as_transformers(name: str) -> None:
     assert parameter_count(config) == one + (config.num_layers - 1) * (two - one)
 
 
-def test_an_unknown_size_is_refused_with_the_known_ones() -> None:
+def test_an_unknown_size_is_refused_with_a_list_of_sizes() -> None:
     with pytest.raises(ConfigError, match=r"'8b'.*7b.*65b"):
         size("8b")
 
 
-def test_operations_by_hand() -> None:
+def test_operations_equal_a_hand_calculation() -> None:
     # A layer: query 8x8, key and value 8x4 each, output 8x8, three of 8x12; the head 8x10.
     matrices = 2 * (64 + 32 + 32 + 64 + 3 * 96) + 80
-    # Five tokens after three: token i sees 3 + i + 1 keys; scores and mixture are 2 * 4 operations
-    # for each of 2 heads and each pair, in 2 layers.
+    # Five tokens after three: token i attends to 3 + i + 1 keys; scores and weighted values are
+    # 2 * 4 operations for each of 2 heads and each pair, in 2 layers.
     pairs = 4 + 5 + 6 + 7 + 8
     by_hand = 2 * matrices * 5 + 2 * 2 * (2 * 4 + 2 * 4) * pairs
     assert forward_flops(SMALL, 5, context=3) == by_hand
@@ -75,13 +75,13 @@ def test_operations_by_hand() -> None:
     assert training_flops(SMALL, tokens=7, pairs=18, adapters=50) == with_adapters
 
 
-def test_operations_of_parts_add_up_to_the_whole() -> None:
+def test_operations_of_parts_sum_to_the_whole() -> None:
     whole = forward_flops(SMALL, 11)
     assert forward_flops(SMALL, 4) + forward_flops(SMALL, 7, context=4) == whole
 
 
 @pytest.mark.parametrize(("dtype", "width"), [("float32", 4), ("bfloat16", 2)])
-def test_cache_bytes_are_the_bytes_of_the_cache(dtype: str, width: int) -> None:
+def test_cache_bytes_equal_the_size_of_the_cache(dtype: str, width: int) -> None:
     assert cache_bytes(SMALL, 100, dtype, slots=3) == 3 * 100 * 2 * 2 * 1 * 4 * width
     cache = make_cache(SMALL, slots=3, capacity=512, dtype=dtype)
     assert cache_bytes(SMALL, 512, dtype, slots=3) == sum(x.nbytes for x in jax.tree.leaves(cache))
@@ -89,11 +89,11 @@ def test_cache_bytes_are_the_bytes_of_the_cache(dtype: str, width: int) -> None:
 
 @pytest.mark.parametrize(("tokens", "mesh"), [(1, None), (700, None), (700, "1,1,1,4")])
 def test_capacity_holds_the_tokens_in_equal_parts(tokens: int, mesh: str | None) -> None:
-    laid = None if mesh is None else make_mesh(mesh)
-    capacity = cache_capacity(tokens, laid)
+    device_mesh = None if mesh is None else make_mesh(mesh)
+    capacity = cache_capacity(tokens, device_mesh)
     assert capacity >= tokens
-    assert capacity % (1 if laid is None else 4) == 0
-    assert cache_capacity(capacity, laid) == capacity
+    assert capacity % (1 if device_mesh is None else 4) == 0
+    assert cache_capacity(capacity, device_mesh) == capacity
 
 
 def test_a_cache_is_created_in_its_shards() -> None:
@@ -102,19 +102,19 @@ def test_a_cache_is_created_in_its_shards() -> None:
     assert {x.data.shape for x in cache[0].values.addressable_shards} == {(1, 1, 512, 4)}
 
 
-def test_a_cache_beyond_memory_is_refused_with_both_figures() -> None:
-    # Four simulated devices share the host's memory: cutting the cache does not shrink it.
+def test_a_cache_beyond_memory_is_refused_with_both_sizes() -> None:
+    # Four simulated devices share the host's memory, so sharding does not make the cache fit.
     for mesh in (None, make_mesh("1,1,1,4")):
         with pytest.raises(CapacityError, match=r"64000\.00 GB.* GB.*free"):
             make_cache(SMALL, slots=1, capacity=10**12, dtype="float32", mesh=mesh)
 
 
 @pytest.mark.parametrize("mesh", [None, "1,1,1,4", "2,1,1,2"])
-def test_growing_keeps_every_position_where_it_was(mesh: str | None) -> None:
-    laid = None if mesh is None else make_mesh(mesh)
-    shards = 1 if laid is None else laid.shape["sequence"]
+def test_growing_preserves_the_place_of_every_position(mesh: str | None) -> None:
+    device_mesh = None if mesh is None else make_mesh(mesh)
+    shards = 1 if device_mesh is None else device_mesh.shape["sequence"]
     old, new = 512 * shards, 768 * shards
-    cache = make_cache(SMALL, slots=2, capacity=old, dtype="float32", mesh=laid)
+    cache = make_cache(SMALL, slots=2, capacity=old, dtype="float32", mesh=device_mesh)
     filled = jax.tree.map(
         lambda x: jax.device_put(
             np.random.default_rng(0).normal(size=x.shape).astype(np.float32), x.sharding
@@ -122,12 +122,12 @@ def test_growing_keeps_every_position_where_it_was(mesh: str | None) -> None:
         cache,
     )
     before = jax.tree.map(np.asarray, filled)
-    grown = grow_cache(filled, new, laid)
+    grown = grow_cache(filled, new, device_mesh)
     for was, now in zip(before, grown, strict=True):
         assert now.values.shape == (2, 1, new, 4)
         for position in (0, 1, 5, 511, old - 1):
-            there, here = (
+            old_place, new_place = (
                 position % shards * (size // shards) + position // shards for size in (old, new)
             )
-            np.testing.assert_array_equal(was.values[:, :, there], now.values[:, :, here])
-            np.testing.assert_array_equal(was.keys[..., there], now.keys[..., here])
+            np.testing.assert_array_equal(was.values[:, :, old_place], now.values[:, :, new_place])
+            np.testing.assert_array_equal(was.keys[..., old_place], now.keys[..., new_place])

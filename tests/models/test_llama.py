@@ -1,5 +1,5 @@
-"""The model against transformers' Llama with the same random weights, and its own forms (stacked,
-unrolled, fused, sharded, in blocks) against each other."""
+"""Check the model against transformers' Llama with the same random weights, and its stacked,
+unrolled, fused and sharded forms against each other."""
 
 from dataclasses import replace
 from functools import cache, partial
@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 import transformers
+from tiny_model import fuse
 
 from lwm.attention.mask import side
 from lwm.attention.reference import reference_attention
@@ -28,7 +29,6 @@ from lwm.models.forward import (
 )
 from lwm.models.llama import (
     MAX_LAYERS,
-    FusedLayer,
     Layer,
     Llama,
     LlamaConfig,
@@ -36,7 +36,7 @@ from lwm.models.llama import (
     require_mesh,
 )
 
-QUICKLY = {"xla_backend_optimization_level": 0}
+FAST_COMPILE = {"xla_backend_optimization_level": 0}
 CONFIG = LlamaConfig(
     vocab_size=96, hidden_size=32, intermediate_size=48, num_layers=3, num_heads=4, num_kv_heads=2,
     head_dim=8, max_sequence_length=64, rope_theta=500.0, rms_norm_eps=1e-5,
@@ -48,22 +48,22 @@ def forward(weights: Llama, config: LlamaConfig, mesh: str | None = None) -> np.
     positions = jnp.arange(TOKENS.shape[1])[None].repeat(2, 0)
 
     def attend(query: Any, key: Any, value: Any, _: Any) -> Any:
-        where = side(positions)
-        return reference_attention(query, key, value, where, where, causal=True), None
+        tokens = side(positions)
+        return reference_attention(query, key, value, tokens, tokens, causal=True), None
 
-    laid = None if mesh is None else make_mesh(mesh)
+    device_mesh = None if mesh is None else make_mesh(mesh)
 
     def run(weights: Llama, tokens: Any) -> Any:
         hidden = hidden_states(
-            weights, tokens, positions, config, attend, mesh=laid, rules=TRAINING
+            weights, tokens, positions, config, attend, mesh=device_mesh, rules=TRAINING
         )
         return text_logits(weights, hidden)
 
-    return np.asarray(jax.jit(run, compiler_options=QUICKLY)(weights, TOKENS))
+    return np.asarray(jax.jit(run, compiler_options=FAST_COMPILE)(weights, TOKENS))
 
 
 def interleaved(kernel: np.ndarray, head_dim: int) -> np.ndarray:
-    """Transformers' (out, in) with a head's halves turning together -> ours."""
+    """Convert a kernel of transformers, (out, in) with pairs in halves, to ours."""
     rows = [
         head + half * (head_dim // 2) + pair
         for head in range(0, len(kernel), head_dim)
@@ -74,7 +74,7 @@ def interleaved(kernel: np.ndarray, head_dim: int) -> np.ndarray:
 
 
 def from_transformers(model: Any, config: LlamaConfig) -> Llama:
-    """Weights taken over by hand, apart from the name tables of the checkpoints."""
+    """Convert weights by hand, independently of the name tables of checkpoints."""
     state = {name: x.detach().numpy() for name, x in model.state_dict().items()}
 
     def layer(i: int) -> Layer:
@@ -103,9 +103,9 @@ def from_transformers(model: Any, config: LlamaConfig) -> Llama:
 @pytest.mark.parametrize(
     ("kv_heads", "tied", "head_dim"),
     [(2, False, 8), (4, True, 8), (1, True, 12)],
-    ids=["grouped, untied", "all heads, tied", "one key head, wider heads"],
+    ids=["grouped, untied", "all heads, tied", "one key-value head, wider heads"],
 )
-def test_logits_are_those_of_transformers(kv_heads: int, tied: bool, head_dim: int) -> None:
+def test_logits_equal_those_of_transformers(kv_heads: int, tied: bool, head_dim: int) -> None:
     config = replace(CONFIG, num_kv_heads=kv_heads, tie_embeddings=tied, head_dim=head_dim)
     torch.manual_seed(0)
     theirs = transformers.LlamaForCausalLM(
@@ -127,7 +127,7 @@ def test_logits_are_those_of_transformers(kv_heads: int, tied: bool, head_dim: i
     assert np.abs(actual - expected).max() <= 1e-4
 
 
-def test_rms_norm_is_that_of_transformers() -> None:
+def test_rms_norm_equals_that_of_transformers() -> None:
     x = np.random.default_rng(0).normal(size=(2, 5, 32), scale=0.01).astype(np.float32)
     theirs = transformers.models.llama.modeling_llama.LlamaRMSNorm(32, eps=1e-4)
     with torch.no_grad():
@@ -139,7 +139,7 @@ def test_rms_norm_is_that_of_transformers() -> None:
 
 @cache
 def unrolled() -> Llama:
-    """Random weights of `CONFIG`, large enough that every part matters."""
+    """Return random weights of `CONFIG`, large enough that every part matters."""
     config = replace(CONFIG, initializer_range=0.3)
     return initialize(llama_params(config, stacked=False), jax.random.key(0), jnp.float32)
 
@@ -153,7 +153,7 @@ def with_layers(layers: Any) -> Llama:
     return replace(unrolled(), layers=layers)
 
 
-def test_stacked_layers_are_unrolled_layers() -> None:
+def test_stacked_layers_equal_unrolled_layers() -> None:
     stacked = jax.tree.map(lambda *x: jnp.stack(x), *unrolled().layers)  # type: ignore[misc]
     assert stacked.query.shape == (3, 32, 32)
     assert llama_params(CONFIG, stacked=True).layers.query.shape == (3, 32, 32)  # type: ignore[union-attr]
@@ -161,47 +161,36 @@ def test_stacked_layers_are_unrolled_layers() -> None:
     np.testing.assert_allclose(actual, expected_logits(), atol=2e-5)
 
 
-def fuse(layer: Any) -> FusedLayer:
-    return FusedLayer(
-        attention_norm=layer.attention_norm,
-        attention_in=jnp.concatenate([layer.query, layer.key, layer.value], axis=1).T,
-        output=layer.output.T,
-        mlp_norm=layer.mlp_norm,
-        mlp_in=jnp.concatenate([layer.gate, layer.up], axis=1).T,
-        down=layer.down.T,
-    )
-
-
-def test_fused_layers_are_plain_layers() -> None:
+def test_fused_layers_equal_plain_layers() -> None:
     actual = forward(with_layers(tuple(fuse(x) for x in unrolled().layers)), CONFIG)  # type: ignore[union-attr]
     np.testing.assert_allclose(actual, expected_logits(), atol=2e-5)
 
 
 @pytest.mark.parametrize("rows", [(1, 1), (1, 2), (3, 4), (2, 8), (1, 17), (5, 9), (2, 1, 3)])
-def test_products_with_few_rows_are_products(rows: tuple[int, ...]) -> None:
+def test_products_of_few_rows_are_exact(rows: tuple[int, ...]) -> None:
     random = np.random.default_rng(0)
     x = random.normal(size=(*rows, 24)).astype(np.float32)
     kernel = random.normal(size=(40, 24)).astype(np.float32)
-    out = jax.jit(multiply, compiler_options=QUICKLY)(x, kernel)
+    out = jax.jit(multiply, compiler_options=FAST_COMPILE)(x, kernel)
     np.testing.assert_allclose(out, x @ kernel.T, atol=1e-5)
 
 
 @pytest.mark.parametrize("mesh", ["1,2,2,1", "2,1,2,1"])
-def test_sharded_weights_and_rows_give_the_same(mesh: str) -> None:
+def test_sharded_weights_and_rows_give_the_same_logits(mesh: str) -> None:
     np.testing.assert_allclose(forward(unrolled(), CONFIG, mesh), expected_logits(), atol=2e-5)
 
 
 def test_a_sharded_embedding_looks_up_the_same_rows() -> None:
     table = unrolled().embedding
-    found = embed_tokens(table, jnp.asarray(TOKENS), make_mesh("1,1,4,1"), DECODE)
-    np.testing.assert_array_equal(found, np.asarray(table)[TOKENS])
+    embedded = embed_tokens(table, jnp.asarray(TOKENS), make_mesh("1,1,4,1"), DECODE)
+    np.testing.assert_array_equal(embedded, np.asarray(table)[TOKENS])
 
 
 @pytest.mark.parametrize(
     ("length", "block", "shards"), [(18, 1024, 1), (18, 7, 1), (20, 3, 2), (18, 4, 4), (20, 1, 4)]
 )
 @pytest.mark.parametrize("fused", [False, True])
-def test_feed_forward_in_blocks_is_the_whole(
+def test_feed_forward_in_blocks_equals_the_whole(
     length: int, block: int, shards: int, fused: bool
 ) -> None:
     layer: Any = unrolled().layers[0]  # type: ignore[index]
@@ -209,7 +198,7 @@ def test_feed_forward_in_blocks_is_the_whole(
     gate, up, down = (np.asarray(w, np.float64) for w in (layer.gate, layer.up, layer.down))
     hidden = x @ gate
     expected = (hidden / (1 + np.exp(-hidden)) * (x @ up)) @ down
-    run = jax.jit(partial(feed_forward, block=block, shards=shards), compiler_options=QUICKLY)
+    run = jax.jit(partial(feed_forward, block=block, shards=shards), compiler_options=FAST_COMPILE)
     actual = run(fuse(layer) if fused else layer, jnp.asarray(x))
     np.testing.assert_allclose(actual, expected, atol=2e-4)
 
@@ -222,7 +211,7 @@ def test_feed_forward_in_blocks_has_the_gradient_of_the_whole() -> None:
         return (feed_forward(layer, x, block=block, shards=2) ** 2).sum()
 
     whole, blocks = (
-        jax.jit(jax.grad(partial(loss, block=block)), compiler_options=QUICKLY)(layer)
+        jax.jit(jax.grad(partial(loss, block=block)), compiler_options=FAST_COMPILE)(layer)
         for block in (100, 4)
     )
     for name in ("gate", "up", "down"):
@@ -241,12 +230,12 @@ def test_feed_forward_in_blocks_has_the_gradient_of_the_whole() -> None:
         ({"num_layers": MAX_LAYERS + 1}, "num_layers"),
     ],
 )
-def test_sizes_that_make_no_model_are_refused(changes: dict[str, Any], message: str) -> None:
+def test_impossible_sizes_are_refused(changes: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         replace(CONFIG, **changes)
 
 
-def test_a_mesh_that_does_not_divide_the_model_is_refused_with_both_numbers() -> None:
+def test_a_mesh_that_does_not_divide_the_model_is_refused() -> None:
     require_mesh(CONFIG, make_mesh("1,2,2,1"), DECODE)
     with pytest.raises(ConfigError, match=r"kv heads \(2\).* 4 parts"):
         require_mesh(CONFIG, make_mesh("1,1,4,1"), DECODE)

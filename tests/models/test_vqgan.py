@@ -1,4 +1,4 @@
-"""The VQGAN against the original's outputs, and one picture against many."""
+"""Check the VQGAN against the original's outputs, and batches against single images."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -35,11 +35,11 @@ def tiny():
     return VqganCodec(TINY, params.initialize(vqgan_params(TINY), jax.random.key(1), np.float32))
 
 
-def pictures(count: int, height: int = 8, width: int = 8) -> np.ndarray:
+def images(count: int, height: int = 8, width: int = 8) -> np.ndarray:
     return np.random.default_rng(0).uniform(-1, 1, (count, height, width, 3)).astype(np.float32)
 
 
-def test_codes_are_those_of_the_original_and_so_are_pixels(original) -> None:
+def test_codes_and_pixels_equal_those_of_the_original(original) -> None:
     codec, expected = original
     np.testing.assert_array_equal(codec.encode(expected["pixels"]), expected["codes"])
     np.testing.assert_allclose(
@@ -50,24 +50,24 @@ def test_codes_are_those_of_the_original_and_so_are_pixels(original) -> None:
     assert codec.config.codes_per_frame == 256
 
 
-def test_the_default_is_the_originals_size() -> None:
+def test_the_default_configuration_is_the_originals() -> None:
     config = VQGANConfig()
     assert (config.downsampling, config.codes_per_frame) == (16, 256)
     assert config.channels == (128, 256, 256, 512, 768)
 
 
-def test_a_batch_gives_what_its_pictures_give_alone(tiny, monkeypatch) -> None:
-    # Five of at most four a batch: a full one, and a rest that is padded.
+def test_a_batch_equals_its_images_one_by_one(tiny, monkeypatch) -> None:
+    # Five images in batches of at most four: a full batch, and one that is padded.
     monkeypatch.setattr(codecs, "traits", lambda: replace(traits(), codec_pixels=4 * 64))
-    pixels = pictures(5)
+    pixels = images(5)
     codes = tiny.encode(pixels)
     assert codes.shape == (5, 4, 4)
     np.testing.assert_array_equal(codes, np.concatenate([tiny.encode(x[None]) for x in pixels]))
     back = tiny.decode(codes)
     assert back.shape == pixels.shape
     assert np.abs(back).max() <= 1
-    alone = np.concatenate([tiny.decode(x[None]) for x in codes])
-    np.testing.assert_allclose(back, alone, atol=1e-5)
+    one_by_one = np.concatenate([tiny.decode(x[None]) for x in codes])
+    np.testing.assert_allclose(back, one_by_one, atol=1e-5)
 
 
 def test_float32_products_are_exact(tiny) -> None:
@@ -80,13 +80,13 @@ def test_float32_products_are_exact(tiny) -> None:
         assert all("HIGHEST" in product for product in products)
 
 
-def test_pictures_need_not_be_square_nor_many(tiny) -> None:
-    assert tiny.encode(pictures(1, 4, 12)).shape == (1, 2, 6)
-    assert tiny.encode(pictures(0)).shape == (0, 4, 4)
+def test_images_may_be_oblong_and_none_at_all(tiny) -> None:
+    assert tiny.encode(images(1, 4, 12)).shape == (1, 2, 6)
+    assert tiny.encode(images(0)).shape == (0, 4, 4)
     assert tiny.decode(np.zeros((0, 4, 4), np.int64)).shape == (0, 8, 8, 3)
 
 
-def test_the_nearest_entry_is_taken_and_the_first_of_equal_ones() -> None:
+def test_each_place_takes_the_first_nearest_entry() -> None:
     codebook = np.array([[4, 0], [1, 1], [1, 1], [-2, 0]], np.float32)
     latents = np.array([[[[1, 1], [3, -1], [-9, 0], [0.9, 1.2]]]], np.float32)
     assert nearest_codes(jnp.asarray(codebook), jnp.asarray(latents)).tolist() == [[[1, 0, 3, 1]]]
@@ -99,23 +99,23 @@ def test_the_nearest_entry_is_taken_and_the_first_of_equal_ones() -> None:
 
 
 @pytest.mark.parametrize(
-    ("pixels", "said"),
+    ("pixels", "message"),
     [
-        (pictures(1, 8, 7), "8 high and 7 wide; this VQGAN needs multiples of 2"),
-        (pictures(1)[..., :2], r"\[1, 8, 8, 2\]"),
-        (pictures(1)[0], r"\[8, 8, 3\]"),
-        (pictures(1) * 127, "must lie in"),
-        (pictures(1) * np.nan, "must lie in"),
+        (images(1, 8, 7), "8 high and 7 wide; this VQGAN needs multiples of 2"),
+        (images(1)[..., :2], r"\[1, 8, 8, 2\]"),
+        (images(1)[0], r"\[8, 8, 3\]"),
+        (images(1) * 127, "must lie in"),
+        (images(1) * np.nan, "must lie in"),
         (np.zeros((1, 8, 8, 3), np.uint8), "uint8"),
     ],
 )
-def test_wrong_pixels_are_refused(tiny, pixels, said) -> None:
-    with pytest.raises(InputError, match=said):
+def test_wrong_pixels_are_refused(tiny, pixels, message) -> None:
+    with pytest.raises(InputError, match=message):
         tiny.encode(pixels)
 
 
 @pytest.mark.parametrize(
-    ("codes", "said"),
+    ("codes", "message"),
     [
         (np.full((1, 2, 2), 16), "code 16 is not in the codebook, which has the entries 0 to 15"),
         (np.full((1, 2, 2), -1), "code -1"),
@@ -123,13 +123,13 @@ def test_wrong_pixels_are_refused(tiny, pixels, said) -> None:
         (np.zeros((1, 2, 2)), "float64"),
     ],
 )
-def test_wrong_codes_are_refused(tiny, codes, said) -> None:
-    with pytest.raises(InputError, match=said):
+def test_wrong_codes_are_refused(tiny, codes, message) -> None:
+    with pytest.raises(InputError, match=message):
         tiny.decode(codes)
 
 
 @pytest.mark.parametrize(
-    ("changes", "said"),
+    ("changes", "message"),
     [
         ({"image_size": 9}, "multiple of 16"),
         ({"norm_groups": 7}, "does not divide"),
@@ -139,6 +139,6 @@ def test_wrong_codes_are_refused(tiny, codes, said) -> None:
         ({"codebook_size": 0}, "at least 1"),
     ],
 )
-def test_wrong_sizes_are_refused(changes, said) -> None:
-    with pytest.raises(ConfigError, match=said):
+def test_wrong_sizes_are_refused(changes, message) -> None:
+    with pytest.raises(ConfigError, match=message):
         VQGANConfig(**changes)

@@ -67,17 +67,17 @@ def attention(
     arrays = (query, key, value, query_side, key_side)
     if config.implementation == "reference":
         return reference_attention(*arrays, causal=causal)
-    options = {
-        "causal": causal,
-        "query_block": config.query_block,
-        "key_block": config.key_block,
-    }
+    attend = partial(
+        blockwise_attention,
+        causal=causal,
+        query_block=config.query_block,
+        key_block=config.key_block,
+    )
     if mesh is None or mesh.size == 1:
-        return blockwise_attention(*arrays, **options)
-    if mesh.shape[SEQUENCE] == 1:
-        return _sharded(partial(blockwise_attention, **options), *arrays, mesh=mesh)
-    strategy = partial(_STRATEGIES[config.strategy], axis=SEQUENCE, **options)
-    return _sharded(strategy, *arrays, mesh=mesh)
+        return attend(*arrays)
+    if mesh.shape[SEQUENCE] > 1:
+        attend = partial(_STRATEGIES[config.strategy], attend, axis=SEQUENCE)
+    return _sharded(attend, *arrays, mesh=mesh)
 
 
 def _sharded(

@@ -1,15 +1,17 @@
 """Compute attention on one device, or over a sequence that is sharded along one mesh axis.
 
-A strategy decides what the devices exchange: keys and values around a ring, all keys and values at
-once, or heads for sequence. Strategies run inside `shard_map`: every array is one device's part,
-and `axis` names the mesh axis. To add one, write a function with the signature of
-`ring_attention` and name it in `api`.
+A strategy decides what the devices exchange: keys and values around a ring, all keys and values,
+or heads for sequence. It runs inside `shard_map`: every array is one device's part, shaped as for
+`blockwise_attention`, and `axis` names the mesh axis. Its argument `attend` is
+`blockwise_attention` with block sizes and causality bound. To add a strategy, write such a
+function and name it in `api`.
 
 Sources: Liu, Zaharia & Abbeel 2023 (arXiv 2310.01889) for the ring; Jacobs et al. 2023 (arXiv
 2309.14509) for Ulysses.
 """
 
 import math
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -104,60 +106,29 @@ def _runs(length: int) -> int:
 
 
 def ring_attention(
-    query: Float[Array, "batch queries heads dim"],
-    key: Float[Array, "batch keys kv_heads dim"],
-    value: Float[Array, "batch keys kv_heads dim"],
-    query_side: Side,
-    key_side: Side,
-    *,
-    axis: str,
-    causal: bool,
-    query_block: int,
-    key_block: int,
-) -> Float[Array, "batch queries heads dim"]:
+    attend: Callable[..., Array], query: Array, key: Array, value: Array,
+    query_side: Side, key_side: Side, *, axis: str,
+) -> Array:  # fmt: skip
     """Pass keys and values around the devices: the least memory."""
-    return blockwise_attention(
-        query, key, value, query_side, key_side,
-        causal=causal, query_block=query_block, key_block=key_block,
-        chunks=(_runs(query.shape[1]), _runs(key.shape[1])), axis=axis,
-    )  # fmt: skip
+    chunks = (_runs(query.shape[1]), _runs(key.shape[1]))
+    return attend(query, key, value, query_side, key_side, chunks=chunks, axis=axis)
 
 
 def all_gather_attention(
-    query: Float[Array, "batch queries heads dim"],
-    key: Float[Array, "batch keys kv_heads dim"],
-    value: Float[Array, "batch keys kv_heads dim"],
-    query_side: Side,
-    key_side: Side,
-    *,
-    axis: str,
-    causal: bool,
-    query_block: int,
-    key_block: int,
-) -> Float[Array, "batch queries heads dim"]:
+    attend: Callable[..., Array], query: Array, key: Array, value: Array,
+    query_side: Side, key_side: Side, *, axis: str,
+) -> Array:  # fmt: skip
     """Gather all keys and values on every device: the least latency, while they fit."""
     gather = partial(jax.lax.all_gather, axis_name=axis, axis=1, tiled=True)
-    all_keys, all_values, all_sides = jax.tree.map(gather, (key, value, key_side))
-    runs = _runs(key.shape[1]) * jax.lax.axis_size(axis)
-    return blockwise_attention(
-        query, all_keys, all_values, query_side, all_sides,
-        causal=causal, query_block=query_block, key_block=key_block,
-        chunks=(_runs(query.shape[1]), runs),
-    )  # fmt: skip
+    chunks = (_runs(query.shape[1]), _runs(key.shape[1]) * jax.lax.axis_size(axis))
+    key, value, key_side = jax.tree.map(gather, (key, value, key_side))
+    return attend(query, key, value, query_side, key_side, chunks=chunks)
 
 
 def ulysses_attention(
-    query: Float[Array, "batch queries heads dim"],
-    key: Float[Array, "batch keys kv_heads dim"],
-    value: Float[Array, "batch keys kv_heads dim"],
-    query_side: Side,
-    key_side: Side,
-    *,
-    axis: str,
-    causal: bool,
-    query_block: int,
-    key_block: int,
-) -> Float[Array, "batch queries heads dim"]:
+    attend: Callable[..., Array], query: Array, key: Array, value: Array,
+    query_side: Side, key_side: Side, *, axis: str,
+) -> Array:  # fmt: skip
     """Exchange heads for sequence: each device computes a share of the heads over all positions.
 
     Raises:
@@ -171,12 +142,9 @@ def ulysses_attention(
     key, value = (jnp.repeat(x, repeats, axis=2) for x in (key, value))
     split = partial(jax.lax.all_to_all, axis_name=axis, split_axis=2, concat_axis=1, tiled=True)
     gather = partial(jax.lax.all_gather, axis_name=axis, axis=1, tiled=True)
-    out = blockwise_attention(
-        split(query), split(key), split(value),
-        jax.tree.map(gather, query_side), jax.tree.map(gather, key_side),
-        causal=causal, query_block=query_block, key_block=key_block,
-        chunks=(_runs(query.shape[1]) * size, _runs(key.shape[1]) * size),
-    )  # fmt: skip
+    chunks = (_runs(query.shape[1]) * size, _runs(key.shape[1]) * size)
+    arrays = (split(query), split(key), split(value))
+    out = attend(*arrays, *jax.tree.map(gather, (query_side, key_side)), chunks=chunks)
     return jax.lax.all_to_all(out, axis, split_axis=1, concat_axis=2, tiled=True)
 
 

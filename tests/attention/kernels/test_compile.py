@@ -1,4 +1,4 @@
-"""C sources compiled when first wanted: kept, mended, refused."""
+"""Check that C sources are compiled once, cached, rebuilt when damaged, or refused."""
 
 import shutil
 from pathlib import Path
@@ -21,7 +21,6 @@ int number(void) { return NUMBER; }
 
 @pytest.fixture(autouse=True)
 def source(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A source, and an empty cache directory beside it."""
     for name in ("CC", "CFLAGS"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
@@ -30,37 +29,37 @@ def source(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return source
 
 
-def kept(tmp_path: Path) -> dict[str, Any]:
-    found = (tmp_path / "cache" / "lwm").glob("*")
-    return {path.name: (path.stat().st_ino, path.stat().st_mtime_ns) for path in found}
+def cached_files(tmp_path: Path) -> dict[str, Any]:
+    files = (tmp_path / "cache" / "lwm").glob("*")
+    return {path.name: (path.stat().st_ino, path.stat().st_mtime_ns) for path in files}
 
 
 @with_a_compiler
-def test_a_library_is_compiled_once_for_what_decides_it(
+def test_a_library_is_compiled_once_per_source_and_flags(
     source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert compile_c_function(source, "number")() == 3
-    first = kept(tmp_path)
+    first = cached_files(tmp_path)
     assert len(first) == 1
     assert compile_c_function(source, "number")() == 3
-    assert kept(tmp_path) == first
+    assert cached_files(tmp_path) == first
     source.write_text(SOURCE.replace("NUMBER 3", "NUMBER 4"))
     assert compile_c_function(source, "number")() == 4
     monkeypatch.setenv("CFLAGS", "-DNUMBER=5 -w")
     assert compile_c_function(source, "number")() == 5
-    assert len(kept(tmp_path)) == 3
-    assert kept(tmp_path).items() > first.items()
+    assert len(cached_files(tmp_path)) == 3
+    assert cached_files(tmp_path).items() > first.items()
 
 
 @with_a_compiler
 @pytest.mark.parametrize("damage", [b"", b"no library"])
-def test_a_damaged_library_is_made_anew(
+def test_a_damaged_library_is_compiled_again(
     source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, damage: bytes
 ) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "elsewhere"))
     compile_c_function(source, "number")
     (good,) = (tmp_path / "elsewhere" / "lwm").iterdir()
-    # In another place, since what is loaded once stays so under its path.
+    # In another directory, since a loaded library stays loaded under its path.
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     library = tmp_path / "cache" / "lwm" / good.name
     library.parent.mkdir(parents=True)
@@ -71,7 +70,7 @@ def test_a_damaged_library_is_made_anew(
 
 @with_a_compiler
 @pytest.mark.parametrize("place", ["a file", "a directory that others may write to"])
-def test_where_nothing_can_be_kept_it_is_compiled_for_the_process(
+def test_without_a_usable_cache_it_is_compiled_for_this_process_only(
     source: Path, tmp_path: Path, place: str
 ) -> None:
     cache = tmp_path / "cache" / "lwm"
@@ -82,21 +81,21 @@ def test_where_nothing_can_be_kept_it_is_compiled_for_the_process(
         cache.mkdir()
         cache.chmod(0o777)
     assert compile_c_function(source, "number")() == 3
-    assert kept(tmp_path) == {}
+    assert cached_files(tmp_path) == {}
 
 
 @with_a_compiler
-def test_what_does_not_compile_is_told_with_the_compilers_own_reason(
+def test_a_compilation_error_is_reported_with_the_compilers_reason(
     source: Path, tmp_path: Path
 ) -> None:
     source.write_text(SOURCE.replace("NUMBER;", "#error;"))
     with pytest.raises(CompilerError, match=r"does not compile number\.c: .*error: "):
         compile_c_function(source, "number")
-    assert kept(tmp_path) == {}
+    assert cached_files(tmp_path) == {}
 
 
 @pytest.mark.parametrize(
-    ("compiler", "said"),
+    ("compiler", "message"),
     [
         ("no-such-compiler", "there is no C compiler; install gcc or clang"),
         ("false", "false does not compile number.c"),
@@ -104,9 +103,9 @@ def test_what_does_not_compile_is_told_with_the_compilers_own_reason(
         ("  ", "there is no C compiler"),
     ],
 )
-def test_a_compiler_that_is_none_is_told(
-    source: Path, monkeypatch: pytest.MonkeyPatch, compiler: str, said: str
+def test_an_unusable_compiler_is_reported(
+    source: Path, monkeypatch: pytest.MonkeyPatch, compiler: str, message: str
 ) -> None:
     monkeypatch.setenv("CC", compiler)
-    with pytest.raises(CompilerError, match=said):
+    with pytest.raises(CompilerError, match=message):
         compile_c_function(source, "number")

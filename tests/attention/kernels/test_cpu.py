@@ -1,5 +1,5 @@
-"""The kernel for CPUs against the path that XLA compiles, block by block, and what happens on a
-machine that cannot compile it."""
+"""Check the kernel for CPUs against the path compiled by XLA, and the fallback without a
+compiler."""
 
 import os
 import platform
@@ -22,7 +22,7 @@ from lwm.attention.kernels.compile import compile_c_function
 from lwm.attention.mask import Side, ranges, side
 from lwm.attention.online_softmax import Sums, initial_sums, normalize
 
-# Sizes around those that the kernel works in: panels of 16 or 32 columns, 6 or 12 rows at a time,
+# Sizes around the kernel's own: panels of 16 or 32 columns, 6 or 12 rows at a time,
 # tiles of 128 keys, tasks of 192 rows.
 SHAPES = [
     # batch, queries, keys, kv_heads, group, dim, query block, key block
@@ -37,7 +37,7 @@ SHAPES = [
 def blocks(
     shape: tuple[int, ...], *, seed: int = 0, segments: bool = True
 ) -> tuple[Queries, Keys]:
-    """Random blocks; with segments, of packed rows with padding between and behind them."""
+    """Return random blocks; segments are those of packed rows with padding."""
     batch, queries, keys, kv_heads, group, dim, query_block, key_block = shape
     random = np.random.default_rng(seed)
 
@@ -66,7 +66,7 @@ def blocks(
     )  # fmt: skip
 
 
-def begin(queries: Queries) -> Sums:
+def empty_sums(queries: Queries) -> Sums:
     return initial_sums(queries.data.shape[:-1], queries.data.shape[-1])
 
 
@@ -91,50 +91,50 @@ in_xla = jax.jit(accumulate_in_xla, static_argnames="causal")
 
 @with_a_compiler
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
-def test_the_kernel_is_what_xla_computes(shape: tuple[int, ...]) -> None:
+def test_the_kernel_computes_the_same_as_xla(shape: tuple[int, ...]) -> None:
     for causal in (True, False):
         for segments in (True, False):
             queries, keys = blocks(shape, segments=segments)
-            expected = in_xla(begin(queries), queries, keys, causal=causal)
-            assert_same(kernel(begin(queries), queries, keys, causal=causal), expected)
+            expected = in_xla(empty_sums(queries), queries, keys, causal=causal)
+            assert_same(kernel(empty_sums(queries), queries, keys, causal=causal), expected)
 
 
 @with_a_compiler
-def test_it_is_taken_for_float32_and_nothing_else() -> None:
+def test_the_kernel_is_used_only_for_float32() -> None:
     queries, keys = blocks(SHAPES[1])
     lower = jax.jit(partial(accumulate, causal=True)).lower
-    assert "lwm_blockwise_forward" in lower(begin(queries), queries, keys).as_text()
+    assert "lwm_blockwise_forward" in lower(empty_sums(queries), queries, keys).as_text()
     halves = [
         jax.tree.map(lambda x: x.astype(jnp.bfloat16) if x.dtype == jnp.float32 else x, side)
         for side in (queries, keys)
     ]
-    assert "lwm_blockwise_forward" not in lower(begin(queries), *halves).as_text()
+    assert "lwm_blockwise_forward" not in lower(empty_sums(queries), *halves).as_text()
 
 
 @with_a_compiler
-def test_one_set_of_keys_after_another_is_both_at_once() -> None:
+def test_two_sets_of_keys_in_turn_equal_both_together() -> None:
     queries, keys = blocks((2, 300, 300, 2, 2, 16, 150, 100))
     first = jax.tree.map(lambda x: x[:, :2], keys)
     second = jax.tree.map(lambda x: x[:, 2:], keys)
-    apart = kernel(kernel(begin(queries), queries, second), queries, first)
-    assert_same(apart, kernel(begin(queries), queries, keys))
+    apart = kernel(kernel(empty_sums(queries), queries, second), queries, first)
+    assert_same(apart, kernel(empty_sums(queries), queries, keys))
 
 
 @with_a_compiler
-def test_a_row_has_the_same_bits_alone_and_among_others() -> None:
-    """Whatever thread computes it, and whatever its neighbours may see."""
+def test_a_row_is_bitwise_equal_in_a_batch_and_by_itself() -> None:
+    """Check that neither threads nor other rows change a row."""
     shape = (3, 500, 500, 2, 2, 16, 250, 250)
     queries, keys = blocks(shape)
-    together = kernel(begin(queries), queries, keys)
+    together = kernel(empty_sums(queries), queries, keys)
     for row in range(3):
         alone = [jax.tree.map(lambda x, row=row: x[row : row + 1], x) for x in (queries, keys)]
-        apart = kernel(begin(alone[0]), *alone)
+        apart = kernel(empty_sums(alone[0]), *alone)
         for one, other in zip(jax.tree.leaves(together), jax.tree.leaves(apart), strict=True):
             assert (np.asarray(one)[row] == np.asarray(other)[0]).all()
 
 
-def meet_scores(scores: np.ndarray) -> np.ndarray:
-    """The weights that one query gives to keys of these scores."""
+def weights_of(scores: np.ndarray) -> np.ndarray:
+    """Return the weights of one query for keys with these scores."""
     count = len(scores)
     place = Side(
         positions=jnp.zeros((1, 1, 1), jnp.int32), segments=jnp.zeros((1, 1, 1), jnp.int32)
@@ -148,42 +148,42 @@ def meet_scores(scores: np.ndarray) -> np.ndarray:
         value=jnp.eye(count)[None, None, None],
         side=Side(positions=zeros, segments=zeros),
     )
-    return np.asarray(kernel(begin(queries), queries, keys).values).reshape(-1)
+    return np.asarray(kernel(empty_sums(queries), queries, keys).values).reshape(-1)
 
 
 @with_a_compiler
-def test_weights_are_exponentials_to_the_last_digits() -> None:
+def test_weights_are_accurate_exponentials() -> None:
     scores = np.linspace(-86.5, 0, 200).astype(np.float32)
     exact = np.exp(scores.astype(np.float64))
-    assert np.abs(meet_scores(scores) / exact - 1).max() < 2e-7
-    small = meet_scores(np.array([0, -90, -1e4, -3e38], np.float32))
+    assert np.abs(weights_of(scores) / exact - 1).max() < 2e-7
+    small = weights_of(np.array([0, -90, -1e4, -3e38], np.float32))
     assert small[0] == 1
     assert (np.abs(small[1:]) < 1e-37).all()
 
 
 @with_a_compiler
-def test_what_is_not_a_number_stays_so() -> None:
+def test_nan_is_preserved() -> None:
     queries, keys = blocks(SHAPES[2], segments=False)
     broken = queries.data.at[0, 1, 0, 0, 7, 3].set(jnp.nan)
     queries = Queries(data=broken, side=queries.side, ranges=queries.ranges)
-    out = np.array(normalize(kernel(begin(queries), queries, keys))[0])
+    out = np.array(normalize(kernel(empty_sums(queries), queries, keys))[0])
     assert np.isnan(out[0, 1, 0, 0, 7]).all()
     out[0, 1, 0, 0, 7] = 0
     assert np.isfinite(out).all()
 
 
-def test_attention_can_be_mapped_over_a_further_axis() -> None:
+def test_attention_can_be_mapped_over_another_axis() -> None:
     random = np.random.default_rng(0)
     arrays = [jnp.asarray(random.normal(size=(3, 1, 20, 2, 4)), jnp.float32) for _ in range(3)]
-    here = side(jnp.arange(20)[None])
-    run = partial(attention, query_side=here, key_side=here)
+    tokens = side(jnp.arange(20)[None])
+    run = partial(attention, query_side=tokens, key_side=tokens)
     mapped = jax.vmap(run)(*arrays)
     for one, whole in zip(mapped, zip(*arrays, strict=True), strict=True):
         np.testing.assert_allclose(one, run(*whole), rtol=1e-6, atol=1e-6)
 
 
 PROCESSORS = ["-mno-avx2 -mno-fma", "-mno-avx512f", "-D__AVX512F__=1"]
-"""Other sizes of registers than this processor's."""
+"""Flags that select other register sizes than this processor's."""
 
 
 @with_a_compiler
@@ -197,21 +197,21 @@ def test_other_processors_compute_the_same(flags: str, monkeypatch: pytest.Monke
     monkeypatch.setattr(cpu, "_TARGET", name)
     for shape in SHAPES:
         queries, keys = blocks(shape)
-        expected = in_xla(begin(queries), queries, keys, causal=True)
-        assert_same(kernel(begin(queries), queries, keys), expected)
+        expected = in_xla(empty_sums(queries), queries, keys, causal=True)
+        assert_same(kernel(empty_sums(queries), queries, keys), expected)
 
 
 PROGRAM = """
 import jax.numpy as jnp
 from lwm.attention.api import attention
 from lwm.attention.mask import side
-x, here = jnp.ones((1, 9, 2, 4)), side(jnp.arange(9)[None])
-print(attention(x, x, x, here, here).sum())
-print(attention(x, x, x, here, here).sum())
+x, tokens = jnp.ones((1, 9, 2, 4)), side(jnp.arange(9)[None])
+print(attention(x, x, x, tokens, tokens).sum())
+print(attention(x, x, x, tokens, tokens).sum())
 """
 
 
-def test_without_a_compiler_xla_does_it_and_one_remark_says_so() -> None:
+def test_without_a_compiler_xla_computes_it_with_one_warning() -> None:
     done = subprocess.run(
         [sys.executable, "-c", PROGRAM],
         env=os.environ | {"CC": "no-such-compiler"},

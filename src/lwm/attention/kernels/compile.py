@@ -46,7 +46,7 @@ def compile_c_function(source: Path, function: str) -> Any:
         return _open(source, function)
     except subprocess.CalledProcessError as error:
         lines = error.stderr.decode(errors="replace").strip().splitlines() or [str(error)]
-        line = next((line for line in lines if "error" in line), lines[0])
+        line = next((line for line in lines if "error:" in line), lines[0])
         reason = f"{error.cmd[0]} does not compile {source.name}: {line}"
         raise CompilerError(reason) from error
     except (OSError, ValueError, subprocess.TimeoutExpired) as error:
