@@ -23,34 +23,26 @@ SPARE_IDS = 256
 
 
 def add_vision(checkpoint: Checkpoint, vision: VisionVocabulary, *, seed: int = 0) -> Checkpoint:
-    """Return the checkpoint of a vision-language model made from a text model.
-
-    Raises:
-        ConfigError: the model has vision ids already.
-    """
+    """Return the checkpoint of a vision-language model made from a text model."""
     if checkpoint.config.vision is not None:
         raise ConfigError(
             f"{checkpoint.source} has {checkpoint.config.vision.size} vision ids already; omit "
             "--add-vision"
         )
     config = replace(checkpoint.config, vision=vision)
-    tensors = ExtendedTensors(checkpoint, config, seed)
+    tensors = _ExtendedTensors(checkpoint, config, seed)
     return replace(checkpoint, config=config, table=LWM_NAMES, tensors=tensors, quantized=None)
 
 
-class ExtendedTensors:
-    """Provide the tensors of a text model, with random entries for the ids that are added."""
-
+class _ExtendedTensors:
     def __init__(self, base: Checkpoint, config: LlamaConfig, seed: int) -> None:
         self._read, self._seed = base.reader(), seed
         self._specs, self._deviation = named_specs(config), config.initializer_range
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
-        """Return shapes by our names."""
         return {name: spec.shape for name, spec in self._specs.items()}
 
     def read(self, name: str) -> np.ndarray:
-        """Read one tensor by our name, extended if it has an entry per id."""
         array, spec = self._read(name), self._specs[name]
         if array.shape == spec.shape:
             return array
@@ -69,14 +61,7 @@ def vocabulary_for(codes: int, codes_per_frame: int) -> VisionVocabulary:
 
 
 def require_codebook(codec: VQGANConfig, vqgan: str, config: LlamaConfig, source: str) -> None:
-    """Refuse a VQGAN whose codes are not the model's.
-
-    Args:
-        vqgan, source: names of the VQGAN and of the model in messages.
-
-    Raises:
-        ConfigError: names both.
-    """
+    """Refuse a VQGAN whose codes are not the model's; `vqgan` and `source` name them."""
     codes, per_frame = codec.codebook_size, codec.codes_per_frame
     if config.vision is None:
         raise ConfigError(

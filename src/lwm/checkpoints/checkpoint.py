@@ -7,10 +7,10 @@ tensor is allocated.
 
 import math
 import mmap
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 
@@ -41,6 +41,7 @@ def release_pages(mapped: np.memmap) -> None:
         handle.madvise(mmap.MADV_DONTNEED)
 
 
+@runtime_checkable
 class Tensors(Protocol):
     """Provide the tensors of a file or directory by the file's names; `read` touches the bytes of
     one tensor only."""
@@ -65,9 +66,7 @@ class Checkpoint:
     Args:
         source: the MODEL string, for messages.
         stored_dtype: the type of most numbers in the file, such as `float32` or `Q4_1`.
-        quantized: the same tensors as the file stores them, where it is quantized.
         vocabulary: the directory of its tokenizer, or the vocabulary that a file contains.
-        vqgan: the directory of the VQGAN that comes with it.
         ignorable: whether a tensor of the file, by its name, may be ignored.
         path: where it is now, if `source` may name another checkpoint later, as a run does.
     """
@@ -91,36 +90,11 @@ class Checkpoint:
         return str(path.resolve()) if path.exists() else self.source
 
     def verify(self) -> None:
-        """Compare names and shapes with those that the configuration implies.
-
-        Raises:
-            CheckpointError: names the first tensor that is missing, has another shape or is
-                unknown.
-        """
-        present = self.tensors.shapes()
-        expected = [
-            tensor
-            for parts in stored_tensors(self.table, self.config).values()
-            for tensor in parts
-        ]
-        for tensor in expected:
-            if tensor.name not in present:
-                raise CheckpointError(
-                    f"{self.source}: the tensor {tensor.name!r} is missing; the file is "
-                    "incomplete or its configuration describes another model"
-                )
-            if present[tensor.name] != tensor.shape:
-                raise CheckpointError(
-                    f"{self.source}: the tensor {tensor.name!r} has shape "
-                    f"{list(present[tensor.name])} but the configuration implies "
-                    f"{list(tensor.shape)}; correct --config or the file"
-                )
-        for name in present.keys() - {tensor.name for tensor in expected}:
-            if not self.ignorable(name):
-                raise CheckpointError(
-                    f"{self.source}: the tensor {name!r} has no place in this model; the "
-                    "checkpoint is of another architecture"
-                )
+        """Compare names and shapes with those that the configuration implies; raise
+        CheckpointError for the first difference."""
+        stored = stored_tensors(self.table, self.config).values()
+        expected = {tensor.name: tensor.shape for parts in stored for tensor in parts}
+        require_shapes(self.source, expected, self.tensors.shapes(), self.ignorable)
 
     def reader(self) -> Callable[[str], np.ndarray]:
         """Return a function that reads one array, in our layout, by our name."""
@@ -159,13 +133,35 @@ class Checkpoint:
         return lambda name: quantized.quantized(stored[name][0].name)
 
     def weight_bytes(self, dtype: str, *, keep_quantized: bool) -> int:
-        """Return the bytes that the weights take in memory.
-
-        Args:
-            keep_quantized: do not dequantize the kernels of `quantized_names`.
-        """
+        """Return the bytes that the weights take in memory, dequantized or not."""
         total, specs = weight_bytes(self.config, dtype), named_specs(self.config)
         for name, block_format in self.quantized_names().items() if keep_quantized else ():
             numbers = math.prod(specs[name].shape)
             total += block_format.bytes(numbers) - numbers * BYTES[dtype]
         return total
+
+
+def require_shapes(
+    source: str,
+    expected: Mapping[str, tuple[int, ...]],
+    present: Mapping[str, tuple[int, ...]],
+    ignorable: Callable[[str], bool] = lambda name: False,
+) -> None:
+    """Refuse a file with missing, misshaped or unknown tensors; name the first of them."""
+    for name, shape in expected.items():
+        if name not in present:
+            raise CheckpointError(
+                f"{source}: the tensor {name!r} is missing; the file is incomplete or its "
+                "configuration describes another model"
+            )
+        if present[name] != shape:
+            raise CheckpointError(
+                f"{source}: the tensor {name!r} has shape {list(present[name])}, but the "
+                f"configuration implies {list(shape)}; correct --config or the file"
+            )
+    for name in present:
+        if name not in expected and not ignorable(name):
+            raise CheckpointError(
+                f"{source}: the tensor {name!r} has no place in this model; the checkpoint is of "
+                "another architecture"
+            )

@@ -96,7 +96,7 @@ class StoredTensor:
 
 
 def stored_tensors(table: NameTable, config: LlamaConfig) -> dict[str, tuple[StoredTensor, ...]]:
-    """Return, by our name, the file's tensors that make up each of ours, in order."""
+    """Return, by our name, the tensors of the file that make up each of ours, in order."""
     specs = named_specs(config)
     stored: dict[str, tuple[StoredTensor, ...]] = dict.fromkeys(specs, ())
     for row in table:
@@ -127,11 +127,7 @@ def _stored_tensor(row: NameRow, layer: int, spec: ParamSpec, config: LlamaConfi
 def from_stored(
     parts: Sequence[StoredTensor], read: Callable[[str], np.ndarray], head_dim: int
 ) -> np.ndarray:
-    """Assemble our tensor from its parts.
-
-    Args:
-        read: reads a tensor of the file by its name.
-    """
+    """Assemble our tensor from its parts; `read` reads a tensor of the file by its name."""
     arrays = [part.layout.from_file(read(part.name), head_dim) for part in parts]
     return arrays[0] if len(arrays) == 1 else np.concatenate(arrays, axis=parts[0].axis)
 

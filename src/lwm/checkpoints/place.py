@@ -1,7 +1,6 @@
 """Load weights onto devices: one tensor at a time, from the file to the devices that need it."""
 
-from collections.abc import Callable
-from typing import Any, Literal
+from typing import Any
 
 import jax
 import numpy as np
@@ -27,9 +26,6 @@ def load_weights(checkpoint: Checkpoint, *, dtype: str, mesh: Mesh | None) -> Ll
     Kernels are fused unless the mesh shards them by the tensor axis, and stay quantized where the
     file is and the device multiplies them faster. The host's memory peaks at one tensor, or one
     fused group, above what its devices keep.
-
-    Raises:
-        CapacityError: the weights exceed the free memory.
     """
     shards = 1 if mesh is None else mesh.shape[TENSOR] * mesh.shape[FSDP]
     keep_quantized = mesh is None and dtype == "float32" and traits().quantized_kernels
@@ -41,7 +37,16 @@ def load_weights(checkpoint: Checkpoint, *, dtype: str, mesh: Mesh | None) -> Ll
     )
     specs = named_specs(checkpoint.config)
     fused = mesh is None or mesh.shape[TENSOR] == 1
-    read = _reader(checkpoint, dtype, keep_quantized, "K" if fused else "C")
+    quantized = checkpoint.quantized_names() if keep_quantized else {}
+    read_quantized = checkpoint.quantized_reader() if quantized else None
+    read_dense = checkpoint.reader()
+
+    def read(name: str) -> np.ndarray | QuantizedTensor:
+        if read_quantized is not None and name in quantized:
+            return read_quantized(name)
+        # With order K, a kernel that is stored as (out, in) is not copied to transpose it twice.
+        return np.asarray(read_dense(name), dtype=cast(dtype), order="K" if fused else "C")
+
     placed = {}
     with progress(f"loading {checkpoint.source}", len(specs)) as advance:
         for name, parts in _tensors(checkpoint.config, fused).items():
@@ -65,7 +70,7 @@ def load_weights(checkpoint: Checkpoint, *, dtype: str, mesh: Mesh | None) -> Ll
 
 
 def _tensors(config: LlamaConfig, fused: bool) -> dict[str, list[str]]:
-    """Return, by the name of each tensor of the loaded tree, the tensors that it consists of."""
+    # The tensors of the loaded tree, and the parts that each is made of.
     tensors = {}
     for name in named_specs(config):
         prefix, _, field = name.rpartition(".")
@@ -74,27 +79,8 @@ def _tensors(config: LlamaConfig, fused: bool) -> dict[str, list[str]]:
     return tensors
 
 
-def _reader(
-    checkpoint: Checkpoint, dtype: str, keep_quantized: bool, order: Literal["C", "K"]
-) -> Callable[[str], np.ndarray | QuantizedTensor]:
-    """Return a function that reads one tensor, quantized or in `dtype`.
-
-    With order K, a kernel that the file stores as (out, in) is not copied to transpose it twice.
-    """
-    read = checkpoint.reader()
-    quantized = checkpoint.quantized_names() if keep_quantized else {}
-    read_quantized = checkpoint.quantized_reader() if quantized else None
-
-    def read_one(name: str) -> np.ndarray | QuantizedTensor:
-        if read_quantized is not None and name in quantized:
-            return read_quantized(name)
-        return np.asarray(read(name), dtype=cast(dtype), order=order)
-
-    return read_one
-
-
 def _transpose(arrays: list[Any]) -> Any:
-    """Return the kernels of one fused kernel, or one kernel, as (out, in)."""
+    # One kernel, or the parts of a fused kernel: (in, out) -> (out, in).
     if isinstance(arrays[0], QuantizedTensor):
         return lay_out(arrays[0] if len(arrays) == 1 else concatenate(arrays))
     if len(arrays) == 1:

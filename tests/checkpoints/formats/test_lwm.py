@@ -119,7 +119,7 @@ def test_a_failure_half_way_leaves_nothing(source: tuple[str, str], tmp_path: Pa
     ("change", "message"),
     [
         (lambda data: data.update(version=2), "format version 2"),
-        (lambda data: data.pop("model"), "no settings under 'model'"),
+        (lambda data: data.pop("model"), "no settings of a model"),
         (lambda data: data["model"].pop("num_heads"), "'num_heads'"),
         (lambda data: data["model"].update(num_layers="many"), "'num_layers'"),
         (lambda data: data["model"].update(num_layers=10**10), "num_layers is 10000000000"),

@@ -59,7 +59,7 @@ def test_each_tensor_of_the_originals_pickle_has_its_place() -> None:
 
 
 def test_the_originals_defaults_are_not_those_of_a_small_pickle() -> None:
-    with pytest.raises(CheckpointError, match=r"lacks the tensor .*DownsamplingBlock_0.* more"):
+    with pytest.raises(CheckpointError, match=r"Conv_0/kernel' has shape"):
         lwm.load_vqgan(PICKLE)
 
 
@@ -68,9 +68,9 @@ def test_missing_and_odd_tensors_are_named(directory) -> None:
     tensors = load_file(file)
     name = "decoder.levels.0.blocks.2.conv_in.kernel"
     for changed, said in (
-        ({k: v for k, v in tensors.items() if k != name}, f"lacks the tensor '{name}'"),
+        ({k: v for k, v in tensors.items() if k != name}, f"the tensor '{name}' is missing"),
         ({**tensors, name: tensors[name][:2]}, rf"'{name}' has shape \[2, 3, 8, 8\]"),
-        ({**tensors, "more": np.zeros(1, np.float32)}, "has the tensor 'more'"),
+        ({**tensors, "more": np.zeros(1, np.float32)}, "'more' has no place"),
         ({**tensors, name: tensors[name] * np.nan}, f"'{name}' contains .* not finite"),
     ):
         save_file(changed, file)
@@ -82,7 +82,7 @@ def test_broken_directories_are_refused(directory, tmp_path) -> None:
     settings = json.loads((directory / "config.json").read_text())
     for changed, error, said in (
         ({**settings, "version": 2}, CheckpointError, "version 2"),
-        ({"format": "lwm", "version": 1, "model": {}}, CheckpointError, "no settings of a VQGAN"),
+        ({"format": "lwm", "version": 1, "model": {}}, CheckpointError, "no settings of a vqgan"),
         (
             {**settings, "vqgan": {**settings["vqgan"], "image_size": "x"}},
             ConfigError,

@@ -35,30 +35,24 @@ GGUF_NAMES: NameTable = (
 
 
 class _Metadata:
-    """Read the header's key-value pairs and check their types."""
-
     def __init__(self, reader: gguf.GGUFReader, source: str) -> None:
         self._fields, self._source = reader.fields, source
 
-    def get(self, key: str, kind: type | tuple[type, ...], default: Any = ...) -> Any:
+    def get(self, key: str, kind: type, default: Any = ...) -> Any:
         field = self._fields.get(key)
         if field is None:
-            if default is ...:
-                raise CheckpointError(
-                    f"{self._source}: the header has no {key!r}; the file is incomplete or of "
-                    "another kind"
-                )
-            return default
+            if default is not ...:
+                return default
+            raise CheckpointError(f"{self._source}: the header has no {key!r}; replace the file")
         try:
             value = field.contents()
         except (ValueError, LookupError) as error:  # text that is not UTF-8
             raise CheckpointError(
-                f"{self._source}: {key!r} cannot be read from the header ({error}); replace the "
-                "file"
+                f"{self._source}: {key!r} in the header is broken ({error}); replace the file"
             ) from error
         if not isinstance(value, kind):
             raise CheckpointError(
-                f"{self._source}: {key!r} is a {type(value).__name__} in the header; replace the "
+                f"{self._source}: {key!r} in the header is a {type(value).__name__}; replace the "
                 "file"
             )
         return value
@@ -70,12 +64,7 @@ def is_gguf(path: Path) -> bool:
 
 
 def open_gguf(file: Path) -> Checkpoint:
-    """Open a GGUF file whose architecture is `llama`.
-
-    Raises:
-        CheckpointError: the file is broken, cut short, of another architecture, or quantized in a
-            way that is not supported.
-    """
+    """Open a GGUF file whose architecture is `llama`; refuse others."""
     source = str(file)
     try:
         with np.errstate(over="raise"):
@@ -90,8 +79,7 @@ def open_gguf(file: Path) -> Checkpoint:
     architecture = metadata.get("general.architecture", str)
     if architecture != "llama":
         raise CheckpointError(
-            f"{file} is a GGUF file of the architecture {architecture!r}; only 'llama' is "
-            "supported"
+            f"{file} has the architecture {architecture!r}; only 'llama' is supported"
         )
     tensors = {tensor.name: tensor for tensor in reader.tensors}
     stored = GgufTensors(tensors, reader.mapped, source)
@@ -129,14 +117,11 @@ def _read_config(
         size = metadata.get(key, int, head_dim)
         if size != head_dim:
             raise CheckpointError(
-                f"{source}: {key!r} is {size} and the size of a head is {head_dim}, which is not "
-                "supported; they must be equal"
+                f"{source}: {key!r} is {size}; it must be {head_dim}, the size of a head"
             )
     embedding = tensors.get("token_embd.weight")
     if embedding is None:
-        raise CheckpointError(
-            f"{source}: the tensor 'token_embd.weight' is missing; replace the file"
-        )
+        raise CheckpointError(f"{source}: the tensor 'token_embd.weight' is missing")
     return LlamaConfig(
         vocab_size=int(embedding.shape[-1]),
         hidden_size=hidden,

@@ -18,11 +18,6 @@ from lwm.checkpoints.checkpoint import release_pages
 from lwm.core.errors import CheckpointError
 from lwm.models.quantized import BlockFormat, QuantizedTensor
 
-SUPPORTED = {
-    Quantization.F32, Quantization.F16, Quantization.BF16, Quantization.Q8_0, Quantization.Q4_0,
-    Quantization.Q4_1, Quantization.Q4_K, Quantization.Q5_K, Quantization.Q6_K,
-}  # fmt: skip
-
 _FORMATS = {
     Quantization.Q8_0: BlockFormat(32, offsets=False),
     Quantization.Q4_0: BlockFormat(32, offsets=False),
@@ -32,6 +27,8 @@ _FORMATS = {
     Quantization.Q6_K: BlockFormat(16, offsets=False),
 }
 """Quantizations that an engine can compute with, at 8 bits or fewer."""
+
+_SUPPORTED = {Quantization.F32, Quantization.F16, Quantization.BF16, *_FORMATS}
 
 _CHUNK = 1 << 20
 """Numbers that are unpacked together; bounds the temporary arrays."""
@@ -46,7 +43,6 @@ class GgufReader(gguf.GGUFReader):
 
     @property
     def data(self) -> np.ndarray:
-        """Return the file's bytes."""
         return self._plain
 
     @data.setter
@@ -62,24 +58,19 @@ class GgufReader(gguf.GGUFReader):
 
 
 class GgufTensors:
-    """Provide the tensors of one file.
-
-    Raises:
-        CheckpointError: a tensor is quantized in a way that is not supported.
-    """
+    """Provide the tensors of one file; refuse types that are not supported."""
 
     def __init__(self, tensors: Mapping[str, gguf.ReaderTensor], mapped: Any, source: str) -> None:
         self._tensors, self._mapped = tensors, mapped
         for tensor in tensors.values():
-            if tensor.tensor_type not in SUPPORTED:
+            if tensor.tensor_type not in _SUPPORTED:
                 raise CheckpointError(
                     f"{source}: the tensor {tensor.name!r} is quantized as "
                     f"{tensor.tensor_type.name}, which is not supported; use one of "
-                    f"{', '.join(sorted(kind.name for kind in SUPPORTED))}"
+                    f"{', '.join(sorted(kind.name for kind in _SUPPORTED))}"
                 )
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
-        """Return the shape of each tensor."""
         return {name: _shape(tensor) for name, tensor in self._tensors.items()}
 
     def dtype(self) -> str:
@@ -88,7 +79,6 @@ class GgufTensors:
         return max(set(kinds), key=kinds.count)
 
     def read(self, name: str) -> np.ndarray:
-        """Read one tensor as float32."""
         release_pages(self._mapped)
         tensor = self._tensors[name]
         out = np.empty(_shape(tensor), np.float32)
@@ -100,12 +90,10 @@ class GgufTensors:
         return out
 
     def block_format(self, name: str) -> BlockFormat | None:
-        """Return the format of a quantized matrix; None if the tensor is not one."""
         tensor = self._tensors[name]
         return _FORMATS.get(tensor.tensor_type) if len(tensor.shape) == 2 else None
 
     def quantized(self, name: str) -> QuantizedTensor:
-        """Read a quantized matrix as the file stores it."""
         tensor, block_format = self._tensors[name], self.block_format(name)
         assert block_format is not None, name
         release_pages(self._mapped)
@@ -130,12 +118,11 @@ def _shape(tensor: gguf.ReaderTensor) -> tuple[int, ...]:
 
 
 def _nibbles(packed: np.ndarray) -> np.ndarray:
-    """Unpack [..., bytes] to [..., 2, bytes]: the lower half of each byte, then the upper."""
+    # [..., bytes] -> [..., 2, bytes]: the lower half of each byte, then the upper.
     return np.stack([packed & 15, packed >> 4], axis=-2)
 
 
 def _float16s(blocks: np.ndarray, first: int, count: int) -> np.ndarray:
-    """Return `count` float16 of each block, from byte `first` on, as float32."""
     return np.ascontiguousarray(blocks[:, first : first + 2 * count]).view(np.float16).astype("f4")
 
 

@@ -1,12 +1,12 @@
 """Read and write Hugging Face Llama directories.
 
 To transformers a vision-language model is a plain Llama with one table, the vision ids after the
-text ids. An additional key of `config.json`, which transformers preserves and ignores, says where
-the vision ids begin.
+text ids. A key of ours in `config.json`, which transformers preserves and ignores, says where the
+vision ids begin.
 """
 
 import json
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -16,7 +16,7 @@ from pydantic import StrictBool, StrictFloat, StrictInt
 from lwm.checkpoints.checkpoint import Checkpoint, vqgan_in
 from lwm.checkpoints.formats.safetensors import SafetensorsDirectory
 from lwm.checkpoints.names import AS_IS, HALF_SPLIT, TRANSPOSED, NameRow, NameTable
-from lwm.core.config import from_dict, read_json
+from lwm.core.config import from_dict, read_json, to_dict
 from lwm.core.errors import CheckpointError
 from lwm.models.llama import LlamaConfig
 from lwm.models.vision_tokens import VisionVocabulary
@@ -37,14 +37,20 @@ HUGGINGFACE_NAMES: NameTable = (
     NameRow("head", "lm_head.weight", TRANSPOSED),
 )
 
+_OURS = {
+    "num_hidden_layers": "num_layers",
+    "num_attention_heads": "num_heads",
+    "num_key_value_heads": "num_kv_heads",
+    "max_position_embeddings": "max_sequence_length",
+    "tie_word_embeddings": "tie_embeddings",
+    "lwm_vision": "vision",
+}
+"""Our names of the settings that `LlamaConfig` calls otherwise."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class _Settings:
-    """Declare the keys of `config.json` that are read and written, with transformers' defaults.
-
-    `lwm_vision` is ours: it makes a Llama a vision-language model.
-    """
-
+    # The keys of `config.json` that are read and written, with transformers' defaults.
     vocab_size: StrictInt
     hidden_size: StrictInt
     intermediate_size: StrictInt
@@ -69,39 +75,28 @@ def is_huggingface(path: Path) -> bool:
 
 
 def open_huggingface(directory: Path) -> Checkpoint:
-    """Open a directory that transformers could load as `LlamaForCausalLM`.
-
-    Raises:
-        CheckpointError: the architecture is not Llama's, or files are broken.
-        ConfigError: a setting is wrong, or an option is not supported.
-    """
+    """Open a directory that transformers could load as `LlamaForCausalLM`; refuse others."""
     file = directory / "config.json"
     config = _read_config(read_json(file), str(file))
     tensors = SafetensorsDirectory(directory)
-    tied = config.tie_embeddings
-
-    def ignorable(name: str) -> bool:
-        return name.endswith("rotary_emb.inv_freq") or (tied and name == "lm_head.weight")
-
+    ignorable = ("rotary_emb.inv_freq", *(["lm_head.weight"] if config.tie_embeddings else []))
     return Checkpoint(
         source=str(directory),
         format="Hugging Face",
-        stored_dtype=tensors.dtype(),
+        stored_dtype=tensors.dtype,
         config=config,
         table=HUGGINGFACE_NAMES,
         tensors=tensors,
         vocabulary=directory,
         vqgan=vqgan_in(directory),
-        ignorable=ignorable,
+        ignorable=lambda name: name.endswith(ignorable),
     )
 
 
 def _read_config(data: dict[str, Any], source: str) -> LlamaConfig:
     if data.get("model_type") != "llama":
-        raise CheckpointError(
-            f"{source} describes a model of type {data.get('model_type')!r}; only 'llama' is "
-            "supported"
-        )
+        kind = data.get("model_type")
+        raise CheckpointError(f"{source}: models of type {kind!r} are not supported; only 'llama'")
     # transformers 5 writes rope_parameters, earlier versions rope_theta and rope_scaling.
     rope = data.get("rope_parameters") or data.get("rope_scaling") or {}
     if not isinstance(rope, dict):
@@ -112,51 +107,47 @@ def _read_config(data: dict[str, Any], source: str) -> LlamaConfig:
             f"{source} scales its rotary embedding by {kind!r}, which is not supported; only a "
             "plain rope_theta is"
         )
-    data = data | rope
-    names = [field.name for field in fields(_Settings)]
-    values = {name: data[name] for name in names if data.get(name) is not None}
-    settings = from_dict(_Settings, values, source)
-    vision = settings.lwm_vision
+    return config_from_keys(data | rope, source)
+
+
+def config_from_keys(data: dict[str, Any], source: str) -> LlamaConfig:
+    """Build a configuration from Hugging Face's keys; ignore keys that do not describe a model."""
+    present = {key: value for key, value in data.items() if value is not None}
+    fields = _Settings.__dataclass_fields__
+    settings = from_dict(
+        _Settings, {key: present[key] for key in fields if key in present}, source
+    )
+    values = {_OURS.get(key, key): value for key, value in vars(settings).items()}
+    vision, heads = settings.lwm_vision, settings.num_attention_heads
     if vision is not None and vision.size >= settings.vocab_size:
         raise CheckpointError(
             f"{source}: lwm_vision has {vision.size} ids of a vocab_size of "
             f"{settings.vocab_size}, which leaves none for text; correct config.json"
         )
-    heads = settings.num_attention_heads
-    return LlamaConfig(
-        vocab_size=settings.vocab_size - (vision.size if vision else 0),
-        hidden_size=settings.hidden_size,
-        intermediate_size=settings.intermediate_size,
-        num_layers=settings.num_hidden_layers,
-        num_heads=heads,
-        num_kv_heads=heads if (n := settings.num_key_value_heads) is None else n,
-        head_dim=settings.hidden_size // heads if (d := settings.head_dim) is None else d,
-        max_sequence_length=settings.max_position_embeddings,
-        rope_theta=settings.rope_theta,
-        rms_norm_eps=settings.rms_norm_eps,
-        tie_embeddings=settings.tie_word_embeddings,
-        initializer_range=settings.initializer_range,
-        vision=vision,
-    )
+    values["vocab_size"] -= 0 if vision is None else vision.size
+    if values["num_kv_heads"] is None:
+        values["num_kv_heads"] = heads
+    if values["head_dim"] is None:
+        values["head_dim"] = settings.hidden_size // heads
+    return LlamaConfig(**{name: values[name] for name in LlamaConfig.__dataclass_fields__})
+
+
+def config_to_keys(config: LlamaConfig) -> dict[str, Any]:
+    """Return a configuration by Hugging Face's keys."""
+    values = to_dict(config) | {"vocab_size": config.table_size}
+    theirs = {ours: key for key, ours in _OURS.items()}
+    return {theirs.get(name, name): value for name, value in values.items() if value is not None}
 
 
 def write_huggingface_config(directory: Path, config: LlamaConfig, dtype: str) -> None:
     """Write a `config.json` that old and new versions of transformers read."""
-    settings = _Settings(
-        vocab_size=config.table_size,
-        hidden_size=config.hidden_size,
-        intermediate_size=config.intermediate_size,
-        num_hidden_layers=config.num_layers,
-        num_attention_heads=config.num_heads,
-        num_key_value_heads=config.num_kv_heads,
-        head_dim=config.head_dim,
-        max_position_embeddings=config.max_sequence_length,
-        rope_theta=config.rope_theta,
-        rms_norm_eps=config.rms_norm_eps,
-        tie_word_embeddings=config.tie_embeddings,
-        initializer_range=config.initializer_range,
-        lwm_vision=config.vision,
-    )
-    data = {"architectures": ["LlamaForCausalLM"], "model_type": "llama", "torch_dtype": dtype}
-    data |= {name: value for name, value in asdict(settings).items() if value is not None}
+    data = {
+        "architectures": ["LlamaForCausalLM"],
+        "model_type": "llama",
+        "hidden_act": "silu",
+        "attention_bias": False,
+        "mlp_bias": False,
+        "torch_dtype": dtype,
+        **config_to_keys(config),
+    }
     (directory / "config.json").write_text(json.dumps(data, indent=2) + "\n", encoding="utf-8")

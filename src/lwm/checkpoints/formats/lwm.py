@@ -3,6 +3,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 from lwm.checkpoints.checkpoint import Checkpoint, vqgan_in
 from lwm.checkpoints.formats.safetensors import SafetensorsDirectory
@@ -11,42 +12,24 @@ from lwm.core.config import from_dict, read_json, to_dict
 from lwm.core.errors import CheckpointError
 from lwm.models.llama import LlamaConfig
 
-FORMAT, VERSION = "lwm", 1
+VERSION = 1
 
 
 def is_lwm(path: Path) -> bool:
-    """Return whether a path is a directory that `lwm` wrote.
-
-    Raises:
-        ConfigError: its `config.json` is not a JSON object.
-    """
+    """Return whether a path is a model directory that `lwm` wrote."""
     file = path / "config.json"
-    return file.is_file() and read_json(file).get("format") == FORMAT
+    return file.is_file() and read_json(file).get("format") == "lwm"
 
 
 def open_lwm(directory: Path) -> Checkpoint:
-    """Open a directory that `lwm` wrote.
-
-    Raises:
-        CheckpointError: it was written by a later version, or files are broken.
-        ConfigError: its settings are wrong.
-    """
-    path = directory / "config.json"
-    data = read_json(path)
-    if data.get("version") != VERSION:
-        raise CheckpointError(
-            f"{path} has format version {data.get('version')!r} and this lwm reads {VERSION}; "
-            "update lwm"
-        )
-    model = data.get("model")
-    if not isinstance(model, dict):
-        raise CheckpointError(f"{path} has no settings under 'model'; the directory is incomplete")
+    """Open a model directory that `lwm` wrote."""
+    settings = read_own_settings(directory, format="lwm", section="model")
     tensors = SafetensorsDirectory(directory)
     return Checkpoint(
         source=str(directory),
         format="lwm",
-        stored_dtype=tensors.dtype(),
-        config=from_dict(LlamaConfig, model, str(path)),
+        stored_dtype=tensors.dtype,
+        config=from_dict(LlamaConfig, settings, str(directory / "config.json")),
         table=LWM_NAMES,
         tensors=tensors,
         vocabulary=directory,
@@ -56,5 +39,26 @@ def open_lwm(directory: Path) -> Checkpoint:
 
 def write_lwm_config(directory: Path, config: LlamaConfig, dtype: str) -> None:
     """Write `config.json`; `dtype` is not part of it, because the tensors have it."""
-    data = {"format": FORMAT, "version": VERSION, "model": to_dict(config)}
+    write_own_settings(directory, format="lwm", section="model", settings=to_dict(config))
+
+
+def read_own_settings(directory: Path, *, format: str, section: str) -> dict[str, Any]:
+    """Read a `config.json` of ours; raise CheckpointError if it has another format or version."""
+    file = directory / "config.json"
+    data = read_json(file)
+    ours, version, settings = data.get("format") == format, data.get("version"), data.get(section)
+    if ours and version != VERSION:
+        raise CheckpointError(
+            f"{file} has format version {version!r} and this lwm reads {VERSION}; update lwm"
+        )
+    if not ours or not isinstance(settings, dict):
+        raise CheckpointError(f"{file} has no settings of a {section}; name another directory")
+    return settings
+
+
+def write_own_settings(
+    directory: Path, *, format: str, section: str, settings: dict[str, Any]
+) -> None:
+    """Write a `config.json` that `read_own_settings` reads."""
+    data = {"format": format, "version": VERSION, section: settings}
     (directory / "config.json").write_text(json.dumps(data, indent=2) + "\n", encoding="utf-8")

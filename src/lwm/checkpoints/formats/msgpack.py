@@ -38,15 +38,11 @@ class Region:
 
 @dataclass(frozen=True)
 class StoredArray:
-    """Describe an array in a file.
-
-    Args:
-        regions: the places of its numbers, flattened and in order.
-    """
+    """Describe an array in a file."""
 
     shape: tuple[int, ...]
     dtype: np.dtype
-    regions: tuple[Region, ...]
+    regions: tuple[Region, ...]  # its numbers, flattened and in order
 
     def view(self, data: np.ndarray) -> np.ndarray:
         """Return the array; a view of `data` unless it is stored in chunks."""
@@ -59,12 +55,7 @@ class StoredArray:
 
 
 class Walker:
-    """Read msgpack values from a buffer; binary data becomes a `Region`.
-
-    Args:
-        data: the bytes of the whole file.
-        source: the name of the file, for messages.
-    """
+    """Read msgpack values from the bytes of a file; binary data becomes a `Region`."""
 
     def __init__(self, data: np.ndarray, source: str, offset: int = 0, end: int | None = None):
         self.data, self.source = data, source
@@ -82,12 +73,7 @@ class Walker:
         )
 
     def value(self, depth: int = 0) -> Any:
-        """Read the next value: None, bool, int, float, str, list, dict, or a `Region` for binary
-        and extension data.
-
-        Raises:
-            CheckpointError: the bytes are not a msgpack value.
-        """
+        """Read the next value; raise CheckpointError if there is none."""
         if depth > _MAX_DEPTH:
             raise self.fail("values are nested too deeply")
         tag = self._integer(1)
@@ -168,11 +154,8 @@ class Walker:
         return result
 
     def array(self, value: Any, name: str) -> StoredArray | None:
-        """Return the array that a value read before describes; None for any other value.
-
-        Raises:
-            CheckpointError: the array's shape, type and bytes contradict each other.
-        """
+        """Return the array that a value describes, None for any other value; raise
+        CheckpointError if its shape, type and bytes contradict each other."""
         if isinstance(value, dict) and value.get(CHUNKED) is True:
             shape = self._ordered(value.get("shape"), name)
             parts = [self.array(item, name) for item in self._ordered(value.get("chunks"), name)]
@@ -196,7 +179,6 @@ class Walker:
         raise self.fail(f"{name!r} is not an array")
 
     def _ordered(self, items: Any, name: str) -> list[Any]:
-        """Return the items of a list, or of a map whose keys are indices."""
         if isinstance(items, dict) and all(key.isdecimal() for key in items):
             return [items[key] for key in sorted(items, key=int)]
         if isinstance(items, list):

@@ -7,18 +7,21 @@ second table and a second head, for the vision ids.
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from lwm.checkpoints.checkpoint import Checkpoint, release_pages
+from lwm.checkpoints.formats.huggingface import config_from_keys, config_to_keys
 from lwm.checkpoints.formats.msgpack import CHUNKED, Region, StoredArray, Walker
-from lwm.checkpoints.formats.original_settings import read_settings
 from lwm.checkpoints.names import AS_IS, NameRow, NameTable, stored_tensors
-from lwm.core.errors import CheckpointError
+from lwm.core.config import read_json
+from lwm.core.errors import CheckpointError, ConfigError
+from lwm.models import sizes
 from lwm.models.llama import LlamaConfig
+from lwm.models.vision_tokens import VisionVocabulary
 
 KINDS = ("params", "trainstate_params", "flax_params")
 
@@ -44,24 +47,17 @@ ORIGINAL_NAMES: NameTable = (
 )
 
 
+_ALIASES = {"theta": "rope_theta", "max_sequence_length": "max_position_embeddings"}
+_VISION_KEYS = {"size": "vision_vocab_size", "codes": "vision_codes",
+                "codes_per_frame": "vision_codes_per_frame"}  # fmt: skip
+
+
 @dataclass(frozen=True)
 class _Slice:
-    """Represent an array of the file, or one layer of it."""
-
+    # An array of the file, or one layer of it if `axis` says where the layers are stacked.
     array: StoredArray
-    axis: int | None = None  # of the layers, if they are stacked
+    axis: int | None = None
     layer: int = 0
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        shape, axis = self.array.shape, self.axis
-        return shape if axis is None else (*shape[:axis], *shape[axis + 1 :])
-
-    def read(self, data: np.ndarray) -> np.ndarray:
-        view = self.array.view(data)
-        if self.axis is None:
-            return view
-        return np.take(view, self.layer, self.axis) if self.axis else view[self.layer]
 
 
 class OriginalTensors:
@@ -100,23 +96,27 @@ class OriginalTensors:
             self._slices |= {name: _Slice(array, axis, i) for i, name in enumerate(layers)}
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
-        """Return the shape of each tensor."""
-        return {name: part.shape for name, part in self._slices.items()}
+        return {
+            name: tuple(n for i, n in enumerate(part.array.shape) if i != part.axis)
+            for name, part in self._slices.items()
+        }
 
     def dtype(self) -> str:
         """Return the types that occur, joined by slashes."""
         return "/".join(sorted({str(part.array.dtype) for part in self._slices.values()}))
 
     def read(self, name: str) -> np.ndarray:
-        """Read one tensor."""
         release_pages(self._data)
-        return self._slices[name].read(self._data)
+        part = self._slices[name]
+        view = part.array.view(self._data)
+        if part.axis is None:
+            return view
+        return np.take(view, part.layer, part.axis) if part.axis else view[part.layer]
 
 
 def _layer_axis(
     shape: tuple[int, ...], expected: tuple[int, ...] | None, layers: int, preferred: int
 ) -> int | None:
-    """Return the layer axis: the preferred one if the shape allows it, else any that fits."""
     if expected is None:
         return None
     fits = [axis for axis in (0, 1) if shape == (*expected[:axis], layers, *expected[axis:])]
@@ -124,7 +124,6 @@ def _layer_axis(
 
 
 def _entries(walker: Walker, kind: str) -> Iterator[tuple[str, Any]]:
-    """Yield the names of the parameters, joined by slashes, and their values."""
     if kind == "flax_params":
         tree = walker.value()
         while isinstance(tree, dict) and set(tree) == {"params"}:
@@ -163,21 +162,59 @@ def _flatten(tree: dict[str, Any], path: str) -> Iterator[tuple[str, Any]]:
             yield name, value
 
 
+def _read_settings(config: str | None) -> tuple[LlamaConfig, int]:
+    choices = ", ".join(sizes.NAMES)
+    if config is None:
+        raise ConfigError(
+            "this checkpoint does not contain its configuration; add --config with a size "
+            f"({choices}) or a JSON file of the original's settings"
+        )
+    if config in sizes.NAMES:
+        return sizes.size(config), 0
+    if not Path(config).is_file():
+        raise ConfigError(f"--config {config!r} is neither a size ({choices}) nor a file")
+    data = {_ALIASES.get(key, key): value for key, value in read_json(Path(config)).items()}
+    if "size" in data:
+        keys = config_to_keys(sizes.size(str(data["size"])))
+        data = keys | {"num_key_value_heads": None} | data
+    model = config_from_keys(data | {"head_dim": None, "lwm_vision": None}, config)
+    if model.num_kv_heads != model.num_heads or model.hidden_size % model.num_heads:
+        raise ConfigError(
+            f"{config}: num_attention_heads ({model.num_heads}) must equal num_key_value_heads "
+            f"({model.num_kv_heads}) and divide hidden_size ({model.hidden_size})"
+        )
+    return replace(model, vision=_read_vision(data, config)), int(data.get("param_scan_axis") == 1)
+
+
+def _read_vision(data: dict[str, Any], source: str) -> VisionVocabulary | None:
+    """Return the vision ids; `vision_codes` and `vision_codes_per_frame` are keys of ours.
+
+    The original fixes 8192 codes, 256 per frame, and 256 rows above them in its table. So without
+    `vision_codes` a table of more than 256 rows is taken to have that form, and a smaller one to
+    contain codes and two end tokens.
+    """
+    values = {ours: data[theirs] for ours, theirs in _VISION_KEYS.items() if theirs in data}
+    if "size" not in values:
+        return None
+    for ours, value in values.items():
+        if type(value) is not int:
+            raise ConfigError(f"{source}: {_VISION_KEYS[ours]} is {value!r}; use a whole number")
+    size = values["size"]
+    values.setdefault("codes", size - 256 if size > 256 else size - 2)
+    return VisionVocabulary(**values)
+
+
 def open_original(kind: str, file: Path, config: str | None) -> Checkpoint:
     """Open a checkpoint of the original, of a text or a vision-language model.
 
     Args:
         kind: one of `KINDS`.
         config: a size's name, or a JSON file with the original's keys.
-
-    Raises:
-        CheckpointError: the file is missing, broken, or not of this kind.
-        ConfigError: the settings are missing or wrong.
     """
     source = f"{kind}::{file}"
     if not file.is_file():
         raise CheckpointError(f"{source}: there is no such file; check the path")
-    model, scan_axis = read_settings(config)
+    model, scan_axis = _read_settings(config)
     tensors = OriginalTensors(file, kind, model, scan_axis)
     _require_same_vision(tensors.shapes(), model, source)
     return Checkpoint(
@@ -193,7 +230,6 @@ def open_original(kind: str, file: Path, config: str | None) -> Checkpoint:
 def _require_same_vision(
     shapes: dict[str, tuple[int, ...]], config: LlamaConfig, source: str
 ) -> None:
-    """Refuse settings of a text model for a vision-language checkpoint, and the reverse."""
     name = next((name for name in (_VISION_TABLE, _VISION_HEAD) if name in shapes), None)
     if name is not None and config.vision is None:
         size = shapes[name][0 if name == _VISION_TABLE else -1] if shapes[name] else 0

@@ -31,18 +31,12 @@ _INSTRUCTIONS = frozenset(
     """.split()  # noqa: SIM905  a table is easier to check
 )
 _RECONSTRUCTORS = frozenset(
-    {
-        ("numpy", "dtype"),
-        ("numpy", "ndarray"),  # only passed on, never called
-        ("numpy.core.multiarray", "_reconstruct"),
-        ("numpy._core.multiarray", "_reconstruct"),
-        ("numpy.core.numeric", "_frombuffer"),
-        ("numpy._core.numeric", "_frombuffer"),
-        ("jax._src.array", "_reconstruct_array"),
-        ("jax._src.device_array", "reconstruct_device_array"),
-        ("flax.core.frozen_dict", "FrozenDict"),
-        ("_codecs", "encode"),  # how protocol 2 writes bytes
-    }
+    """
+    numpy.dtype numpy.ndarray flax.core.frozen_dict.FrozenDict _codecs.encode
+    numpy.core.multiarray._reconstruct numpy._core.multiarray._reconstruct
+    numpy.core.numeric._frombuffer numpy._core.numeric._frombuffer
+    jax._src.array._reconstruct_array jax._src.device_array.reconstruct_device_array
+    """.split()  # noqa: SIM905
 )
 _DTYPES = {"f2": np.float16, "f4": np.float32, "f8": np.float64}
 _MAX_BYTES = 16 << 30  # a VQGAN is a hundredth of this
@@ -52,31 +46,26 @@ _MAX_MEMO = 1_000_000
 
 
 class _Refused(Exception):
-    """Signal that a file contains more than dicts of arrays."""
+    pass
 
 
 class _Dtype:
-    """Stand for a numpy type: its name, then its byte order."""
-
+    # Stands for a numpy type.
     __slots__ = ("name", "order")
 
     def __init__(self, name: str) -> None:
         self.name, self.order = name, "="
 
     def __setstate__(self, state: Any) -> None:
-        if not isinstance(state, tuple) or len(state) < 2 or state[1] not in ("<", ">", "=", "|"):
-            raise _Refused("a type of numbers has no byte order")
-        self.order = state[1]
-
-    def numpy(self) -> np.dtype:
-        if self.name not in _DTYPES:
-            raise _Refused(f"an array holds {self.name!r}; numbers must be float16, 32 or 64")
-        return np.dtype(_DTYPES[self.name]).newbyteorder(self.order)  # type: ignore[arg-type]
+        match state:
+            case (_, "<" | ">" | "=" | "|" as order, *_):
+                self.order = order
+            case _:
+                raise _Refused("a type of numbers has no byte order")
 
 
 class _Array:
-    """Stand for an array until its bytes are read."""
-
+    # Stands for an array until its bytes are read.
     __slots__ = ("array",)
 
     def __init__(self) -> None:
@@ -99,22 +88,21 @@ class _Array:
             or order not in ("C", "F")
         ):
             raise _Refused("an array is not described as numpy does")
-        kind = dtype.numpy()
-        if math.prod(shape) * kind.itemsize != len(raw):
+        if dtype.name not in _DTYPES:
+            raise _Refused(f"an array holds {dtype.name!r}; numbers must be float16, 32 or 64")
+        native = np.dtype(_DTYPES[dtype.name])
+        if math.prod(shape) * native.itemsize != len(raw):
             raise _Refused(f"an array claims the shape {list(shape)} and has {len(raw):,} bytes")
-        flat = np.frombuffer(raw, kind)
-        native = kind.newbyteorder("=")
+        flat = np.frombuffer(raw, native.newbyteorder(dtype.order))  # type: ignore[arg-type]
         self.array = flat.reshape(shape, order=order).astype(native, copy=False)
 
 
 class _Reconstructor(NamedTuple):
-    """Stand for a name of `_RECONSTRUCTORS`; immutable, so that a pickle cannot change it."""
-
-    module: str
+    # Stands for one of `_RECONSTRUCTORS`; immutable, so that a pickle cannot change it.
     name: str
 
     def __call__(self, *arguments: Any) -> Any:
-        match self.name, arguments:
+        match self.name.rpartition(".")[2], arguments:
             case "dtype", (str(name), *_):
                 return _Dtype(name)
             case "_reconstruct", _:
@@ -123,39 +111,32 @@ class _Reconstructor(NamedTuple):
                 result = _Array()
                 result.fill(raw, dtype, shape, order)
                 return result
-            case (
-                "_reconstruct_array" | "reconstruct_device_array",
-                (
-                    _Reconstructor(name="_reconstruct" | "_frombuffer") as make,
-                    tuple(inner),
-                    state,
-                    *_,
-                ),
+            case "_reconstruct_array" | "reconstruct_device_array", (
+                _Reconstructor() as make,
+                tuple(inner),
+                state,
+                *_,
             ):
                 result = make(*inner)
-                if state is not None:
+                if isinstance(result, _Array) and state is not None:
                     result.__setstate__(state)
                 return result
             case "FrozenDict", (dict(content),):
                 return content
             case "encode", (str(text), "latin1"):
                 return text.encode("latin1")
-        raise _Refused(f"it calls {self.module}.{self.name} with unusual arguments")
+        raise _Refused(f"it calls {self.name} with unusual arguments")
 
 
 class _Unpickler(pickle.Unpickler):
     def find_class(self, module: str, name: str) -> _Reconstructor:
-        if (module, name) not in _RECONSTRUCTORS:
+        if f"{module}.{name}" not in _RECONSTRUCTORS:
             raise _Refused(f"it refers to {module}.{name}")
-        return _Reconstructor(module, name)
+        return _Reconstructor(f"{module}.{name}")
 
 
 def read_pickle(file: Path) -> dict[str, np.ndarray]:
-    """Read arrays by their path in the nested dicts, joined by slashes.
-
-    Raises:
-        CheckpointError: the file cannot be read, is broken, or contains anything else.
-    """
+    """Read arrays by their path in the nested dicts, joined by slashes; refuse anything else."""
     try:
         if file.stat().st_size > _MAX_BYTES:
             raise CheckpointError(
@@ -163,9 +144,7 @@ def read_pickle(file: Path) -> dict[str, np.ndarray]:
             )
         data = file.read_bytes()
     except OSError as error:
-        raise CheckpointError(
-            f"{file} cannot be read: {error.strerror}; check the path"
-        ) from error
+        raise CheckpointError(f"{file} cannot be read ({error}); check the path") from error
     try:
         _check_instructions(data)
         return _flatten(_Unpickler(io.BytesIO(data)).load())
@@ -185,8 +164,7 @@ def read_pickle(file: Path) -> dict[str, np.ndarray]:
 
 
 def _check_instructions(data: bytes) -> None:
-    """Refuse instructions that do more than build values; `genops` checks every length."""
-    for instruction, argument, _ in pickletools.genops(data):
+    for instruction, argument, _ in pickletools.genops(data):  # checks every length
         if instruction.name not in _INSTRUCTIONS:
             raise _Refused(f"it contains the instruction {instruction.name}")
         if "PUT" in instruction.name and int(argument or 0) > _MAX_MEMO:

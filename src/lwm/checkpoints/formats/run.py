@@ -20,7 +20,6 @@ RUN_FILE, TOKENIZER = "run.json", "tokenizer"
 BASE = "base"
 """The copy of the model that a run's adapters are added to, if that is a checkpoint of another
 run, which that run would delete later."""
-_CHECKPOINTS = "checkpoints"
 _MARK = "_CHECKPOINT_METADATA"
 
 
@@ -34,31 +33,24 @@ def open_run(directory: Path, open_base: Callable[[str], Checkpoint]) -> Checkpo
 
     Args:
         open_base: opens the MODEL that adapters were trained on.
-
-    Raises:
-        CheckpointError: there is no checkpoint, or it is broken.
     """
-    step = directory if (directory / _MARK).is_file() else latest(directory)
+    step = latest(directory)
     facts = read_json(step / "facts" / "metadata")
-    model = facts.get("model")
-    if not isinstance(model, dict):
+    if not isinstance(facts.get("model"), dict):
         raise CheckpointError(
             f"{step} does not describe the model it contains; use another checkpoint"
         )
-    config = from_dict(LlamaConfig, model, f"{step}/facts")
-    run = step.parent.parent
-    arrays = StackedTensors(step, "weights")
+    tensors, stored_dtype = StackedTensors(step), "float32"
     if facts.get("lora"):
         lora = from_dict(LoraConfig, facts["lora"], f"{step}/facts")
         base = open_base(str(facts.get("init")))
-        tensors, stored_dtype = AdaptedTensors(base, arrays, lora), base.stored_dtype
-    else:
-        tensors, stored_dtype = StackedModel(arrays), "float32"
+        tensors, stored_dtype = _AdaptedTensors(base, tensors, lora), base.stored_dtype
+    run = step.parent.parent
     return Checkpoint(
         source=str(directory),
         format="run",
         stored_dtype=stored_dtype,
-        config=config,
+        config=from_dict(LlamaConfig, facts["model"], f"{step}/facts"),
         table=LWM_NAMES,
         tensors=tensors,
         vocabulary=run / TOKENIZER if (run / TOKENIZER).is_dir() else None,
@@ -67,59 +59,68 @@ def open_run(directory: Path, open_base: Callable[[str], Checkpoint]) -> Checkpo
     )
 
 
-def latest(run: Path) -> Path:
-    """Return the last complete checkpoint of a run.
-
-    Raises:
-        CheckpointError: there is none.
-    """
-    checkpoints = complete_checkpoints(run)
+def latest(directory: Path) -> Path:
+    """Return a run's last complete checkpoint, or the directory if it is a checkpoint itself."""
+    if (directory / _MARK).is_file():
+        return directory
+    checkpoints = complete_checkpoints(directory)
     if not checkpoints:
-        raise CheckpointError(f"the run {run} has no checkpoint yet; train a few steps first")
+        raise CheckpointError(
+            f"the run {directory} has no checkpoint yet; train a few steps first"
+        )
     return checkpoints[-1]
 
 
 def complete_checkpoints(run: Path) -> list[Path]:
     """Return the checkpoints that were written completely, by step."""
-    steps = (run / _CHECKPOINTS).glob("*")
+    steps = (run / "checkpoints").glob("*")
     complete = [path for path in steps if path.name.isdigit() and (path / _MARK).is_file()]
     return sorted(complete, key=lambda path: int(path.name))
 
 
 class StackedTensors:
-    """Provide the arrays of a checkpoint's state by their path, layers stacked.
+    """Provide the weights of a checkpoint, whose layers are stacked, one layer at a time."""
 
-    Attributes:
-        shapes: the shape of each array below `root`.
-    """
-
-    def __init__(self, step: Path, root: str) -> None:
-        self._base, self._root = (step / "state").absolute(), root
+    def __init__(self, step: Path) -> None:
+        self._base = (step / "state").absolute()
         tree = read_json(self._base / "_METADATA").get("tree_metadata")
-        self.shapes: dict[str, tuple[int, ...]] = {}
+        self.stacked: dict[str, tuple[int, ...]] = {}
         for entry in tree.values() if isinstance(tree, dict) else ():
             try:
-                path = [str(key["key"]) for key in entry["key_metadata"]]
+                root, *path = (str(key["key"]) for key in entry["key_metadata"])
                 shape = tuple(int(n) for n in entry["value_metadata"]["write_shape"])
             except (KeyError, TypeError, ValueError):
                 continue  # an empty node of the optimizer's state
-            if path[0] == root:
-                self.shapes[".".join(path[1:])] = shape
+            if root == "weights":
+                self.stacked[".".join(path)] = shape
 
-    def read(self, name: str, layer: int | None = None) -> np.ndarray:
-        """Read one array, or one layer of it."""
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        result = {}
+        for name, shape in self.stacked.items():
+            field = name.removeprefix("layers.")
+            if field == name:
+                result[name] = shape
+            else:
+                result |= {f"layers.{i}.{field}": shape[1:] for i in range(shape[0])}
+        return result
+
+    def read(self, name: str) -> np.ndarray:
+        if not name.startswith("layers."):
+            return self.read_stacked(name)
+        _, layer, field = name.split(".")
+        return self.read_stacked(f"layers.{field}", int(layer))
+
+    def read_stacked(self, name: str, layer: int | None = None) -> np.ndarray:
+        """Read one array as it is stored, or one layer of it."""
         import tensorstore
 
-        spec = {
-            "driver": "zarr",
-            "kvstore": {
-                "driver": "ocdbt",
-                "base": {"driver": "file", "path": f"{self._base}/"},
-                "path": f"{self._root}.{name}/",
-            },
+        store = {
+            "driver": "ocdbt",
+            "base": {"driver": "file", "path": f"{self._base}/"},
+            "path": f"weights.{name}/",
         }
         try:
-            array = tensorstore.open(spec, read=True).result()
+            array = tensorstore.open({"driver": "zarr", "kvstore": store}, read=True).result()
             return np.asarray((array if layer is None else array[layer]).read().result())
         except ValueError as error:
             reason = " ".join(str(error).split())[:200]
@@ -131,49 +132,20 @@ class StackedTensors:
             ) from error
 
 
-class StackedModel:
-    """Provide the tensors of a checkpoint by our names, one layer at a time."""
-
-    def __init__(self, arrays: StackedTensors) -> None:
-        self._arrays = arrays
-
-    def shapes(self) -> dict[str, tuple[int, ...]]:
-        """Return shapes by our names."""
-        result = {}
-        for name, shape in self._arrays.shapes.items():
-            field = name.removeprefix("layers.")
-            if field == name:
-                result[name] = shape
-            else:
-                result |= {f"layers.{i}.{field}": shape[1:] for i in range(shape[0])}
-        return result
-
-    def read(self, name: str) -> np.ndarray:
-        """Read one tensor by our name."""
-        if name.startswith("layers."):
-            _, layer, field = name.split(".")
-            return self._arrays.read(f"layers.{field}", int(layer))
-        return self._arrays.read(name)
-
-
-class AdaptedTensors:
-    """Provide the tensors of a model with adapters added to its kernels."""
-
-    def __init__(self, base: Checkpoint, arrays: StackedTensors, lora: LoraConfig) -> None:
-        self._base, self._arrays, self._lora = base, arrays, lora
+class _AdaptedTensors:
+    def __init__(self, base: Checkpoint, adapters: StackedTensors, lora: LoraConfig) -> None:
+        self._base, self._adapters, self._lora = base, adapters, lora
         self._read = base.reader()
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
-        """Return shapes by our names."""
         return {name: spec.shape for name, spec in named_specs(self._base.config).items()}
 
     def read(self, name: str) -> np.ndarray:
-        """Read one tensor by our name."""
         kernel = self._read(name)
         prefix, _, target = name.rpartition(".")
-        if not prefix or f"{target}.down" not in self._arrays.shapes:
+        if not prefix or f"{target}.down" not in self._adapters.stacked:
             return kernel
         layer = int(prefix.removeprefix("layers."))
-        down = self._arrays.read(f"{target}.down", layer)
-        up = self._arrays.read(f"{target}.up", layer)
+        down = self._adapters.read_stacked(f"{target}.down", layer)
+        up = self._adapters.read_stacked(f"{target}.up", layer)
         return np.asarray(kernel, np.float32) + (down @ up) * np.float32(self._lora.scale)

@@ -20,7 +20,11 @@ _DTYPES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat
 
 
 class SafetensorsDirectory:
-    """Provide the tensors of `model.safetensors`, or of the files that an index names."""
+    """Provide the tensors of `model.safetensors`, or of the files that an index names.
+
+    Attributes:
+        dtype: the types that occur, joined by slashes.
+    """
 
     def __init__(self, directory: Path) -> None:
         self._files: dict[str, Path] = {}
@@ -33,29 +37,23 @@ class SafetensorsDirectory:
                         tensor = opened.get_slice(name)
                         self._files[name] = file
                         self._shapes[name] = tuple(tensor.get_shape())
-                        dtype = tensor.get_dtype()
-                        if dtype not in _DTYPES:
-                            raise CheckpointError(
-                                f"{file}: the tensor {name!r} is stored as {dtype}, which is not "
-                                f"supported; convert it to one of {', '.join(_DTYPES.values())}"
-                            )
-                        dtypes.add(_DTYPES[dtype])
+                        dtypes.add(tensor.get_dtype())
             except (SafetensorError, OSError) as error:
                 raise CheckpointError(
                     f"{file} is broken or cut short ({error}); copy or download it again"
                 ) from error
-        self._dtype = "/".join(sorted(dtypes))
+        unknown = sorted(dtypes - _DTYPES.keys())
+        if unknown:
+            raise CheckpointError(
+                f"{directory} has tensors stored as {', '.join(unknown)}, which is not supported; "
+                f"convert them to one of {', '.join(_DTYPES.values())}"
+            )
+        self.dtype = "/".join(sorted(_DTYPES[dtype] for dtype in dtypes))
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
-        """Return the shape of each tensor."""
         return self._shapes
 
-    def dtype(self) -> str:
-        """Return the types that occur, joined by slashes."""
-        return self._dtype
-
     def read(self, name: str) -> np.ndarray:
-        """Read one tensor."""
         # The file is opened for each tensor, because an open file keeps mapped what was read and
         # memory would grow to the whole model.
         with safe_open(self._files[name], framework="numpy") as opened:
@@ -71,28 +69,25 @@ def is_complete(directory: Path) -> bool:
 
 
 def _files(directory: Path) -> list[Path]:
-    if (directory / SINGLE).is_file():
-        return [directory / SINGLE]
-    if not (directory / INDEX).is_file():
+    single, index = directory / SINGLE, directory / INDEX
+    if single.is_file():
+        return [single]
+    if not index.is_file():
         raise CheckpointError(
             f"{directory} has neither {SINGLE} nor {INDEX}; name a directory with safetensors "
             "weights"
         )
-    mapping = read_json(directory / INDEX).get("weight_map")
+    mapping = read_json(index).get("weight_map")
     if not isinstance(mapping, dict) or not all(isinstance(v, str) for v in mapping.values()):
-        raise CheckpointError(
-            f"{directory / INDEX} has no weight_map of names to files; replace it"
-        )
-    files = []
-    for name in sorted(set(mapping.values())):
-        file = directory / name
-        if file.parent != directory or not file.is_file():
+        raise CheckpointError(f"{index} has no weight_map of names to files; replace it")
+    names = sorted(set(mapping.values()))
+    for name in names:
+        if (directory / name).parent != directory or not (directory / name).is_file():
             raise CheckpointError(
-                f"{directory / INDEX} names the file {name!r}, which does not exist in the "
-                "directory; download it again"
+                f"{index} names the file {name!r}, which does not exist in the directory; "
+                "download it again"
             )
-        files.append(file)
-    return files
+    return [directory / name for name in names]
 
 
 def write_safetensors(
@@ -101,16 +96,12 @@ def write_safetensors(
     """Write tensors in order, with at most `part_bytes` of them in memory.
 
     The index has the keys that `from_pretrained` of transformers needs.
-
-    Raises:
-        InputError: the directory cannot be written.
     """
     parts: list[list[str]] = []
     part: dict[str, np.ndarray] = {}
-    size = total = 0
+    total = 0
 
     def flush() -> None:
-        nonlocal part, size
         try:
             save_file(part, directory / f"part-{len(parts)}", metadata={"format": "pt"})
         except SafetensorError as error:
@@ -119,13 +110,12 @@ def write_safetensors(
                 "destination"
             ) from error
         parts.append(list(part))
-        part, size = {}, 0
+        part.clear()
 
     for name, array in tensors:
-        if part and size + array.nbytes > part_bytes:
+        if part and sum(each.nbytes for each in part.values()) + array.nbytes > part_bytes:
             flush()
         part[name] = np.ascontiguousarray(array)
-        size += array.nbytes
         total += array.nbytes
     flush()
     if len(parts) == 1:

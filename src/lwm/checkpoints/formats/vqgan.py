@@ -3,23 +3,21 @@
 Every name and shape is compared with those of the model before a tensor is used.
 """
 
-import json
-from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import numpy as np
 
+from lwm.checkpoints.checkpoint import Tensors, require_shapes
+from lwm.checkpoints.formats.lwm import read_own_settings, write_own_settings
 from lwm.checkpoints.formats.pickle_arrays import read_pickle
-from lwm.checkpoints.formats.run import RUN_FILE, StackedTensors, is_run, latest
+from lwm.checkpoints.formats.run import StackedTensors, is_run, latest
 from lwm.checkpoints.formats.safetensors import SafetensorsDirectory, write_safetensors
 from lwm.core.config import from_dict, read_json, to_dict
 from lwm.core.errors import CheckpointError, ConfigError
 from lwm.core.files import new_directory
 from lwm.models.vqgan import VQGAN, VQGANConfig, vqgan_params
-
-FORMAT, VERSION = "lwm-vqgan", 1
 
 _SETTINGS = {
     "resolution": "image_size",
@@ -73,15 +71,6 @@ def named_leaves(tree: Any) -> dict[str, Any]:
     return {jax.tree_util.keystr(path, simple=True, separator="."): leaf for path, leaf in leaves}
 
 
-class _Stored(NamedTuple):
-    """Hold what each form of a VQGAN provides: its configuration, and tensors by its names."""
-
-    config: VQGANConfig
-    shapes: Mapping[str, tuple[int, ...]]
-    read: Callable[[str], np.ndarray]
-    name_of: Callable[[str], str] = str
-
-
 def read_vqgan(path: Path, config: Path | None = None) -> tuple[VQGANConfig, VQGAN]:
     """Read the configuration and the weights (numpy, float32) of any form.
 
@@ -91,37 +80,50 @@ def read_vqgan(path: Path, config: Path | None = None) -> tuple[VQGANConfig, VQG
             original's default settings.
 
     Raises:
-        CheckpointError: nothing exists there, it is broken, or tensors are missing or have other
-            shapes.
+        CheckpointError: it is missing or broken, or tensors are missing or have other shapes.
         ConfigError: the settings are wrong.
     """
-    if path.is_file():
-        stored = _open_pickle(path, config)
-    elif not path.is_dir():
+    if not path.exists():
         raise CheckpointError(f"{path}: there is no such file or directory; check the path")
-    elif config is not None:
+    if path.is_dir() and config is not None:
         raise ConfigError(
             f"{path} contains its configuration; omit config ({config}), which is only for the "
             "original's pickle"
         )
-    else:
-        stored = _open_run(path) if is_run(path) else _open_directory(path)
-    specs = named_leaves(vqgan_params(stored.config))
-    names = [stored.name_of(name) for name in specs]
-    shapes = [spec.shape for spec in specs.values()]
-    _require_shapes(str(path), dict(zip(names, shapes, strict=True)), stored.shapes)
+    settings, tensors = _open_directory(path) if path.is_dir() else _open_pickle(path, config)
+    name_of = str if path.is_dir() else original_name
+    specs = {name_of(name): spec for name, spec in named_leaves(vqgan_params(settings)).items()}
+    expected = {name: spec.shape for name, spec in specs.items()}
+    require_shapes(str(path), expected, tensors.shapes())
     leaves = []
-    for name in names:
-        leaves.append(np.asarray(stored.read(name), np.float32))
+    for name in specs:
+        leaves.append(np.asarray(tensors.read(name), np.float32))
         if not np.isfinite(leaves[-1]).all():
             raise CheckpointError(
                 f"{path}: the tensor {name!r} contains numbers that are not finite; use another "
                 "checkpoint"
             )
-    return stored.config, jax.tree.structure(vqgan_params(stored.config)).unflatten(leaves)
+    return settings, jax.tree.structure(vqgan_params(settings)).unflatten(leaves)
 
 
-def _open_pickle(file: Path, config: Path | None) -> _Stored:
+def _open_directory(path: Path) -> tuple[VQGANConfig, Tensors]:
+    if is_run(path):
+        step = latest(path)
+        source, tensors = step / "facts" / "metadata", StackedTensors(step)
+        settings = read_json(source).get("vqgan")
+        if not isinstance(settings, dict):
+            raise CheckpointError(f"{step} has no settings of a vqgan; name another directory")
+    elif (path / "config.json").is_file():
+        source, tensors = path / "config.json", SafetensorsDirectory(path)
+        settings = read_own_settings(path, format="lwm-vqgan", section="vqgan")
+    else:
+        raise CheckpointError(
+            f"{path} has no config.json and is no training run; name a VQGAN's directory"
+        )
+    return from_dict(VQGANConfig, settings, str(source)), tensors
+
+
+def _open_pickle(file: Path, config: Path | None) -> tuple[VQGANConfig, Tensors]:
     data = {} if config is None else read_json(config)
     if data.get("attn_resolutions"):
         raise ConfigError(
@@ -129,75 +131,21 @@ def _open_pickle(file: Path, config: Path | None) -> _Stored:
             "not supported, and the original has none"
         )
     values = {ours: data[theirs] for theirs, ours in _SETTINGS.items() if theirs in data}
-    settings = from_dict(VQGANConfig, values, str(config))
-    arrays = read_pickle(file)
-    shapes = {name: array.shape for name, array in arrays.items()}
-    return _Stored(settings, shapes, arrays.__getitem__, original_name)
+    return from_dict(VQGANConfig, values, str(config)), _ArrayTensors(read_pickle(file))
 
 
-def _open_run(path: Path) -> _Stored:
-    step = latest(path) if (path / RUN_FILE).is_file() else path
-    settings = read_json(step / "facts" / "metadata").get("vqgan")
-    tensors = StackedTensors(step, "weights")
-    return _Stored(_config(settings, f"{step}/facts"), tensors.shapes, tensors.read)
+class _ArrayTensors(dict[str, np.ndarray]):
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        return {name: array.shape for name, array in self.items()}
 
-
-def _open_directory(path: Path) -> _Stored:
-    file = path / "config.json"
-    if not file.is_file():
-        raise CheckpointError(
-            f"{path} has no config.json and is no training run; name a VQGAN's directory"
-        )
-    data = read_json(file)
-    ours = data.get("format") == FORMAT
-    if ours and data.get("version") != VERSION:
-        raise CheckpointError(
-            f"{file} has format version {data.get('version')!r} and this lwm reads {VERSION}; "
-            "update lwm"
-        )
-    config = _config(data.get("vqgan") if ours else None, str(file))
-    tensors = SafetensorsDirectory(path)
-    return _Stored(config, tensors.shapes(), tensors.read)
-
-
-def _config(settings: Any, source: str) -> VQGANConfig:
-    if not isinstance(settings, dict):
-        raise CheckpointError(f"{source} has no settings of a VQGAN; name a VQGAN's directory")
-    return from_dict(VQGANConfig, settings, source)
-
-
-def _require_shapes(
-    source: str, expected: Mapping[str, tuple[int, ...]], present: Mapping[str, tuple[int, ...]]
-) -> None:
-    missing = [name for name in expected if name not in present]
-    if missing:
-        more = f" and {len(missing) - 3} more" if len(missing) > 3 else ""
-        raise CheckpointError(
-            f"{source} lacks the tensor {', '.join(map(repr, missing[:3]))}{more}; it is no VQGAN "
-            "of this configuration"
-        )
-    for name, shape in expected.items():
-        if tuple(present[name]) != shape:
-            raise CheckpointError(
-                f"{source}: the tensor {name!r} has shape {list(present[name])}, but the "
-                f"configuration implies {list(shape)}; correct the configuration"
-            )
-    for name in present:
-        if name not in expected:
-            raise CheckpointError(
-                f"{source} has the tensor {name!r}, which a VQGAN of this configuration does not; "
-                "correct the configuration"
-            )
+    def read(self, name: str) -> np.ndarray:
+        return self[name]
 
 
 def write_vqgan(directory: Path, config: VQGANConfig, weights: VQGAN) -> None:
-    """Write our directory, `config.json` and `model.safetensors`, completely or not at all.
-
-    Raises:
-        InputError: the destination exists or cannot be written.
-    """
-    data = {"format": FORMAT, "version": VERSION, "vqgan": to_dict(config)}
+    """Write our directory, `config.json` and `model.safetensors`, completely or not at all."""
     with new_directory(directory) as partial:
-        (partial / "config.json").write_text(json.dumps(data, indent=2) + "\n", encoding="utf-8")
+        settings = to_dict(config)
+        write_own_settings(partial, format="lwm-vqgan", section="vqgan", settings=settings)
         leaves = ((name, np.asarray(leaf)) for name, leaf in named_leaves(weights).items())
         write_safetensors(partial, leaves)
