@@ -232,11 +232,11 @@ def test_without_a_mask_all_tokens_are_text(unrolled: lwm.Model) -> None:
 
 def test_ids_and_masks_that_do_not_fit_are_refused(originals: Path, unrolled: lwm.Model) -> None:
     mask = np.array([[False, True]])
-    with pytest.raises(InputError, match=r"tokens of vision run from 64 to 64.*0 to 63"):
+    with pytest.raises(InputError, match=r"vision tokens run from 64 to 64.*0 to 63"):
         unrolled.logits([[1, 64]], vision_mask=mask)
     with pytest.raises(InputError, match=r"tokens run from 96 to 96.*0 to 95"):
         unrolled.logits([[96, 1]], vision_mask=mask)
-    with pytest.raises(InputError, match=r"tokens of vision run from -1"):
+    with pytest.raises(InputError, match=r"vision tokens run from -1"):
         unrolled.logits([[1, -1]], vision_mask=mask)
     with pytest.raises(InputError, match=r"vision_mask has shape \[1, 2\].*\[1, 3\]"):
         unrolled.logits([[1, 2, 3]], vision_mask=mask)

@@ -122,7 +122,7 @@ def test_a_failure_half_way_leaves_nothing(source: tuple[str, str], tmp_path: Pa
         (lambda data: data.pop("model"), "no settings of a model"),
         (lambda data: data["model"].pop("num_heads"), "'num_heads'"),
         (lambda data: data["model"].update(num_layers="many"), "'num_layers'"),
-        (lambda data: data["model"].update(num_layers=10**10), "num_layers is 10000000000"),
+        (lambda data: data["model"].update(num_layers=10**10), "num_layers.*10000000000"),
         (lambda data: data["model"].update(wings=2), "'wings'"),
         (lambda data: data["model"].update(num_layers=3), r"'layers.2.\S+' is missing"),
         (lambda data: data["model"].update(vocab_size=9), r"'embedding'.*\[8, 4\].*\[9, 4\]"),

@@ -88,7 +88,7 @@ def test_broken_directories_are_refused(directory, tmp_path) -> None:
             ConfigError,
             "image_size",
         ),
-        ({**settings, "vqgan": {"residual_blocks": 10**9}}, ConfigError, "no VQGAN"),
+        ({**settings, "vqgan": {"residual_blocks": 10**9}}, ConfigError, "residual_blocks"),
     ):
         (directory / "config.json").write_text(json.dumps(changed))
         with pytest.raises(error, match=said):
