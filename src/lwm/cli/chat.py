@@ -1,20 +1,13 @@
 """Chat with a model, also about documents, images and videos: `lwm chat`."""
 
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
-from lwm.cli.flags import (
-    Load,
-    LoadFlags,
-    ModelName,
-    Sampling,
-    SamplingFlags,
-    in_order,
-    print_stream,
-)
+from lwm.cli.flags import Load, LoadFlags, ModelName, Sampling, SamplingFlags, print_stream
 from lwm.core.errors import CapacityError, InputError
 from lwm.core.progress import console, say
 
@@ -71,13 +64,13 @@ def chat(
     loaded = load.load(model)
     loaded.tokenizer  # noqa: B018
     frames = {"max_frames": max_frames, "fps": fps}
-    codes = [
-        loaded.codes({"type": kind, kind: path} | (frames if kind == "video" else {}))
-        for kind, path in in_order({"image": image, "video": video}, sys.argv)
+    parts = [
+        {"type": kind, kind: path} | (frames if kind == "video" else {})
+        for kind, path in _in_order({"image": list(image), "video": list(video)}, sys.argv)
     ]
-    parts = [{"type": "codes", "codes": frame_codes} for frame_codes in codes]
+    parts = [{"type": "codes", "codes": loaded.codes(part)} for part in parts]
     settings = {"template": template, **vars(sampling)}
-    conversation = Conversation(loaded, context, parts, system, settings)
+    conversation = _Conversation(loaded, context, parts, system, settings)
     if session is not None and resumed:
         conversation.resume(session)
     try:
@@ -90,8 +83,7 @@ def chat(
             conversation.save(session)
 
 
-def _interact(conversation: "Conversation", session: Path | None) -> None:
-    """Answer questions from standard input until it ends."""
+def _interact(conversation: "_Conversation", session: Path | None) -> None:
     say("Type a question; /reset clears the conversation, /exit or Ctrl-D ends it.")
     while (line := _read_line()) is not None:
         match line.strip():
@@ -113,13 +105,12 @@ def _interact(conversation: "Conversation", session: Path | None) -> None:
                     say("(stopped)")
 
 
-class Conversation:
-    """Hold the turns of a conversation.
+class _Conversation:
+    """Turns so far; documents precede the first question, and images follow it as in the original.
 
     Args:
-        context: Text of documents, put before the first question.
-        parts: Images and videos as message parts, put after the first question as in the original.
-        system: System message.
+        context: Text of the documents.
+        parts: Images and videos as message parts.
         settings: Template and sampling, as `Model.chat` takes them.
     """
 
@@ -137,18 +128,15 @@ class Conversation:
         self._turns: list[dict[str, Any]] = []
 
     def reset(self) -> None:
-        """Forget all turns."""
         self._turns = []
 
     def resume(self, session: Path) -> None:
-        """Continue a saved conversation."""
         from lwm.generation.session import load_session
 
         self._turns = [dict(message) for message in load_session(session, self._model)]
         self._system = []  # it is among the turns
 
     def save(self, session: Path) -> None:
-        """Save the conversation and the model's cache, unless nothing was answered."""
         from lwm.generation.session import save_session
 
         if self._turns:
@@ -156,7 +144,6 @@ class Conversation:
             say(f"(saved the conversation in {session})")
 
     def ask(self, question: str) -> None:
-        """Print the answer as it is generated; the turn counts only if the answer ends."""
         content: Any = question
         if self._context and not self._turns:
             content = f"{self._context}\n\n{question}"
@@ -165,8 +152,17 @@ class Conversation:
         turns = [*self._turns, {"role": "user", "content": content}]
         pieces = self._model.chat([*self._system, *turns], stream=True, **self._settings)
         answer = print_stream(pieces)
+        # A turn counts only if its answer was not interrupted.
         self._turns = [*turns, {"role": "assistant", "content": answer}]
         say(f"({self._model.timings})")
+
+
+def _in_order(files: dict[str, list[Path]], arguments: list[str]) -> Iterator[tuple[str, Path]]:
+    """Yield the files of several options in the order of the command line, with their option."""
+    for argument in arguments:
+        option = argument.partition("=")[0].removeprefix("--")
+        if argument.startswith("--") and files.get(option):
+            yield option, files[option].pop(0)
 
 
 def _read_line() -> str | None:

@@ -16,11 +16,7 @@ from lwm.core.progress import say
 
 
 def inspect(arguments: Sequence[str]) -> None:
-    """Show rows of a recipe's data, decoded, and count its tokens.
-
-    Args:
-        arguments: What follows `lwm data inspect`: a recipe and its settings, and --rows.
-    """
+    """Show rows of a recipe's data, decoded, and count its tokens."""
     if not arguments or arguments[0].startswith("-"):
         raise UsageError(
             "lwm data inspect",

@@ -1,9 +1,9 @@
 """Define the options that several verbs share, and print answers."""
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, Literal, TypeVar
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
@@ -12,8 +12,6 @@ from lwm.core.errors import CapacityError
 
 if TYPE_CHECKING:
     from lwm.generation.model import Model
-
-T = TypeVar("T")
 
 ModelName = Annotated[
     str,
@@ -47,14 +45,9 @@ class LoadFlags:
     def load(
         self, model: str, *, theta: float | None = None, length: int | None = None
     ) -> "Model":
-        """Load a model.
+        """Load a model whose context holds `length` tokens; raise CapacityError if it is shorter.
 
-        Args:
-            theta: RoPE base to use instead of the model's; allows a `length` above its context.
-            length: Number of tokens that the context must hold.
-
-        Raises:
-            CapacityError: The context is shorter than `length`, and there is no `theta`.
+        A RoPE base `theta` replaces the model's and extends the context as far as needed.
         """
         from lwm.checkpoints.open import open_checkpoint
         from lwm.generation.load import load
@@ -83,11 +76,7 @@ class SharedLoadFlags(LoadFlags):
 
     @contextmanager
     def joined(self) -> Iterator[None]:
-        """Join the other processes; an error of one of them in this block ends all.
-
-        Raises:
-            ConfigError: The processes contradict each other, or one does not connect in time.
-        """
+        """Join the other processes; an error of one of them in this block ends all."""
         join(self.distributed)
         with together():
             yield
@@ -119,22 +108,6 @@ Load = Annotated[LoadFlags, tyro.conf.OmitArgPrefixes, tyro.conf.arg(name="model
 SharedLoad = Annotated[SharedLoadFlags, tyro.conf.arg(name="")]
 """For verbs that several processes run together; adds `--distributed.*`."""
 Sampling = Annotated[SamplingFlags, tyro.conf.OmitArgPrefixes]
-
-
-def in_order(values: Mapping[str, Sequence[T]], arguments: Sequence[str]) -> list[tuple[str, T]]:
-    """Pair values of repeatable options with their option, in the order of the command line.
-
-    Args:
-        values: By option, its values in their order.
-        arguments: The command line.
-    """
-    rest = {option: list(its_values) for option, its_values in values.items()}
-    pairs = []
-    for argument in arguments:
-        option = argument.partition("=")[0].removeprefix("--")
-        if argument.startswith("--") and rest.get(option):
-            pairs.append((option, rest[option].pop(0)))
-    return pairs + [(option, value) for option, left in rest.items() for value in left]
 
 
 def print_stream(pieces: Iterable[str]) -> str:

@@ -1,9 +1,11 @@
 """Describe checkpoints and list the models that have names: `lwm info`."""
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import tyro
 from rich.console import Console
+from rich.filesize import decimal
 from rich.measure import Measurement
 from rich.table import Table
 
@@ -51,14 +53,6 @@ def _length(tokens: int) -> str:
     return f"{tokens >> 10}K" if tokens % 1024 == 0 else f"{tokens:,}"
 
 
-def _size(count: float | int) -> str:
-    for unit in ("B", "KB", "MB", "GB", "TB"):
-        if count < 1000:
-            return f"{count:.3g} {unit}"
-        count /= 1000
-    return f"{count:.3g} PB"
-
-
 def _named_models() -> Table:
     from lwm.checkpoints.open import KNOWN_MODELS
 
@@ -73,7 +67,7 @@ def _named_models() -> Table:
             model.parameters,
             _length(model.length) if model.length else "8K",
             f"{model.theta:g}" if model.theta else "100000",
-            _size(model.bytes),
+            decimal(model.bytes),
             origin,
             "yes" if model.installed() else "no",
         )
@@ -109,16 +103,11 @@ def _description(checkpoint: "Checkpoint") -> Table:
 
 
 def _has_tokenizer(checkpoint: "Checkpoint") -> bool:
-    from lwm.core.vocabulary import Vocabulary
     from lwm.data.text.tokenizer import find_tokenizer
 
-    match checkpoint.vocabulary:
-        case None:
-            return False
-        case Vocabulary():
-            return True
-        case directory:
-            return find_tokenizer(directory) is not None
+    if isinstance(checkpoint.vocabulary, Path):
+        return find_tokenizer(checkpoint.vocabulary) is not None
+    return checkpoint.vocabulary is not None
 
 
 def _vision(checkpoint: "Checkpoint") -> str:
@@ -143,8 +132,8 @@ def _memory(checkpoint: "Checkpoint") -> Table:
     table = Table("memory at", *(f"{name}: weights + cache" for name, _, _ in kinds))
     for length in lengths:
         cells = [
-            f"{_size(checkpoint.weight_bytes(dtype, keep_quantized=keep_quantized))} + "
-            f"{_size(cache_bytes(config, length, dtype))}"
+            f"{decimal(checkpoint.weight_bytes(dtype, keep_quantized=keep_quantized))} + "
+            f"{decimal(cache_bytes(config, length, dtype))}"
             for _, dtype, keep_quantized in kinds
         ]
         table.add_row(_length(length), *cells)

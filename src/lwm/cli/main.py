@@ -61,8 +61,6 @@ LWM = Group(
         "info": info,
     },
 )
-RECIPE_VERBS = (train, inspect)
-"""Verbs that parse their own arguments, because their options depend on a recipe."""
 
 
 def main() -> None:
@@ -103,14 +101,13 @@ def _run(command: str, group: Group, arguments: Sequence[str]) -> None:
     match group.commands[name]:
         case Group() as inner:
             _run(f"{command} {name}", inner, rest)
-        case verb if verb in RECIPE_VERBS:
+        case verb if verb in (train, inspect):  # whose options depend on a recipe
             verb(rest)
         case verb:
             parse(verb, f"{command} {name}", rest)
 
 
 def _help(command: str, group: Group) -> str:
-    """Describe a group's commands, one line each where they fit."""
     lines = [f"usage: {command} [-h] COMMAND ...", "", group.summary, "", "commands:"]
     for name, entry in group.commands.items():
         summary = entry.summary if isinstance(entry, Group) else (entry.__doc__ or "")
@@ -128,11 +125,10 @@ def _cache_compiled_code() -> None:
 
 
 def _ignore_closed_event_loops() -> None:
-    """Silence the native threads that write a checkpoint after its event loop has closed.
+    """Silence TensorStore's threads after a checkpoint could not be written.
 
-    When a write fails, for example because the disk is full, orbax raises the error in the main
-    thread and closes the event loop. TensorStore's threads then cannot deliver the results of the
-    other writes, and each would print a trace around the one sentence that reports the error.
+    Orbax then raises the error in the main thread and closes the event loop, so that threads which
+    still write fail as well, each with a trace around the one sentence that reports the error.
     """
     report = sys.unraisablehook
 
@@ -142,7 +138,3 @@ def _ignore_closed_event_loops() -> None:
             report(error)
 
     sys.unraisablehook = report_unknown
-
-
-if __name__ == "__main__":
-    main()

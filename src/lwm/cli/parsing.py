@@ -26,12 +26,7 @@ _rules = ConstructorRegistry()
 
 
 class UsageError(LwmError):
-    """Signal a command line that cannot be parsed.
-
-    Args:
-        command: The command as the user wrote it, such as `lwm generate text`.
-        problem: What is wrong with its arguments.
-    """
+    """Signal a command line that cannot be parsed; `command` is its part before the options."""
 
     def __init__(self, command: str, problem: str) -> None:
         super().__init__(problem)
@@ -39,16 +34,15 @@ class UsageError(LwmError):
 
 
 def parse(target: Callable[..., T], command: str, arguments: Sequence[str], **settings: Any) -> T:
-    """Call a function, or build a dataclass, with values from the command line.
+    """Call a function, or build a dataclass, with options from the command line.
 
     Args:
-        target: Its parameters or fields are the options.
         command: The command as the user wrote it, such as `lwm generate text`.
         arguments: The words that follow the command.
         settings: Further arguments of `tyro.cli`.
 
     Raises:
-        UsageError: An option is unknown, misses its value, or has one of the wrong type.
+        UsageError: An option is unknown, or its value is missing or of the wrong type.
     """
     settings |= {"prog": command, "registry": _rules}
 
@@ -92,7 +86,6 @@ def _problem(event: _errors.ParseErrorEvent) -> str | None:
 
 
 def _name(argument: _arguments.ArgumentDefinition) -> str:
-    """Return the name of an argument as a user writes it."""
     lowered = argument.lowered
     return str(lowered.metavar) if argument.is_positional() else lowered.name_or_flags[-1]
 
@@ -111,7 +104,7 @@ def _unknown_option(arguments: Sequence[str], options: list[str]) -> str | None:
 
 
 def _options(target: Callable[..., Any], settings: dict[str, Any]) -> list[str]:
-    """Return the options of a command, as its help lists them."""
+    # As help lists them, since tyro offers no list.
     text = StringIO()
     with redirect_stdout(text), suppress(SystemExit):
         tyro.cli(target, args=["--help"], **settings)

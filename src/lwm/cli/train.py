@@ -15,11 +15,7 @@ if TYPE_CHECKING:
 
 
 def train(arguments: Sequence[str]) -> None:
-    """Train a model by a recipe; --list shows the recipes.
-
-    Args:
-        arguments: What follows `lwm train`: a recipe and its settings, or --list.
-    """
+    """Train a model by a recipe; --list shows the recipes."""
     from lwm.recipes.catalogue.by_name import RECIPES, VQGAN_RECIPES, summaries, vqgan_recipe
 
     if "--list" in arguments or not arguments or arguments[0] in ("-h", "--help"):
@@ -49,12 +45,7 @@ def train(arguments: Sequence[str]) -> None:
 
 
 def configure(name: str, settings: Sequence[str]) -> "TrainingRun":
-    """Return the run of a recipe with its settings changed.
-
-    Raises:
-        ConfigError: There is no such recipe.
-        UsageError: A setting is unknown or of the wrong type.
-    """
+    """Return the run of a recipe with settings from the command line."""
     from lwm.recipes.catalogue.by_name import RECIPES
     from lwm.recipes.settings import TrainingRun
 
@@ -69,9 +60,6 @@ def default_run(name: str, settings: Sequence[str]) -> "TrainingRun":
     A setting that replaces a whole part discards what the recipe says of that part: --model.size
     its model except for vision and RoPE theta, --data.path its mixture, --data.fields the other
     ways to choose fields. A setting of a data set that the mixture lacks adds that data set.
-
-    Raises:
-        ConfigError: There is no such recipe.
     """
     from lwm.data.config import DataSet
     from lwm.recipes.catalogue.by_name import recipe
