@@ -1,14 +1,17 @@
 """Help that follows convention, and one sentence for arguments that cannot be parsed."""
 
+import inspect
 import re
 import sys
 import threading
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 from commands import Run
 
 from lwm.cli import main
+from lwm.models.forward import apply_layer
 
 VERBS = (
     "chat", "generate text", "generate image", "generate video", "tokenize", "convert", "info",
@@ -118,3 +121,19 @@ def test_a_thread_that_fails_prints_its_trace(run: Run, monkeypatch: pytest.Monk
     monkeypatch.setattr(threading, "excepthook", threading.__excepthook__)
     monkeypatch.setitem(main.LWM.commands, "info", verb)
     assert "RuntimeError: a worker failed" in run("info").err
+
+
+def test_the_guide_from_lwm_names_options_that_exist(run: Run) -> None:
+    """Check the right-hand cells and the commands of docs/from-lwm.md."""
+    guide = (Path(__file__).parents[2] / "docs" / "from-lwm.md").read_text(encoding="utf-8")
+    cells = [cell for line in guide.splitlines() for cell in line.split(" | ")[1:]]
+    commands = re.findall(r"lwm [a-z-]+ [^`\n]*", guide)
+    named = set(re.findall(r"(?<![\w-])--[a-z][a-z0-9.-]*[a-z0-9]", "\n".join(cells + commands)))
+    verbs = (*VERBS, "train vision-1k", "eval multi-needle")
+    known = set(
+        re.findall(r"--[\w.-]+", "".join(run(*verb.split(), "--help").out for verb in verbs))
+    )
+    assert len(named) > 60
+    assert named - known == {"--data.mixture"}
+    block = inspect.signature(apply_layer).parameters["mlp_block"].default
+    assert f"blocks of {block:,} positions" in guide
