@@ -320,7 +320,7 @@ def test_in_order_each_pass_has_each_example_and_each_stream_meets_all(
         ([{"body": "a"}], {}, InputError, r"line 1: it has no key 'text' \(its keys: body\)"),
         ([b"", {"body": "a"}], {}, InputError, "line 2: it has no key"),
         ([b"{", b"5"], {}, InputError, "none of the first 2 examples can be used"),
-        ([b"", b" "], {}, InputError, "blank lines alone"),
+        ([b"", b" "], {}, InputError, "only blank lines"),
         ([{"vision": [0] * 256}], {"fields": "vision"}, ConfigError, "the model cannot see"),
         ([{"text": "a"}], {"fields": "[text]", "add_eos": False}, InputError, "carries loss"),
         ([{"text": "a"}] * 10, {"held_out": 0.01, "split": "evaluation"}, InputError,

@@ -69,7 +69,7 @@ def test_lines_are_where_newlines_say(
         patch.setattr(json_lines, "_CHUNK", chunk)
         patch.setattr(json_lines, "_PART", chunk)
         if not expected:
-            with pytest.raises(InputError, match=r"is empty|holds blank lines alone"):
+            with pytest.raises(InputError, match=r"is empty|holds only blank lines"):
                 json_lines.JsonLines(path)
             return
         found = json_lines.JsonLines(path)

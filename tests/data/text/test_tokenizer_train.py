@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from small_data import TEXTS, tokenizer
 
 from lwm.core.errors import ConfigError, InputError
-from lwm.data.text import tokenizer_train
+from lwm.data.text import documents
 from lwm.data.text.tokenizer import read_tokenizer
 from lwm.data.text.tokenizer_train import train_tokenizer
 
@@ -38,7 +38,7 @@ def test_survives_saving(tmp_path: Path) -> None:
 def test_long_texts_are_learnt_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
     """Cut at blanks, parts hold the same words as the whole."""
     whole = train_tokenizer([" ".join(TEXTS)], 300).backend.to_str()
-    monkeypatch.setattr(tokenizer_train, "_PART", 64)
+    monkeypatch.setattr(documents, "_PIECE", 64)
     assert train_tokenizer([" ".join(TEXTS)], 300).backend.to_str() == whole
 
 

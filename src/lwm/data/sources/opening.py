@@ -1,4 +1,4 @@
-"""From what a user writes as a path to a source: names, globs, URLs, kinds of file."""
+"""Open the records that a user's path names: files, globs, URLs, datasets, the book."""
 
 import glob
 from collections.abc import Callable
@@ -7,16 +7,14 @@ from pathlib import Path
 from lwm.core.errors import InputError
 from lwm.data.sources import array_record, parquet
 from lwm.data.sources.array_record import ArrayRecord
+from lwm.data.sources.cache import expand_url, is_url, local_file
 from lwm.data.sources.huggingface import PREFIX, HuggingFace
 from lwm.data.sources.json_lines import JsonLines
 from lwm.data.sources.parquet import Parquet
 from lwm.data.sources.source import InMemory, Joined, RecordSource
-from lwm.data.sources.spool import is_url, local_file, urls
-from lwm.data.text.books import king_james_chapters
+from lwm.data.text.books import named_chapters
 
-BOOK = "book"
-
-_KINDS: dict[str, Callable[[Path, str], RecordSource]] = {
+_FORMATS: dict[str, Callable[[Path, str], RecordSource]] = {
     "jsonl": JsonLines,
     "parquet": Parquet,
     "array_record": ArrayRecord,
@@ -24,13 +22,13 @@ _KINDS: dict[str, Callable[[Path, str], RecordSource]] = {
 
 
 def open_records(path: str, format: str = "auto") -> RecordSource:
-    """All that a path names, in the order of its parts, the files of a glob by name.
+    """Open all that a path names, in the order of its parts; the files of a glob by name.
 
     Args:
-        format: `jsonl`, `parquet`, `array_record` or `huggingface`; `auto` goes by first bytes.
+        format: `jsonl`, `parquet`, `array_record` or `huggingface`; `auto` reads the first bytes.
 
     Raises:
-        InputError: nothing is named, or a part names nothing that can be read.
+        InputError: the path is empty, or a part of it cannot be read.
     """
     parts = [part.strip() for part in path.split(",") if part.strip()]
     if not parts:
@@ -42,42 +40,33 @@ def open_records(path: str, format: str = "auto") -> RecordSource:
 
 
 def _open_part(part: str, format: str) -> list[RecordSource]:
-    if part == BOOK and not Path(part).exists():
-        return [_book()]
+    if (chapters := named_chapters(part)) is not None:
+        records = [{"text": c.text, "book": c.book, "chapter": c.number} for c in chapters]
+        return [InMemory("the King James Bible", records)]
     if format == "huggingface" or (part.startswith(PREFIX) and not is_url(part)):
         return [HuggingFace(part.removeprefix(PREFIX))]
-    return [_open_file(name, format) for name in (urls(part) if is_url(part) else _files(part))]
+    return [
+        _open_file(name, format) for name in (expand_url(part) if is_url(part) else _files(part))
+    ]
 
 
 def _open_file(name: str, format: str) -> RecordSource:
     file = local_file(name)
-    return _KINDS[_kind(file) if format == "auto" else format](file, name)
-
-
-def _kind(file: Path) -> str:
-    """What a file is by its first bytes; what is nothing else is lines."""
-    with file.open("rb") as opened:
-        head = opened.read(8)
-    if head.startswith(parquet.MAGIC):
-        return "parquet"
-    return "array_record" if head.startswith(array_record.MAGIC) else "jsonl"
-
-
-def _book() -> RecordSource:
-    chapters = king_james_chapters()
-    return InMemory(
-        "the King James Bible",
-        [{"text": c.text, "book": c.book, "chapter": c.number} for c in chapters],
-    )
+    if format == "auto":
+        with file.open("rb") as opened:
+            head = opened.read(8)
+        format = "array_record" if head.startswith(array_record.MAGIC) else "jsonl"
+        format = "parquet" if head.startswith(parquet.MAGIC) else format
+    return _FORMATS[format](file, name)
 
 
 def _files(part: str) -> list[str]:
-    named = Path(part).expanduser()
-    if named.is_file():
-        return [str(named)]
-    if named.is_dir():
+    path = Path(part).expanduser()
+    if path.is_file():
+        return [str(path)]
+    if path.is_dir():
         raise InputError(f"{part} is a directory; name a file in it, or add /*.jsonl")
-    files = sorted(name for name in glob.glob(str(named), recursive=True) if Path(name).is_file())
+    files = sorted(name for name in glob.glob(str(path), recursive=True) if Path(name).is_file())
     if not files:
         raise InputError(f"no data file matches {part}; check the path")
     return files

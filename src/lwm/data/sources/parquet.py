@@ -11,8 +11,8 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from lwm.core.errors import InputError
+from lwm.data.sources.cache import cached, identity_of
 from lwm.data.sources.source import Record
-from lwm.data.sources.spool import cached, identity_of
 
 MAGIC = b"PAR1"
 _BATCH = 1024  # rows turned at a time

