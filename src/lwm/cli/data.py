@@ -80,6 +80,7 @@ def questions(
         chunks_file,
         write_questions,
     )
+    from lwm.data.text.documents import read_text
 
     config = QuestionConfig(
         chunk_tokens=chunk_tokens, tries=tries, temperature=temperature, seed=seed
@@ -89,7 +90,7 @@ def questions(
         raise InputError(f"the directory {out.parent} does not exist; make it or name another")
     if chunks is not None and chunks < 1:
         raise InputError(f"--chunks is {chunks}; it must be at least 1")
-    text = _read_book(book)
+    text = read_text(book)
     writer = load.load(model)
 
     def report(record: ChunkRecord, total: int) -> None:
@@ -101,16 +102,6 @@ def questions(
     )
     say(f"({summary}; the questions of each chunk are in {chunks_file(out)})")
     print(out)
-
-
-def _read_book(book: str) -> str:
-    from lwm.data.text.books import king_james_bible
-    from lwm.data.text.documents import read_document
-
-    name, colon, part = book.partition(":")
-    if name == "book" and not Path(book).exists():
-        return king_james_bible(part if colon else None)
-    return read_document(Path(book))
 
 
 def export(

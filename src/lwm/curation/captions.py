@@ -14,13 +14,7 @@ from pathlib import Path
 from typing import Literal
 
 from lwm.core.errors import InputError
-from lwm.media.images import is_image
-from lwm.media.videos import is_video
-
-IMAGES = frozenset((".bmp", ".gif", ".jpeg", ".jpg", ".png", ".webp"))
-VIDEOS = frozenset((".avi", ".m4v", ".mkv", ".mov", ".mp4", ".webm"))
-"""What is taken for a picture by its name, so that a broken one is told and not passed over; files
-of other names are looked into."""
+from lwm.data.images import IMAGES, is_media
 
 MAX_CAPTION_BYTES = 1 << 20
 
@@ -114,7 +108,7 @@ def find_pictures(paths: Sequence[Path]) -> Iterator[CaptionedFile]:
     seen: set[Path] = set()
     for path in paths:
         if path.is_dir():
-            inside = [file for file in path.rglob("*") if _is_picture(file, path)]
+            inside = [file for file in path.rglob("*") if is_media(file, path)]
             if not inside:
                 raise InputError(f"{path} holds no images or videos; name a folder that does")
             named = sorted((file.relative_to(path).as_posix(), file) for file in inside)
@@ -126,20 +120,6 @@ def find_pictures(paths: Sequence[Path]) -> Iterator[CaptionedFile]:
             if (place := file.resolve()) not in seen:
                 seen.add(place)
                 yield CaptionedFile(path=file, source=source)
-
-
-def _is_picture(file: Path, folder: Path) -> bool:
-    if any(part.startswith(".") for part in file.relative_to(folder).parts):
-        return False
-    if not file.is_file():
-        return False
-    suffix = file.suffix.lower()
-    if suffix in IMAGES or suffix in VIDEOS or suffix == ".txt":
-        return suffix != ".txt"
-    try:
-        return is_image(file) or is_video(file)
-    except InputError:  # empty, or not ours to read
-        return False
 
 
 def _caption_beside(picture: Path) -> tuple[str, ...]:

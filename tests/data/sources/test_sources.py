@@ -2,7 +2,9 @@
 process; what is broken is told by file and line."""
 
 import gzip
+import os
 import pickle
+import subprocess
 import sys
 import zipfile
 from pathlib import Path
@@ -121,6 +123,82 @@ def test_a_file_that_changes_is_told(tmp_path: Path) -> None:
     write_lines(tmp_path / "a.jsonl", RECORDS[:-1])
     with pytest.raises(InputError, match="was changed after it was opened"):
         source.read(0)
+
+
+@pytest.fixture
+def scans(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Index files of any size, and list those that are read whole."""
+    names: list[str] = []
+    scan = json_lines._scan
+
+    def counted(file: Any) -> Any:
+        names.append(Path(file.name).name)
+        return scan(file)
+
+    monkeypatch.setattr(json_lines, "_INDEXED_BYTES", 1)
+    monkeypatch.setattr(json_lines, "_scan", counted)
+    return names
+
+
+def test_a_large_file_is_scanned_once(tmp_path: Path, cache: Path, scans: list[str]) -> None:
+    """Check that later starts use the stored index, until size or time of the file change."""
+    path = write_lines(tmp_path / "a.jsonl", [RECORDS[0], b"", RECORDS[1]])
+    for _ in range(3):
+        source = open_records(str(path))
+        assert read(source) == RECORDS[:2]
+        assert source.place(1)[1] == 3
+    assert scans == ["a.jsonl"]
+    assert len(list(cache.iterdir())) == 1
+    times = path.stat()
+    os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns + 1))
+    open_records(str(path))
+    assert len(scans) == 2
+    lines(path)
+    assert read(open_records(str(path))) == RECORDS
+    assert len(scans) == 3
+    assert len(list(cache.iterdir())) == 1  # the new index replaces the old one
+
+
+@pytest.mark.parametrize("damage", ["cut", "flip", "empty", "other"])
+def test_a_corrupted_index_is_rebuilt(
+    tmp_path: Path, cache: Path, scans: list[str], damage: str
+) -> None:
+    path = lines(tmp_path / "a.jsonl")
+    open_records(str(path))
+    (stored,) = cache.iterdir()
+    data = bytearray(stored.read_bytes())
+    if damage == "flip":
+        data[len(data) // 2] ^= 1
+    stored.write_bytes({"cut": data[:-50], "empty": b"", "other": b"text"}.get(damage, data))
+    assert read(open_records(str(path))) == RECORDS
+    assert read(open_records(str(path))) == RECORDS
+    assert len(scans) == 2
+
+
+def test_an_index_that_cannot_be_written_is_omitted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, scans: list[str]
+) -> None:
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    path = lines(tmp_path / "a.jsonl")
+    for _ in range(2):
+        assert read(open_records(str(path))) == RECORDS
+    assert len(scans) == 2
+
+
+def test_processes_write_one_index_together(tmp_path: Path, cache: Path) -> None:
+    path = lines(tmp_path / "a.jsonl")
+    code = (
+        "import sys; from pathlib import Path; from lwm.data.sources import json_lines\n"
+        "json_lines._INDEXED_BYTES = 1\n"
+        "print(len(json_lines.JsonLines(Path(sys.argv[1]))))"
+    )
+    started = [
+        subprocess.Popen([sys.executable, "-c", code, str(path)], stdout=subprocess.PIPE)
+        for _ in range(3)
+    ]
+    assert [int(process.communicate()[0]) for process in started] == [len(RECORDS)] * 3
+    assert len(list(cache.iterdir())) == 1
 
 
 def packed(data: bytes, kind: str) -> bytes:
@@ -309,14 +387,14 @@ def test_broken_array_records(tmp_path: Path) -> None:
     write_array_record(path, [example_of(([i], [True], [False])) for i in range(50)])
     data = bytearray(path.read_bytes())
     path.write_bytes(data[: len(data) // 2])
-    with pytest.raises(InputError, match="no whole ArrayRecord file"):
+    with pytest.raises(InputError, match="not a complete ArrayRecord file"):
         open_records(str(path))
     data[100:130] = bytes(30)
     path.write_bytes(data)
     with pytest.raises(Broken, match="cannot be read"):
         open_records(str(path)).read(0)
     (tmp_path / "b").write_text("text\n" * 100_000)
-    with pytest.raises(InputError, match="no whole ArrayRecord file"):
+    with pytest.raises(InputError, match="not a complete ArrayRecord file"):
         open_records(str(tmp_path / "b"), "array_record")
 
 

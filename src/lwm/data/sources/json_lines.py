@@ -132,7 +132,8 @@ def _index(path: Path) -> tuple[_Stamp, np.ndarray, np.ndarray]:
             return stamp, *_scan(file)
         stored = cache_file(f"lines {path.resolve()}")
         try:
-            with np.load(stored, allow_pickle=False) as arrays:  # a checksum covers each array
+            # A checksum covers each array.
+            with stored.open("rb") as index, np.load(index, allow_pickle=False) as arrays:
                 if tuple(arrays["stamp"].tolist()) == stamp:
                     return stamp, arrays["starts"], arrays["blank"]
         except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):

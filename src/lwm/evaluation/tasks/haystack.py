@@ -8,7 +8,6 @@ import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 
 import numpy as np
 from jaxtyping import Bool, Int
@@ -16,8 +15,7 @@ from jaxtyping import Bool, Int
 from lwm.core.errors import InputError
 from lwm.data.examples.examples import Broken
 from lwm.data.sources.opening import open_records
-from lwm.data.text.books import king_james_bible
-from lwm.data.text.documents import read_document
+from lwm.data.text.documents import read_text, text_pieces
 from lwm.data.text.tokenizer import Tokenizer
 
 SPREAD = 4
@@ -25,7 +23,6 @@ SPREAD = 4
 _RECORDS = re.compile(
     r"\.(jsonl?|ndjson|parquet|array_record)(\.gz|\.zst)?$|^[a-z0-9]+://|^hf:|[*?]"
 )
-_PIECE = 1 << 16  # characters tokenized at a time
 _CLOSING = "\"'”’»)]"
 
 
@@ -36,13 +33,10 @@ def read_texts(name: str) -> Iterator[str]:
         name: `book` for the King James Bible, `book:Ruth` for one of its books, a txt, md, html or
             pdf file, or what `--data.path` takes: JSON lines with a field `text`, Parquet, a glob.
     """
-    kind, _, part = name.partition(":")
-    if kind == "book" and not Path(name).exists():
-        yield king_james_bible(part or None)
-    elif not _RECORDS.search(name):
-        yield read_document(Path(name))
-    else:
+    if _RECORDS.search(name):
         yield from _record_texts(name)
+    else:
+        yield read_text(name)
 
 
 def _record_texts(name: str) -> Iterator[str]:
@@ -128,18 +122,8 @@ def read_haystack(name: str, tokenizer: Tokenizer, tokens: int) -> Haystack:
 
 
 def _pieces(texts: Iterable[str]) -> Iterator[str]:
-    """Cut texts at lines or words, since tokenizers are slow on millions of characters."""
     for number, text in enumerate(texts):
-        if number:
-            text = "\n\n" + text
-        first = 0
-        while first < len(text):
-            last = min(first + _PIECE, len(text))
-            if last < len(text):
-                cut = max(text.rfind("\n", first, last), text.rfind(" ", first, last))
-                last = cut if cut > first else last
-            yield text[first:last]
-            first = last
+        yield from text_pieces("\n\n" + text if number else text)
 
 
 def _sentence_ends(ids: np.ndarray, tokenizer: Tokenizer) -> np.ndarray:
