@@ -1,4 +1,4 @@
-"""The engine's tokens and log-probabilities against plain forward passes over the whole text."""
+"""Check the engine's tokens and log-probabilities against forward passes over the whole text."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -34,12 +34,12 @@ GREEDY = Sampling(temperature=0)
 
 @cache
 def engine() -> Engine:
-    """One for all: what earlier tests left in its cache must not matter."""
+    """Return one engine for all tests, since earlier contents of its cache must not matter."""
     return Engine(fused(), CONFIG, slots=3, tokens=256)
 
 
 def run(engine: Engine, *requests: Request) -> list[list[Token]]:
-    """All at once; the events of each."""
+    """Run requests together and return the tokens of each."""
     numbers = [engine.submit(request) for request in requests]
     events: dict[int, list[Token]] = {number: [] for number in numbers}
     while not engine.scheduler.idle:
@@ -57,11 +57,11 @@ def greedy(tokens: Sequence[int], count: int, **more: Any) -> Request:
 
 
 def assert_greedy(tokens: Sequence[int], answer: list[int]) -> None:
-    """Every token is the arg-max after the text before it."""
+    """Check that every token is the arg-max after the text before it."""
     assert following(tokens, answer).argmax(axis=-1).tolist() == answer
 
 
-def test_prompts_of_all_lengths_at_once_continue_by_the_arg_max() -> None:
+def test_prompts_of_all_lengths_continue_with_the_arg_max() -> None:
     lengths = (1, 2, 31, 32, 33, 34, 70, 150)
     prompts = [prompt(length) for length in lengths]
     counts = (9, 1, 7, 12, 3, 5, 6, 4)
@@ -72,7 +72,7 @@ def test_prompts_of_all_lengths_at_once_continue_by_the_arg_max() -> None:
         assert_greedy(tokens, ids(events))
 
 
-def test_seeds_decide_whatever_else_runs() -> None:
+def test_seeds_give_the_same_tokens_beside_other_requests() -> None:
     def sampled(length: int, seed: int, **how: Any) -> Request:
         sampling = Sampling(temperature=1.5, seed=seed, **how)
         return Request(prompt=prompt(length), max_tokens=10, sampling=sampling)
@@ -128,7 +128,7 @@ def test_stop_tokens_end_an_answer_and_are_not_part_of_it() -> None:
     assert events[-1].finish == "stop"
 
 
-def test_a_conversation_reuses_what_it_has_said() -> None:
+def test_a_conversation_reuses_its_earlier_turns() -> None:
     mine = engine()
     first = prompt(50, seed=7)
     answer = ids(run(mine, greedy(first, 6))[0])
@@ -146,17 +146,17 @@ def test_a_conversation_reuses_what_it_has_said() -> None:
     assert mine.scheduler.reused - before == len(other) - 1
 
 
-def test_streams_tell_of_the_prompt_and_free_their_slot_when_closed() -> None:
-    mine, told = engine(), []
+def test_streams_report_the_prompt_and_free_their_slot_when_closed() -> None:
+    mine, steps_done = engine(), []
 
     def advance(steps: int = 1) -> None:
-        told.append(steps)
+        steps_done.append(steps)
 
     tokens = prompt(90, seed=3)
     stream = mine.stream(greedy(tokens, 50), advance)
     answer = [next(stream).token for _ in range(3)]
     assert_greedy(tokens, [token for token in answer if token is not None])
-    assert len(tokens) <= sum(told) <= len(tokens) + 3
+    assert len(tokens) <= sum(steps_done) <= len(tokens) + 3
     stream.close()  # type: ignore[attr-defined]
     assert mine.scheduler.idle
     assert_greedy(tokens, ids(list(mine.stream(greedy(tokens, 3)))))
@@ -255,7 +255,7 @@ def test_repetition_penalty_survives_an_interruption(monkeypatch: pytest.MonkeyP
     assert answer == expected
 
 
-def test_requests_join_and_are_cancelled_between_steps() -> None:
+def test_requests_join_and_leave_between_steps() -> None:
     mine = engine()
     staying, leaving, waiting = (mine.submit(greedy(prompt(n), 12)) for n in (6, 7, 8))
     late = mine.submit(greedy(prompt(9), 2))
@@ -276,7 +276,7 @@ def test_requests_join_and_are_cancelled_between_steps() -> None:
 
 
 @pytest.mark.parametrize("scale", [0.0, 1.0, 3.0])
-def test_guidance_is_two_forward_passes_mixed(scale: float) -> None:
+def test_guidance_mixes_two_forward_passes_of_the_engine(scale: float) -> None:
     conditional, unconditional = prompt(40, seed=1), prompt(5, seed=2)
     request = Request(
         prompt=conditional, unconditional=unconditional, max_tokens=6, logprobs=3,
@@ -296,7 +296,7 @@ def test_guidance_is_two_forward_passes_mixed(scale: float) -> None:
     assert_greedy(prompt(11), ids(beside))
 
 
-def test_a_cache_that_grows_keeps_what_it_holds() -> None:
+def test_a_cache_that_grows_keeps_its_contents() -> None:
     mine = Engine(fused(), CONFIG, slots=3, tokens=256)
     tokens = prompt(150)
     answer = ids(run(mine, greedy(tokens, 4))[0])
@@ -307,19 +307,19 @@ def test_a_cache_that_grows_keeps_what_it_holds() -> None:
     assert mine.scheduler.capacity >= len(longer) + 4
     assert_greedy(longer, ids(run(mine, greedy(longer, 4))[0]))
     assert mine.scheduler.reused == len(tokens) + len(answer) - 1
-    held = mine.scheduler.capacity
+    capacity = mine.scheduler.capacity
     mine.require(10, 10)
-    assert mine.scheduler.capacity == held
+    assert mine.scheduler.capacity == capacity
 
 
 def test_a_cache_beyond_memory_is_refused_before_it_exists() -> None:
     with pytest.raises(CapacityError, match=r"GB.*free"):
         Engine(fused(), CONFIG, tokens=10**12)
     mine = engine()
-    held = mine.cache
+    cache = mine.cache
     with pytest.raises(CapacityError, match=r"GB.*free"):
         mine.require(10**12, 1)
-    assert mine.cache is held
+    assert mine.cache is cache
     assert_greedy(prompt(4), ids(run(mine, greedy(prompt(4), 3))[0]))
 
 
@@ -477,8 +477,7 @@ def test_sharded_engines_give_the_same_tokens(mesh: str, monkeypatch: pytest.Mon
 
 
 def test_a_deep_model_on_simulated_devices_does_not_run_out_of_threads() -> None:
-    """More launches in flight than XLA allows used to leave a collective without a thread, and
-    XLA ends the process then."""
+    """Check that launches are paced: with too many in flight, XLA aborts the process."""
     depth = 67  # a prime, so that decode runs layers one by one too
     config = replace(CONFIG, num_layers=depth)
 
@@ -494,17 +493,17 @@ def test_a_deep_model_on_simulated_devices_does_not_run_out_of_threads() -> None
     assert ids(run(ring, asked)[0]) == ids(run(alone, asked)[0])
 
 
-def test_of_the_last_layer_a_chunk_computes_no_attention() -> None:
-    """The compiler drops it, with the collectives in it."""
+def test_a_chunk_computes_no_attention_in_the_last_layer() -> None:
+    """Check that the compiler drops attention, with its collectives."""
     mesh, size = make_mesh("1,1,1,4"), 128
     steps, model = compile_steps(CONFIG, mesh, jnp.float32), weights("1,1,1,4")
     layers: Any = model.layers
     cache = make_cache(CONFIG, slots=1, capacity=512, dtype="float32", mesh=mesh)
     x = steps.embed(model.embedding, np.zeros((1, size), np.int32))
     turn = steps.angles(np.arange(size, dtype=np.int32)[None])
-    given = (layers[0], x, turn, cache[0], np.int32(0), np.int32(0))
+    arguments = (layers[0], x, turn, cache[0], np.int32(0), np.int32(0))
     for step, whole in ((steps.prefill, True), (steps.prefill_last, False)):
-        program = step.lower(*given).compile().as_text()
+        program = step.lower(*arguments).compile().as_text()
         assert ("exponential(" in program) == ("collective-permute(" in program) == whole
 
 
@@ -514,8 +513,8 @@ def plain() -> Engine:
 
 
 class Guesses:
-    """Drafts for an engine: the answers an engine without drafts gave, with every third draft
-    spoilt at some place. Counts the tokens that came without a step of their own."""
+    """Draft the answers of an engine without drafts, with one wrong token in every third draft,
+    and count the tokens that each step takes."""
 
     def __init__(
         self, engine: Engine, patch: pytest.MonkeyPatch, prompts: Sequence[Any], answers: Any
@@ -580,16 +579,15 @@ def test_drafts_change_no_token_of_any_kind_of_request(monkeypatch: pytest.Monke
             assert_same(one, other)
         # Fewer feeds than tokens, and more drafts than came true.
         assert len(guesses.fed) < 0.8 * sum(map(len, without)) < sum(guesses.fed)
-    # What the drafts left in the cache is no part of it: the texts go on, and start anew.
+    # Wrong drafts leave nothing in the cache: the texts can be continued.
     for request, events in zip(asked[:3], without, strict=False):
         longer = [*request.prompt, *ids(events), *prompt(8, seed=4)]
         assert_greedy(longer, ids(run(engine(), greedy(longer, 6))[0]))
     assert engine().scheduler.idle
 
 
-def test_text_that_repeats_itself_takes_fewer_steps() -> None:
-    """Without any help: the drafter finds what an answer repeats. A penalty that is a reward makes
-    it do so."""
+def test_repetitive_text_takes_fewer_steps() -> None:
+    """Check the real drafter on an answer that a penalty below 1 makes repeat itself."""
     sampling = Sampling(temperature=0, repetition_penalty=0.01)
     request = Request(prompt=prompt(5, seed=3), max_tokens=60, sampling=sampling)
     mine, steps, answer = engine(), 0, []
@@ -616,8 +614,8 @@ def test_streams_of_several_tokens_a_step_lose_none(monkeypatch: pytest.MonkeyPa
     assert engine().scheduler.idle
 
 
-def test_the_oracle_sees_no_future() -> None:
-    """The forward pass that everything here is held against is causal itself."""
+def test_the_reference_is_causal() -> None:
+    """Check that the reference forward pass is causal."""
     tokens = prompt(30)
     changed = [*tokens[:20], *prompt(10, seed=5)]
     whole, other = full_logits(tokens), full_logits(changed)

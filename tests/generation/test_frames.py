@@ -1,5 +1,4 @@
-"""Frames against plain forward passes over their whole text: which ids may come, what guidance
-mixes, and that company changes nothing."""
+"""Check frames against forward passes over their whole text: allowed ids, guidance, batches."""
 
 from functools import cache
 from typing import Any
@@ -25,13 +24,13 @@ def engine() -> Engine:
     return Engine(weights(), CONFIG, slots=4, tokens=256)
 
 
-def draw(**changes: Any) -> np.ndarray:
+def generate(**changes: Any) -> np.ndarray:
     settings: dict[str, Any] = {"prompt": PROMPT, "unconditional": OTHER, "sampling": GREEDY}
     wanted = FrameRequest(**{**settings, **changes})
     return generate_frames(lambda *needs: engine(), CONFIG, wanted)
 
 
-def test_codes_stand_between_their_ends() -> None:
+def test_frames_have_end_tokens() -> None:
     codes = np.array([[1, 2, 3, 4], [5, 6, 7, 19]])
     low = CONFIG.vocab_size
     expected = [low + n for n in (1, 2, 3, 4, 20, 5, 6, 7, 19, 21)]
@@ -51,19 +50,19 @@ def test_codes_come_in_a_frame_and_its_end_after_it() -> None:
 
 
 def test_greedy_frames_are_the_likeliest_codes_of_the_whole_text() -> None:
-    codes = draw(frames=3)
+    codes = generate(frames=3)
     assert codes.shape == (1, 3, 4)
     text = frame_tokens(codes[0], CONFIG)
     logits = following(PROMPT, text)[:, CODES.start : CODES.stop]
-    drawn = [n for n in range(len(text)) if n % 5 != 4]
-    assert (CONFIG.vocab_size + logits.argmax(axis=1))[drawn].tolist() == np.array(text)[
-        drawn
+    generated = [n for n in range(len(text)) if n % 5 != 4]
+    assert (CONFIG.vocab_size + logits.argmax(axis=1))[generated].tolist() == np.array(text)[
+        generated
     ].tolist()
 
 
 @pytest.mark.parametrize("scale", [0.0, 1.0, 3.0])
 def test_guidance_mixes_two_forward_passes(scale: float) -> None:
-    codes = draw(frames=2, sampling=Sampling(temperature=0, guidance=scale))
+    codes = generate(frames=2, sampling=Sampling(temperature=0, guidance=scale))
     text = frame_tokens(codes[0], CONFIG)
     wanted, unwanted = (following(start, text) for start in (PROMPT, OTHER))
     mixed = (unwanted + scale * (wanted - unwanted))[:, CODES.start : CODES.stop]
@@ -72,48 +71,48 @@ def test_guidance_mixes_two_forward_passes(scale: float) -> None:
             assert token == CONFIG.vocab_size + mixed[place].argmax()
     alone = {0.0: OTHER, 1.0: PROMPT}.get(scale)
     if alone is not None:
-        np.testing.assert_array_equal(codes, draw(prompt=alone, frames=2))
+        np.testing.assert_array_equal(codes, generate(prompt=alone, frames=2))
 
 
-def test_a_batch_draws_what_each_would_draw_alone() -> None:
+def test_a_batch_gives_the_frames_of_single_requests() -> None:
     for guidance in (1.0, 2.0):
         how = {"temperature": 1.3, "top_k": 9, "guidance": guidance}
-        together = draw(count=3, frames=2, sampling=Sampling(**how, seed=7))
+        together = generate(count=3, frames=2, sampling=Sampling(**how, seed=7))
         assert together.shape == (3, 2, 4)
         assert ((together >= 0) & (together < VISION.codes)).all()
         for i in range(3):
-            alone = draw(frames=2, sampling=Sampling(**how, seed=7 + i))
+            alone = generate(frames=2, sampling=Sampling(**how, seed=7 + i))
             np.testing.assert_array_equal(together[i], alone[0])
         assert len({codes.tobytes() for codes in together}) == 3
 
 
-def test_frames_go_on_from_earlier_ones() -> None:
-    whole = draw(frames=3)
-    np.testing.assert_array_equal(draw(frames=2, before=whole[:, :1]), whole[:, 1:])
+def test_frames_continue_earlier_ones() -> None:
+    whole = generate(frames=3)
+    np.testing.assert_array_equal(generate(frames=2, before=whole[:, :1]), whole[:, 1:])
     guided = Sampling(temperature=0, guidance=2.0)
-    whole = draw(frames=3, sampling=guided)
-    after = draw(frames=1, count=2, before=whole[:, :2], sampling=guided)
+    whole = generate(frames=3, sampling=guided)
+    after = generate(frames=1, count=2, before=whole[:, :2], sampling=guided)
     np.testing.assert_array_equal(after, np.repeat(whole[:, 2:], 2, axis=0))
 
 
-def test_every_frame_is_told_of_once() -> None:
-    told: dict[tuple[int, int], np.ndarray] = {}
+def test_every_frame_is_reported_once() -> None:
+    done: dict[tuple[int, int], np.ndarray] = {}
 
     def frame_done(video: int, frame: int, codes: np.ndarray) -> None:
-        assert (video, frame) not in told
-        told[video, frame] = codes
+        assert (video, frame) not in done
+        done[video, frame] = codes
 
     wanted = FrameRequest(
         prompt=PROMPT, unconditional=OTHER, count=2, frames=3,
         sampling=Sampling(temperature=1.0, guidance=2.0),
     )  # fmt: skip
     codes = generate_frames(lambda *needs: engine(), CONFIG, wanted, frame_done=frame_done)
-    assert len(told) == 6
-    for (video, frame), seen in told.items():
-        np.testing.assert_array_equal(seen, codes[video, frame])
+    assert len(done) == 6
+    for (video, frame), expected in done.items():
+        np.testing.assert_array_equal(expected, codes[video, frame])
 
 
-def test_whoever_has_seen_enough_stops_the_rest() -> None:
+def test_a_callback_can_stop_the_generation() -> None:
     def enough(video: int, frame: int, codes: np.ndarray) -> None:
         raise KeyboardInterrupt
 
@@ -126,7 +125,7 @@ def test_whoever_has_seen_enough_stops_the_rest() -> None:
 
 
 def test_a_conversation_never_takes_an_id_of_vision() -> None:
-    """Not even where ids of vision are the likeliest by far, and beside frames that are drawn."""
+    """Check a prompt after which vision ids are likeliest, beside frames being generated."""
     request = Request(prompt=PROMPT, max_tokens=12, sampling=GREEDY, logprobs=20)
     numbers = [engine().submit(request)]
     wanted = FrameRequest(prompt=PROMPT, unconditional=OTHER, sampling=GREEDY)
@@ -165,11 +164,11 @@ def test_alternatives_of_a_code_are_codes() -> None:
         ({"before": np.full((2, 1, 4), 1), "count": 3}, InputError, "2 videos.*3 are to be"),
     ],
 )
-def test_what_cannot_be_drawn_is_refused(
+def test_bad_frame_requests_are_refused(
     changes: dict[str, Any], error: type[Exception], message: str
 ) -> None:
     with pytest.raises(error, match=message):
-        draw(**changes)
+        generate(**changes)
     assert engine().scheduler.idle
     fitting = FrameRequest(prompt=PROMPT, unconditional=OTHER, frames=47, sampling=GREEDY)
     assert sum(fitting.length(VISION)) <= CONFIG.max_sequence_length

@@ -1,4 +1,4 @@
-"""Conversations in files: gone on with elsewhere, on any mesh, to the same words."""
+"""Check that saved conversations continue on any mesh with the same words."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -29,7 +29,7 @@ def opening() -> list[dict[str, Any]]:
 
 
 def talk(talker: Model, messages: list[Any], question: str) -> str:
-    """Asks once more; the messages grow."""
+    """Ask a question and append both turns to the messages."""
     if question:
         messages.append({"role": "user", "content": question})
     answer = talker.chat(messages, **HOW)
@@ -38,8 +38,8 @@ def talk(talker: Model, messages: list[Any], question: str) -> str:
 
 
 @pytest.fixture(scope="module")
-def kept(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
-    """A session of one question, and what the same model answers to the next."""
+def saved(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    """Save a session of one question; return it with the same model's next answer."""
     path, talker = tmp_path_factory.mktemp("session") / "talk.session", model()
     messages: list[Any] = opening()
     talk(talker, messages, "")
@@ -47,8 +47,8 @@ def kept(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     return path, talk(talker, messages, "why?")
 
 
-def test_it_goes_on_without_reading_again(kept: tuple[Path, str]) -> None:
-    path, expected = kept
+def test_a_session_continues_without_prefill(saved: tuple[Path, str]) -> None:
+    path, expected = saved
     other = model()
     messages: list[Any] = load_session(path, other)
     assert messages[0]["content"][1] == {"type": "codes", "codes": CODES.tolist()}
@@ -56,8 +56,8 @@ def test_it_goes_on_without_reading_again(kept: tuple[Path, str]) -> None:
     assert other.timings.reused >= other.timings.prompt - len("why? USER: ASSISTANT: </s>") - 8
 
 
-def test_it_goes_on_in_the_slot_that_is_free(kept: tuple[Path, str]) -> None:
-    path, expected = kept
+def test_a_session_loads_into_a_free_slot(saved: tuple[Path, str]) -> None:
+    path, expected = saved
     other = model()
     engine = other.engine_for(200, 12, slots=2)
     talk(other, [], "something else")
@@ -67,10 +67,10 @@ def test_it_goes_on_in_the_slot_that_is_free(kept: tuple[Path, str]) -> None:
     assert other.timings.reused > 80
 
 
-def test_a_session_that_breaks_off_leaves_a_model_that_works(
-    kept: tuple[Path, str], tmp_path: Path
+def test_a_broken_session_leaves_a_model_that_works(
+    saved: tuple[Path, str], tmp_path: Path
 ) -> None:
-    path, _ = kept
+    path, _ = saved
     with safe_open(path, framework="numpy") as file:
         facts = file.metadata()
     arrays = load_file(path)
@@ -83,9 +83,9 @@ def test_a_session_that_breaks_off_leaves_a_model_that_works(
     assert other.timings.reused == 0
 
 
-def test_it_goes_on_over_a_ring(kept: tuple[Path, str]) -> None:
-    """And what the ring keeps goes on on one device."""
-    path, expected = kept
+def test_a_session_continues_on_a_ring(saved: tuple[Path, str]) -> None:
+    """Check that a session loads on a ring, and one saved on the ring on a single device."""
+    path, expected = saved
     mesh = make_mesh("1,1,1,4")
     laid = shardings(llama_params(CONFIG, stacked=False), mesh, DECODE)
     ring = Model(
@@ -103,10 +103,10 @@ def test_it_goes_on_over_a_ring(kept: tuple[Path, str]) -> None:
     assert alone.timings.reused > 80
 
 
-def test_what_is_no_session_of_the_model_is_refused(
-    kept: tuple[Path, str], tmp_path: Path
+def test_files_that_are_no_session_of_the_model_are_refused(
+    saved: tuple[Path, str], tmp_path: Path
 ) -> None:
-    path, _ = kept
+    path, _ = saved
     with pytest.raises(InputError, match="of another model"):
         load_session(path, model(replace(CONFIG, rope_theta=5e5)))
     data = path.read_bytes()

@@ -1,4 +1,4 @@
-"""Stop strings in a stream of pieces, against `str.find` on the whole text."""
+"""Check stop strings in a stream of pieces against `str.find` on the whole text."""
 
 from collections.abc import Iterator
 
@@ -14,7 +14,7 @@ letters = st.text("ab", max_size=6)
 
 @settings(max_examples=500)
 @given(st.lists(letters, max_size=12), st.lists(st.text("ab", min_size=1, max_size=4), max_size=3))
-# The shorter is whole while the longer, which begins before it, is not yet.
+# The shorter one is complete while the longer one, which begins before it, is not.
 @example(["aba", "b"], ["abab", "ba"])
 @example(["aba"], ["abab", "ba"])
 def test_the_text_ends_where_the_first_stop_string_begins(
@@ -26,10 +26,10 @@ def test_the_text_ends_where_the_first_stop_string_begins(
 
 
 @given(st.lists(letters, max_size=12), st.text("ab", min_size=1, max_size=5))
-def test_nothing_is_held_back_longer_than_it_may_begin_a_stop_string(
+def test_text_is_buffered_only_while_it_may_begin_a_stop_string(
     pieces: list[str], stop: str
 ) -> None:
-    given_out: list[str] = []
+    yielded: list[str] = []
     read: list[str] = []
 
     def reading() -> Iterator[str]:
@@ -38,9 +38,9 @@ def test_nothing_is_held_back_longer_than_it_may_begin_a_stop_string(
             yield piece
 
     for piece in until_stop(reading(), [stop]):
-        given_out.append(piece)
-        held = "".join(read)[len("".join(given_out)) :]
-        assert stop.startswith(held) or stop in "".join(read)
+        yielded.append(piece)
+        buffered = "".join(read)[len("".join(yielded)) :]
+        assert stop.startswith(buffered) or stop in "".join(read)
         assert piece
 
 

@@ -1,4 +1,4 @@
-"""A model that sees, from words to pixels and from pictures to words."""
+"""Check a vision-language model from words to pixels and from images to words."""
 
 from dataclasses import replace
 from types import SimpleNamespace
@@ -18,7 +18,7 @@ from lwm.generation.vision_generation import video_codes
 
 
 class Shades:
-    """Pictures of two by two pixels, each the shade of its code."""
+    """Convert codes to images of two by two pixels, each the shade of its code."""
 
     config = SimpleNamespace(image_size=2)
 
@@ -30,37 +30,39 @@ class Shades:
 
 
 @pytest.fixture(scope="module")
-def world() -> Model:
+def vision_model() -> Model:
     made = model()
     made.codec = Shades()
     return made
 
 
-def test_pictures_are_what_the_codec_makes_of_the_codes(world: Model) -> None:
-    told: list[np.ndarray] = []
-    drawn = world.image(
-        "an apple", count=2, seed=3, frame_done=lambda picture, frame, codes: told.append(codes)
+def test_images_are_the_decoded_codes(vision_model: Model) -> None:
+    done: list[np.ndarray] = []
+    images = vision_model.image(
+        "an apple", count=2, seed=3, frame_done=lambda image, frame, codes: done.append(codes)
     )
-    assert (drawn.shape, drawn.dtype) == ((2, 2, 2, 3), np.uint8)
-    assert sorted(x.reshape(4).tolist() for x in np.rint(drawn[..., 0] / 10).astype(int)) == (
-        sorted(codes.tolist() for codes in told)
+    assert (images.shape, images.dtype) == ((2, 2, 2, 3), np.uint8)
+    assert sorted(x.reshape(4).tolist() for x in np.rint(images[..., 0] / 10).astype(int)) == (
+        sorted(codes.tolist() for codes in done)
     )
-    np.testing.assert_array_equal(drawn, world.image("an apple", count=2, seed=3))
-    assert not np.array_equal(drawn, world.image("an apple", count=2, seed=4))
+    np.testing.assert_array_equal(images, vision_model.image("an apple", count=2, seed=3))
+    assert not np.array_equal(images, vision_model.image("an apple", count=2, seed=4))
     assert not np.array_equal(
-        drawn, world.image("an apple", count=2, seed=3, negative_prompt="a pear")
+        images, vision_model.image("an apple", count=2, seed=3, negative_prompt="a pear")
     )
 
 
-def test_a_video_begins_with_a_picture_and_goes_on_under_its_own_prompt(world: Model) -> None:
-    told: list[tuple[int, int]] = []
+def test_a_video_starts_with_an_image_and_continues_with_the_prompt_of_a_video(
+    vision_model: Model,
+) -> None:
+    done: list[tuple[int, int]] = []
     codes = video_codes(
-        world.engine_for, CONFIG, tokenizer(), "an apple", frames=3, count=2,
+        vision_model.engine_for, CONFIG, tokenizer(), "an apple", frames=3, count=2,
         sampling=replace(VIDEO, temperature=0), first_sampling=replace(IMAGE, temperature=0),
-        frame_done=lambda video, frame, codes: told.append((video, frame)),
+        frame_done=lambda video, frame, codes: done.append((video, frame)),
     )  # fmt: skip
     assert codes.shape == (2, 3, 4)
-    assert sorted(told) == [(video, frame) for video in range(2) for frame in range(3)]
+    assert sorted(done) == [(video, frame) for video in range(2) for frame in range(3)]
     start = "<s>You are a helpful assistant. USER: Generate {} of an apple ASSISTANT:"
     image, video = (ids(start.format(kind)) + ids("<vision>") for kind in ("an image", "a video"))
     text = frame_tokens(codes[0], CONFIG)
@@ -71,28 +73,28 @@ def test_a_video_begins_with_a_picture_and_goes_on_under_its_own_prompt(world: M
     later = following(video, text)[:, allowed].argmax(axis=1)
     assert later[5:9].tolist() == codes[0, 1].tolist()
     assert later[10:14].tolist() == codes[0, 2].tolist()
-    # From earlier frames alone, the rest is the same; and so it is in pixels.
-    rest = world.video("an apple", frames=3, count=2, before=codes[:, :1], temperature=0)
+    # Continued from the first frame, the rest is the same, also in pixels.
+    rest = vision_model.video("an apple", frames=3, count=2, before=codes[:, :1], temperature=0)
     assert rest.shape == (2, 3, 2, 2, 3)
     np.testing.assert_array_equal(rest, decode_frames(Shades(), codes))
 
 
-def test_settings_count_for_the_first_frame_too(world: Model) -> None:
-    how: dict[str, Any] = {"temperature": 0.0, "guidance": 2.0}
-    video = world.video("an apple", frames=2, **how)
-    np.testing.assert_array_equal(video[0], world.image("an apple", **how))
-    assert not np.array_equal(video[0], world.image("an apple", temperature=0.0))
+def test_settings_apply_to_the_first_frame_too(vision_model: Model) -> None:
+    settings: dict[str, Any] = {"temperature": 0.0, "guidance": 2.0}
+    video = vision_model.video("an apple", frames=2, **settings)
+    np.testing.assert_array_equal(video[0], vision_model.image("an apple", **settings))
+    assert not np.array_equal(video[0], vision_model.image("an apple", temperature=0.0))
 
 
-def test_a_video_of_one_frame_is_a_picture(world: Model) -> None:
-    video = world.video("an apple", frames=1, seed=5)
-    np.testing.assert_array_equal(video[0], world.image("an apple", seed=5))
+def test_a_video_of_one_frame_is_an_image(vision_model: Model) -> None:
+    video = vision_model.video("an apple", frames=1, seed=5)
+    np.testing.assert_array_equal(video[0], vision_model.image("an apple", seed=5))
 
 
-def test_a_chat_about_a_picture_answers_in_text(world: Model) -> None:
+def test_a_chat_about_an_image_answers_in_text(vision_model: Model) -> None:
     codes = [[1, 2, 3, 4]]
     parts = [{"type": "text", "text": "What?"}, {"type": "codes", "codes": codes}]
-    answer = world.chat([{"role": "user", "content": parts}], max_tokens=6)
+    answer = vision_model.chat([{"role": "user", "content": parts}], max_tokens=6)
     prompt = [
         *ids("<s>You are a helpful assistant. USER: What?\n"), *ids("<vision>"),
         *frame_tokens(np.array(codes), CONFIG), *ids("</vision>"), *ids(" ASSISTANT:"),
@@ -106,9 +108,11 @@ def test_a_chat_about_a_picture_answers_in_text(world: Model) -> None:
     assert answer == tokenizer().decode(tokens)
 
 
-def test_a_video_too_long_is_refused_before_its_first_frame(world: Model) -> None:
+def test_a_video_too_long_is_refused_before_its_first_frame(vision_model: Model) -> None:
     with pytest.raises(CapacityError, match=r"60 frames of 5 tokens.*context is 256"):
-        world.video("an apple", frames=60, frame_done=lambda *frame: pytest.fail("drawn"))
+        vision_model.video(
+            "an apple", frames=60, frame_done=lambda *frame: pytest.fail("generated")
+        )
 
 
 @pytest.mark.parametrize(
@@ -123,11 +127,11 @@ def test_a_video_too_long_is_refused_before_its_first_frame(world: Model) -> Non
         ({"prompt": "a", "temperature": -1}, ConfigError, "temperature is -1"),
     ],
 )
-def test_what_cannot_be_drawn_is_refused(
-    world: Model, arguments: dict[str, Any], error: type[Exception], message: str
+def test_bad_video_requests_are_refused(
+    vision_model: Model, arguments: dict[str, Any], error: type[Exception], message: str
 ) -> None:
     with pytest.raises(error, match=message):
-        world.video(**arguments)
+        vision_model.video(**arguments)
 
 
 def test_pixels_are_rounded_as_images_are() -> None:
@@ -142,15 +146,15 @@ def test_pixels_are_rounded_as_images_are() -> None:
     np.testing.assert_array_equal(decode_frames(Between(), levels), expected)
 
 
-def test_a_model_that_cannot_draw_says_why(world: Model) -> None:
-    blind = Model(
+def test_models_without_vision_or_codec_are_refused(vision_model: Model) -> None:
+    text_model = Model(
         source="tiny", config=tiny_model.CONFIG, weights=tiny_model.fused(),
         open_tokenizer=tokenizer, dtype="float32", mesh=None,
     )  # fmt: skip
     with pytest.raises(InputError, match="text model"):
-        blind.image("an apple")
+        text_model.image("an apple")
     with pytest.raises(InputError, match="'codes' and tiny reads text only"):
-        blind.chat([{"role": "user", "content": [{"type": "codes", "codes": [[1]]}]}])
+        text_model.chat([{"role": "user", "content": [{"type": "codes", "codes": [[1]]}]}])
     with pytest.raises(ConfigError, match="tiny-vision-model has no VQGAN"):
         model().image("an apple")
     wanted = FrameRequest(prompt=[1], unconditional=[1], sampling=Sampling())

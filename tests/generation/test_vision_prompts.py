@@ -1,4 +1,4 @@
-"""Prompts of models that see, spelt out by hand."""
+"""Check prompts of vision-language models against prompts written out by hand."""
 
 from typing import Any
 
@@ -18,8 +18,8 @@ from lwm.generation.vision_prompts import (
 ONE, TWO = [[1, 2, 3, 4]], [[5, 6, 7, 8], [9, 10, 11, 12]]
 
 
-def shown(codes: Any) -> list[int]:
-    """20 ends a frame and 21 a video."""
+def frame_ids(codes: Any) -> list[int]:
+    """Return the ids of frames; 20 ends a frame and 21 a video."""
     ends = [20] * (len(codes) - 1) + [21]
     rows = [(*row, end) for row, end in zip(codes, ends, strict=True)]
     return [CONFIG.vocab_size + n for row in rows for n in row]
@@ -38,10 +38,10 @@ def chat(*content: Any, template: str = ORIGINAL) -> list[int]:
     return chat_tokens(template, messages, tokenizer(), CONFIG, codes_from_part)
 
 
-def test_a_question_about_a_picture_is_the_originals() -> None:
+def test_a_question_about_an_image_has_the_originals_form() -> None:
     before = "<s>You are a helpful assistant. USER: What is it?\n"
     expected = [
-        *ids(before), *ids("<vision>"), *shown(ONE), *ids("</vision>"), *ids(" ASSISTANT:"),
+        *ids(before), *ids("<vision>"), *frame_ids(ONE), *ids("</vision>"), *ids(" ASSISTANT:"),
     ]  # fmt: skip
     assert chat(text("What is it?"), part(ONE)) == expected
 
@@ -52,19 +52,19 @@ def test_parts_keep_their_order_over_several_turns() -> None:
         {"role": "assistant", "content": "Yes."},
         {"role": "user", "content": "How \ue0000\ue001?"},
     ]
-    found = chat_tokens(CHATML, messages, tokenizer(), CONFIG, codes_from_part)
+    tokens = chat_tokens(CHATML, messages, tokenizer(), CONFIG, codes_from_part)
     expected = [
-        *ids("<|im_start|>user\n"), *ids("<vision>"), *shown(ONE), *ids("</vision>"),
-        *ids("\nand\n"), *ids("<vision>"), *shown(TWO), *ids("</vision>"),
+        *ids("<|im_start|>user\n"), *ids("<vision>"), *frame_ids(ONE), *ids("</vision>"),
+        *ids("\nand\n"), *ids("<vision>"), *frame_ids(TWO), *ids("</vision>"),
         *ids(
             "\ndiffer?<|im_end|>\n<|im_start|>assistant\nYes.<|im_end|>\n"
             "<|im_start|>user\nHow \ue0000\ue001?<|im_end|>\n<|im_start|>assistant\n"
         ),
     ]  # fmt: skip
-    assert found == expected
+    assert tokens == expected
 
 
-def test_drawing_prompts_are_the_originals() -> None:
+def test_generation_prompts_have_the_originals_form() -> None:
     asked = "<s>You are a helpful assistant. USER: Generate a video of a cat ASSISTANT:"
     assert generation_prompt(tokenizer(), "a cat", "a video") == ids(asked) + ids("<vision>")
     assert start_of_frames(tokenizer()) == ids("<s><vision>")
@@ -82,20 +82,20 @@ def test_drawing_prompts_are_the_originals() -> None:
         (["text"], "of type 'str'"),
     ],
 )
-def test_parts_that_cannot_be_shown_are_refused(content: list[Any], message: str) -> None:
+def test_bad_parts_of_messages_are_refused(content: list[Any], message: str) -> None:
     with pytest.raises(InputError, match=message):
         chat(*content)
 
 
-def test_a_template_that_leaves_a_picture_out_is_refused() -> None:
+def test_a_template_that_leaves_out_an_image_is_refused() -> None:
     with pytest.raises(InputError, match="writes 0 of the conversation's 1 images"):
         chat(part(ONE), template="nothing")
 
 
-def test_codes_come_from_whoever_sees() -> None:
-    def see(part: Any) -> np.ndarray:
+def test_codes_come_from_the_encoder() -> None:
+    def encode(part: Any) -> np.ndarray:
         return np.array([[part["shade"]] * 4])
 
     messages = [{"role": "user", "content": [{"type": "image", "shade": 7}]}]
-    found = chat_tokens(ORIGINAL, messages, tokenizer(), CONFIG, see)
-    assert shown([[7] * 4]) == [token for token in found if token >= CONFIG.vocab_size]
+    tokens = chat_tokens(ORIGINAL, messages, tokenizer(), CONFIG, encode)
+    assert frame_ids([[7] * 4]) == [token for token in tokens if token >= CONFIG.vocab_size]
