@@ -1,12 +1,11 @@
-"""Guided drawing beside plain text decoding on the same model, and what a chat over a long video
-holds.
+"""Measure guided video generation beside plain text decoding, and the memory of chats about videos.
 
-Guided: a video of 8 frames with guidance, two rows in one batch; each code counts once. Plain: two
-rows of text behind prompts as long, as many tokens each, one a step; each token of each row
-counts. A guided code is two rows' work, so drawing at 0.5 of the plain rate loses nothing to
-guidance; the ratio shown is of rows a second. Memory: the peak of a process that answers a
-question about so many frames, and what each frame adds to it. The model answers beyond its trained
-length, which costs the same as an answer that makes sense.
+Guided: a video of 8 frames with guidance, which takes two rows of a batch; each code counts once.
+Plain: two rows of text after prompts of the same length, as many tokens each, one per step; each
+token of each row counts. A guided code is the work of two rows, so at half the plain rate guidance
+loses nothing; the printed ratio is of rows per second. Memory: the peak of a process that answers
+a question about a number of frames, and what each frame adds to it. The model answers beyond its
+trained length, which costs the same as an answer that makes sense.
 
 usage: python benchmarks/drawing.py runs/reproduce/run [--rounds 5] [--chat 64 128 256 512]
 """
@@ -30,8 +29,8 @@ from lwm.generation.vision_generation import video_codes
 from lwm.generation.vision_prompts import generation_prompt
 
 
-def drawing(model: lwm.Model, frames: int, guidance: float) -> tuple[int, float]:
-    """Codes and seconds of a guided video, its first frame included."""
+def video(model: lwm.Model, frames: int, guidance: float) -> tuple[int, float]:
+    """Return the codes and seconds of a guided video, its first frame included."""
     how = replace(VIDEO, guidance=guidance)
     start = time.perf_counter()
     codes = video_codes(
@@ -42,7 +41,7 @@ def drawing(model: lwm.Model, frames: int, guidance: float) -> tuple[int, float]
 
 
 def text(engine: Engine, prompt: list[int], tokens: int) -> tuple[int, float]:
-    """Tokens of two rows, and seconds."""
+    """Return the tokens of two rows, and the seconds."""
     sampling = Sampling(temperature=1.0, top_k=1000)
     requests = [
         Request(prompt=prompt, max_tokens=tokens, sampling=replace(sampling, seed=seed))
@@ -55,13 +54,12 @@ def text(engine: Engine, prompt: list[int], tokens: int) -> tuple[int, float]:
 
 
 def chat(name: str, frames: int) -> None:
-    """Runs in the process that is measured."""
+    """Run the chat, in the process that is measured."""
     model = lwm.load(name, context=64 + frames * 80, theta=1e6)
     size = model.codec.config.image_size
-    draw = np.random.default_rng(0)
-    video = draw.integers(0, 256, (frames, size, size, 3), dtype=np.uint8)
-    shown = {"type": "video", "video": video, "max_frames": frames}
-    content = [{"type": "text", "text": "What does it show?"}, shown]
+    pixels = np.random.default_rng(0).integers(0, 256, (frames, size, size, 3), dtype=np.uint8)
+    part = {"type": "video", "video": pixels, "max_frames": frames}
+    content = [{"type": "text", "text": "What does it show?"}, part]
     start = time.perf_counter()
     model.chat([{"role": "user", "content": content}], max_tokens=8)
     seconds = time.perf_counter() - start
@@ -88,24 +86,24 @@ def main() -> None:
     engine = Engine(
         model.weights, model.config, slots=2, tokens=len(prompt) + tokens, drafts=False
     )
-    drawing(model, arguments.frames, arguments.guidance)
+    video(model, arguments.frames, arguments.guidance)
     text(engine, prompt, tokens)
-    rates: dict[str, list[float]] = {"guided drawing": [], "plain text, two rows": []}
+    rates: dict[str, list[float]] = {"guided video": [], "plain text, two rows": []}
     for _ in range(arguments.rounds):  # in turn, so that other work falls on both
-        count, seconds = drawing(model, arguments.frames, arguments.guidance)
-        rates["guided drawing"].append(count / seconds)
+        count, seconds = video(model, arguments.frames, arguments.guidance)
+        rates["guided video"].append(count / seconds)
         count, seconds = text(engine, prompt, tokens)
         rates["plain text, two rows"].append(count / seconds)
     for name, values in rates.items():
         print(f"{name}: {np.median(values):,.0f} tokens/s")
-    ratios = 2 * np.divide(rates["guided drawing"], rates["plain text, two rows"])
+    ratios = 2 * np.divide(rates["guided video"], rates["plain text, two rows"])
     print(f"rows a second, guided to plain: {np.median(ratios):.2f} (rounds {ratios.min():.2f} to "
           f"{ratios.max():.2f})")  # fmt: skip
     peaks: dict[int, float] = {}
     for frames in arguments.chat:
         command = [sys.executable, __file__, arguments.model, "--one", str(frames)]
-        told = subprocess.run(command, check=True, capture_output=True, text=True).stdout
-        peak, prompt_tokens, seconds = map(float, told.split())
+        output = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+        peak, prompt_tokens, seconds = map(float, output.split())
         peaks[frames] = peak
         print(f"chat over {frames} frames, {prompt_tokens:,.0f} tokens: peak {peak:,.0f} MiB, "
               f"{seconds:.1f} s")  # fmt: skip

@@ -1,11 +1,10 @@
-"""Inference beside Hugging Face transformers: SmolLM2-135M from the same GGUF file, the same text,
-in the same minutes.
+"""Compare inference with Hugging Face transformers: SmolLM2-135M from the same GGUF file.
 
-Both sides run in processes of their own, in turn, several rounds; ratios are of medians, because
-machines are noisy, and the least and greatest of single rounds are shown beside them. Prefill is
-the time to the first token of a 2,048-token prompt, memory the peak of the whole process, loading
-included. Decode is the tokens after the first: `decode, plain` one a step as the peer writes them,
-`decode` as the engine does it by default, with drafts looked up in the text. What drafts gain
+Both sides run in separate processes, in turn, for several rounds; ratios are of medians, with the
+least and greatest of single rounds beside them, because machines are noisy. Prefill is the time to
+the first token of a 2,048-token prompt; memory is the peak of the whole process, loading included.
+Decode counts the tokens after the first: `decode, plain` generates one per step, as transformers
+does, and `decode` uses drafts looked up in the text, the engine's default. The gain from drafts
 depends on how much an answer repeats, so it is measured on a short answer and on a long one.
 
 usage: python benchmarks/generate.py [--rounds 3] [--prefill 2048] [--decode 48] [--long 256]
@@ -25,7 +24,7 @@ from lwm.data.text.books import king_james_bible
 
 
 def peak() -> float:
-    """Most memory this process has held, GB."""
+    """Return the peak memory of this process, GB."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
 
 
@@ -48,8 +47,8 @@ def ours(prefill: int, short: int, long: int) -> dict[str, float]:
     figures = {}
     for kind, drafts in (("", True), (", plain", False)):
         engine = Engine(model.weights, model.config, tokens=prefill + long + 1, drafts=drafts)
-        # Compiles every step, on texts that share no beginning with the one that counts; the
-        # second repeats itself, so that drafts come true.
+        # Compile every step, on texts that share no prefix with the measured one; the second is
+        # repetitive, so that drafts are right.
         run(engine, tokens[1 : prefill + 1], 2)
         run(engine, tokens[5:9] * 10, 24)
         reading, times = run(engine, tokens[:prefill], long + 1)
@@ -106,17 +105,17 @@ def main() -> None:
         return
     rounds: dict[str, list[dict[str, float]]] = {side: [] for side in SIDES}
     for number in range(arguments.rounds):
-        for side, seen in rounds.items():
+        for side, results in rounds.items():
             command = [sys.executable, str(Path(__file__)), "--side", side]
             command += ["--prefill", str(sizes[0]), "--decode", str(sizes[1])]
             command += ["--long", str(sizes[2])]
             done = subprocess.run(command, capture_output=True, text=True, check=True)
-            seen.append(json.loads(done.stdout.splitlines()[-1]))
-            print(f"round {number + 1} {side}: {seen[-1]}", file=sys.stderr)
+            results.append(json.loads(done.stdout.splitlines()[-1]))
+            print(f"round {number + 1} {side}: {results[-1]}", file=sys.stderr)
     print(f"{'':28}{'lwm':>8}{'transformers':>14}{'ratio':>7}   rounds")
     for name in rounds["lwm"][0]:
         unit = "GB" if name == "memory" else "tokens/s"
-        mine, theirs = (statistics.median(seen[name] for seen in rounds[side]) for side in SIDES)
+        mine, theirs = (statistics.median(one[name] for one in rounds[side]) for side in SIDES)
         pairs = [
             one[name] / other[name]
             for one, other in zip(rounds["lwm"], rounds["transformers"], strict=True)
