@@ -1,4 +1,4 @@
-"""Measure guided video generation beside plain text decoding, and the memory of chats about videos.
+"""Measure guided video generation beside plain text, and the memory of chats about videos.
 
 Guided: a video of 8 frames with guidance, which takes two rows of a batch; each code counts once.
 Plain: two rows of text after prompts of the same length, as many tokens each, one per step; each
@@ -24,8 +24,7 @@ import lwm
 from lwm.engine.engine import Engine
 from lwm.engine.request import Request
 from lwm.engine.sampling import Sampling
-from lwm.generation.frames import VIDEO
-from lwm.generation.vision_generation import video_codes
+from lwm.generation.frames import VIDEO, video_codes
 from lwm.generation.vision_prompts import generation_prompt
 
 

@@ -11,7 +11,8 @@ from lwm.core.errors import CapacityError, ConfigError, InputError
 from lwm.engine.engine import Engine
 from lwm.engine.request import Request
 from lwm.engine.sampling import Sampling
-from lwm.generation.frames import FrameRequest, frame_tokens, generate_frames
+from lwm.generation.frames import FrameRequest, generate_frames
+from lwm.generation.vision_prompts import frame_tokens
 
 GREEDY = Sampling(temperature=0)
 PROMPT, OTHER = ids("a red apple<vision>"), ids("<s><vision>")

@@ -12,9 +12,9 @@ from tiny_vision_model import CONFIG, VISION, following, ids, model, tokenizer
 from lwm.core.errors import CapacityError, ConfigError, InputError
 from lwm.engine.sampling import Sampling
 from lwm.generation.codec import decode_frames
-from lwm.generation.frames import IMAGE, VIDEO, FrameRequest, frame_tokens, generate_frames
+from lwm.generation.frames import IMAGE, VIDEO, FrameRequest, generate_frames, video_codes
 from lwm.generation.model import Model
-from lwm.generation.vision_generation import video_codes
+from lwm.generation.vision_prompts import frame_tokens
 
 
 class Shades:

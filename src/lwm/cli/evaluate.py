@@ -253,7 +253,7 @@ def _video_needle(model: str, flags: VideoNeedleFlags, load: SharedLoadFlags) ->
     from lwm.evaluation.tasks.cards import card_of, paint
     from lwm.evaluation.tasks.video_needle import VideoNeedleTask, haystack_codes, require_context
     from lwm.generation.codec import decode_frames, encode_frames
-    from lwm.generation.frames import require_vision
+    from lwm.generation.vision_prompts import require_vision
 
     counts = parse_lengths(flags.frames, "frames")
     depths = parse_depths(flags.depths, flags.depth_spacing)

@@ -145,7 +145,7 @@ def _numbered(out: Path, count: int) -> list[Path]:
 
 def _preview(model: "Model", directory: Path | None) -> "FrameDone | None":
     """Return a callback that writes each frame as soon as it is generated."""
-    from lwm.generation.frames import require_vision
+    from lwm.generation.vision_prompts import require_vision
 
     require_vision(model.config)
     if directory is None:

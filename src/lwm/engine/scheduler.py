@@ -23,8 +23,7 @@ smaller chunks."""
 
 @dataclass(frozen=True)
 class Chunk:
-    """Represent a part of a prompt to prefill, padded to `size`, from position `first` of a
-    slot."""
+    """Represent a part of a prompt to prefill, padded to `size`, at `first` of a slot."""
 
     slot: int
     first: int
@@ -109,8 +108,7 @@ class Scheduler:
         self._next_request = 0
 
     def needed_capacity(self, prompt: int, max_tokens: int) -> int:
-        """Return how many positions a prompt and its answer use, the last chunk's padding
-        included."""
+        """Return the positions of a prompt and its answer, the last chunk's padding included."""
         return max(prompt + max_tokens, prompt - 1 + self._chunks[0])
 
     def submit(self, prompts: Sequence[Sequence[int]], max_tokens: int) -> int:
@@ -189,8 +187,7 @@ class Scheduler:
         return admitted
 
     def _shared(self, slot: int, prompt: Sequence[int]) -> int:
-        """Count a prompt's tokens, except its last, that are cached in a slot, rounded down to
-        where a chunk may start."""
+        """Count a prompt's cached tokens, rounded down to where a chunk may start."""
         count = 0
         for cached, token in zip(self._slots[slot].cached, prompt[:-1], strict=False):
             if cached != token:
@@ -237,8 +234,6 @@ class Scheduler:
         return None
 
     def _chunk_size(self, remaining: int, room: int) -> int:
-        """Choose the largest chunk that the remaining tokens fill, or nearly fill; else the
-        smallest."""
         fitting = [
             size
             for size in self._chunks

@@ -25,14 +25,14 @@ from lwm.models.llama import FusedLayer, Layer, Llama, LlamaConfig
 from lwm.models.quantized import QuantizedKernel
 
 
-def dequantize_kernels(
+def _dequantize_kernels(
     kernels: dict[str, QuantizedKernel], buffers: dict[str, Array]
 ) -> dict[str, Float[Array, "out into"]]:
     """Dequantize a layer's kernels to float32, into the donated buffers of another layer's."""
     return {name: kernel.dequantize() for name, kernel in kernels.items()}
 
 
-def prefill_layer(
+def _prefill_layer(
     layer: Layer | FusedLayer,
     x: Float[Array, "1 size embed"],
     angles: RotaryAngles,
@@ -43,22 +43,21 @@ def prefill_layer(
     config: LlamaConfig,
     mesh: Mesh | None,
 ) -> tuple[Float[Array, "1 size embed"], LayerCache]:
-    """Run a chunk, laid out in the mesh's striped order, through one layer, and cache its keys and
-    values."""
+    """Run a chunk, laid out in the mesh's striped order, through one layer."""
     attend = partial(prefill_attention, slot=slot, first=first, mesh=mesh)
     return apply_layer(layer, x, angles, cache, config, attend, mesh=mesh, rules=PREFILL)
 
 
-def prefill_last_layer(*arguments: Any, config: LlamaConfig, mesh: Mesh | None) -> LayerCache:
+def _prefill_last_layer(*arguments: Any, config: LlamaConfig, mesh: Mesh | None) -> LayerCache:
     """Run a chunk through the last layer, of which only keys and values are needed.
 
     The token after a prompt is sampled from the prompt's last token, which is decoded. So nothing
     reads the output of attention and what follows it, and the compiler drops them.
     """
-    return prefill_layer(*arguments, config=config, mesh=mesh)[1]
+    return _prefill_layer(*arguments, config=config, mesh=mesh)[1]
 
 
-def decode_layers(
+def _decode_layers(
     layers: Sequence[Layer | FusedLayer],
     x: Float[Array, "slots width embed"],
     angles: RotaryAngles,
@@ -68,11 +67,7 @@ def decode_layers(
     config: LlamaConfig,
     mesh: Mesh | None,
 ) -> tuple[Float[Array, "slots width embed"], Cache]:
-    """Run the next tokens of every slot through several layers, and cache their keys and values.
-
-    Args:
-        positions: -1 where a slot has no token.
-    """
+    """Run the next tokens of every slot through layers; positions are -1 where there is none."""
     attend = partial(decode_attention, positions=positions, mesh=mesh)
     apply = partial(apply_layer, config=config, attend=attend, mesh=mesh, rules=DECODE)
     traced_once, results = jax.jit(apply), []
@@ -82,7 +77,7 @@ def decode_layers(
     return x, tuple(results)
 
 
-def sample_tokens(
+def _sample_tokens(
     weights: Llama,
     x: Float[Array, "slots width embed"],
     present: Bool[Array, "slots vocab"],
@@ -96,14 +91,8 @@ def sample_tokens(
     """Sample a token after each token of a decode step, from the last layer's output.
 
     Each token is sampled as if the tokens before it had come one per step: at the same position
-    and with the same tokens present.
-
-    Args:
-        weights: the layers are not used.
-        present: ids in each slot's text.
-
-    Returns:
-        The samples, and `present` with the tokens of the step, up to the first wrong draft.
+    and with the same tokens present. Returns also the ids that are present in each slot's text
+    after the step, up to the first wrong draft.
     """
     slots, width = tokens.shape
     hidden = rms_norm(x, weights.norm, config.rms_norm_eps)
@@ -131,10 +120,9 @@ def sample_tokens(
     return sampled, jnp.stack(after, axis=1)[slot, accepted]
 
 
-def mark_present(
+def _mark_present(
     present: Bool[Array, "slots vocab"], slot: Array, row: Bool[Array, " vocab"]
 ) -> Bool[Array, "slots vocab"]:
-    """Replace one slot's row of the ids in its text."""
     return present.at[slot].set(row)
 
 
@@ -192,11 +180,11 @@ def compile_steps(config: LlamaConfig, mesh: Mesh | None, dtype: Any) -> Steps:
         angles=jit(angles, out_shardings=whole),
         # The donated buffers are kept though nothing reads them: jit would drop the argument, and
         # with it, silently, the donation.
-        dequantize=jit(dequantize_kernels, donate_argnums=1, keep_unused=True),
-        prefill=jit(partial(prefill_layer, **static), donate_argnums=(1, 3)),
-        prefill_last=jit(partial(prefill_last_layer, **static), donate_argnums=3),
+        dequantize=jit(_dequantize_kernels, donate_argnums=1, keep_unused=True),
+        prefill=jit(partial(_prefill_layer, **static), donate_argnums=(1, 3)),
+        prefill_last=jit(partial(_prefill_last_layer, **static), donate_argnums=3),
         embed_next=jit(partial(embed_tokens, mesh=mesh, rules=DECODE)),
-        decode=jit(partial(decode_layers, **static), donate_argnums=(1, 3)),
-        sample=jit(partial(sample_tokens, **static), donate_argnums=2, out_shardings=whole),
-        mark_present=jit(mark_present, donate_argnums=0),
+        decode=jit(partial(_decode_layers, **static), donate_argnums=(1, 3)),
+        sample=jit(partial(_sample_tokens, **static), donate_argnums=2, out_shardings=whole),
+        mark_present=jit(_mark_present, donate_argnums=0),
     )

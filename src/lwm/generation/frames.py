@@ -1,7 +1,8 @@
-"""Generate frames of images and videos as codes, several videos at a time in one engine.
+"""Generate the codes of images and videos, several at a time in one engine.
 
 Frames are generated like text, one code at a time, except that the place in a frame decides which
-ids may come next, and that a second prompt guides the first one.
+ids may come next, and that a second prompt guides the first one. The first frame of a video is
+generated as an image, as in the original.
 
 Source: LargeWorldModel paper (arXiv 2402.08268), section 4.1; classifier-free guidance, Ho &
 Salimans 2022 (arXiv 2207.12598).
@@ -19,9 +20,16 @@ from jaxtyping import Int
 from lwm.core.config import Checked
 from lwm.core.errors import CapacityError, InputError
 from lwm.core.progress import progress
+from lwm.data.text.tokenizer import Tokenizer
 from lwm.engine.engine import Engine
 from lwm.engine.request import Request
 from lwm.engine.sampling import Sampling
+from lwm.generation.vision_prompts import (
+    frame_tokens,
+    generation_prompt,
+    require_vision,
+    start_of_frames,
+)
 from lwm.models.llama import LlamaConfig
 from lwm.models.vision_tokens import VisionVocabulary
 
@@ -35,35 +43,6 @@ FrameDone = Callable[[int, int, Int[np.ndarray, " codes_per_frame"]], None]
 
 EngineFor = Callable[[int, int, int], Engine]
 """(tokens of the prompt, tokens to generate, slots) -> an engine with room for them."""
-
-
-def require_vision(config: LlamaConfig) -> VisionVocabulary:
-    """Return the vision vocabulary of a model.
-
-    Raises:
-        InputError: it is a text model.
-    """
-    if config.vision is None:
-        raise InputError(
-            "this is a text model, which neither reads nor generates images; load a "
-            "vision-language model, or add a vision table with 'lwm convert --add-vision' and "
-            "train it"
-        )
-    return config.vision
-
-
-def frame_tokens(codes: Any, config: LlamaConfig, *, ended: bool = True) -> list[int]:
-    """Return the ids of frames in the model's one table: their codes and end tokens.
-
-    Args:
-        codes: [frames, codes_per_frame].
-        ended: whether the last frame ends the video; otherwise another frame is to follow.
-
-    Raises:
-        InputError: it is a text model, or the codes do not fit its vision vocabulary.
-    """
-    ids = require_vision(config).interleave(np.asarray(codes), ended=ended)
-    return (ids + config.vocab_size).tolist()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -190,3 +169,78 @@ def generate_frames(
                 frame_done(numbers.index(token.request), frame, codes)
     ids = np.array([[*rows[number], vision.end_of_video] for number in numbers], np.int32)
     return np.stack([vision.split(row) for row in ids])
+
+
+def video_codes(
+    engine_for: EngineFor,
+    config: LlamaConfig,
+    tokenizer: Tokenizer,
+    prompt: str,
+    *,
+    frames: int,
+    count: int = 1,
+    before: Any = None,
+    negative_prompt: str | None = None,
+    sampling: Sampling = VIDEO,
+    first_sampling: Sampling = IMAGE,
+    frame_done: FrameDone | None = None,
+) -> Int[np.ndarray, "count frames codes_per_frame"]:
+    """Generate the codes of videos, and return them with those of earlier frames.
+
+    Arguments and errors are those of `Model.video`; a video of one frame is an image.
+
+    Args:
+        first_sampling: settings for the first frame, if there are no earlier frames.
+        frame_done: called for the first frame too, as frame 0, but not for earlier frames.
+    """
+    vision = require_vision(config)
+    earlier = None if before is None else _frame_codes(before)
+    existing = 0 if earlier is None else earlier.shape[1]
+    if frames <= existing:
+        raise InputError(
+            f"frames is {frames} and there are {existing} already; ask for at least {existing + 1}"
+        )
+
+    def request(kind: str, frames: int, codes: np.ndarray | None, how: Sampling) -> FrameRequest:
+        if negative_prompt is None:  # an empty prompt, as in the original
+            unconditional = start_of_frames(tokenizer)
+        else:
+            unconditional = generation_prompt(tokenizer, negative_prompt, kind)
+        return FrameRequest(
+            prompt=generation_prompt(tokenizer, prompt, kind),
+            unconditional=unconditional,
+            frames=frames,
+            count=count,
+            before=codes,
+            sampling=how,
+        )
+
+    if earlier is None or not existing:
+        if frames > 1:  # refuse a video that is too long before its first frame is generated
+            placeholder = np.zeros((1, 1, vision.codes_per_frame), np.int32)
+            request("a video", frames - 1, placeholder, sampling).require_context(config)
+        first = request("an image", 1, None, first_sampling)
+        earlier, existing = generate_frames(engine_for, config, first, frame_done=frame_done), 1
+    if frames == existing:
+        return earlier
+
+    def later_frame_done(video: int, frame: int, codes: np.ndarray) -> None:
+        if frame_done is not None:
+            frame_done(video, frame + existing, codes)
+
+    rest = request("a video", frames - existing, earlier, sampling)
+    later = generate_frames(engine_for, config, rest, frame_done=later_frame_done)
+    return np.concatenate([np.broadcast_to(earlier, (count, *earlier.shape[1:])), later], axis=1)
+
+
+def _frame_codes(codes: Any) -> Int[np.ndarray, "videos frames codes_per_frame"]:
+    try:
+        array = np.asarray(codes)
+    except ValueError:  # rows of different lengths
+        array = np.array([])
+    if array.ndim != 3 or not np.issubdtype(array.dtype, np.integer):
+        raise InputError(
+            f"earlier frames have shape {list(array.shape)} and type {array.dtype}; codes "
+            "[videos, frames, codes_per_frame] are needed"
+        )
+    return array

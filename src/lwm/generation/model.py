@@ -16,7 +16,7 @@ from lwm.engine.engine import Engine
 from lwm.engine.runner import weights_for
 from lwm.engine.scoring import Logits, Scorer, require_ids
 from lwm.generation.codec import ImageCodec, decode_frames
-from lwm.generation.frames import IMAGE, VIDEO, FrameDone, require_vision
+from lwm.generation.frames import IMAGE, VIDEO, FrameDone, video_codes
 from lwm.generation.media_inputs import encode_part
 from lwm.generation.text_generation import (
     Timings,
@@ -25,8 +25,13 @@ from lwm.generation.text_generation import (
     text_request,
     until_stop,
 )
-from lwm.generation.vision_generation import video_codes
-from lwm.generation.vision_prompts import Part, chat_tokens, has_vision, text_of
+from lwm.generation.vision_prompts import (
+    Part,
+    chat_tokens,
+    has_vision,
+    require_text,
+    require_vision,
+)
 from lwm.models.llama import Llama, LlamaConfig
 from lwm.models.quantized import QUANTIZED_ROWS
 from lwm.models.vision_tokens import single_table_ids
@@ -222,8 +227,9 @@ class Model:
         if with_vision:
             tokens = chat_tokens(chosen, messages, self.tokenizer, self.config, self.codes)
         else:
-            plain = [{**m, "content": text_of(m, source=self.source)} for m in messages]
-            tokens = self.tokenizer.encode(render(chosen, plain, self.tokenizer), specials=False)
+            require_text(messages, self.source)
+            text = render(chosen, messages, self.tokenizer)
+            tokens = self.tokenizer.encode(text, specials=False)
         if template in TURN_ENDS:
             settings["stop"] = (*stop_strings(settings), TURN_ENDS[template])
         return self._answer(tokens, stream, settings)

@@ -16,8 +16,8 @@ from lwm.core.errors import InputError
 from lwm.data.text.templates import Message, render, unused_text
 from lwm.data.text.tokenizer import Tokenizer
 from lwm.data.text.vision_texts import generation_request
-from lwm.generation.frames import frame_tokens
 from lwm.models.llama import LlamaConfig
+from lwm.models.vision_tokens import VisionVocabulary
 
 OPEN, CLOSE = "<vision>", "</vision>"
 
@@ -26,6 +26,35 @@ Part = Mapping[str, Any]
 
 EncodePart = Callable[[Part], Int[np.ndarray, "frames codes_per_frame"]]
 """Return the codes of an image or video part, or raise an `InputError`."""
+
+
+def require_vision(config: LlamaConfig) -> VisionVocabulary:
+    """Return the vision vocabulary of a model.
+
+    Raises:
+        InputError: it is a text model.
+    """
+    if config.vision is None:
+        raise InputError(
+            "this is a text model, which neither reads nor generates images; load a "
+            "vision-language model, or add a vision table with 'lwm convert --add-vision' and "
+            "train it"
+        )
+    return config.vision
+
+
+def frame_tokens(codes: Any, config: LlamaConfig, *, ended: bool = True) -> list[int]:
+    """Return the ids of frames in the model's one table: their codes and end tokens.
+
+    Args:
+        codes: [frames, codes_per_frame].
+        ended: whether the last frame ends the video; otherwise another frame is to follow.
+
+    Raises:
+        InputError: it is a text model, or the codes do not fit its vision vocabulary.
+    """
+    ids = require_vision(config).interleave(np.asarray(codes), ended=ended)
+    return (ids + config.vocab_size).tolist()
 
 
 def start_of_frames(tokenizer: Tokenizer, text: str = "") -> list[int]:
@@ -51,22 +80,18 @@ def has_vision(messages: Sequence[Message]) -> bool:
     return any(part.get("type") != "text" for message in messages for part in _parts(message))
 
 
-def text_of(message: Message, *, source: str) -> Any:
-    """Return the text of a message whose content may be a list of parts.
+def require_text(messages: Sequence[Message], source: str) -> None:
+    """Refuse messages with images or videos.
 
     Raises:
-        InputError: a part is not text.
+        InputError: names the type of the part.
     """
-    content = message.get("content")
-    if not isinstance(content, list):
-        return content
-    for part in _parts(message):
+    for part in (part for message in messages for part in _parts(message)):
         if part.get("type") != "text":
             raise InputError(
                 f"the message has a part of type {part.get('type')!r} and {source} reads text "
                 "only; send text parts, or load a vision-language model"
             )
-    return "\n".join(str(part.get("text", "")) for part in content)
 
 
 def chat_tokens(
@@ -89,7 +114,7 @@ def chat_tokens(
         str(message.get("content")) for message in messages if isinstance(message, Mapping)
     )
     marker = unused_text(texts_of_all)
-    plain = [{**message, "content": _with_markers(message, marker)} for message in messages]
+    plain = [_with_markers(message, marker) for message in messages]
     texts = render(template, plain, tokenizer).split(marker)
     media = [part for part in parts if part.get("type") != "text"]
     if len(texts) != len(media) + 1:
@@ -142,10 +167,9 @@ def _parts(message: Message) -> list[Part]:
     return content
 
 
-def _with_markers(message: Message, marker: str) -> Any:
+def _with_markers(message: Message, marker: str) -> Message:
     if not isinstance(message.get("content"), list):
-        return message.get("content")
-    return "\n".join(
-        str(part.get("text", "")) if part.get("type") == "text" else marker
-        for part in _parts(message)
-    )
+        return message
+    marked = {"type": "text", "text": marker}
+    content = [part if part.get("type") == "text" else marked for part in _parts(message)]
+    return {**message, "content": content}

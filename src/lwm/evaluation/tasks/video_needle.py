@@ -25,8 +25,7 @@ from lwm.evaluation.results import Key
 from lwm.evaluation.task import Case, Verdict
 from lwm.evaluation.tasks.cards import Card, card_of, synthetic_frames
 from lwm.generation.codec import ImageCodec, encode_frames
-from lwm.generation.frames import require_vision
-from lwm.generation.vision_prompts import chat_tokens, codes_from_part
+from lwm.generation.vision_prompts import chat_tokens, codes_from_part, require_vision
 from lwm.media.videos import iterate_frames
 from lwm.models.llama import LlamaConfig
 
