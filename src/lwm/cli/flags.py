@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
@@ -61,11 +61,8 @@ class LoadFlags:
                     "shorten --lengths, or extend the context with a larger --theta"
                 )
             context = max(limit, length)
-        return load(
-            model, config=self.config, tokenizer=self.tokenizer, vqgan=self.vqgan,
-            vqgan_config=self.vqgan_config,
-            dtype=self.dtype, mesh=self.mesh, theta=theta, context=context,
-        )  # fmt: skip
+        settings = {field.name: getattr(self, field.name) for field in fields(LoadFlags)}
+        return load(model, **settings, theta=theta, context=context)
 
 
 @dataclass(frozen=True, kw_only=True)

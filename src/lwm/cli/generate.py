@@ -150,12 +150,7 @@ def _preview(model: "Model", directory: Path | None) -> "FrameDone | None":
     require_vision(model.config)
     if directory is None:
         return None
-    try:
-        directory.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(
-            f"--preview {directory} cannot be created: {error.strerror}; choose another directory"
-        ) from error
+    directory.mkdir(parents=True, exist_ok=True)
     from lwm.generation.codec import decode_frames
     from lwm.media.images import write_image
 

@@ -47,12 +47,6 @@ def print_table(table: Table) -> None:
     Console(highlight=False, width=width).print(table)
 
 
-def _length(tokens: int) -> str:
-    if tokens >= 1 << 20 and tokens % (1 << 20) == 0:
-        return f"{tokens >> 20}M"
-    return f"{tokens >> 10}K" if tokens % 1024 == 0 else f"{tokens:,}"
-
-
 def _named_models() -> Table:
     from lwm.checkpoints.open import KNOWN_MODELS
 
@@ -65,8 +59,8 @@ def _named_models() -> Table:
             model.name,
             model.purpose,
             model.parameters,
-            _length(model.length) if model.length else "8K",
-            f"{model.theta:g}" if model.theta else "100000",
+            f"{model.length or 8192:,}",
+            f"{model.theta or 100000:g}",
             decimal(model.bytes),
             origin,
             "yes" if model.installed() else "no",
@@ -136,5 +130,5 @@ def _memory(checkpoint: "Checkpoint") -> Table:
             f"{decimal(cache_bytes(config, length, dtype))}"
             for _, dtype, keep_quantized in kinds
         ]
-        table.add_row(_length(length), *cells)
+        table.add_row(f"{length:,}", *cells)
     return table
