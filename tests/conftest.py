@@ -1,15 +1,14 @@
-"""Four simulated devices, checked shapes and a compile cache for the whole suite, and the tiny
-model that several rooms share.
+"""Set up the whole suite: four simulated devices, checked shapes, and a compile cache.
 
-Every shape annotation of `lwm` is enforced while the tests run: the hook must stand before the
-package's first import, so nothing above it may import `lwm`.
+Every shape annotation of `lwm` is enforced while the tests run. The import hook must be installed
+before the package's first import, so nothing above it may import `lwm`.
 """
 
 import os
 from pathlib import Path
 
-# Compiling is what the tests spend their time on; it takes a third as long when LLVM optimises
-# nothing, fused loops come from XLA's older and plainer code, and a program is one module. Set
+# Tests mostly compile, which is three times as fast when LLVM optimizes nothing, fused
+# loops come from XLA's older and plainer code, and a program is one module. The flags are set
 # before jax is imported, and for the processes that tests start.
 os.environ["XLA_FLAGS"] = (
     os.environ.get("XLA_FLAGS", "")
@@ -22,13 +21,13 @@ import jax
 from jaxtyping import install_import_hook
 
 jax.config.update("jax_num_cpu_devices", 4)
-# A cache for each process that shares the suite: jax reads entries that another is writing.
+# Each process of the suite has a cache, because jax reads entries that another is still writing.
 CACHE = Path(__file__).resolve().parents[1] / ".cache" / "jax"
-CACHE /= os.environ.get("PYTEST_XDIST_WORKER", "alone")
+CACHE /= os.environ.get("PYTEST_XDIST_WORKER", "main")
 jax.config.update("jax_compilation_cache_dir", str(CACHE))
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
 install_import_hook("lwm", "shape_checking.check")
 
-# The same examples on every run; a machine under load must not fail an example for its time.
+# Every run has the same examples, and a loaded machine must not fail one for its time.
 hypothesis.settings.register_profile("suite", deadline=None, derandomize=True)
 hypothesis.settings.load_profile("suite")

@@ -1,7 +1,7 @@
-"""What jaxtyping's import hook checks annotations of `lwm` with: beartype, but for dataclasses.
+"""Define how jaxtyping's import hook checks annotations: with beartype, except on dataclasses.
 
-A dataclass that is a pytree holds specs, shardings or abstract shapes in the place of arrays at
-times, and jax itself rebuilds it around placeholders; functions are where shapes are promised.
+A dataclass that is a pytree may hold specs, shardings or abstract shapes in place of arrays, and
+jax rebuilds it around placeholders. Shapes are promised by functions.
 """
 
 from typing import Any

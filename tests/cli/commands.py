@@ -1,4 +1,4 @@
-"""What a command did."""
+"""Hold what a command printed."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -6,8 +6,6 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Ran:
-    """What a command did."""
-
     code: int
     out: str
     err: str

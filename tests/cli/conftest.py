@@ -1,4 +1,4 @@
-"""What the command-line tests share: a runner, and a tiny model with a tokenizer."""
+"""Share a runner of commands and tiny models among the command-line tests."""
 
 import sys
 import threading
@@ -16,10 +16,10 @@ from lwm.cli.main import main
 def run(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> Run:
-    """Runs `lwm` in this process, with standard input if given."""
+    """Run `lwm` in this process, optionally with standard input."""
     monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", str(tmp_path / "unused"))
     for module, hook in ((sys, "unraisablehook"), (threading, "excepthook")):
-        monkeypatch.setattr(module, hook, getattr(module, hook))  # put back after the test
+        monkeypatch.setattr(module, hook, getattr(module, hook))  # restored after the test
 
     def command(*arguments: object, stdin: str = "") -> Ran:
         monkeypatch.setattr(sys, "argv", ["lwm", *map(str, arguments)])
@@ -38,7 +38,7 @@ def run(
 
 @pytest.fixture(scope="session")
 def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A Hugging Face directory: a random Llama of four heads, and a byte-level tokenizer."""
+    """Write a Hugging Face directory: a random Llama of four heads and its tokenizer."""
     directory = tmp_path_factory.mktemp("tiny")
     save_random_llama(directory)
     return directory
@@ -46,7 +46,6 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def textless(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The tiny model without its tokenizer."""
     directory = tmp_path_factory.mktemp("textless")
     for name in ("config.json", "model.safetensors"):
         (directory / name).write_bytes((tiny / name).read_bytes())
@@ -55,5 +54,4 @@ def textless(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def original() -> Path:
-    """A directory of the original's own files."""
     return Path(__file__).resolve().parents[1] / "fixtures" / "original" / "unrolled"

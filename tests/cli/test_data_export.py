@@ -1,4 +1,4 @@
-"""`lwm data export` as a command: where the file is, what was written, one line where it fails."""
+"""Check `lwm data export`: the exported file, and the sentence for a missing field."""
 
 import json
 from pathlib import Path

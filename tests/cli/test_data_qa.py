@@ -1,4 +1,4 @@
-"""`lwm data qa`, whole: a file of examples from a book, and every mistake a user can make."""
+"""Check `lwm data qa`: a file of examples from a book, and mistakes a user can make."""
 
 import json
 import re
@@ -15,8 +15,6 @@ from lwm.data.text.tokenizer import Tokenizer, read_tokenizer
 
 
 class Parrot:
-    """A model that asks and answers about whichever sentence it is shown."""
-
     source = "parrot"
 
     class config:
@@ -31,7 +29,7 @@ class Parrot:
     def chat(self, messages: Sequence[Message], **settings: Any) -> str:
         asking, _, sentence = messages[-1]["content"].rpartition(": ")
         last = re.findall(r"[a-z]{4,}", sentence)[-1]
-        return sentence if "Answer" in asking[-60:] else f"Where is {last} told of?"
+        return sentence if "Answer" in asking[-60:] else f"Where does {last} occur?"
 
 
 @pytest.fixture
@@ -60,7 +58,7 @@ def test_a_book_becomes_examples(run: Run, tmp_path: Path) -> None:
     assert "other settings or of another book" in other.err
 
 
-def test_mistakes_are_told_in_one_sentence(run: Run, tiny: Path, tmp_path: Path) -> None:
+def test_mistakes_are_reported_in_one_sentence(run: Run, tiny: Path, tmp_path: Path) -> None:
     (tmp_path / "empty.txt").write_text(" \n", encoding="utf-8")
     (tmp_path / "book.txt").write_text("Once upon a time. " * 50, encoding="utf-8")
     before = sorted(tmp_path.rglob("*"))
@@ -85,7 +83,7 @@ def test_mistakes_are_told_in_one_sentence(run: Run, tiny: Path, tmp_path: Path)
 
 
 @pytest.mark.usefixtures("parrot")
-def test_a_length_that_holds_no_chunk(run: Run, tmp_path: Path) -> None:
+def test_a_length_too_short_for_a_chunk(run: Run, tmp_path: Path) -> None:
     ran = run("data", "qa", "parrot", "book:Ruth", "--out", tmp_path / "o", "--length", 1000)
     assert ran.code == 2
     assert re.search("length is 1,000 tokens; a chunk of 1,000 .* at least 1,", ran.err)

@@ -1,5 +1,5 @@
-"""Every mistake a user can make: exit code 2, one line that names it on standard error, nothing on
-standard output, nothing written, no traceback."""
+"""Check mistakes a user can make: exit code 2, one line on standard error that names the mistake,
+nothing on standard output, nothing written, no traceback."""
 
 import json
 import re
@@ -18,7 +18,6 @@ PROMPT = ("--prompt", "the question", "--max-tokens", 3)
 
 
 def tree(directory: Path) -> dict[str, bytes | None]:
-    """Everything below a directory, to see that nothing changes."""
     return {
         str(path.relative_to(directory)): path.read_bytes() if path.is_file() else None
         for path in sorted(directory.rglob("*"))
@@ -27,7 +26,7 @@ def tree(directory: Path) -> dict[str, bytes | None]:
 
 @pytest.fixture
 def refused(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Run]:
-    """Runs a command that must be refused, in an empty directory, and gives its one line."""
+    """Run a command in an empty directory, and check that it is refused with a message."""
     monkeypatch.chdir(tmp_path)
 
     def command(message: str, *arguments: object) -> None:
@@ -45,7 +44,6 @@ def refused(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterat
 
 @pytest.fixture
 def broken(tiny: Path, tmp_path: Path) -> Path:
-    """A copy of the tiny model to break."""
     directory = tmp_path / "broken"
     directory.mkdir()
     for file in tiny.iterdir():
@@ -66,7 +64,7 @@ def put(verb: tuple[object, ...], model: object) -> list[object]:
 
 
 @pytest.mark.parametrize("verb", VERBS, ids=["chat", "generate", "convert", "info"])
-def test_models_that_are_nowhere(refused: Run, verb: tuple[object, ...]) -> None:
+def test_models_that_do_not_exist(refused: Run, verb: tuple[object, ...]) -> None:
     refused("no model 'no-such-model'.*lwm info --list", *put(verb, "no-such-model"))
     refused("no model './missing.gguf'", *put(verb, "./missing.gguf"))
     refused("no model '/no/such/directory'", *put(verb, "/no/such/directory"))
@@ -184,7 +182,7 @@ def test_documents_that_cannot_be_read(refused: Run, tiny: Path, tmp_path: Path)
 
 
 def test_destinations_that_exist(refused: Run, tiny: Path, tmp_path: Path) -> None:
-    (tmp_path / "file").write_text("kept", encoding="utf-8")
+    (tmp_path / "file").write_text("text", encoding="utf-8")
     (tmp_path / "directory").mkdir()
     for name in ("file", "directory"):
         refused(f"the destination {name} exists", "convert", tiny, name)
@@ -202,7 +200,7 @@ def test_text_needs_a_tokenizer(refused: Run, textless: Path, tmp_path: Path) ->
 
 
 def test_a_tokenizer_of_another_model(refused: Run, original: Path, tiny: Path) -> None:
-    """300 tokens for a vocabulary of 96."""
+    """Check a tokenizer of 300 tokens with a vocabulary of 96."""
     refused(
         r"token \d+, outside the model's vocabulary of 96.*tokenizer",
         "chat", f"params::{original / 'text_streaming_params'}",
@@ -231,7 +229,7 @@ def test_flags_out_of_range(refused: Run, tiny: Path, flag: str, value: str, mes
     refused(message, "chat", tiny, "--prompt", "once", flag, value)
 
 
-def test_a_template_that_is_not_known_or_is_broken(refused: Run, broken: Path) -> None:
+def test_unknown_and_broken_templates(refused: Run, broken: Path) -> None:
     refused("no chat template 'alpaca'", "chat", broken, *PROMPT, "--template", "alpaca")
     (broken / "chat_template.jinja").write_text("{% for %}", encoding="utf-8")
     refused("--template", "chat", broken, *PROMPT)
@@ -241,7 +239,7 @@ def test_a_verb_without_its_model(refused: Run) -> None:
     refused("no MODEL is given", "info")
 
 
-def test_a_released_model_that_sees(refused: Run) -> None:
+def test_a_released_vision_language_model(refused: Run) -> None:
     refused(
         r"download LargeWorldModel/LWM-1M-Jax.*params::FILE with --config",
         "chat",
@@ -250,7 +248,7 @@ def test_a_released_model_that_sees(refused: Run) -> None:
     )
 
 
-def test_eyes_that_are_given_in_vain(refused: Run, broken: Path, tmp_path: Path) -> None:
+def test_vision_settings_that_do_not_apply(refused: Run, broken: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     refused("--vision-codes.*--add-vision adds", "convert", broken, out, "--vision-codes", 9)
     refused(r"vision.codes is 0", "convert", broken, out, "--add-vision", "--vision-codes", 0)

@@ -1,5 +1,4 @@
-"""`lwm tokenize` as a user meets it: a folder to a file that trains, what is told of files that
-cannot be read, a run that was killed, refusals."""
+"""Check `lwm tokenize`: training data from a folder, reports of skipped files, interruption."""
 
 import json
 import os
@@ -82,9 +81,7 @@ def test_a_folder_becomes_a_file_that_trains(run: Run, folder: Path, vqgan: Path
     assert "broken" not in trained.err
 
 
-def test_an_image_alone_needs_no_caption_if_it_is_kept(
-    run: Run, folder: Path, vqgan: Path, tiny: Path
-) -> None:
+def test_uncaptioned_images_can_be_kept(run: Run, folder: Path, vqgan: Path, tiny: Path) -> None:
     out = folder.parent / "out.array_record"
     ran = run(
         "tokenize", folder / "5.png", "--vqgan", vqgan, "--out", out, "--uncaptioned", "keep",
@@ -94,30 +91,30 @@ def test_an_image_alone_needs_no_caption_if_it_is_kept(
     assert out.is_file()
 
 
-def test_a_run_that_is_killed_goes_on(run: Run, folder: Path, vqgan: Path) -> None:
-    """By a signal that leaves no time for anything, twice."""
+def test_a_killed_run_continues(run: Run, folder: Path, vqgan: Path) -> None:
+    """Check a run that is killed by SIGKILL between two files."""
     pixels = np.random.default_rng(1).integers(0, 256, (300, 8, 8, 3), np.uint8)
     for number, image in enumerate(pixels):
         write_image(folder / f"many{number}.png", image)
     arguments = ["tokenize", folder, "--vqgan", vqgan, "--uncaptioned", "keep", "--batch-size", 1]
     whole, cut = folder.parent / "whole.jsonl", folder.parent / "cut.jsonl"
-    kept = folder.parent / "cut.jsonl.partial"
+    partial = folder.parent / "cut.jsonl.partial"
     assert run(*arguments, "--out", whole).code == 0
     command = [sys.executable, "-m", "lwm", *map(str, arguments), "--out", str(cut)]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     with process:
         until = time.monotonic() + 120
         while time.monotonic() < until and process.poll() is None:
-            if kept.exists() and kept.read_bytes().count(b"\n") > 3:
+            if partial.exists() and partial.read_bytes().count(b"\n") > 3:
                 break
             time.sleep(0.002)
         os.kill(process.pid, signal.SIGKILL)
     assert not cut.exists()
-    done = kept.read_bytes().count(b"\n") - 1
+    done = partial.read_bytes().count(b"\n") - 1
     assert 0 < done < 300
     assert run(*arguments, "--out", cut).code == 0
     assert cut.read_bytes() == whole.read_bytes()
-    assert not kept.exists()
+    assert not partial.exists()
 
 
 @pytest.mark.parametrize(
@@ -140,7 +137,7 @@ def test_a_run_that_is_killed_goes_on(run: Run, folder: Path, vqgan: Path) -> No
         ("give the tokenizer", ["FOLDER", "VQGAN", "--out", "a.array_record"]),
     ],
 )
-def test_mistakes_are_told_in_a_sentence(
+def test_mistakes_are_reported_in_one_sentence(
     run: Run,
     folder: Path,
     vqgan: Path,

@@ -1,4 +1,4 @@
-"""`lwm train` and `lwm data inspect` as a user meets them: recipes, settings, refusals."""
+"""Check `lwm train` and `lwm data inspect`: recipes, settings, refusals."""
 
 import json
 from pathlib import Path
@@ -44,7 +44,7 @@ def test_the_recipes_are_listed_with_a_line_each(run: Run):
         (("book", "--model.num-kv-heads", "2"), "model.num_heads"),
     ],
 )
-def test_a_wrong_recipe_or_setting_is_told_with_what_is_near(
+def test_wrong_recipes_and_settings_are_reported_with_a_remedy(
     run: Run, arguments, words, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.chdir(tmp_path)
@@ -56,8 +56,10 @@ def test_a_wrong_recipe_or_setting_is_told_with_what_is_near(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_adapters_on_chats_then_talk(run: Run, tiny: Path, chats: Path, tmp_path: Path):
-    """The chat recipe from any MODEL, by the command line, and the result as a MODEL."""
+def test_a_chat_recipe_with_adapters_gives_a_model(
+    run: Run, tiny: Path, chats: Path, tmp_path: Path
+):
+    """Check the chat recipe on a MODEL, and its result as a MODEL."""
     settings = [
         "--init", tiny, "--data.path", chats, "--out", tmp_path / "run", "--steps", "2",
         "--sequence-length", "64", "--batch-size", "1", "--mesh", "1,1,1,1", "--lora.rank", "2",
@@ -73,20 +75,20 @@ def test_adapters_on_chats_then_talk(run: Run, tiny: Path, chats: Path, tmp_path
     assert (tmp_path / "merged" / "model.safetensors").is_file()
 
 
-def test_rows_are_shown_with_what_carries_loss(run: Run, tiny: Path, chats: Path):
+def test_rows_are_shown_with_their_loss(run: Run, tiny: Path, chats: Path):
     shown = run(
         "data", "inspect", "chat", "--init", tiny, "--data.path", chats, "--sequence-length", "64",
         "--rows", "1", "--mesh", "1,1,1,1",
     )  # fmt: skip
     assert shown.code == 0, shown.err
-    learnt = [line for line in shown.out.splitlines() if line.strip().startswith("learnt")]
+    with_loss = [line for line in shown.out.splitlines() if line.strip().startswith("learnt")]
     hidden = [line for line in shown.out.splitlines() if line.strip().startswith("no loss")]
-    assert learnt
-    assert all("the number" in line for line in learnt)
+    assert with_loss
+    assert all("the number" in line for line in with_loss)
     assert any("what is" in line for line in hidden)
     assert "40 examples" in shown.out
 
 
-def test_fields_that_are_named_take_the_place_of_messages():
+def test_fields_replace_messages():
     assert configure("chat", ["--data.fields", "[q],a"]).data.messages == ""
     assert configure("chat", []).data.messages == "messages"

@@ -1,4 +1,4 @@
-"""Help that follows convention, and one sentence for arguments that cannot be parsed."""
+"""Check help that follows convention, and one sentence for arguments that cannot be parsed."""
 
 import inspect
 import re

@@ -1,5 +1,5 @@
-"""Whole commands: every verb does its job, answers on standard output and says everything else on
-standard error."""
+"""Check whole commands: every verb does its job, prints answers on standard output and everything
+else on standard error."""
 
 import os
 import re
@@ -45,7 +45,7 @@ def test_help_of_every_verb(run: Run, verb: tuple[str, ...], words: tuple[str, .
 
 
 def test_the_installed_command_answers_without_loading_jax() -> None:
-    """Once as a process of its own: what `pip install` puts on the path."""
+    """Check a separate process, as `pip install` puts it on the path."""
     script = (
         "import sys; from lwm.cli.main import main; sys.argv = ['lwm', '--help']\n"
         "try: main()\nfinally: print('jax' in sys.modules, 'torch' in sys.modules)"
@@ -88,7 +88,7 @@ def test_chat_takes_documents_a_system_text_and_a_template(
     assert ran.out == expected + "\n"
 
 
-def test_an_interactive_session_keeps_and_forgets_its_history(run: Run, tiny: Path) -> None:
+def test_an_interactive_session_has_history_that_can_be_cleared(run: Run, tiny: Path) -> None:
     lines = ["the question", "", "the answer", "/reset", "the question", "/exit", "unread"]
     ran = run("chat", tiny, "--max-tokens", 4, "--template", "chatml", stdin="\n".join(lines))
     assert ran.code == 0
@@ -141,7 +141,7 @@ def test_a_seed_decides_what_is_generated(run: Run, tiny: Path) -> None:
     assert len({generate(seed) for seed in (7, 8, 9)}) > 1
 
 
-def test_generation_stops_at_a_stop_text(run: Run, tiny: Path) -> None:
+def test_generation_ends_at_a_stop_string(run: Run, tiny: Path) -> None:
     command = ("generate", "text", tiny, "--prompt", "once", "--max-tokens", 20)
     whole = run(*command).out.removesuffix("\n")
     stop = whole[3:5]
@@ -164,8 +164,8 @@ def test_convert_there_and_back(run: Run, tiny: Path, tmp_path: Path) -> None:
     tokens = torch.arange(3, 40)[None]
     with torch.no_grad():
         expected = LlamaForCausalLM.from_pretrained(tiny).eval()(tokens).logits.numpy()
-        found = LlamaForCausalLM.from_pretrained(theirs).eval()(tokens).logits.numpy()
-    np.testing.assert_array_equal(found, expected)
+        converted = LlamaForCausalLM.from_pretrained(theirs).eval()(tokens).logits.numpy()
+    np.testing.assert_array_equal(converted, expected)
     np.testing.assert_allclose(lwm.load(ours).logits(tokens.numpy()).text, expected, atol=1e-4)
     text = "once upon a time"
     assert AutoTokenizer.from_pretrained(theirs)(text) == AutoTokenizer.from_pretrained(tiny)(text)
@@ -173,9 +173,7 @@ def test_convert_there_and_back(run: Run, tiny: Path, tmp_path: Path) -> None:
     assert run("chat", theirs, *prompt).out == run("chat", tiny, *prompt).out
 
 
-def test_a_tokenizer_that_is_not_understood_hinders_no_conversion(
-    run: Run, tiny: Path, tmp_path: Path
-) -> None:
+def test_conversion_skips_a_tokenizer_it_cannot_read(run: Run, tiny: Path, tmp_path: Path) -> None:
     source = tmp_path / "source"
     source.mkdir()
     for name in ("config.json", "model.safetensors"):
@@ -207,10 +205,10 @@ def test_convert_the_originals_checkpoint_without_and_with_a_tokenizer(
     assert np.abs(logits - expected["logits"]).mean() < 0.1
 
 
-def test_convert_gives_a_text_model_eyes(run: Run, tiny: Path, tmp_path: Path) -> None:
+def test_convert_adds_vision_to_a_text_model(run: Run, tiny: Path, tmp_path: Path) -> None:
     ours, theirs = tmp_path / "ours", tmp_path / "theirs"
-    eyes = ("--add-vision", "--vision-codes", 12, "--vision-codes-per-frame", 4, "--seed", 7)
-    ran = run("convert", tiny, ours, *eyes)
+    vision = ("--add-vision", "--vision-codes", 12, "--vision-codes-per-frame", 4, "--seed", 7)
+    ran = run("convert", tiny, ours, *vision)
     assert (ran.code, ran.out.strip()) == (0, str(ours))
     assert "268 ids, 12 codes, 4 a frame, without a VQGAN" in run("info", ours).out
     assert run("convert", ours, theirs, "--format", "huggingface").code == 0
@@ -218,17 +216,17 @@ def test_convert_gives_a_text_model_eyes(run: Run, tiny: Path, tmp_path: Path) -
     tokens = torch.arange(3, 40)[None]
     with torch.no_grad():
         expected = peer(tokens).logits.numpy()
-        blind = LlamaForCausalLM.from_pretrained(tiny).eval()(tokens).logits.numpy()
+        plain = LlamaForCausalLM.from_pretrained(tiny).eval()(tokens).logits.numpy()
     logits = lwm.load(ours).logits(tokens.numpy())
     assert logits.vision is not None
-    np.testing.assert_allclose(logits.text, blind, atol=1e-4)
+    np.testing.assert_allclose(logits.text, plain, atol=1e-4)
     np.testing.assert_allclose(np.concatenate(logits, axis=-1), expected, atol=1e-4)  # type: ignore[arg-type]
-    # It chats as it did before: ids of vision are never drawn.
+    # It chats as it did before: vision ids are never sampled.
     prompt = ("--prompt", "the question", "--max-tokens", 5)
     assert run("chat", ours, *prompt).out == run("chat", tiny, *prompt).out
 
 
-def test_info_tells_what_a_checkpoint_is(run: Run, tiny: Path, textless: Path) -> None:
+def test_info_describes_a_checkpoint(run: Run, tiny: Path, textless: Path) -> None:
     ran = run("info", tiny)
     assert (ran.code, ran.err) == (0, "")
     parameters = sum(p.numel() for p in LlamaForCausalLM.from_pretrained(tiny).parameters())
@@ -266,7 +264,7 @@ def test_info_of_the_real_model() -> None:
         assert fact in ran.stdout
 
 
-def test_a_tokenizer_can_be_brought_along(run: Run, tiny: Path, textless: Path) -> None:
+def test_chat_with_a_separate_tokenizer(run: Run, tiny: Path, textless: Path) -> None:
     command = ("--prompt", "the question", "--max-tokens", 5)
     ran = run("chat", textless, "--tokenizer", tiny, *command)
     assert ran.code == 0

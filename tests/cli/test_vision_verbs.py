@@ -1,4 +1,4 @@
-"""Drawing and seeing from the command line, with a random model and a random VQGAN."""
+"""Check generating and reading images on the command line, with a random model and VQGAN."""
 
 from pathlib import Path
 
@@ -35,13 +35,13 @@ def vqgan(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def seeing(run: Run, tiny: Path, vqgan: Path, tmp_path: Path) -> Path:
-    """The tiny text model with a vision table and the VQGAN beside it."""
+    """Convert the tiny text model, with a vision table and the VQGAN."""
     done = run("convert", tiny, tmp_path / "seeing", "--add-vision", "--vqgan", vqgan)
     assert done.code == 0, done.err
     return tmp_path / "seeing"
 
 
-def test_images_are_drawn_numbered_and_previewed(run: Run, seeing: Path, tmp_path: Path) -> None:
+def test_images_are_numbered_and_previewed(run: Run, seeing: Path, tmp_path: Path) -> None:
     out, preview = tmp_path / "cat.png", tmp_path / "preview"
     done = run(
         "generate", "image", seeing, *GENERATE, "--out", out, "--count", 2, "--preview", preview
@@ -49,14 +49,14 @@ def test_images_are_drawn_numbered_and_previewed(run: Run, seeing: Path, tmp_pat
     assert done.code == 0, done.err
     paths = [tmp_path / "cat-1.png", tmp_path / "cat-2.png"]
     assert done.out.split() == [str(path) for path in paths]
-    drawn = [read_image(path, None) for path in paths]
-    assert drawn[0].shape == (SIZE, SIZE, 3)
-    assert not np.array_equal(drawn[0], drawn[1])
+    images = [read_image(path, None) for path in paths]
+    assert images[0].shape == (SIZE, SIZE, 3)
+    assert not np.array_equal(images[0], images[1])
     assert sorted(path.name for path in preview.iterdir()) == ["1-0001.png", "2-0001.png"]
-    np.testing.assert_array_equal(read_image(preview / "2-0001.png", None), drawn[1])
+    np.testing.assert_array_equal(read_image(preview / "2-0001.png", None), images[1])
 
 
-def test_a_video_goes_on_from_a_picture_or_a_video(run: Run, seeing: Path, tmp_path: Path) -> None:
+def test_a_video_continues_an_image_or_a_video(run: Run, seeing: Path, tmp_path: Path) -> None:
     write_image(tmp_path / "first.png", np.full((SIZE, SIZE, 3), 90, np.uint8))
     out = tmp_path / "cat.gif"
     settings = (*GENERATE, "--out", out, "--fps", 5)
@@ -74,9 +74,7 @@ def test_a_video_goes_on_from_a_picture_or_a_video(run: Run, seeing: Path, tmp_p
     assert len(read_video(out, SIZE)) == 4
 
 
-def test_pictures_and_videos_are_talked_about_in_order(
-    run: Run, seeing: Path, tmp_path: Path
-) -> None:
+def test_images_and_videos_are_read_in_order(run: Run, seeing: Path, tmp_path: Path) -> None:
     write_image(tmp_path / "a.png", np.full((SIZE, SIZE, 3), 90, np.uint8))
     write_video(tmp_path / "b.mp4", np.zeros((3, SIZE, SIZE, 3), np.uint8), fps=4.0)
     how = ("--prompt", "what?", "--max-tokens", 3)
@@ -88,10 +86,10 @@ def test_pictures_and_videos_are_talked_about_in_order(
     assert int(counts[0]) > int(counts[2]) + 4 * 5  # four frames of four codes and an end
 
 
-def test_what_cannot_be_drawn_or_seen_is_refused(
+def test_images_and_videos_that_are_refused(
     run: Run, seeing: Path, tiny: Path, tmp_path: Path
 ) -> None:
-    (tmp_path / "no.png").write_text("no picture", encoding="utf-8")
+    (tmp_path / "no.png").write_text("no image", encoding="utf-8")
     other = make_vqgan(tmp_path / "other", codes=32)
     out = tmp_path / "out.png"
     image = ("generate", "image", seeing, *GENERATE)

@@ -47,7 +47,7 @@ class LoadFlags:
     ) -> "Model":
         """Load a model whose context holds `length` tokens; raise CapacityError if it is shorter.
 
-        A RoPE base `theta` replaces the model's and extends the context as far as needed.
+        A RoPE base `theta` replaces the model's, and may extend its context.
         """
         from lwm.checkpoints.open import open_checkpoint
         from lwm.generation.load import load
