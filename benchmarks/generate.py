@@ -19,7 +19,7 @@ import sys
 import time
 from pathlib import Path
 
-from lwm.checkpoints.open import find_known
+from lwm.checkpoints.open import KNOWN_MODELS
 from lwm.data.text.books import king_james_bible
 
 
@@ -63,7 +63,8 @@ def transformers(prefill: int, short: int, long: int) -> dict[str, float]:
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    file = find_known("smollm2")
+    file = KNOWN_MODELS["smollm2"].installed()
+    assert file is not None
     source = {"pretrained_model_name_or_path": str(file.parent), "gguf_file": file.name}
     tokenizer = AutoTokenizer.from_pretrained(**source)
     model = AutoModelForCausalLM.from_pretrained(**source, dtype=torch.float32).eval()

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import lwm
-from lwm.checkpoints.open import find_known
+from lwm.checkpoints.open import KNOWN_MODELS
 from lwm.cli.ranges import parse_depths, parse_lengths
 from lwm.evaluation.answering import ModelAnswerer
 from lwm.evaluation.task import Case
@@ -73,7 +73,8 @@ def transformers(units: Sequence[Sequence[Sequence[int]]]) -> tuple[float, list[
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    file = find_known("smollm2")
+    file = KNOWN_MODELS["smollm2"].installed()
+    assert file is not None
     source = {"pretrained_model_name_or_path": str(file.parent), "gguf_file": file.name}
     tokenizer = AutoTokenizer.from_pretrained(**source)
     model: Any = AutoModelForCausalLM.from_pretrained(**source, dtype=torch.float32).eval()

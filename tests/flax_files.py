@@ -1,4 +1,4 @@
-"""Checkpoints in the original's formats, written with the msgpack package alone."""
+"""Write and read checkpoints in the original's formats with the msgpack package."""
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -19,11 +19,10 @@ SETTINGS = {
     "max_sequence_length": 64,
     "theta": 10000.0,
 }
-"""Of the smallest model that has every tensor."""
+"""Settings of the smallest model that has every tensor."""
 
 
 def pack(value: Any, **options: Any) -> bytes:
-    """A value as the msgpack package writes it."""
     packed = msgpack.packb(value, **options)
     assert packed is not None
     return packed
@@ -49,7 +48,6 @@ def small_model() -> Arrays:
 
 
 def decode(value: Any) -> np.ndarray:
-    """An array from Flax's encoding."""
     assert value.code == 1
     shape, kind, raw = msgpack.unpackb(value.data, raw=False)
     dtype = ml_dtypes.bfloat16 if kind == "bfloat16" else np.dtype(kind)
@@ -57,13 +55,12 @@ def decode(value: Any) -> np.ndarray:
 
 
 def encode(array: np.ndarray) -> Any:
-    """An array in Flax's encoding."""
     packed = pack((array.shape, array.dtype.name, array.tobytes()))
     return msgpack.ExtType(1, packed)
 
 
 def encode_chunked(array: np.ndarray, size: int) -> dict[str, Any]:
-    """An array in the form that Flax gives to those above 2^30 bytes, `size` numbers a chunk."""
+    """Encode an array as Flax does above 2^30 bytes, with `size` numbers per chunk."""
     flat = array.reshape(-1)
     chunks = [flat[i : i + size] for i in range(0, flat.size, size)]
     return {
@@ -74,7 +71,6 @@ def encode_chunked(array: np.ndarray, size: int) -> dict[str, Any]:
 
 
 def read_stream(file: Path) -> Arrays:
-    """Every array of a `params::` file."""
     with file.open("rb") as opened:
         unpacker = msgpack.Unpacker(opened, raw=False, max_buffer_size=1 << 30)
         return {tuple(key): decode(msgpack.unpackb(value)) for key, value in unpacker}
@@ -86,7 +82,7 @@ def write_stream(
     *,
     encoder: Callable[[np.ndarray], Any] = encode,
 ) -> Path:
-    """A `params::` file, or with longer names a `trainstate_params::` file."""
+    """Write a `params::` file, or with longer names a `trainstate_params::` file."""
     with file.open("wb") as opened:
         for key, array in arrays.items():
             value = pack(encoder(array))
@@ -100,7 +96,7 @@ def write_map(
     *,
     encoder: Callable[[np.ndarray], Any] = encode,
 ) -> Path:
-    """A `flax_params::` file."""
+    """Write a `flax_params::` file."""
     tree: dict[str, Any] = {}
     for key, array in arrays.items():
         branch = tree

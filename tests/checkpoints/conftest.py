@@ -1,4 +1,4 @@
-"""What the checkpoint tests share: where the original's files lie."""
+"""Share the directory of the original's files between tests of checkpoints."""
 
 from pathlib import Path
 
@@ -7,5 +7,5 @@ import pytest
 
 @pytest.fixture(scope="session")
 def originals() -> Path:
-    """Files that the original wrote itself, and the logits it computes from them."""
+    """Return the directory of files that the original wrote, with its logits."""
     return Path(__file__).resolve().parents[1] / "fixtures" / "original"

@@ -1,4 +1,4 @@
-"""Text models that are given eyes: what they knew stays, and what is new is random and seeded."""
+"""Test adding vision ids to text models: the text stays, the added entries are random by seed."""
 
 import json
 from pathlib import Path
@@ -36,7 +36,7 @@ TINY = VQGANConfig(
 
 
 @pytest.fixture
-def blind(tmp_path: Path) -> Checkpoint:
+def text_model(tmp_path: Path) -> Checkpoint:
     config = tmp_path / "config.json"
     config.write_text(
         json.dumps(flax_files.SETTINGS | {"initializer_range": 0.5}), encoding="utf-8"
@@ -47,21 +47,20 @@ def blind(tmp_path: Path) -> Checkpoint:
 
 @pytest.fixture
 def vqgan(tmp_path: Path) -> Path:
-    """A random VQGAN of 64 codes, 16 a frame."""
     directory = tmp_path / "codec"
     weights = initialize(vqgan_params(TINY), jax.random.key(0), jnp.float32)
     write_vqgan(directory, TINY, jax.device_get(weights))
     return directory
 
 
-def test_the_original_table_is_that_of_its_codebook() -> None:
+def test_the_default_vocabulary_is_the_originals() -> None:
     assert vocabulary_for(8192, 256) == VisionVocabulary()
 
 
-def test_text_stays_and_vision_is_seeded(blind: Checkpoint) -> None:
-    seeing = add_vision(blind, VISION, seed=1)
-    seeing.verify()
-    before, after = dict(blind.read()), dict(seeing.read())
+def test_text_is_unchanged_and_vision_is_seeded(text_model: Checkpoint) -> None:
+    vision_model = add_vision(text_model, VISION, seed=1)
+    vision_model.verify()
+    before, after = dict(text_model.read()), dict(vision_model.read())
     assert after["embedding"].shape == (8 + 320, 4)
     assert after["head"].shape == (4, 8 + 320)
     np.testing.assert_array_equal(after["embedding"][:8], before["embedding"])
@@ -73,31 +72,33 @@ def test_text_stays_and_vision_is_seeded(blind: Checkpoint) -> None:
         assert array.dtype == np.float32
         assert abs(array.std() - 0.5) < 0.05
     assert not np.array_equal(fresh[0], fresh[1])
-    again, other = (dict(add_vision(blind, VISION, seed=n).read()) for n in (1, 2))
+    again, other = (dict(add_vision(text_model, VISION, seed=n).read()) for n in (1, 2))
     np.testing.assert_array_equal(again["head"], after["head"])
     assert not np.array_equal(other["head"], after["head"])
 
 
-def test_it_is_written_with_its_vqgan(blind: Checkpoint, vqgan: Path, tmp_path: Path) -> None:
-    seeing = add_vision(blind, VISION)
-    require_codebook(TINY, "a VQGAN", seeing.config, "it")
+def test_the_vqgan_is_written_beside_the_weights(
+    text_model: Checkpoint, vqgan: Path, tmp_path: Path
+) -> None:
+    vision_model = add_vision(text_model, VISION)
+    require_codebook(TINY, "a VQGAN", vision_model.config, "it")
     for form, name in (("lwm", "ours"), ("huggingface", "theirs")):
         write_checkpoint(
-            seeing, tmp_path / name, form=form, dtype="float32", vqgan=read_vqgan(vqgan),  # type: ignore[arg-type]
+            vision_model, tmp_path / name, form=form, dtype="float32", vqgan=read_vqgan(vqgan),  # type: ignore[arg-type]
             save_tokenizer=lambda directory: None,
         )  # fmt: skip
-        found = open_checkpoint(str(tmp_path / name))
-        assert found.config == seeing.config
-        assert found.vqgan == tmp_path / name / "vqgan"
+        result = open_checkpoint(str(tmp_path / name))
+        assert result.config == vision_model.config
+        assert result.vqgan == tmp_path / name / "vqgan"
         copied = (tmp_path / name / "vqgan" / "model.safetensors").read_bytes()
         assert copied == (vqgan / "model.safetensors").read_bytes()
-        expected = dict(seeing.read())
-        for tensor, array in found.read():
+        expected = dict(vision_model.read())
+        for tensor, array in result.read():
             np.testing.assert_array_equal(array, expected[tensor])
 
 
 def test_convert_reads_the_vqgan_once(
-    blind: Checkpoint, vqgan: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    text_model: Checkpoint, vqgan: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     reads = []
 
@@ -107,22 +108,22 @@ def test_convert_reads_the_vqgan_once(
 
     monkeypatch.setattr(vqgan_files, "read_vqgan", count)
     config = str(tmp_path / "config.json")
-    convert(blind.source, tmp_path / "out", config=config, add_vision=True, vqgan=vqgan)
+    convert(text_model.source, tmp_path / "out", config=config, add_vision=True, vqgan=vqgan)
     assert len(reads) == 1
     assert open_checkpoint(str(tmp_path / "out")).config.vision == VISION
-    convert(str(tmp_path / "out"), tmp_path / "again")  # and copies the VQGAN of a checkpoint
+    convert(str(tmp_path / "out"), tmp_path / "again")  # copies the VQGAN of the checkpoint
     assert len(reads) == 2
     assert (tmp_path / "again" / "vqgan").is_dir()
 
 
-def test_what_does_not_belong_together_is_refused(blind: Checkpoint) -> None:
-    seeing = add_vision(blind, VISION)
+def test_mismatched_models_and_vqgans_are_refused(text_model: Checkpoint) -> None:
+    vision_model = add_vision(text_model, VISION)
     with pytest.raises(ConfigError, match=r"has 320 vision ids already"):
-        add_vision(seeing, VISION)
+        add_vision(vision_model, VISION)
     with pytest.raises(ConfigError, match=r"text model.*--add-vision"):
-        require_codebook(TINY, "a VQGAN", blind.config, "it")
+        require_codebook(TINY, "a VQGAN", text_model.config, "it")
     for vision in (vocabulary_for(63, 16), vocabulary_for(65, 16), vocabulary_for(64, 256)):
         with pytest.raises(
             ConfigError, match=f"has 64 codes, 16 per frame, and it has {vision.codes}"
         ):
-            require_codebook(TINY, "a VQGAN", add_vision(blind, vision).config, "it")
+            require_codebook(TINY, "a VQGAN", add_vision(text_model, vision).config, "it")

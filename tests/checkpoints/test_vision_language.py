@@ -1,5 +1,5 @@
-"""Models that see, in every format: the original's logits of both vocabularies, and the same model
-after each conversion."""
+"""Test vision-language models in every format: the original's logits of both vocabularies, and the
+same model after each conversion."""
 
 import json
 from pathlib import Path
@@ -61,45 +61,47 @@ def test_a_mesh_changes_no_logits(originals: Path, mesh: str) -> None:
     assert_originals(lwm.load(**model_of(originals, "scan"), mesh=mesh), originals, "scan")
 
 
-def test_every_form_of_the_file_holds_the_same(originals: Path, tmp_path: Path) -> None:
-    given = model_of(originals, "scan")
+def test_every_format_of_the_original_gives_the_same_tensors(
+    originals: Path, tmp_path: Path
+) -> None:
+    arguments = model_of(originals, "scan")
     arrays = flax_files.read_stream(originals / "scan" / "vision_streaming_params")
-    expected = dict(open_checkpoint(**given).read())
+    expected = dict(open_checkpoint(**arguments).read())
     state = {("params", "params", *key): array for key, array in arrays.items()}
-    turned = {
+    transposed = {
         key: np.moveaxis(array, 0, 1) if "scan_decoder" in key else array
         for key, array in arrays.items()
     }
-    settings = json.loads(Path(given["config"]).read_text(encoding="utf-8"))
-    (tmp_path / "turned.json").write_text(json.dumps({**settings, "param_scan_axis": 1}))
+    settings = json.loads(Path(arguments["config"]).read_text(encoding="utf-8"))
+    (tmp_path / "transposed.json").write_text(json.dumps({**settings, "param_scan_axis": 1}))
     files = {
-        f"trainstate_params::{flax_files.write_stream(tmp_path / 'state', state)}": given[
+        f"trainstate_params::{flax_files.write_stream(tmp_path / 'state', state)}": arguments[
             "config"
         ],
-        f"flax_params::{flax_files.write_map(tmp_path / 'tree', arrays)}": given["config"],
-        f"params::{flax_files.write_stream(tmp_path / 'turned', turned)}": tmp_path
-        / "turned.json",
+        f"flax_params::{flax_files.write_map(tmp_path / 'tree', arrays)}": arguments["config"],
+        f"params::{flax_files.write_stream(tmp_path / 'transposed', transposed)}": tmp_path
+        / "transposed.json",
     }
     for model, config in files.items():
-        found = dict(open_checkpoint(model, config=str(config)).read())
-        assert found.keys() == expected.keys()
+        result = dict(open_checkpoint(model, config=str(config)).read())
+        assert result.keys() == expected.keys()
         for name, array in expected.items():
-            np.testing.assert_array_equal(found[name], array)
+            np.testing.assert_array_equal(result[name], array)
 
 
-def test_one_table_holds_the_ids_of_text_and_then_those_of_vision(originals: Path) -> None:
+def test_text_and_vision_tables_are_concatenated(originals: Path) -> None:
     arrays = flax_files.read_stream(originals / "unrolled" / "vision_streaming_params")
     checkpoint = open_checkpoint(**model_of(originals, "unrolled"))
-    found = dict(checkpoint.read())
+    result = dict(checkpoint.read())
     assert (checkpoint.config.vocab_size, checkpoint.config.table_size) == (96, 160)
     tables = [arrays["transformer", part, "embedding"] for part in ("wte", "vte")]
-    np.testing.assert_array_equal(found["embedding"], np.concatenate(tables))
+    np.testing.assert_array_equal(result["embedding"], np.concatenate(tables))
     heads = [arrays[part, "kernel"] for part in ("lm_head", "vision_head")]
-    np.testing.assert_array_equal(found["head"], np.concatenate(heads, axis=1))
+    np.testing.assert_array_equal(result["head"], np.concatenate(heads, axis=1))
     # Writing splits them again.
     config = checkpoint.config
     for name, parts in stored_tensors(checkpoint.table, config).items():
-        for stored_name, array in to_stored(parts, found[name], config.head_dim):
+        for stored_name, array in to_stored(parts, result[name], config.head_dim):
             np.testing.assert_array_equal(array, arrays[tuple(stored_name.split("/"))])
 
 
@@ -124,24 +126,24 @@ def test_parts_may_be_transposed() -> None:
         np.testing.assert_array_equal(from_stored(stored[name], parts.__getitem__, 2), array)
 
 
-def test_settings_and_file_must_both_see_or_both_not(originals: Path, tmp_path: Path) -> None:
+def test_vision_settings_must_match_the_file(originals: Path, tmp_path: Path) -> None:
     directory = originals / "unrolled"
-    seeing, blind = directory / "vision_config.json", directory / "text_config.json"
+    vision, text = directory / "vision_config.json", directory / "text_config.json"
     with pytest.raises(
-        CheckpointError, match=r"vision-language.*vte/embedding.*\"vision_vocab_size\": 64 to"
+        CheckpointError, match=r"vision-language.*vte/embedding.*\"vision_vocab_size\": 64"
     ):
-        lwm.load(f"params::{directory / 'vision_streaming_params'}", config=blind)
-    with pytest.raises(CheckpointError, match=r"text checkpoint.*vision_vocab_size to 64; omit"):
-        lwm.load(f"flax_params::{directory / 'text_params.msgpack'}", config=seeing)
+        lwm.load(f"params::{directory / 'vision_streaming_params'}", config=text)
+    with pytest.raises(CheckpointError, match=r"text checkpoint.*omit vision_vocab_size .64."):
+        lwm.load(f"flax_params::{directory / 'text_params.msgpack'}", config=vision)
     arrays = flax_files.read_stream(directory / "vision_streaming_params")
     half = {key: array for key, array in arrays.items() if key[0] != "vision_head"}
     file = flax_files.write_stream(tmp_path / "half", half)
     with pytest.raises(CheckpointError, match="'vision_head/kernel' is missing"):
-        lwm.load(f"params::{file}", config=seeing)
+        lwm.load(f"params::{file}", config=vision)
     arrays["vision_head", "kernel"] = arrays["vision_head", "kernel"][:, :-1]
-    file = flax_files.write_stream(tmp_path / "narrow", arrays)
+    file = flax_files.write_stream(tmp_path / "misshaped", arrays)
     with pytest.raises(CheckpointError, match=r"vision_head/kernel'.*\[32, 63\].*\[32, 64\]"):
-        lwm.load(f"params::{file}", config=seeing)
+        lwm.load(f"params::{file}", config=vision)
 
 
 @pytest.mark.parametrize(
@@ -153,7 +155,7 @@ def test_settings_and_file_must_both_see_or_both_not(originals: Path, tmp_path: 
         ({"vision_vocab_size": 64, "vision_codes": 32, "vision_codes_per_frame": 4}, 32, 4),
     ],
 )
-def test_codes_follow_from_the_size_of_the_table(
+def test_codes_follow_from_the_table_size(
     tmp_path: Path, settings: dict[str, int], codes: int, per_frame: int
 ) -> None:
     arrays = flax_files.small_model()
@@ -170,20 +172,20 @@ def test_codes_follow_from_the_size_of_the_table(
         open_checkpoint(f"params::{file}", config=str(config))
 
 
-def write(given: dict[str, Any], destination: Path, form: Any) -> Path:
+def write(arguments: dict[str, Any], destination: Path, form: Any) -> Path:
     write_checkpoint(
-        open_checkpoint(**given), destination, form=form, dtype="float32",
+        open_checkpoint(**arguments), destination, form=form, dtype="float32",
         save_tokenizer=lambda directory: None,
     )  # fmt: skip
     return destination
 
 
 def test_every_conversion_keeps_the_model(originals: Path, tmp_path: Path) -> None:
-    given = model_of(originals, "unrolled")
-    ours = write(given, tmp_path / "ours", "lwm")
+    arguments = model_of(originals, "unrolled")
+    ours = write(arguments, tmp_path / "ours", "lwm")
     theirs = write({"model": str(ours)}, tmp_path / "theirs", "huggingface")
     again = write({"model": str(theirs)}, tmp_path / "again", "lwm")
-    first = open_checkpoint(**given)
+    first = open_checkpoint(**arguments)
     expected = dict(first.read())
     for directory in (ours, theirs, again):
         checkpoint = open_checkpoint(str(directory))
@@ -193,8 +195,9 @@ def test_every_conversion_keeps_the_model(originals: Path, tmp_path: Path) -> No
     assert_originals(lwm.load(again), originals, "unrolled")
 
 
-def test_transformers_computes_both_vocabularies(originals: Path, tmp_path: Path) -> None:
-    """What lets PyTorch run a model that sees: a plain Llama with one table."""
+def test_transformers_computes_the_logits_of_both_vocabularies(
+    originals: Path, tmp_path: Path
+) -> None:
     directory = write(model_of(originals, "unrolled"), tmp_path / "theirs", "huggingface")
     expected = np.load(originals / "unrolled" / "vision_expected.npz")
     peer: Any = LlamaForCausalLM.from_pretrained(directory).eval()

@@ -25,10 +25,8 @@ SPARE_IDS = 256
 def add_vision(checkpoint: Checkpoint, vision: VisionVocabulary, *, seed: int = 0) -> Checkpoint:
     """Return the checkpoint of a vision-language model made from a text model."""
     if checkpoint.config.vision is not None:
-        raise ConfigError(
-            f"{checkpoint.source} has {checkpoint.config.vision.size} vision ids already; omit "
-            "--add-vision"
-        )
+        size = checkpoint.config.vision.size
+        raise ConfigError(f"{checkpoint.source} has {size} vision ids already; omit --add-vision")
     config = replace(checkpoint.config, vision=vision)
     tensors = _ExtendedTensors(checkpoint, config, seed)
     return replace(checkpoint, config=config, table=LWM_NAMES, tensors=tensors, quantized=None)
@@ -72,6 +70,5 @@ def require_codebook(codec: VQGANConfig, vqgan: str, config: LlamaConfig, source
         raise ConfigError(
             f"the VQGAN {vqgan} has {codes} codes, {per_frame} per frame, and {source} has "
             f"{config.vision.codes}, {config.vision.codes_per_frame} per frame; use the model's "
-            "VQGAN, or, if its --config does not define them, set vision_codes and "
-            "vision_codes_per_frame there"
+            "VQGAN, or set vision_codes and vision_codes_per_frame in its --config"
         )

@@ -61,27 +61,19 @@ class QuantizedTensors(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class Checkpoint:
-    """Represent a model in some format.
+    """Represent a model in some format."""
 
-    Args:
-        source: the MODEL string, for messages.
-        stored_dtype: the type of most numbers in the file, such as `float32` or `Q4_1`.
-        vocabulary: the directory of its tokenizer, or the vocabulary that a file contains.
-        ignorable: whether a tensor of the file, by its name, may be ignored.
-        path: where it is now, if `source` may name another checkpoint later, as a run does.
-    """
-
-    source: str
+    source: str  # the MODEL string, for messages
     format: str
-    stored_dtype: str
+    stored_dtype: str  # of most numbers in the file, such as `float32` or `Q4_1`
     config: LlamaConfig
     table: NameTable
     tensors: Tensors
     quantized: QuantizedTensors | None = None
-    vocabulary: Path | Vocabulary | None = None
+    vocabulary: Path | Vocabulary | None = None  # the tokenizer's directory, or its content
     vqgan: Path | None = None
-    ignorable: Callable[[str], bool] = lambda name: False
-    path: Path | None = None
+    ignorable: Callable[[str], bool] = lambda name: False  # whether a tensor is superfluous
+    path: Path | None = None  # of a run's checkpoint, because `source` may name another later
 
     @property
     def absolute_source(self) -> str:
@@ -90,8 +82,7 @@ class Checkpoint:
         return str(path.resolve()) if path.exists() else self.source
 
     def verify(self) -> None:
-        """Compare names and shapes with those that the configuration implies; raise
-        CheckpointError for the first difference."""
+        """Raise CheckpointError unless names and shapes are what the configuration implies."""
         stored = stored_tensors(self.table, self.config).values()
         expected = {tensor.name: tensor.shape for parts in stored for tensor in parts}
         require_shapes(self.source, expected, self.tensors.shapes(), self.ignorable)
@@ -151,8 +142,7 @@ def require_shapes(
     for name, shape in expected.items():
         if name not in present:
             raise CheckpointError(
-                f"{source}: the tensor {name!r} is missing; the file is incomplete or its "
-                "configuration describes another model"
+                f"{source}: the tensor {name!r} is missing; correct --config or the file"
             )
         if present[name] != shape:
             raise CheckpointError(
@@ -162,6 +152,5 @@ def require_shapes(
     for name in present:
         if name not in expected and not ignorable(name):
             raise CheckpointError(
-                f"{source}: the tensor {name!r} has no place in this model; the checkpoint is of "
-                "another architecture"
+                f"{source}: the tensor {name!r} has no place in this architecture; use a Llama"
             )

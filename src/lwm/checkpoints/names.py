@@ -49,16 +49,12 @@ HALF_SPLIT = TensorLayout(_pairs_from_halves, _halves_from_pairs, transposed=Tru
 
 @dataclass(frozen=True)
 class NameRow:
-    """Pair our name of a tensor with a file's; `{layer}` is the layer's number in both.
-
-    Args:
-        ids: the part of our table that the file's tensor contains; None for the whole.
-    """
+    """Pair our name of a tensor with a file's; `{layer}` is the layer's number in both."""
 
     name: str
     stored_name: str
     layout: TensorLayout
-    ids: Literal["text", "vision"] | None = None
+    ids: Literal["text", "vision"] | None = None  # the part of our table, if not the whole
 
 
 NameTable = tuple[NameRow, ...]
@@ -80,16 +76,11 @@ def named_specs(config: LlamaConfig) -> dict[str, ParamSpec]:
 
 @dataclass(frozen=True)
 class StoredTensor:
-    """Describe one tensor of a file.
-
-    Args:
-        shape: in the file's layout.
-        axis, start, stop: the part of our tensor that it contains.
-    """
+    """Describe one tensor of a file, which contains our tensor from `start` to `stop`."""
 
     name: str
     layout: TensorLayout
-    shape: tuple[int, ...]
+    shape: tuple[int, ...]  # in the file's layout
     axis: int
     start: int
     stop: int
@@ -103,25 +94,16 @@ def stored_tensors(table: NameTable, config: LlamaConfig) -> dict[str, tuple[Sto
         if row.ids == "vision" and config.vision is None:
             continue
         for layer in range(config.num_layers) if "{layer}" in row.name else (0,):
-            name = row.name.format(layer=layer)
+            name, stored_name = (x.format(layer=layer) for x in (row.name, row.stored_name))
             if name in specs:  # a tied head has no tensor
-                stored[name] += (_stored_tensor(row, layer, specs[name], config),)
+                shape = list(specs[name].shape)
+                axis = 0 if row.ids is None else specs[name].axes.index("vocab")
+                start = config.vocab_size if row.ids == "vision" else 0
+                stop = config.vocab_size if row.ids == "text" else shape[axis]
+                shape[axis] = stop - start
+                shape = tuple(reversed(shape) if row.layout.transposed else shape)
+                stored[name] += (StoredTensor(stored_name, row.layout, shape, axis, start, stop),)
     return stored
-
-
-def _stored_tensor(row: NameRow, layer: int, spec: ParamSpec, config: LlamaConfig) -> StoredTensor:
-    axis = 0 if row.ids is None else spec.axes.index("vocab")
-    start = config.vocab_size if row.ids == "vision" else 0
-    stop = config.vocab_size if row.ids == "text" else spec.shape[axis]
-    shape = (*spec.shape[:axis], stop - start, *spec.shape[axis + 1 :])
-    return StoredTensor(
-        name=row.stored_name.format(layer=layer),
-        layout=row.layout,
-        shape=shape[:: -1 if row.layout.transposed else 1],
-        axis=axis,
-        start=start,
-        stop=stop,
-    )
 
 
 def from_stored(

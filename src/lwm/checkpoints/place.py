@@ -14,10 +14,8 @@ from lwm.core.mesh import FSDP, TENSOR
 from lwm.core.params import cast
 from lwm.core.progress import progress
 from lwm.core.sharding import DECODE, TRAINING, named_sharding
-from lwm.models.llama import FUSED, FusedLayer, Layer, Llama, LlamaConfig, llama_params
+from lwm.models.llama import FUSED, FusedLayer, Layer, Llama, llama_params
 from lwm.models.quantized import QuantizedTensor, concatenate, lay_out
-
-_FUSED_FIELD = {part: whole for whole, parts in FUSED.items() for part in parts}
 
 
 def load_weights(checkpoint: Checkpoint, *, dtype: str, mesh: Mesh | None) -> Llama:
@@ -47,36 +45,28 @@ def load_weights(checkpoint: Checkpoint, *, dtype: str, mesh: Mesh | None) -> Ll
         # With order K, a kernel that is stored as (out, in) is not copied to transpose it twice.
         return np.asarray(read_dense(name), dtype=cast(dtype), order="K" if fused else "C")
 
-    placed = {}
-    with progress(f"loading {checkpoint.source}", len(specs)) as advance:
-        for name, parts in _tensors(checkpoint.config, fused).items():
-            arrays, axes = [read(part) for part in parts], specs[parts[0]].axes
-            is_kernel = name.startswith("layers.") and len(axes) == 2
-            if (fused and is_kernel) or isinstance(arrays[0], QuantizedTensor):
-                placed[name] = _put(_transpose(arrays), axes[::-1], mesh)
-            else:
-                placed[name] = _put(arrays[0], axes, mesh)
-            advance(len(parts))
     kind = FusedLayer if fused else Layer
-    return Llama(
-        embedding=placed["embedding"],
-        layers=tuple(
-            kind(**{field: placed[f"layers.{i}.{field}"] for field in kind.__dataclass_fields__})
-            for i in range(checkpoint.config.num_layers)
-        ),
-        norm=placed["norm"],
-        head=placed.get("head"),
-    )
+    with progress(f"loading {checkpoint.source}", len(specs)) as advance:
 
+        def load(*names: str) -> Any:
+            arrays, axes = [read(name) for name in names], specs[names[0]].axes
+            advance(len(names))
+            is_kernel = names[0].startswith("layers.") and len(axes) == 2
+            if (fused and is_kernel) or isinstance(arrays[0], QuantizedTensor):
+                return _put(_transpose(arrays), axes[::-1], mesh)
+            return _put(arrays[0], axes, mesh)
 
-def _tensors(config: LlamaConfig, fused: bool) -> dict[str, list[str]]:
-    # The tensors of the loaded tree, and the parts that each is made of.
-    tensors = {}
-    for name in named_specs(config):
-        prefix, _, field = name.rpartition(".")
-        whole = _FUSED_FIELD.get(field, field) if fused and prefix else field
-        tensors.setdefault(f"{prefix}.{whole}" if prefix else name, []).append(name)
-    return tensors
+        def load_layer(i: int) -> Any:
+            fields = {field: FUSED.get(field, (field,)) for field in kind.__dataclass_fields__}
+            names = {field: [f"layers.{i}.{x}" for x in parts] for field, parts in fields.items()}
+            return kind(**{field: load(*parts) for field, parts in names.items()})
+
+        return Llama(
+            embedding=load("embedding"),
+            layers=tuple(load_layer(i) for i in range(checkpoint.config.num_layers)),
+            norm=load("norm"),
+            head=load("head") if "head" in specs else None,
+        )
 
 
 def _transpose(arrays: list[Any]) -> Any:

@@ -37,15 +37,10 @@ def write_checkpoint(
     vqgan: tuple[VQGANConfig, VQGAN] | None = None,
     part_bytes: int = PART_BYTES,
 ) -> None:
-    """Write the directory `destination` completely or not at all.
+    """Write a model directory completely or not at all, in `float32` or `bfloat16`.
 
     Args:
-        dtype: type of the numbers written, `float32` or `bfloat16`.
         save_tokenizer: writes the tokenizer's files into a directory.
-        vqgan: a VQGAN to write beside the weights.
-
-    Raises:
-        InputError: the destination exists or cannot be written.
     """
     names, write_config = WRITERS[form]
     stored = stored_tensors(names, checkpoint.config)

@@ -1,5 +1,4 @@
-"""Load a model onto this machine's devices, or onto those of several processes, by its MODEL
-string."""
+"""Load a model onto the devices of one or several processes by its MODEL string."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -28,12 +27,7 @@ Value = TypeVar("Value")
 
 
 def open_tokenizer(checkpoint: Checkpoint, tokenizer: str | Path | None) -> Tokenizer | None:
-    """Open the tokenizer at a path, which defaults to the checkpoint's; return None if it has
-    none.
-
-    Raises:
-        CheckpointError: the tokenizer is broken, or of an unknown kind.
-    """
+    """Open the tokenizer at a path, which defaults to the checkpoint's, if any."""
     vocabulary = checkpoint.vocabulary
     if tokenizer is None:
         return checkpoint_tokenizer(vocabulary)
@@ -46,12 +40,8 @@ def open_tokenizer(checkpoint: Checkpoint, tokenizer: str | Path | None) -> Toke
 def open_codec(
     checkpoint: Checkpoint, vqgan: str | Path | None, config: str | Path | None = None
 ) -> VqganCodec | None:
-    """Open the VQGAN at a path, which defaults to the checkpoint's; return None if it has none.
-
-    Raises:
-        ConfigError: its codes are not the model's.
-        CheckpointError: it is missing or broken.
-    """
+    """Open the VQGAN at a path, which defaults to the checkpoint's, if any; raise ConfigError if
+    its codes are not the model's."""
     path = checkpoint.vqgan if vqgan is None else vqgan
     if path is None:
         return None

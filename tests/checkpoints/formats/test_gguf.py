@@ -1,5 +1,5 @@
-"""GGUF files written by gguf's own writer and quantiser: the logits against transformers with the
-dequantised weights, and one clear sentence for every broken file."""
+"""Test GGUF files written by the gguf package: logits against transformers with the dequantized
+weights, and one sentence for every broken file."""
 
 import contextlib
 import struct
@@ -64,7 +64,7 @@ Tensors = dict[str, tuple[np.ndarray, Quantization]]
 def write_gguf(
     file: Path, tensors: Mapping[str, tuple[np.ndarray, Quantization]], **changes: Any
 ) -> Path:
-    """A file of architecture `llama` (or another); a change to None leaves a key out."""
+    # A change to None omits a key.
     architecture = changes.pop("architecture", "llama")
     header: dict[str, Any] = {
         "context_length": 512,
@@ -91,11 +91,9 @@ def write_gguf(
     return file
 
 
-def quantised(kind: Quantization) -> Tensors:
-    """Random weights in a quantised form; the norms as everywhere in float32.
-
-    What gguf cannot quantise in Python is random blocks with scales of a sensible size.
-    """
+def random_tensors(kind: Quantization) -> Tensors:
+    # The norms are float32. Types that gguf cannot quantize in Python are random blocks with
+    # scales of a sensible size.
     random = np.random.default_rng(2)
     tensors: Tensors = {}
     for name, shape in SHAPES.items():
@@ -120,7 +118,6 @@ SCALES_AT = {Quantization.Q4_K: (0, 2), Quantization.Q5_K: (0, 2), Quantization.
 
 
 def peer(tensors: Tensors) -> LlamaForCausalLM:
-    """transformers' Llama with the dequantised weights, rotary pairs turned back into halves."""
     config = LlamaConfig(
         vocab_size=VOCABULARY,
         hidden_size=WIDTH,
@@ -157,8 +154,10 @@ def peer_logits(tensors: Tensors) -> np.ndarray:
         Quantization.Q6_K,
     ],
 )  # fmt: skip
-def test_logits_are_those_of_the_dequantised_weights(tmp_path: Path, kind: Quantization) -> None:
-    tensors = quantised(kind)
+def test_logits_equal_transformers_with_dequantized_weights(
+    tmp_path: Path, kind: Quantization
+) -> None:
+    tensors = random_tensors(kind)
     file = write_gguf(tmp_path / "model.gguf", tensors)
     checkpoint = open_checkpoint(str(file))
     assert checkpoint.stored_dtype == kind.name
@@ -178,7 +177,7 @@ def test_logits_are_those_of_the_dequantised_weights(tmp_path: Path, kind: Quant
 def test_quantized_kernels_equal_the_files_and_stay_quantized(
     tmp_path: Path, kind: Quantization
 ) -> None:
-    file = write_gguf(tmp_path / "model.gguf", quantised(kind))
+    file = write_gguf(tmp_path / "model.gguf", random_tensors(kind))
     checkpoint = open_checkpoint(str(file))
     read, quantized = checkpoint.reader(), checkpoint.quantized_reader()
     names = checkpoint.quantized_names()
@@ -193,21 +192,21 @@ def test_quantized_kernels_equal_the_files_and_stay_quantized(
     assert all(isinstance(kernel, QuantizedKernel) for kernel in [model.weights.head, *kernels])
     assert not isinstance(dense_model.weights.embedding, QuantizedKernel)
     for loaded, quantized in ((model, True), (dense_model, False)):
-        assert checkpoint.weight_bytes("float32", keep_quantized=quantized) == held_bytes(loaded)
+        assert checkpoint.weight_bytes("float32", keep_quantized=quantized) == weight_bytes(loaded)
     np.testing.assert_allclose(
         model.logits(TOKENS).text, dense_model.logits(TOKENS).text, atol=1e-4
     )
-    said = [list(drawn(each)) for each in (model, dense_model)]
+    said = [list(sampled(each)) for each in (model, dense_model)]
     assert [token.token for token in said[0]] == [token.token for token in said[1]]
     logprobs = [[token.logprob for token in tokens] for tokens in said]
     np.testing.assert_allclose(logprobs[0], logprobs[1], atol=1e-4)
 
 
-def held_bytes(model: lwm.Model) -> int:
+def weight_bytes(model: lwm.Model) -> int:
     return sum(array.nbytes for array in jax.tree.leaves(model.weights))
 
 
-def drawn(model: lwm.Model) -> Iterator[Token]:
+def sampled(model: lwm.Model) -> Iterator[Token]:
     request = Request(prompt=TOKENS[0].tolist(), max_tokens=8, sampling=Sampling(temperature=0.0))
     return model.engine_for(24, 8).stream(request)
 
@@ -216,10 +215,10 @@ def test_a_fused_kernel_uses_the_smallest_block_size_of_its_parts(
     tmp_path: Path,
 ) -> None:
     """Check a file of the mixture Q4_K_M; a part that is not quantized makes the kernel dense."""
-    tensors = quantised(Quantization.Q4_K)
-    other = quantised(Quantization.Q6_K)
+    tensors = random_tensors(Quantization.Q4_K)
+    other = random_tensors(Quantization.Q6_K)
     tensors |= {name: other[name] for name in ("blk.0.attn_v", "blk.0.ffn_down")}
-    tensors["blk.0.ffn_up"] = quantised(Quantization.F16)["blk.0.ffn_up"]
+    tensors["blk.0.ffn_up"] = random_tensors(Quantization.F16)["blk.0.ffn_up"]
     file = write_gguf(tmp_path / "model.gguf", tensors)
     model = lwm.load(file)
     layer = model.weights.layers[0]  # type: ignore[index]
@@ -229,13 +228,13 @@ def test_a_fused_kernel_uses_the_smallest_block_size_of_its_parts(
     blocks = [kernel.values.shape[2] for kernel in kernels if isinstance(kernel, QuantizedKernel)]
     assert blocks == [16, 32, 16]
     assert not isinstance(layer.mlp_in, QuantizedKernel)
-    held = open_checkpoint(str(file)).weight_bytes("float32", keep_quantized=True)
-    assert held == held_bytes(model)
+    expected = open_checkpoint(str(file)).weight_bytes("float32", keep_quantized=True)
+    assert expected == weight_bytes(model)
     np.testing.assert_allclose(model.logits(TOKENS).text, peer_logits(tensors), atol=1e-4)
 
 
 def test_a_model_without_output_is_tied(tmp_path: Path) -> None:
-    tensors = quantised(Quantization.F16)
+    tensors = random_tensors(Quantization.F16)
     del tensors["output"]
     file = write_gguf(tmp_path / "model.gguf", tensors)
     logits = lwm.load(file).logits(TOKENS).text
@@ -243,7 +242,9 @@ def test_a_model_without_output_is_tied(tmp_path: Path) -> None:
 
 
 def test_settings_come_from_the_header(tmp_path: Path) -> None:
-    checkpoint = open_checkpoint(str(write_gguf(tmp_path / "m.gguf", quantised(Quantization.F32))))
+    checkpoint = open_checkpoint(
+        str(write_gguf(tmp_path / "m.gguf", random_tensors(Quantization.F32)))
+    )
     config = checkpoint.config
     assert (config.rope_theta, config.rms_norm_eps) == (THETA, EPSILON)
     assert (config.num_heads, config.num_kv_heads, config.head_dim) == (HEADS, KEY_HEADS, HEAD)
@@ -251,9 +252,8 @@ def test_settings_come_from_the_header(tmp_path: Path) -> None:
     assert checkpoint.vocabulary is None
 
 
-def test_tensors_of_many_rows_are_read_in_pieces(tmp_path: Path) -> None:
-    """More numbers than are dequantised at a time."""
-    tensors = quantised(Quantization.F32)
+def test_tensors_of_many_rows_are_read_in_chunks(tmp_path: Path) -> None:
+    tensors = random_tensors(Quantization.F32)
     rows = 9000
     random = np.random.default_rng(3).normal(size=(rows, WIDTH)).astype(np.float32)
     data = gguf.quantize(random, Quantization.Q8_0)
@@ -261,9 +261,9 @@ def test_tensors_of_many_rows_are_read_in_pieces(tmp_path: Path) -> None:
         tensors[name] = (data, Quantization.Q8_0)
     checkpoint = open_checkpoint(str(write_gguf(tmp_path / "model.gguf", tensors)))
     expected = gguf.dequantize(data, Quantization.Q8_0)
-    found = dict(checkpoint.read())
-    np.testing.assert_array_equal(found["embedding"], expected)
-    np.testing.assert_array_equal(found["head"], expected.T)
+    result = dict(checkpoint.read())
+    np.testing.assert_array_equal(result["embedding"], expected)
+    np.testing.assert_array_equal(result["head"], expected.T)
     kernel = jax.device_put(lay_out(checkpoint.quantized_reader()("head")))
     np.testing.assert_array_equal(kernel.dequantize(), expected)
 
@@ -286,17 +286,17 @@ def test_tensors_of_many_rows_are_read_in_pieces(tmp_path: Path) -> None:
         ({"rope_freq_base": float("nan")}, "rope_theta is nan"),
     ],
 )
-def test_other_models_and_wrong_headers(
+def test_unsupported_models_and_wrong_headers_are_refused(
     tmp_path: Path, changes: dict[str, Any], message: str
 ) -> None:
-    file = write_gguf(tmp_path / "model.gguf", quantised(Quantization.F32), **changes)
+    file = write_gguf(tmp_path / "model.gguf", random_tensors(Quantization.F32), **changes)
     with pytest.raises(LwmError, match=message) as raised:
         open_checkpoint(str(file))
     assert "\n" not in str(raised.value)
 
 
-def test_tensors_that_are_missing_misshaped_or_of_another_type(tmp_path: Path) -> None:
-    tensors = quantised(Quantization.F32)
+def test_missing_misshaped_and_unsupported_tensors_are_named(tmp_path: Path) -> None:
+    tensors = random_tensors(Quantization.F32)
     without = {name: value for name, value in tensors.items() if name != "blk.0.ffn_up"}
     with pytest.raises(CheckpointError, match=r"'blk.0.ffn_up.weight' is missing"):
         open_checkpoint(str(write_gguf(tmp_path / "without.gguf", without)))
@@ -325,12 +325,11 @@ def test_tensors_that_are_missing_misshaped_or_of_another_type(tmp_path: Path) -
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> bytes:
-    """A small sound file with a tokenizer."""
     file = tmp_path_factory.mktemp("whole") / "model.gguf"
     tokens = ["<unk>", "<s>", "</s>", *(f"▁piece{i}" for i in range(VOCABULARY - 3))]
     write_gguf(
         file,
-        quantised(Quantization.Q4_0),
+        random_tensors(Quantization.Q4_0),
         tokenizer_model="llama",
         token_list=tokens,
         token_scores=[0.0] * VOCABULARY,
@@ -342,7 +341,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> bytes:
     return file.read_bytes()
 
 
-def test_files_that_are_cut_short(tmp_path: Path, whole: bytes) -> None:
+def test_truncated_files_are_refused(tmp_path: Path, whole: bytes) -> None:
     file = tmp_path / "cut.gguf"
     for length in (0, 3, 4, 8, 20, 24, 60, 200, 1000, 3000, len(whole) // 2, len(whole) - 40):
         file.write_bytes(whole[:length])
@@ -400,7 +399,7 @@ def tensor(*sizes: int, kind: int = 0, offset: int = 0) -> bytes:
         header(0, 1, string(b"a") + struct.pack("<I", 9) + struct.pack("<IQ", 9, 1) * 2000),
     ],
 )
-def test_headers_that_claim_absurd_sizes(tmp_path: Path, content: bytes) -> None:
+def test_headers_with_impossible_sizes_are_refused(tmp_path: Path, content: bytes) -> None:
     file = tmp_path / "absurd.gguf"
     file.write_bytes(content)
     tracemalloc.start()
@@ -423,7 +422,7 @@ def test_headers_that_claim_absurd_sizes(tmp_path: Path, content: bytes) -> None
     ],
     ids=["not UTF-8", "a number", "another key"],
 )
-def test_a_header_without_an_architecture(tmp_path: Path, pair: bytes) -> None:
+def test_headers_without_an_architecture_are_refused(tmp_path: Path, pair: bytes) -> None:
     file = tmp_path / "nameless.gguf"
     file.write_bytes(header(0, 1, pair + bytes(64)))
     with pytest.raises(CheckpointError, match=r"general.architecture"):
@@ -446,24 +445,23 @@ def test_a_header_without_an_architecture(tmp_path: Path, pair: bytes) -> None:
         ({"token_list": [b"a", b"b", b"c", b"d", b"e", b"f"]}, "6 tokens"),
     ],
 )
-def test_tokenizers_that_contradict_themselves(
+def test_inconsistent_tokenizers_are_refused(
     tmp_path: Path, changes: dict[str, Any], message: str
 ) -> None:
-    given: dict[str, Any] = {
+    fields: dict[str, Any] = {
         "tokenizer_model": "llama",
         "token_list": ["<unk>", "<s>", "</s>", "a", "b"],
         "token_scores": [0.0] * 5,
         "token_types": [2, 3, 3, 1, 1],
         **changes,
     }
-    file = write_gguf(tmp_path / "model.gguf", quantised(Quantization.F32), **given)
+    file = write_gguf(tmp_path / "model.gguf", random_tensors(Quantization.F32), **fields)
     with pytest.raises(CheckpointError, match=message) as raised:
         open_tokenizer(open_checkpoint(str(file)), None)
     assert "\n" not in str(raised.value)
 
 
-def test_a_beginning_before_the_first_token(tmp_path: Path, whole: bytes) -> None:
-    """A signed type where the specification asks for an unsigned one."""
+def test_negative_token_ids_are_refused(tmp_path: Path, whole: bytes) -> None:
     key = b"tokenizer.ggml.bos_token_id"
     at = whole.index(key) + len(key)
     damaged = whole[:at] + struct.pack("<Ii", 5, -100_000) + whole[at + 8 :]
@@ -474,10 +472,10 @@ def test_a_beginning_before_the_first_token(tmp_path: Path, whole: bytes) -> Non
 
 @given(data=st.data())
 @settings(max_examples=60, deadline=None)
-def test_random_damage_never_raises_anything_else(
+def test_random_damage_raises_no_other_error(
     tmp_path_factory: pytest.TempPathFactory, whole: bytes, data: st.DataObject
 ) -> None:
-    """Damage in the header; what follows is weights, where any bytes are good."""
+    # Only in the header: any bytes are valid weights.
     content = bytearray(whole)
     for _ in range(data.draw(st.integers(0, 3))):
         at = data.draw(st.integers(0, 3800))

@@ -1,5 +1,5 @@
-"""Hugging Face Llama directories, both ways, against transformers itself: the same logits, the
-same tensors, and one clear sentence for everything that is not a plain Llama."""
+"""Test reading and writing Hugging Face Llama directories against transformers: logits, tensors,
+and one sentence for everything that is not a plain Llama."""
 
 import json
 import struct
@@ -24,7 +24,7 @@ from lwm.core.errors import CheckpointError, LwmError
 TOLERANCE = 1e-4
 TOKENS = np.random.default_rng(0).integers(0, 101, (2, 30))
 
-# Grouped key heads, one key head for each head, a head of its own width, a tied head.
+# Grouped key-value heads; one per query head; one for all, a larger head size and a tied head.
 SHAPES: dict[str, dict[str, Any]] = {
     "grouped": {"num_key_value_heads": 2, "rope_theta": 500_000.0},
     "full": {"num_key_value_heads": 4, "rms_norm_eps": 1e-5},
@@ -33,7 +33,6 @@ SHAPES: dict[str, dict[str, Any]] = {
 
 
 def make(seed: int = 0, **settings: Any) -> LlamaForCausalLM:
-    """A random model whose norms are not all ones either."""
     torch.manual_seed(seed)
     theta = settings.pop("rope_theta", 10_000.0)
     config = LlamaConfig(
@@ -62,11 +61,10 @@ def peer_logits(model: LlamaForCausalLM) -> np.ndarray:
 
 
 def stored(directory: Path) -> dict[str, np.ndarray]:
-    """Every tensor of a directory under its foreign name."""
-    found = {}
+    result = {}
     for file in sorted(directory.glob("*.safetensors")):
-        found |= safetensors.numpy.load_file(file)
-    return found
+        result |= safetensors.numpy.load_file(file)
+    return result
 
 
 def convert(source: Path, destination: Path, *, dtype: str = "float32", **settings: Any) -> None:
@@ -82,7 +80,6 @@ def convert(source: Path, destination: Path, *, dtype: str = "float32", **settin
 
 @pytest.fixture(scope="module")
 def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """One directory that tests break copies of."""
     directory = tmp_path_factory.mktemp("saved")
     make(num_key_value_heads=2).save_pretrained(directory)
     return directory
@@ -90,7 +87,6 @@ def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def broken(saved: Path, tmp_path: Path) -> Path:
-    """A copy to break."""
     for file in saved.iterdir():
         (tmp_path / file.name).write_bytes(file.read_bytes())
     return tmp_path
@@ -105,7 +101,6 @@ def change_config(directory: Path, **changes: Any) -> None:
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("part", ["5GB", "30KB"])
 def test_logits_and_export_agree_with_transformers(tmp_path: Path, shape: str, part: str) -> None:
-    """In, whole or in parts; and out again, in parts or whole."""
     peer = make(**SHAPES[shape])
     expected = peer_logits(peer)
     peer.save_pretrained(tmp_path / "theirs", max_shard_size=part)
@@ -129,10 +124,10 @@ def test_import_then_export_is_the_identity(tmp_path: Path, shape: str) -> None:
     convert(tmp_path / "theirs", tmp_path / "ours", form="lwm")
     convert(tmp_path / "ours", tmp_path / "back")
     expected = stored(tmp_path / "theirs")
-    for found in (stored(tmp_path / "exported"), stored(tmp_path / "back")):
-        assert found.keys() == expected.keys()
+    for result in (stored(tmp_path / "exported"), stored(tmp_path / "back")):
+        assert result.keys() == expected.keys()
         for name, array in expected.items():
-            np.testing.assert_array_equal(found[name], array)
+            np.testing.assert_array_equal(result[name], array)
 
 
 def test_bfloat16_directories(tmp_path: Path) -> None:
@@ -151,7 +146,7 @@ def test_bfloat16_directories(tmp_path: Path) -> None:
         assert torch.equal(ours.float(), theirs.float()), name
 
 
-def test_the_older_config_of_transformers_4_is_read(broken: Path) -> None:
+def test_configs_of_transformers_4_are_read(broken: Path) -> None:
     data = json.loads((broken / "config.json").read_text(encoding="utf-8"))
     del data["rope_parameters"], data["head_dim"]
     data |= {"rope_theta": 1234.0, "rope_scaling": None}
@@ -161,12 +156,12 @@ def test_the_older_config_of_transformers_4_is_read(broken: Path) -> None:
 
 
 @given(heads=st.integers(1, 5), half=st.integers(1, 6), width=st.integers(1, 9))
-def test_layouts_undo_each_other(heads: int, half: int, width: int) -> None:
+def test_layouts_are_inverses(heads: int, half: int, width: int) -> None:
     kernel = np.arange(heads * 2 * half * width).reshape(heads * 2 * half, width)
     for layout in (HALF_SPLIT, TRANSPOSED):
-        turned = layout.from_file(kernel, 2 * half)
-        assert turned.shape == kernel.shape[::-1]
-        np.testing.assert_array_equal(layout.to_file(turned, 2 * half), kernel)
+        converted = layout.from_file(kernel, 2 * half)
+        assert converted.shape == kernel.shape[::-1]
+        np.testing.assert_array_equal(layout.to_file(converted, 2 * half), kernel)
     # Pair i of a head lies at rows i and i + half there, at columns 2i and 2i + 1 here.
     columns = HALF_SPLIT.from_file(kernel, 2 * half)
     np.testing.assert_array_equal(columns[:, 0], kernel[0])
@@ -203,7 +198,7 @@ def test_layouts_undo_each_other(heads: int, half: int, width: int) -> None:
         ({"tie_word_embeddings": "no"}, "tie_word_embeddings"),
     ],
 )
-def test_other_models_and_wrong_configurations(
+def test_unsupported_models_and_wrong_settings_are_refused(
     broken: Path, changes: dict[str, Any], message: str
 ) -> None:
     change_config(broken, **changes)
@@ -212,7 +207,7 @@ def test_other_models_and_wrong_configurations(
     assert "\n" not in str(raised.value)
 
 
-def test_tensors_that_are_missing_or_have_no_place(broken: Path) -> None:
+def test_missing_and_unknown_tensors_are_named(broken: Path) -> None:
     tensors = stored(broken)
     name = "model.layers.1.mlp.up_proj.weight"
     file = broken / "model.safetensors"
@@ -229,7 +224,7 @@ def test_tensors_that_are_missing_or_have_no_place(broken: Path) -> None:
         open_checkpoint(str(broken))
 
 
-def test_files_that_are_cut_short(broken: Path) -> None:
+def test_truncated_files_are_refused(broken: Path) -> None:
     file = broken / "model.safetensors"
     whole = file.read_bytes()
     for length in (0, 4, 100, len(whole) // 2, len(whole) - 1):
@@ -249,7 +244,7 @@ def test_files_that_are_cut_short(broken: Path) -> None:
         b'{"a":',
     ],
 )
-def test_headers_that_claim_absurd_sizes(broken: Path, header: bytes) -> None:
+def test_headers_with_impossible_sizes_are_refused(broken: Path, header: bytes) -> None:
     prefix = struct.pack("<Q", len(header)) if header.startswith(b"{") else b""
     (broken / "model.safetensors").write_bytes(prefix + header + b"1234")
     tracemalloc.start()
@@ -275,7 +270,7 @@ def test_headers_that_claim_absurd_sizes(broken: Path, header: bytes) -> None:
         ({}, "no weight_map"),
     ],
 )
-def test_an_index_that_leads_astray(broken: Path, index: dict[str, Any], message: str) -> None:
+def test_wrong_indexes_are_refused(broken: Path, index: dict[str, Any], message: str) -> None:
     outside = broken.parent / "outside.safetensors"
     (broken / "model.safetensors").rename(outside)
     text = json.dumps(index).replace("{absolute}", str(outside))
@@ -287,7 +282,7 @@ def test_an_index_that_leads_astray(broken: Path, index: dict[str, Any], message
         outside.unlink()
 
 
-def test_a_directory_without_weights(broken: Path) -> None:
+def test_directories_without_weights_are_refused(broken: Path) -> None:
     (broken / "model.safetensors").unlink()
     with pytest.raises(CheckpointError, match=r"neither model.safetensors nor"):
         open_checkpoint(str(broken))

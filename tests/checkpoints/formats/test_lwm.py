@@ -1,4 +1,4 @@
-"""Our own directory: what is written comes back exactly, whole or not at all."""
+"""Test our model directory: exact round trips, complete or not at all."""
 
 import json
 from pathlib import Path
@@ -21,7 +21,6 @@ from lwm.core.errors import CheckpointError, InputError, LwmError
 
 @pytest.fixture(scope="module")
 def source(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, str]:
-    """A small model of the original's, and its settings."""
     directory = tmp_path_factory.mktemp("source")
     (directory / "config.json").write_text(json.dumps(flax_files.SETTINGS), encoding="utf-8")
     file = flax_files.write_stream(directory / "params", flax_files.small_model())
@@ -53,9 +52,9 @@ def test_the_round_trip_is_exact(
     assert again.config == original.config
     assert again.stored_dtype == dtype
     kind = np.float32 if dtype == "float32" else ml_dtypes.bfloat16
-    found = dict(again.read())
+    result = dict(again.read())
     for name, array in original.read():
-        np.testing.assert_array_equal(found[name], array.astype(kind))
+        np.testing.assert_array_equal(result[name], array.astype(kind))
     assert list(tmp_path.iterdir()) == [directory]
 
 
@@ -66,7 +65,7 @@ def test_logits_survive_the_round_trip(source: tuple[str, str], tmp_path: Path) 
     np.testing.assert_array_equal(lwm.load(directory).logits(tokens).text, before)
 
 
-def test_the_index_counts_as_hugging_face_does(tmp_path: Path) -> None:
+def test_the_index_has_the_form_of_hugging_face(tmp_path: Path) -> None:
     arrays = {f"tensor{i}": np.full((i + 1, 3), i, np.float32) for i in range(6)}
     write_safetensors(tmp_path, iter(arrays.items()), part_bytes=60)
     index = json.loads((tmp_path / "model.safetensors.index.json").read_text(encoding="utf-8"))
@@ -80,7 +79,7 @@ def test_the_index_counts_as_hugging_face_does(tmp_path: Path) -> None:
 
 @given(st.lists(st.integers(0, 40), min_size=1, max_size=12), st.integers(1, 200))
 @settings(max_examples=40, deadline=None)
-def test_parts_lose_nothing(
+def test_parts_contain_every_tensor(
     tmp_path_factory: pytest.TempPathFactory, lengths: list[int], part_bytes: int
 ) -> None:
     directory = tmp_path_factory.mktemp("parts")
@@ -92,17 +91,17 @@ def test_parts_lose_nothing(
         np.testing.assert_array_equal(tensors.read(name), array)
 
 
-def test_a_destination_that_exists_is_left_alone(source: tuple[str, str], tmp_path: Path) -> None:
-    (tmp_path / "file").write_text("kept", encoding="utf-8")
+def test_existing_destinations_are_not_changed(source: tuple[str, str], tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("content", encoding="utf-8")
     (tmp_path / "link").symlink_to(tmp_path / "nowhere")
     for name in ("file", "link"):
         with pytest.raises(InputError, match=f"{name} exists"):
             write_ours(source, tmp_path / name)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "link"]
-    assert (tmp_path / "file").read_text(encoding="utf-8") == "kept"
+    assert (tmp_path / "file").read_text(encoding="utf-8") == "content"
 
 
-def test_a_failure_half_way_leaves_nothing(source: tuple[str, str], tmp_path: Path) -> None:
+def test_a_failed_conversion_leaves_nothing(source: tuple[str, str], tmp_path: Path) -> None:
     def fail(directory: Path) -> None:
         (directory / "tokenizer.json").write_text("{", encoding="utf-8")
         raise InputError("the tokenizer cannot be saved")
@@ -142,7 +141,9 @@ def test_wrong_settings_are_named(
     assert "\n" not in str(raised.value)
 
 
-def test_configurations_that_are_no_object(source: tuple[str, str], tmp_path: Path) -> None:
+def test_configurations_that_are_no_json_object_are_refused(
+    source: tuple[str, str], tmp_path: Path
+) -> None:
     directory = write_ours(source, tmp_path / "ours")
     for text, message in (("[]", "an object is needed"), ("{", "JSON"), ("[" * 99999, "JSON")):
         (directory / "config.json").write_text(text, encoding="utf-8")
@@ -159,7 +160,7 @@ def test_the_tokenizer_is_saved_beside_the_weights(
         save_tokenizer=lambda path: (path / "tokenizer.json").write_text("{}") and None,
     )
     assert (directory / "tokenizer.json").is_file()
-    model = lwm.load(directory)  # a broken tokenizer matters to text alone
+    model = lwm.load(directory)  # a broken tokenizer matters only to text
     assert model.logits(np.array([[1, 2]])).text.shape == (1, 2, 8)
     with pytest.raises(CheckpointError, match=r"tokenizer.json"):
         model.generate("text")

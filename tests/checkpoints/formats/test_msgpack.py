@@ -1,7 +1,6 @@
-"""The reader of the original's files against the msgpack package, and against broken files.
+"""Test the reader of msgpack files against the msgpack package and with broken files.
 
-Whatever a file announces, the answer is one `CheckpointError`, found without allocating what is
-announced.
+A broken file raises one `CheckpointError`, without allocating the sizes that it claims.
 """
 
 import contextlib
@@ -41,7 +40,6 @@ def walker(data: bytes) -> Walker:
 
 
 def resolved(value: Any, data: bytes) -> Any:
-    """A value with the bytes in the place of where they lie."""
     if isinstance(value, Region):
         return data[value.offset : value.offset + value.length]
     if isinstance(value, list):
@@ -53,7 +51,7 @@ def resolved(value: Any, data: bytes) -> Any:
 
 @given(values)
 @settings(max_examples=60, deadline=None)
-def test_values_are_what_the_msgpack_package_wrote(value: Any) -> None:
+def test_values_equal_those_of_the_msgpack_package(value: Any) -> None:
     data = flax_files.pack(value)
     reader = walker(data)
     assert resolved(reader.value(), data) == msgpack.unpackb(data, raw=False)
@@ -62,7 +60,7 @@ def test_values_are_what_the_msgpack_package_wrote(value: Any) -> None:
 
 @given(st.floats(width=32, allow_nan=False))
 @settings(max_examples=20, deadline=None)
-def test_floats_of_single_precision(value: float) -> None:
+def test_float32_values(value: float) -> None:
     assert walker(flax_files.pack(value, use_single_float=True)).value() == value
 
 
@@ -87,15 +85,15 @@ def test_extension_values_keep_code_and_place(length: int, code: int) -> None:
         b"\xdc" + b"\xff" * 2,  # array16
         b"\xdf" + b"\xff" * 4,  # map32
         b"\xde" + b"\xff" * 2,  # map16
-        b"\xc1",  # starts no value
-        b"\x91" * 5000 + b"\x00",  # nested without end
+        b"\xc1",  # begins no value
+        b"\x91" * 5000 + b"\x00",  # nested too deeply
         b"\x81\xa1a" * 5000 + b"\x00",
-        b"\x92\x91\xa1a\xc6" + b"\xff" * 4,  # a pair whose array is absurd
-        b"\x81\xa1a\xc9" + b"\xff" * 4 + b"\x01",  # a map whose array is absurd
+        b"\x92\x91\xa1a\xc6" + b"\xff" * 4,  # a pair with an impossible array
+        b"\x81\xa1a\xc9" + b"\xff" * 4 + b"\x01",  # a map with an impossible array
         b"",
     ],
 )
-def test_absurd_lengths_are_refused_without_memory(
+def test_impossible_lengths_are_refused_without_allocating(
     tmp_path: Path, kind: str, announced: bytes
 ) -> None:
     (tmp_path / "config.json").write_text(json.dumps(flax_files.SETTINGS), encoding="utf-8")
@@ -125,7 +123,7 @@ def test_absurd_lengths_are_refused_without_memory(
         ([1, 2], "is not an array"),
     ],
 )
-def test_arrays_that_contradict_themselves(value: Any, message: str) -> None:
+def test_inconsistent_arrays_are_refused(value: Any, message: str) -> None:
     data = flax_files.pack(msgpack.ExtType(1, flax_files.pack(value)))
     reader = walker(data)
     with pytest.raises(CheckpointError, match=message):
@@ -149,7 +147,7 @@ def test_arrays_that_contradict_themselves(value: Any, message: str) -> None:
          "shape": [12]},
     ],
 )  # fmt: skip
-def test_chunked_arrays_that_contradict_themselves(changes: dict[str, Any]) -> None:
+def test_inconsistent_chunked_arrays_are_refused(changes: dict[str, Any]) -> None:
     whole = flax_files.encode_chunked(np.zeros((2, 5), np.float32), 4)
     data = flax_files.pack({**whole, **changes})
     reader = walker(data)
@@ -159,7 +157,6 @@ def test_chunked_arrays_that_contradict_themselves(changes: dict[str, Any]) -> N
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Small sound files of both kinds, and their settings."""
     directory = tmp_path_factory.mktemp("whole")
     arrays = flax_files.small_model()
     (directory / "config.json").write_text(json.dumps(flax_files.SETTINGS), encoding="utf-8")
@@ -173,19 +170,19 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize("kind", ["params", "flax_params"])
-def test_sound_files_give_every_array_back(whole: Path, kind: str) -> None:
+def test_intact_files_contain_every_array(whole: Path, kind: str) -> None:
     checkpoint = open_checkpoint(f"{kind}::{whole / kind}", config=str(whole / "config.json"))
-    found = dict(checkpoint.read())
+    result = dict(checkpoint.read())
     arrays = flax_files.small_model()
-    np.testing.assert_array_equal(found["embedding"], arrays["transformer", "wte", "embedding"])
+    np.testing.assert_array_equal(result["embedding"], arrays["transformer", "wte", "embedding"])
     query = arrays["transformer", "h", "1", "attention", "wq", "kernel"]
-    np.testing.assert_array_equal(found["layers.1.query"], query)
-    assert len(found) == len(arrays)
+    np.testing.assert_array_equal(result["layers.1.query"], query)
+    assert len(result) == len(arrays)
 
 
 @given(data=st.data())
 @settings(max_examples=150, deadline=None)
-def test_random_damage_never_raises_anything_else(whole: Path, data: st.DataObject) -> None:
+def test_random_damage_raises_no_other_error(whole: Path, data: st.DataObject) -> None:
     kind = data.draw(st.sampled_from(["params", "flax_params"]))
     content = bytearray((whole / kind).read_bytes())
     for _ in range(data.draw(st.integers(0, 3))):
@@ -204,7 +201,7 @@ def test_random_damage_never_raises_anything_else(whole: Path, data: st.DataObje
 
 @given(st.integers(0, 2**32 - 1), st.sampled_from([0xC6, 0xC9, 0xDB, 0xDD, 0xDF]), st.binary())
 @settings(deadline=None)
-def test_a_length_is_believed_only_up_to_the_end(length: int, tag: int, rest: bytes) -> None:
+def test_lengths_beyond_the_end_are_refused(length: int, tag: int, rest: bytes) -> None:
     content = bytes([tag]) + struct.pack(">I", length) + rest
     reader = walker(content)
     if length > len(rest):

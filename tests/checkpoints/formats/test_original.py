@@ -1,7 +1,7 @@
-"""The original's checkpoints of text models against the original: its files, its logits.
+"""Test the original's checkpoints of text models against its files and logits.
 
-What the fixtures do not hold (training states, the second scan axis, chunked arrays, bfloat16) is
-rewritten from them with the msgpack package and compared tensor by tensor with what was verified.
+Forms that the fixtures lack (training states, the second scan axis, chunked arrays, bfloat16) are
+rewritten from them with the msgpack package and compared tensor by tensor.
 """
 
 import json
@@ -21,7 +21,6 @@ TOLERANCE = 3e-4
 
 
 def settings(directory: Path, **changes: object) -> str:
-    """A file of settings for `flax_files.small_model`."""
     file = directory / "config.json"
     file.write_text(json.dumps({**flax_files.SETTINGS, **changes}), encoding="utf-8")
     return str(file)
@@ -33,7 +32,6 @@ def tensors(model: str, config: str) -> dict[str, np.ndarray]:
 
 @pytest.fixture(scope="module")
 def single(originals: Path) -> lwm.Model:
-    """The scanned model on one device."""
     file = originals / "scan" / "text_streaming_params"
     return lwm.load(f"params::{file}", config=originals / "scan" / "text_config.json")
 
@@ -74,13 +72,13 @@ def test_a_mesh_changes_no_logits(originals: Path, single: lwm.Model, mesh: str)
 
 
 def test_the_rewriter_writes_what_the_original_wrote(originals: Path, tmp_path: Path) -> None:
-    """Otherwise the tests below would test the rewriter."""
+    """Check the helper that the tests below rely on."""
     written = originals / "scan" / "text_streaming_params"
     copy = flax_files.write_stream(tmp_path / "copy", flax_files.read_stream(written))
     assert copy.read_bytes() == written.read_bytes()
 
 
-def test_a_training_state_holds_the_same_parameters(originals: Path, tmp_path: Path) -> None:
+def test_training_states_contain_the_same_parameters(originals: Path, tmp_path: Path) -> None:
     config = str(originals / "scan" / "text_config.json")
     file = originals / "scan" / "text_streaming_params"
     arrays = flax_files.read_stream(file)
@@ -89,10 +87,10 @@ def test_a_training_state_holds_the_same_parameters(originals: Path, tmp_path: P
     state |= {("opt_state", "mu", *key): array for key, array in arrays.items()}
     rewritten = flax_files.write_stream(tmp_path / "state", state)
     expected = tensors(f"params::{file}", config)
-    found = tensors(f"trainstate_params::{rewritten}", config)
-    assert found.keys() == expected.keys()
+    result = tensors(f"trainstate_params::{rewritten}", config)
+    assert result.keys() == expected.keys()
     for name, array in expected.items():
-        np.testing.assert_array_equal(found[name], array)
+        np.testing.assert_array_equal(result[name], array)
     with pytest.raises(CheckpointError, match="trainstate_params::"):
         open_checkpoint(f"trainstate_params::{file}", config=config)
 
@@ -101,15 +99,15 @@ def test_layers_scanned_on_the_second_axis(originals: Path, tmp_path: Path) -> N
     config = json.loads((originals / "scan" / "text_config.json").read_text())
     (tmp_path / "config.json").write_text(json.dumps({**config, "param_scan_axis": 1}))
     file = originals / "scan" / "text_streaming_params"
-    turned = {
+    transposed = {
         key: np.moveaxis(array, 0, 1) if "scan_decoder" in key else array
         for key, array in flax_files.read_stream(file).items()
     }
-    rewritten = flax_files.write_stream(tmp_path / "turned", turned)
+    rewritten = flax_files.write_stream(tmp_path / "transposed", transposed)
     expected = tensors(f"params::{file}", str(originals / "scan" / "text_config.json"))
-    found = tensors(f"params::{rewritten}", str(tmp_path / "config.json"))
+    result = tensors(f"params::{rewritten}", str(tmp_path / "config.json"))
     for name, array in expected.items():
-        np.testing.assert_array_equal(found[name], array)
+        np.testing.assert_array_equal(result[name], array)
 
 
 def test_chunked_arrays_are_joined(originals: Path, tmp_path: Path) -> None:
@@ -126,9 +124,9 @@ def test_chunked_arrays_are_joined(originals: Path, tmp_path: Path) -> None:
     tree = flax_files.write_map(tmp_path / "tree", arrays, encoder=encoder)
     expected = tensors(f"params::{directory / 'text_streaming_params'}", config)
     for model in (f"params::{stream}", f"flax_params::{tree}"):
-        found = tensors(model, config)
+        result = tensors(model, config)
         for name, array in expected.items():
-            np.testing.assert_array_equal(found[name], array)
+            np.testing.assert_array_equal(result[name], array)
 
 
 def test_bfloat16_arrays(originals: Path, tmp_path: Path) -> None:
@@ -149,8 +147,7 @@ def test_bfloat16_arrays(originals: Path, tmp_path: Path) -> None:
     assert error.mean() < 0.05 * np.abs(expected["logits"]).mean()
 
 
-def test_settings_that_are_no_json_name_a_size(tmp_path: Path) -> None:
-    """The size `debug` of the original, written out as its shapes."""
+def test_config_may_be_a_size(tmp_path: Path) -> None:
     layer = {
         "attention/wq": (256, 256), "attention/wk": (256, 256), "attention/wv": (256, 256),
         "attention/wo": (256, 256), "feed_forward/w1": (256, 256), "feed_forward/w2": (256, 256),
@@ -171,7 +168,7 @@ def test_settings_that_are_no_json_name_a_size(tmp_path: Path) -> None:
         open_checkpoint(f"params::{file}", config="200m")
 
 
-def test_settings_may_start_from_a_size_and_use_newer_names(tmp_path: Path) -> None:
+def test_settings_may_extend_a_size_and_use_newer_keys(tmp_path: Path) -> None:
     file = flax_files.write_stream(tmp_path / "file", flax_files.small_model())
     newer = {"max_position_embeddings": 96, "rope_theta": 5e6, "size": "7b", "max_sequence": 1}
     small = {
@@ -218,7 +215,7 @@ def test_an_unknown_tensor_is_named(tmp_path: Path) -> None:
         open_checkpoint(f"params::{file}", config=settings(tmp_path))
 
 
-def test_a_file_cut_short_is_refused(originals: Path, tmp_path: Path) -> None:
+def test_truncated_files_are_refused(originals: Path, tmp_path: Path) -> None:
     for name, kind in (
         ("text_streaming_params", "params"),
         ("text_params.msgpack", "flax_params"),
@@ -254,7 +251,7 @@ def test_wrong_settings_are_named(
         open_checkpoint(f"params::{file}", config=settings(tmp_path, **changes))
 
 
-def test_settings_must_be_given_and_must_exist(tmp_path: Path) -> None:
+def test_missing_settings_are_refused(tmp_path: Path) -> None:
     file = flax_files.write_stream(tmp_path / "file", flax_files.small_model())
     with pytest.raises(ConfigError, match="add --config"):
         open_checkpoint(f"params::{file}")

@@ -1,4 +1,4 @@
-"""VQGANs written and read again, and directories that are none."""
+"""Test writing and reading VQGANs, and refusing other files."""
 
 import json
 import pickle
@@ -30,7 +30,7 @@ def directory(tmp_path):
     return tmp_path / "ours"
 
 
-def test_our_directory_gives_back_what_was_written(directory, tmp_path) -> None:
+def test_round_trips_are_exact(directory, tmp_path) -> None:
     config, weights = read_vqgan(directory)
     assert config == CONFIG
     write_vqgan(tmp_path / "again", config, weights)
@@ -40,7 +40,7 @@ def test_our_directory_gives_back_what_was_written(directory, tmp_path) -> None:
         write_vqgan(directory, config, weights)
 
 
-def test_each_tensor_of_the_originals_pickle_has_its_place() -> None:
+def test_every_tensor_of_a_pickle_is_read() -> None:
     _, weights = read_vqgan(PICKLE, SETTINGS)
     theirs: dict[str, np.ndarray] = {}
 
@@ -58,7 +58,7 @@ def test_each_tensor_of_the_originals_pickle_has_its_place() -> None:
         np.testing.assert_array_equal(ours[name], value)
 
 
-def test_the_originals_defaults_are_not_those_of_a_small_pickle() -> None:
+def test_pickles_of_other_settings_are_refused() -> None:
     with pytest.raises(CheckpointError, match=r"Conv_0/kernel' has shape"):
         lwm.load_vqgan(PICKLE)
 
@@ -67,20 +67,20 @@ def test_missing_and_odd_tensors_are_named(directory) -> None:
     file = directory / "model.safetensors"
     tensors = load_file(file)
     name = "decoder.levels.0.blocks.2.conv_in.kernel"
-    for changed, said in (
+    for changed, message in (
         ({k: v for k, v in tensors.items() if k != name}, f"the tensor '{name}' is missing"),
         ({**tensors, name: tensors[name][:2]}, rf"'{name}' has shape \[2, 3, 8, 8\]"),
         ({**tensors, "more": np.zeros(1, np.float32)}, "'more' has no place"),
         ({**tensors, name: tensors[name] * np.nan}, f"'{name}' contains .* not finite"),
     ):
         save_file(changed, file)
-        with pytest.raises(CheckpointError, match=said):
+        with pytest.raises(CheckpointError, match=message):
             read_vqgan(directory)
 
 
 def test_broken_directories_are_refused(directory, tmp_path) -> None:
     settings = json.loads((directory / "config.json").read_text())
-    for changed, error, said in (
+    for changed, error, message in (
         ({**settings, "version": 2}, CheckpointError, "version 2"),
         ({"format": "lwm", "version": 1, "model": {}}, CheckpointError, "no settings of a vqgan"),
         (
@@ -91,7 +91,7 @@ def test_broken_directories_are_refused(directory, tmp_path) -> None:
         ({**settings, "vqgan": {"residual_blocks": 10**9}}, ConfigError, "residual_blocks"),
     ):
         (directory / "config.json").write_text(json.dumps(changed))
-        with pytest.raises(error, match=said):
+        with pytest.raises(error, match=message):
             read_vqgan(directory)
     (directory / "config.json").write_text(json.dumps(settings))
     whole = (directory / "model.safetensors").read_bytes()

@@ -104,8 +104,7 @@ def _read_config(data: dict[str, Any], source: str) -> LlamaConfig:
     kind = rope.get("rope_type", rope.get("type", "default"))
     if kind != "default":
         raise CheckpointError(
-            f"{source} scales its rotary embedding by {kind!r}, which is not supported; only a "
-            "plain rope_theta is"
+            f"{source} scales its rotary embedding by {kind!r}; only rope_theta is supported"
         )
     return config_from_keys(data | rope, source)
 

@@ -13,17 +13,19 @@ from lwm.core.errors import CheckpointError
 from lwm.models.llama import LlamaConfig
 
 VERSION = 1
+_FORMATS = {"model": "lwm", "vqgan": "lwm-vqgan"}
+"""What `config.json` calls the format of each kind of directory."""
 
 
 def is_lwm(path: Path) -> bool:
     """Return whether a path is a model directory that `lwm` wrote."""
     file = path / "config.json"
-    return file.is_file() and read_json(file).get("format") == "lwm"
+    return file.is_file() and read_json(file).get("format") == _FORMATS["model"]
 
 
 def open_lwm(directory: Path) -> Checkpoint:
     """Open a model directory that `lwm` wrote."""
-    settings = read_own_settings(directory, format="lwm", section="model")
+    settings = read_own_settings(directory, "model")
     tensors = SafetensorsDirectory(directory)
     return Checkpoint(
         source=str(directory),
@@ -39,26 +41,24 @@ def open_lwm(directory: Path) -> Checkpoint:
 
 def write_lwm_config(directory: Path, config: LlamaConfig, dtype: str) -> None:
     """Write `config.json`; `dtype` is not part of it, because the tensors have it."""
-    write_own_settings(directory, format="lwm", section="model", settings=to_dict(config))
+    write_own_settings(directory, "model", to_dict(config))
 
 
-def read_own_settings(directory: Path, *, format: str, section: str) -> dict[str, Any]:
+def read_own_settings(directory: Path, kind: str) -> dict[str, Any]:
     """Read a `config.json` of ours; raise CheckpointError if it has another format or version."""
     file = directory / "config.json"
     data = read_json(file)
-    ours, version, settings = data.get("format") == format, data.get("version"), data.get(section)
+    ours, version = data.get("format") == _FORMATS[kind], data.get("version")
     if ours and version != VERSION:
         raise CheckpointError(
             f"{file} has format version {version!r} and this lwm reads {VERSION}; update lwm"
         )
-    if not ours or not isinstance(settings, dict):
-        raise CheckpointError(f"{file} has no settings of a {section}; name another directory")
-    return settings
+    if not ours or not isinstance(data.get(kind), dict):
+        raise CheckpointError(f"{file} has no settings of a {kind}; name another directory")
+    return data[kind]
 
 
-def write_own_settings(
-    directory: Path, *, format: str, section: str, settings: dict[str, Any]
-) -> None:
+def write_own_settings(directory: Path, kind: str, settings: dict[str, Any]) -> None:
     """Write a `config.json` that `read_own_settings` reads."""
-    data = {"format": format, "version": VERSION, section: settings}
+    data = {"format": _FORMATS[kind], "version": VERSION, kind: settings}
     (directory / "config.json").write_text(json.dumps(data, indent=2) + "\n", encoding="utf-8")

@@ -7,7 +7,7 @@ second table and a second head, for the vision ids.
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -46,81 +46,58 @@ ORIGINAL_NAMES: NameTable = (
     NameRow("head", _VISION_HEAD, AS_IS, "vision"),
 )
 
-
 _ALIASES = {"theta": "rope_theta", "max_sequence_length": "max_position_embeddings"}
 _VISION_KEYS = {"size": "vision_vocab_size", "codes": "vision_codes",
                 "codes_per_frame": "vision_codes_per_frame"}  # fmt: skip
 
 
-@dataclass(frozen=True)
-class _Slice:
-    # An array of the file, or one layer of it if `axis` says where the layers are stacked.
-    array: StoredArray
-    axis: int | None = None
-    layer: int = 0
-
-
-class OriginalTensors:
-    """Provide the tensors of one file, stacked layers as separate ones."""
-
+class _OriginalTensors:
     def __init__(self, file: Path, kind: str, config: LlamaConfig, scan_axis: int) -> None:
-        source = f"{kind}::{file}"
+        source, count = f"{kind}::{file}", config.num_layers
         try:
             self._data = np.memmap(file, np.uint8, "r")
         except (OSError, ValueError) as error:
             raise CheckpointError(f"{file} cannot be read ({error}); check the path") from error
-        self._slices: dict[str, _Slice] = {}
-        expected = {
-            tensor.name: tensor.shape
-            for parts in stored_tensors(ORIGINAL_NAMES, config).values()
-            for tensor in parts
-        }
+        # Arrays, and for those of stacked layers the axis and the index of the layer.
+        self._arrays: dict[str, tuple[StoredArray, int | None, int]] = {}
+        stored = stored_tensors(ORIGINAL_NAMES, config).values()
+        expected = {tensor.name: tensor.shape for parts in stored for tensor in parts}
         walker = Walker(self._data, source)
         for name, value in _entries(walker, kind):
             array = walker.array(value, name)
             if array is None:
                 continue
             if not name.startswith(_STACKED):
-                self._slices[name] = _Slice(array)
+                self._arrays[name] = (array, None, 0)
                 continue
-            field = name.removeprefix(_STACKED)
-            layers = [f"{_LAYER.format(layer=i)}/{field}" for i in range(config.num_layers)]
-            shape = expected.get(layers[0])
-            axis = _layer_axis(array.shape, shape, config.num_layers, scan_axis)
-            if axis is None:
+            layers = [name.replace(_STACKED, f"{_LAYER.format(layer=i)}/") for i in range(count)]
+            shape = expected.get(layers[0], ())
+            fits = [
+                axis
+                for axis in (scan_axis, 1 - scan_axis)
+                if array.shape == (*shape[:axis], count, *shape[axis:])
+            ]
+            if not shape or not fits:
                 raise CheckpointError(
                     f"{source}: the tensor {name!r} has shape {list(array.shape)}, but the "
-                    f"configuration implies {config.num_layers} layers of "
-                    f"{list(shape) if shape else 'another name'}; correct --config"
+                    f"configuration implies {count} layers of {list(shape)}; correct --config"
                 )
-            self._slices |= {name: _Slice(array, axis, i) for i, name in enumerate(layers)}
+            self._arrays |= {layer: (array, fits[0], i) for i, layer in enumerate(layers)}
+        self.dtype = "/".join(sorted({str(array.dtype) for array, _, _ in self._arrays.values()}))
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
         return {
-            name: tuple(n for i, n in enumerate(part.array.shape) if i != part.axis)
-            for name, part in self._slices.items()
+            name: tuple(n for i, n in enumerate(array.shape) if i != axis)
+            for name, (array, axis, _) in self._arrays.items()
         }
-
-    def dtype(self) -> str:
-        """Return the types that occur, joined by slashes."""
-        return "/".join(sorted({str(part.array.dtype) for part in self._slices.values()}))
 
     def read(self, name: str) -> np.ndarray:
         release_pages(self._data)
-        part = self._slices[name]
-        view = part.array.view(self._data)
-        if part.axis is None:
+        array, axis, layer = self._arrays[name]
+        view = array.view(self._data)
+        if axis is None:
             return view
-        return np.take(view, part.layer, part.axis) if part.axis else view[part.layer]
-
-
-def _layer_axis(
-    shape: tuple[int, ...], expected: tuple[int, ...] | None, layers: int, preferred: int
-) -> int | None:
-    if expected is None:
-        return None
-    fits = [axis for axis in (0, 1) if shape == (*expected[:axis], layers, *expected[axis:])]
-    return preferred if preferred in fits else (fits[0] if fits else None)
+        return np.take(view, layer, axis) if axis else view[layer]
 
 
 def _entries(walker: Walker, kind: str) -> Iterator[tuple[str, Any]]:
@@ -205,22 +182,17 @@ def _read_vision(data: dict[str, Any], source: str) -> VisionVocabulary | None:
 
 
 def open_original(kind: str, file: Path, config: str | None) -> Checkpoint:
-    """Open a checkpoint of the original, of a text or a vision-language model.
-
-    Args:
-        kind: one of `KINDS`.
-        config: a size's name, or a JSON file with the original's keys.
-    """
+    """Open a checkpoint of the original by a prefix of `KINDS`, a file and `--config`."""
     source = f"{kind}::{file}"
     if not file.is_file():
         raise CheckpointError(f"{source}: there is no such file; check the path")
     model, scan_axis = _read_settings(config)
-    tensors = OriginalTensors(file, kind, model, scan_axis)
+    tensors = _OriginalTensors(file, kind, model, scan_axis)
     _require_same_vision(tensors.shapes(), model, source)
     return Checkpoint(
         source=source,
         format=f"original ({kind})",
-        stored_dtype=tensors.dtype(),
+        stored_dtype=tensors.dtype,
         config=model,
         table=ORIGINAL_NAMES,
         tensors=tensors,
@@ -234,12 +206,12 @@ def _require_same_vision(
     if name is not None and config.vision is None:
         size = shapes[name][0 if name == _VISION_TABLE else -1] if shapes[name] else 0
         raise CheckpointError(
-            f"{source} is a vision-language checkpoint (it has {name!r}) and --config has no "
-            f'vision_vocab_size; add "vision_vocab_size": {size} to the JSON file of settings, or '
-            'write one with it and "size": "7b" or another size'
+            f"{source} is a vision-language checkpoint (it has {name!r}); add "
+            f'"vision_vocab_size": {size} to the JSON file of --config, beside "size": "7b" or '
+            "the like"
         )
     if name is None and config.vision is not None:
         raise CheckpointError(
-            f"{source} is a text checkpoint (it has no {_VISION_TABLE!r}) and --config sets "
-            f"vision_vocab_size to {config.vision.size}; omit that key"
+            f"{source} is a text checkpoint (it has no {_VISION_TABLE!r}); omit vision_vocab_size "
+            f"({config.vision.size}) from --config"
         )

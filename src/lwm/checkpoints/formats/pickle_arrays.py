@@ -10,7 +10,6 @@ Sources: the `pickle` and `pickletools` modules; `numpy.ndarray.__reduce_ex__`.
 """
 
 import io
-import itertools
 import math
 import pickle
 import pickletools
@@ -139,9 +138,7 @@ def read_pickle(file: Path) -> dict[str, np.ndarray]:
     """Read arrays by their path in the nested dicts, joined by slashes; refuse anything else."""
     try:
         if file.stat().st_size > _MAX_BYTES:
-            raise CheckpointError(
-                f"{file} is larger than {_MAX_BYTES >> 30} GB; it is no VQGAN, name another file"
-            )
+            raise CheckpointError(f"{file} exceeds {_MAX_BYTES >> 30} GB, so it is no VQGAN")
         data = file.read_bytes()
     except OSError as error:
         raise CheckpointError(f"{file} cannot be read ({error}); check the path") from error
@@ -150,8 +147,8 @@ def read_pickle(file: Path) -> dict[str, np.ndarray]:
         return _flatten(_Unpickler(io.BytesIO(data)).load())
     except _Refused as error:
         raise CheckpointError(
-            f"{file} contains more than dicts of arrays ({error}), which is refused because a "
-            "pickle can run code; use the original's file"
+            f"{file} contains more than dicts of arrays ({error}), which could run code; use the "
+            "original's file"
         ) from error
     except (
         pickle.UnpicklingError, ValueError, TypeError, KeyError, IndexError, AttributeError,
@@ -173,23 +170,20 @@ def _check_instructions(data: bytes) -> None:
 
 def _flatten(tree: Any) -> dict[str, np.ndarray]:
     arrays: dict[str, np.ndarray] = {}
-    waiting: list[tuple[str, Any, int]] = [("", tree, 0)]
+    waiting = [("", tree)]
     # Visits are counted because dicts that contain each other could unfold without end.
-    for visited in itertools.count():
+    for _ in range(_MAX_ENTRIES):
         if not waiting:
             return arrays
-        path, value, depth = waiting.pop()
-        if isinstance(value, _Array):
-            if value.array is None:
-                raise _Refused(f"the array {path!r} has no numbers")
+        path, value = waiting.pop()
+        if isinstance(value, _Array) and value.array is not None:
             arrays[path] = value.array
             continue
-        if not isinstance(value, dict) or depth > _MAX_DEPTH:
+        if not isinstance(value, dict) or path.count("/") > _MAX_DEPTH:
             raise _Refused(f"{path or 'the root'!r} is neither a dict nor an array")
         if not all(isinstance(key, str) for key in value):
             raise _Refused(f"a key of {path or 'the root'!r} is no string")
-        if visited + len(waiting) + len(value) > _MAX_ENTRIES:
-            raise _Refused(f"it contains more than {_MAX_ENTRIES:,} arrays and dicts")
-        below = f"{path}/" if path else ""
-        waiting += [(below + key, inner, depth + 1) for key, inner in value.items()]
-    raise AssertionError
+        if len(waiting) + len(value) > _MAX_ENTRIES:
+            break
+        waiting += [(f"{path}/{key}" if path else key, inner) for key, inner in value.items()]
+    raise _Refused(f"it contains more than {_MAX_ENTRIES:,} arrays and dicts")

@@ -37,9 +37,7 @@ def open_run(directory: Path, open_base: Callable[[str], Checkpoint]) -> Checkpo
     step = latest(directory)
     facts = read_json(step / "facts" / "metadata")
     if not isinstance(facts.get("model"), dict):
-        raise CheckpointError(
-            f"{step} does not describe the model it contains; use another checkpoint"
-        )
+        raise CheckpointError(f"{step} does not describe the model; use another checkpoint")
     tensors, stored_dtype = StackedTensors(step), "float32"
     if facts.get("lora"):
         lora = from_dict(LoraConfig, facts["lora"], f"{step}/facts")
@@ -65,9 +63,7 @@ def latest(directory: Path) -> Path:
         return directory
     checkpoints = complete_checkpoints(directory)
     if not checkpoints:
-        raise CheckpointError(
-            f"the run {directory} has no checkpoint yet; train a few steps first"
-        )
+        raise CheckpointError(f"the run {directory} has no checkpoint yet; train it first")
     return checkpoints[-1]
 
 

@@ -20,11 +20,7 @@ _DTYPES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat
 
 
 class SafetensorsDirectory:
-    """Provide the tensors of `model.safetensors`, or of the files that an index names.
-
-    Attributes:
-        dtype: the types that occur, joined by slashes.
-    """
+    """Provide the tensors of `model.safetensors`, or of the files that an index names."""
 
     def __init__(self, directory: Path) -> None:
         self._files: dict[str, Path] = {}
@@ -45,8 +41,8 @@ class SafetensorsDirectory:
         unknown = sorted(dtypes - _DTYPES.keys())
         if unknown:
             raise CheckpointError(
-                f"{directory} has tensors stored as {', '.join(unknown)}, which is not supported; "
-                f"convert them to one of {', '.join(_DTYPES.values())}"
+                f"{directory} has tensors stored as {', '.join(unknown)}; convert them to one of "
+                f"{', '.join(_DTYPES.values())}"
             )
         self.dtype = "/".join(sorted(_DTYPES[dtype] for dtype in dtypes))
 
@@ -73,10 +69,7 @@ def _files(directory: Path) -> list[Path]:
     if single.is_file():
         return [single]
     if not index.is_file():
-        raise CheckpointError(
-            f"{directory} has neither {SINGLE} nor {INDEX}; name a directory with safetensors "
-            "weights"
-        )
+        raise CheckpointError(f"{directory} has neither {SINGLE} nor {INDEX}; name another")
     mapping = read_json(index).get("weight_map")
     if not isinstance(mapping, dict) or not all(isinstance(v, str) for v in mapping.values()):
         raise CheckpointError(f"{index} has no weight_map of names to files; replace it")
@@ -84,8 +77,7 @@ def _files(directory: Path) -> list[Path]:
     for name in names:
         if (directory / name).parent != directory or not (directory / name).is_file():
             raise CheckpointError(
-                f"{index} names the file {name!r}, which does not exist in the directory; "
-                "download it again"
+                f"{index} names the file {name!r}, which is not beside it; download it again"
             )
     return [directory / name for name in names]
 
@@ -105,10 +97,8 @@ def write_safetensors(
         try:
             save_file(part, directory / f"part-{len(parts)}", metadata={"format": "pt"})
         except SafetensorError as error:
-            raise InputError(
-                f"{directory.parent} cannot be written ({error}); make room or name another "
-                "destination"
-            ) from error
+            message = f"{directory.parent} cannot be written ({error}); make room there"
+            raise InputError(message) from error
         parts.append(list(part))
         part.clear()
 

@@ -1,6 +1,6 @@
 """Read and write VQGANs: our directory, a training run, the original's pickle.
 
-Every name and shape is compared with those of the model before a tensor is used.
+Every name and shape is compared with the model's before a tensor is used.
 """
 
 from pathlib import Path
@@ -72,23 +72,13 @@ def named_leaves(tree: Any) -> dict[str, Any]:
 
 
 def read_vqgan(path: Path, config: Path | None = None) -> tuple[VQGANConfig, VQGAN]:
-    """Read the configuration and the weights (numpy, float32) of any form.
-
-    Args:
-        path: our directory, a run's directory or one of its checkpoints, or the original's pickle.
-        config: a JSON file of the original's settings, only for a pickle; defaults to the
-            original's default settings.
-
-    Raises:
-        CheckpointError: it is missing or broken, or tensors are missing or have other shapes.
-        ConfigError: the settings are wrong.
-    """
+    """Read configuration and weights (numpy, float32) of our directory, a run or one of its
+    checkpoints, or the original's pickle, for which `config` is a JSON file of settings."""
     if not path.exists():
         raise CheckpointError(f"{path}: there is no such file or directory; check the path")
     if path.is_dir() and config is not None:
         raise ConfigError(
-            f"{path} contains its configuration; omit config ({config}), which is only for the "
-            "original's pickle"
+            f"{path} contains its configuration; omit {config}, which is only for a pickle"
         )
     settings, tensors = _open_directory(path) if path.is_dir() else _open_pickle(path, config)
     name_of = str if path.is_dir() else original_name
@@ -100,8 +90,7 @@ def read_vqgan(path: Path, config: Path | None = None) -> tuple[VQGANConfig, VQG
         leaves.append(np.asarray(tensors.read(name), np.float32))
         if not np.isfinite(leaves[-1]).all():
             raise CheckpointError(
-                f"{path}: the tensor {name!r} contains numbers that are not finite; use another "
-                "checkpoint"
+                f"{path}: the tensor {name!r} contains numbers that are not finite; replace it"
             )
     return settings, jax.tree.structure(vqgan_params(settings)).unflatten(leaves)
 
@@ -115,11 +104,9 @@ def _open_directory(path: Path) -> tuple[VQGANConfig, Tensors]:
             raise CheckpointError(f"{step} has no settings of a vqgan; name another directory")
     elif (path / "config.json").is_file():
         source, tensors = path / "config.json", SafetensorsDirectory(path)
-        settings = read_own_settings(path, format="lwm-vqgan", section="vqgan")
+        settings = read_own_settings(path, "vqgan")
     else:
-        raise CheckpointError(
-            f"{path} has no config.json and is no training run; name a VQGAN's directory"
-        )
+        raise CheckpointError(f"{path} has no config.json; name the directory of a VQGAN")
     return from_dict(VQGANConfig, settings, str(source)), tensors
 
 
@@ -127,8 +114,8 @@ def _open_pickle(file: Path, config: Path | None) -> tuple[VQGANConfig, Tensors]
     data = {} if config is None else read_json(config)
     if data.get("attn_resolutions"):
         raise ConfigError(
-            f"{config}: attn_resolutions is {data['attn_resolutions']}; VQGANs with attention are "
-            "not supported, and the original has none"
+            f"{config}: attn_resolutions is {data['attn_resolutions']}; it must be empty, because "
+            "VQGANs with attention are not supported"
         )
     values = {ours: data[theirs] for theirs, ours in _SETTINGS.items() if theirs in data}
     return from_dict(VQGANConfig, values, str(config)), _ArrayTensors(read_pickle(file))
@@ -145,7 +132,6 @@ class _ArrayTensors(dict[str, np.ndarray]):
 def write_vqgan(directory: Path, config: VQGANConfig, weights: VQGAN) -> None:
     """Write our directory, `config.json` and `model.safetensors`, completely or not at all."""
     with new_directory(directory) as partial:
-        settings = to_dict(config)
-        write_own_settings(partial, format="lwm-vqgan", section="vqgan", settings=settings)
+        write_own_settings(partial, "vqgan", to_dict(config))
         leaves = ((name, np.asarray(leaf)) for name, leaf in named_leaves(weights).items())
         write_safetensors(partial, leaves)
