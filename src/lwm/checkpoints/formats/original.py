@@ -58,7 +58,7 @@ class _OriginalTensors:
             self._data = np.memmap(file, np.uint8, "r")
         except (OSError, ValueError) as error:
             raise CheckpointError(f"{file} cannot be read ({error}); check the path") from error
-        # Arrays, and for those of stacked layers the axis and the index of the layer.
+        # Arrays, and for stacked layers the axis and the index of the layer.
         self._arrays: dict[str, tuple[StoredArray, int | None, int]] = {}
         stored = stored_tensors(ORIGINAL_NAMES, config).values()
         expected = {tensor.name: tensor.shape for parts in stored for tensor in parts}

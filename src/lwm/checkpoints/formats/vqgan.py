@@ -3,13 +3,14 @@
 Every name and shape is compared with the model's before a tensor is used.
 """
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
 
-from lwm.checkpoints.checkpoint import Tensors, require_shapes
+from lwm.checkpoints.checkpoint import require_shapes
 from lwm.checkpoints.formats.lwm import read_own_settings, write_own_settings
 from lwm.checkpoints.formats.pickle_arrays import read_pickle
 from lwm.checkpoints.formats.run import StackedTensors, is_run, latest
@@ -18,6 +19,8 @@ from lwm.core.config import from_dict, read_json, to_dict
 from lwm.core.errors import CheckpointError, ConfigError
 from lwm.core.files import new_directory
 from lwm.models.vqgan import VQGAN, VQGANConfig, vqgan_params
+
+_Stored = tuple[VQGANConfig, dict[str, tuple[int, ...]], Callable[[str], np.ndarray]]
 
 _SETTINGS = {
     "resolution": "image_size",
@@ -80,14 +83,14 @@ def read_vqgan(path: Path, config: Path | None = None) -> tuple[VQGANConfig, VQG
         raise ConfigError(
             f"{path} contains its configuration; omit {config}, which is only for a pickle"
         )
-    settings, tensors = _open_directory(path) if path.is_dir() else _open_pickle(path, config)
+    settings, shapes, read = _open_directory(path) if path.is_dir() else _open_pickle(path, config)
     name_of = str if path.is_dir() else original_name
     specs = {name_of(name): spec for name, spec in named_leaves(vqgan_params(settings)).items()}
     expected = {name: spec.shape for name, spec in specs.items()}
-    require_shapes(str(path), expected, tensors.shapes())
+    require_shapes(str(path), expected, shapes)
     leaves = []
     for name in specs:
-        leaves.append(np.asarray(tensors.read(name), np.float32))
+        leaves.append(np.asarray(read(name), np.float32))
         if not np.isfinite(leaves[-1]).all():
             raise CheckpointError(
                 f"{path}: the tensor {name!r} contains numbers that are not finite; replace it"
@@ -95,7 +98,7 @@ def read_vqgan(path: Path, config: Path | None = None) -> tuple[VQGANConfig, VQG
     return settings, jax.tree.structure(vqgan_params(settings)).unflatten(leaves)
 
 
-def _open_directory(path: Path) -> tuple[VQGANConfig, Tensors]:
+def _open_directory(path: Path) -> _Stored:
     if is_run(path):
         step = latest(path)
         source, tensors = step / "facts" / "metadata", StackedTensors(step)
@@ -107,10 +110,10 @@ def _open_directory(path: Path) -> tuple[VQGANConfig, Tensors]:
         settings = read_own_settings(path, "vqgan")
     else:
         raise CheckpointError(f"{path} has no config.json; name the directory of a VQGAN")
-    return from_dict(VQGANConfig, settings, str(source)), tensors
+    return from_dict(VQGANConfig, settings, str(source)), tensors.shapes(), tensors.read
 
 
-def _open_pickle(file: Path, config: Path | None) -> tuple[VQGANConfig, Tensors]:
+def _open_pickle(file: Path, config: Path | None) -> _Stored:
     data = {} if config is None else read_json(config)
     if data.get("attn_resolutions"):
         raise ConfigError(
@@ -118,15 +121,8 @@ def _open_pickle(file: Path, config: Path | None) -> tuple[VQGANConfig, Tensors]
             "VQGANs with attention are not supported"
         )
     values = {ours: data[theirs] for theirs, ours in _SETTINGS.items() if theirs in data}
-    return from_dict(VQGANConfig, values, str(config)), _ArrayTensors(read_pickle(file))
-
-
-class _ArrayTensors(dict[str, np.ndarray]):
-    def shapes(self) -> dict[str, tuple[int, ...]]:
-        return {name: array.shape for name, array in self.items()}
-
-    def read(self, name: str) -> np.ndarray:
-        return self[name]
+    settings, arrays = from_dict(VQGANConfig, values, str(config)), read_pickle(file)
+    return settings, {name: array.shape for name, array in arrays.items()}, arrays.__getitem__
 
 
 def write_vqgan(directory: Path, config: VQGANConfig, weights: VQGAN) -> None:
