@@ -1,9 +1,8 @@
-"""Peak memory and time of reading pictures: real videos, an hour of synthetic video, and an image
-of 20,000 x 20,000 pixels as PNG and as JPEG.
+"""Measure peak memory and time of reading videos, an hour of synthetic video, and an image of
+20,000 x 20,000 pixels as PNG and as JPEG.
 
-Each case runs in a process of its own; the peak of one that only imports the readers is shown
-first, and the difference is what the file cost. The hour and the large images are made on the
-first run and kept.
+Each case runs in a separate process. The first line is a process that only imports the readers;
+the difference to it is the cost of a file. The first run creates the synthetic files.
 
 usage: python benchmarks/media.py [--work FOLDER] [--seconds 3600] [VIDEO ...]
 """
@@ -27,7 +26,7 @@ SIDE = 20_000
 
 
 def make_hour(path: Path, seconds: int) -> None:
-    """640 x 360, 30 frames a second, H.264 with a keyframe every 250 frames."""
+    """Write H.264 at 640 x 360, 30 frames per second and a keyframe every 250 frames."""
     rows, columns = np.mgrid[:360, :640]
     pictures = []
     for step in range(60):
@@ -49,7 +48,7 @@ def make_hour(path: Path, seconds: int) -> None:
 
 
 def make_png(path: Path) -> None:
-    """Written row by row, since no library writes a PNG without holding it."""
+    """Write a PNG row by row, so that the image is never in memory."""
     columns = np.arange(SIDE)
     compress = zlib.compressobj(1)
 
@@ -74,7 +73,7 @@ def make_png(path: Path) -> None:
 def make_jpeg(path: Path) -> None:
     rows = np.arange(SIDE, dtype=np.uint16)[:, None]
     columns = rows.T
-    # Bytes from the start: as 64-bit integers one plane alone would take 3 GB.
+    # As bytes, because one plane of 64-bit integers takes 3 GB.
     planes = [
         np.broadcast_to((columns >> 7).astype(np.uint8), (SIDE, SIDE)),
         np.broadcast_to((rows >> 7).astype(np.uint8), (SIDE, SIDE)),
@@ -85,7 +84,7 @@ def make_jpeg(path: Path) -> None:
 
 
 def one(case: str, path: str) -> None:
-    """Runs in the process that is measured."""
+    """Run one case in the measured process."""
     start = time.perf_counter()
     match case:
         case "nothing":
@@ -101,7 +100,7 @@ def one(case: str, path: str) -> None:
         case _:
             raise AssertionError(case)
     seconds = time.perf_counter() - start
-    # Not `getrusage`, which counts the process that started this one.
+    # `getrusage` would include the process that started this one.
     status = Path("/proc/self/status").read_text(encoding="utf-8")
     peak = int(status.split("VmHWM:")[1].split()[0]) / 1024
     print(f"{Path(path).name:24} {case:10} {peak:8.0f} MiB {seconds:8.1f} s  {shape}", flush=True)

@@ -1,14 +1,13 @@
-"""A truth test of the whole chain: real pictures and videos, tokenised, learnt by heart, drawn
-from their captions and told from their pixels.
+"""Test the whole pipeline: tokenize real images and videos, memorize them, and reproduce them.
 
-64 images and 64 clips are cut from the photographs and videos of `lwm[pictures]` and captioned.
-`lwm tokenize` turns them into codes, `lwm train vision-debug` learns them with masked packing in
-both directions, and then the trained run must give them back at temperature 0: from a caption the
-codes of its image or clip, from the file its caption. The first frame of a clip is learnt as an
-image too, since that is how a video begins.
+The benchmark crops 64 images and 64 clips from the photographs and videos of `lwm[pictures]` and
+gives them captions. `lwm tokenize` encodes them, `lwm train vision-debug` learns them with masked
+packing in both directions. At temperature 0 the trained model must then generate the codes of each
+image or clip from its caption, and the caption from the file. The first frame of a clip is also
+learned as an image, since generation of a video begins with an image.
 
-usage: python benchmarks/reproduce.py VQGAN WORK [--minutes 30] [--pictures DIR] [train settings]
-WORK is a directory to make; called again, it goes on where it was.
+usage: python benchmarks/reproduce.py VQGAN WORK [--steps 1500] [--pictures FILE] [train settings]
+WORK is a directory to create; a repeated call resumes.
 """
 
 import argparse
@@ -46,7 +45,7 @@ def lwm_command(*arguments: Any) -> None:
 
 
 def cut(pixels: np.ndarray, place: tuple[float, float] | None, share: float = 0.6) -> np.ndarray:
-    """A part of square pictures [..., side, side, 3], brought to `SIDE`."""
+    """Crop a part of square images [..., side, side, 3] and resize it to `SIDE`."""
     side = pixels.shape[-2]
     if place is not None:
         part = int(side * share)
@@ -64,7 +63,7 @@ def images(files: list[Path]) -> Iterator[tuple[str, np.ndarray]]:
 
 
 def clips(files: list[Path]) -> Iterator[tuple[str, np.ndarray]]:
-    """A second each, at four frames a second."""
+    """Yield clips of one second at four frames per second."""
     for second in range(10):
         for place, at in PLACES.items():
             for file in files:
@@ -74,20 +73,20 @@ def clips(files: list[Path]) -> Iterator[tuple[str, np.ndarray]]:
 
 
 def distinct(captioned: Iterable[tuple[str, np.ndarray]]) -> Iterator[tuple[str, np.ndarray]]:
-    """Without those that look like an earlier one: nobody could tell whose caption is meant."""
-    seen: list[np.ndarray] = []
+    """Skip images that look like an earlier one, since their captions would be ambiguous."""
+    earlier: list[np.ndarray] = []
     for caption, pixels in captioned:
-        if all(np.abs(pixels.astype(float) - other).mean() > 4 for other in seen):
-            seen.append(pixels)
+        if all(np.abs(pixels.astype(float) - other).mean() > 4 for other in earlier):
+            earlier.append(pixels)
             yield caption, pixels
 
 
 def make_files(work: Path) -> None:
-    learnt, kept = split_files(vqgan_64().data)
-    files = learnt + kept
-    pictures = [file for file in files if is_image(file)]
+    training, held_out = split_files(vqgan_64().data)
+    files = training + held_out
+    photographs = [file for file in files if is_image(file)]
     videos = [file for file in files if is_video(file) and "distorted" not in file.stem]
-    for caption, pixels in islice(distinct(images(pictures)), COUNT):
+    for caption, pixels in islice(distinct(images(photographs)), COUNT):
         save(work / "images" / f"{caption}.png", caption, pixels)
     for caption, pixels in islice(distinct(clips(videos)), COUNT):
         save(work / "clips" / f"{caption}.mp4", caption, pixels)
@@ -101,50 +100,50 @@ def save(path: Path, caption: str, pixels: np.ndarray) -> None:
     path.with_suffix(".txt").write_text(caption, encoding="utf-8")
 
 
-def codes_drawn(model: lwm.Model, caption: str, frames: int) -> np.ndarray:
-    """Codes of the likeliest image or video of a caption, [frames, codes]."""
-    drawn: dict[int, np.ndarray] = {}
+def generated_codes(model: lwm.Model, caption: str, frames: int) -> np.ndarray:
+    """Return the most likely codes of an image or video for a caption, [frames, codes]."""
+    generated: dict[int, np.ndarray] = {}
 
-    def told(_: int, frame: int, codes: np.ndarray) -> None:
-        drawn[frame] = codes
+    def record(_: int, frame: int, codes: np.ndarray) -> None:
+        generated[frame] = codes
 
-    how: dict[str, Any] = {"temperature": 0.0, "guidance": 1.0, "frame_done": told}
+    how: dict[str, Any] = {"temperature": 0.0, "guidance": 1.0, "frame_done": record}
     if frames == 1:
         model.image(caption, **how)
     else:
         model.video(caption, frames=frames, **how)
-    return np.stack([drawn[frame] for frame in sorted(drawn)])
+    return np.stack([generated[frame] for frame in sorted(generated)])
 
 
 def measure(model: lwm.Model, tokens: Path, folder: Path) -> dict[str, float]:
-    """Shares of codes drawn exactly and of captions told exactly."""
+    """Return the shares of codes and of captions that are reproduced exactly."""
     exact, captions = [], []
     for line in tokens.read_text(encoding="utf-8").splitlines():
         example = json.loads(line)
         codes = np.array(example["vision"])
         frames = len(codes) // model.codec.config.codes_per_frame
-        exact.append(codes_drawn(model, example["caption"], frames).ravel() == codes)
+        exact.append(generated_codes(model, example["caption"], frames).ravel() == codes)
         kind = "image" if frames == 1 else "video"
         shown = {"type": kind, kind: folder / example["source"]}
         if kind == "video":
             shown["fps"] = 4.0
         ask = {"type": "text", "text": description_request(f"an {kind}")}
-        told = model.chat([{"role": "user", "content": [ask, shown]}], max_tokens=80)
-        captions.append(told == example["caption"])
+        answer = model.chat([{"role": "user", "content": [ask, shown]}], max_tokens=80)
+        captions.append(answer == example["caption"])
         print(f"{np.mean(exact[-1]):.3f} {captions[-1]} {example['caption']}", file=sys.stderr)
     return {"codes": float(np.concatenate(exact).mean()), "captions": float(np.mean(captions))}
 
 
-def picture_of_both(model: lwm.Model, work: Path, out: Path) -> None:
-    """Originals over what was drawn from their captions: eight images, and two clips."""
+def write_comparison(model: lwm.Model, work: Path, out: Path) -> None:
+    """Write originals above the reproductions from their captions: eight images, two clips."""
     columns = []
     paths = sorted((work / "images").glob("*.png"))[:: COUNT // 8][:8]
     for path in paths:
-        drawn = model.image(path.stem, temperature=0.0, guidance=1.0)
-        columns.append(np.concatenate([read_image(path, SIDE), drawn]))
+        generated = model.image(path.stem, temperature=0.0, guidance=1.0)
+        columns.append(np.concatenate([read_image(path, SIDE), generated]))
     for path in sorted((work / "clips").glob("*.mp4"))[:: COUNT // 2][:2]:
-        drawn = model.video(path.stem, frames=FRAMES, temperature=0.0, guidance=1.0)
-        both = np.concatenate([read_video(path, SIDE), drawn], axis=1)
+        generated = model.video(path.stem, frames=FRAMES, temperature=0.0, guidance=1.0)
+        both = np.concatenate([read_video(path, SIDE), generated], axis=1)
         columns += list(both)
     sheet = np.concatenate([np.pad(one, ((1, 1), (1, 1), (0, 0))) for one in columns], axis=1)
     write_image(out, sheet.repeat(3, axis=0).repeat(3, axis=1))
@@ -155,7 +154,7 @@ def main() -> None:
     parser.add_argument("vqgan", type=Path)
     parser.add_argument("work", type=Path)
     parser.add_argument("--steps", type=int, default=1500)
-    parser.add_argument("--pictures", type=Path, help="a picture of results to write")
+    parser.add_argument("--pictures", type=Path, help="image of the results to write")
     arguments, settings = parser.parse_known_args()
     work = arguments.work
     if not (work / "vqgan").is_dir():
@@ -187,10 +186,12 @@ def main() -> None:
     model = lwm.load(work / "run")
     print(f"trained for {minutes:.1f} minutes in this call")
     for name in ("images", "clips"):
-        found = measure(model, work / f"{name}.jsonl", work / name)
-        print(f"{name}: codes exact {found['codes']:.1%}, captions exact {found['captions']:.1%}")
+        shares = measure(model, work / f"{name}.jsonl", work / name)
+        print(
+            f"{name}: codes exact {shares['codes']:.1%}, captions exact {shares['captions']:.1%}"
+        )
     if arguments.pictures:
-        picture_of_both(model, work, arguments.pictures)
+        write_comparison(model, work, arguments.pictures)
 
 
 if __name__ == "__main__":

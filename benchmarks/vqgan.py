@@ -1,9 +1,9 @@
-"""A trained VQGAN on pictures it never saw, and how much encoding in batches gains.
+"""Measure a trained VQGAN on held-out images, and the gain of encoding in batches.
 
     python benchmarks/vqgan.py runs/vqgan --grid docs/vqgan.png
 
 Reads the held-out files of the `vqgan` recipe (`lwm[pictures]`). Prints PSNR and SSIM of each
-file, entries used, and pictures a second one at a time and in batches.
+file, codebook entries used, and images per second one at a time and in batches.
 """
 
 import time
@@ -22,24 +22,24 @@ from lwm.recipes.catalogue.by_name import vqgan_recipe
 
 
 def likeness(codec: lwm.VqganCodec, frames: int, picture: Path | None) -> None:
-    _, held = split_files(vqgan_recipe("vqgan").data)
+    _, held_out = split_files(vqgan_recipe("vqgan").data)
     counts = np.zeros(codec.config.codebook_size, int)
     shown: list[tuple[np.ndarray, np.ndarray]] = []
     figures: dict[str, list[float]] = {"images": [], "videos": []}
-    for file, pictures in read_image_files(held, codec.config.image_size, frames):
+    for file, pictures in read_image_files(held_out, codec.config.image_size, frames):
         pixels = pictures.astype(np.float32) / 127.5 - 1
         codes = codec.encode(pixels)
         back = codec.decode(codes)
         counts += np.bincount(codes.ravel(), minlength=len(counts))
-        found = np.asarray(psnr(jnp.asarray(pixels), jnp.asarray(back)))
+        ratios = np.asarray(psnr(jnp.asarray(pixels), jnp.asarray(back)))
         alike = np.asarray(ssim(jnp.asarray(pixels), jnp.asarray(back)))
-        print(f"{file.name}: {len(pictures)} pictures, PSNR {found.mean():.2f} dB (least "
-              f"{found.min():.2f}), SSIM {alike.mean():.3f}")  # fmt: skip
-        figures["images" if len(pictures) == 1 else "videos"] += found.tolist()
+        print(f"{file.name}: {len(pictures)} images, PSNR {ratios.mean():.2f} dB (least "
+              f"{ratios.min():.2f}), SSIM {alike.mean():.3f}")  # fmt: skip
+        figures["images" if len(pictures) == 1 else "videos"] += ratios.tolist()
         some = np.linspace(0, len(pictures) - 1, min(3, len(pictures))).astype(int)
         shown += [(pictures[i], to_pixels(back[i])) for i in some]
     for kind, values in figures.items():
-        print(f"held-out {kind}: mean PSNR {np.mean(values):.2f} dB over {len(values)} pictures")
+        print(f"held-out {kind}: mean PSNR {np.mean(values):.2f} dB over {len(values)} images")
     shares = counts[counts > 0] / counts.sum()
     print(f"{(counts > 0).sum()} of {len(counts)} entries used, perplexity "
           f"{np.exp(-(shares * np.log(shares)).sum()):.0f}")  # fmt: skip
@@ -62,13 +62,13 @@ def rate(codec: lwm.VqganCodec, count: int, rounds: int) -> None:
     codec.encode(pixels[:1])
     codec.encode(pixels)
     seconds: dict[str, list[float]] = {"one at a time": [], "in batches": []}
-    for _ in range(rounds):  # in turn, so that other work on the machine falls on both
+    for _ in range(rounds):  # in turn, so that other load on the machine affects both
         for name, work in (("one at a time", alone), ("in batches", together)):
             start = time.perf_counter()
             work()
             seconds[name].append(time.perf_counter() - start)
     for name, values in seconds.items():
-        print(f"encoding {name}: {count / np.median(values):,.1f} pictures/s")
+        print(f"encoding {name}: {count / np.median(values):,.1f} images/s")
     ratios = np.divide(seconds["one at a time"], seconds["in batches"])
     print(f"ratio {np.median(ratios):.2f} (rounds {ratios.min():.2f} to {ratios.max():.2f})")
 
@@ -80,14 +80,14 @@ def main(
     rounds: int = 7,
     grid: Path | None = None,
 ) -> None:
-    """Measures a VQGAN.
+    """Measure a VQGAN.
 
     Args:
-        vqgan: a directory or a run.
-        frames: of each held-out video.
-        count: pictures that are encoded.
-        rounds: of timing.
-        grid: where originals beside reconstructions are written.
+        vqgan: Directory of a VQGAN or of a run.
+        frames: Frames of each held-out video.
+        count: Images to encode.
+        rounds: Rounds of timing.
+        grid: File to write originals and reconstructions to.
     """
     codec = lwm.load_vqgan(vqgan)
     likeness(codec, frames, grid)

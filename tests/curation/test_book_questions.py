@@ -1,4 +1,4 @@
-"""Questions about a book: what a fake model writes is judged, kept, resumed and put together."""
+"""Check how the questions that a fake model writes are judged, stored, resumed and combined."""
 
 import json
 from collections.abc import Callable, Sequence
@@ -23,7 +23,7 @@ from lwm.curation.book_questions import (
     chunks_file,
     write_questions,
 )
-from lwm.curation.long_chat import ChunkRecord, cut, examples, least_length
+from lwm.curation.long_chat import ChunkRecord, chat_examples, min_length, split_text
 from lwm.data.text.templates import ORIGINAL, Message, render
 from lwm.data.text.tokenizer import Tokenizer
 
@@ -37,7 +37,7 @@ LENGTH = 400
 
 
 def make_tokenizer() -> Tokenizer:
-    """A token a word or a mark, nothing unknown dropped."""
+    """Return a tokenizer with a token for each word and punctuation mark."""
     backend = tokenizers.Tokenizer(models.WordLevel({"?": 0}, unk_token="?"))
     backend.pre_tokenizer = pre_tokenizers.Whitespace()  # type: ignore[assignment]
     return Tokenizer(backend=backend)
@@ -47,15 +47,15 @@ TOKENIZER = make_tokenizer()
 
 
 class Killed(BaseException):
-    """What SIGKILL is to the process: nothing may catch it and go on."""
+    """Stand for SIGKILL, which no handler may catch."""
 
 
 class FakeWriter:
-    """Asks and answers by rule from the sentence it is shown, which stands at the prompt's end.
+    """Ask and answer by a rule from the sentence at the end of the prompt.
 
     Args:
-        spoil: changes what it writes, given the text and the number of the call.
-        kill_at: the call at which the process dies.
+        change: changes the text, called with it and the number of the call.
+        kill_at: number of the call at which the process dies.
     """
 
     source = "fake"
@@ -63,13 +63,13 @@ class FakeWriter:
 
     def __init__(
         self,
-        spoil: Callable[[str, int], str] = lambda text, call: text,
+        change: Callable[[str, int], str] = lambda text, call: text,
         kill_at: int | None = None,
         context: int = 4096,
     ) -> None:
         self.config = SimpleNamespace(max_sequence_length=context)
         self.calls, self.restarts = 0, 0
-        self._spoil, self._kill_at = spoil, kill_at
+        self._change, self._kill_at = change, kill_at
 
     def restart(self, tokens: int) -> None:
         assert tokens <= self.config.max_sequence_length
@@ -87,7 +87,7 @@ class FakeWriter:
             text = f"The miller {name} sold barrel {year} to the abbot."
         else:
             text = f"What did the miller {name} do in the year {year}?"
-        return self._spoil(text, self.calls - 1)
+        return self._change(text, self.calls - 1)
 
 
 def write(
@@ -104,20 +104,20 @@ def tokens_of(example: dict[str, Any]) -> int:
     st.text("ab .!?\n“”é", min_size=1, max_size=200).filter(str.strip),
     st.integers(1, 20),
 )
-def test_cutting_conserves_the_text_and_bounds_chunks(text: str, size: int) -> None:
-    chunks = cut(text, TOKENIZER, size)
+def test_splitting_preserves_the_text_and_bounds_chunks(text: str, size: int) -> None:
+    chunks = split_text(text, TOKENIZER, size)
     assert "".join(chunks) == text
     assert all(chunks)
-    # A chunk that begins or ends within a token counts that one too.
+    # A chunk that begins or ends within a token counts that token too.
     assert all(len(TOKENIZER.encode(chunk)) <= size + 2 for chunk in chunks)
 
 
-def test_chunks_end_with_sentences_where_they_can() -> None:
-    chunks = cut(BOOK, TOKENIZER, 60)
+def test_chunks_end_with_sentences_where_possible() -> None:
+    chunks = split_text(BOOK, TOKENIZER, 60)
     assert len(chunks) == 15  # four sentences of 14 tokens each, where five have 70
     assert all(chunk.rstrip().endswith(".") for chunk in chunks)
     words = "word " * 50
-    assert {len(chunk) for chunk in cut(words, TOKENIZER, 10)} == {50}
+    assert {len(chunk) for chunk in split_text(words, TOKENIZER, 10)} == {50}
 
 
 def test_examples_are_conversations_about_one_document(tmp_path: Path) -> None:
@@ -146,30 +146,32 @@ def test_examples_are_conversations_about_one_document(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("temperature", [0.0, 0.7])
-def test_a_run_killed_anywhere_ends_with_the_same_file(tmp_path: Path, temperature: float) -> None:
+def test_a_run_killed_anywhere_resumes_to_the_same_file(
+    tmp_path: Path, temperature: float
+) -> None:
     config = replace(CONFIG, temperature=temperature)
 
-    def spoil(text: str, call: int) -> str:
+    def change(text: str, call: int) -> str:
         return "" if "Eli" in text or "3?" in text else text
 
     whole = tmp_path / "whole.jsonl"
-    writer = FakeWriter(spoil)
+    writer = FakeWriter(change)
     expected = write(writer, whole, config)
     assert expected.written > 0
     assert expected.refused["question empty"] > 0
     for kill_at in range(0, writer.calls, 3):
         file = tmp_path / f"{kill_at}.jsonl"
         with pytest.raises(Killed):
-            write(FakeWriter(spoil, kill_at=kill_at), file, config)
+            write(FakeWriter(change, kill_at=kill_at), file, config)
         assert not file.exists()
-        rest = FakeWriter(spoil)
+        rest = FakeWriter(change)
         assert write(rest, file, config) == expected
         assert rest.restarts <= 15
         assert file.read_bytes() == whole.read_bytes()
         assert chunks_file(file).read_bytes() == chunks_file(whole).read_bytes()
 
 
-def test_a_record_torn_at_any_byte_is_written_again(tmp_path: Path) -> None:
+def test_a_record_truncated_at_any_byte_is_written_again(tmp_path: Path) -> None:
     whole = tmp_path / "whole.jsonl"
     write(FakeWriter(), whole, most_chunks=3)
     records = chunks_file(whole).read_bytes()
@@ -182,7 +184,7 @@ def test_a_record_torn_at_any_byte_is_written_again(tmp_path: Path) -> None:
     assert {path.name for path in tmp_path.iterdir() if path.name.startswith(".")} == set()
 
 
-def test_more_chunks_and_other_lengths_use_what_was_written(tmp_path: Path) -> None:
+def test_more_chunks_and_other_lengths_reuse_the_journal(tmp_path: Path) -> None:
     file = tmp_path / "qa.jsonl"
     assert write(FakeWriter(), file, most_chunks=3).chunks == 3
     more = FakeWriter()
@@ -197,16 +199,16 @@ def test_records_of_other_settings_or_another_book_are_refused(
 ) -> None:
     file = tmp_path / "qa.jsonl"
     write(FakeWriter(), file, most_chunks=2)
-    kept = chunks_file(file).read_bytes()
+    records = chunks_file(file).read_bytes()
     if change == "book":
         config, book = CONFIG, BOOK.replace("abbot", "bishop")
     else:
         config, book = replace(CONFIG, **{change: getattr(CONFIG, change) + 1}), BOOK
     with pytest.raises(InputError, match="other settings or of another book"):
         write(FakeWriter(), file, config, book, length=600)
-    assert chunks_file(file).read_bytes() == kept
-    chunks_file(file).write_bytes(b"no record\n" + kept)
-    with pytest.raises(InputError, match="line 1, is no record"):
+    assert chunks_file(file).read_bytes() == records
+    chunks_file(file).write_bytes(b"no record\n" + records)
+    with pytest.raises(InputError, match="line 1, is not valid JSON"):
         write(FakeWriter(), file)
 
 
@@ -228,9 +230,9 @@ TEXT = f"There was a famine in the land. The corn was ripe. {SENTENCE} And Boaz 
         ("Where did Ruth and Naomi glean?", "something else"),
     ],
 )
-def test_questions_that_are_of_no_use(question: str, fault: str | None) -> None:
-    found = question_fault(question, SENTENCE, TEXT)
-    assert (found is None) if fault is None else (found is not None and fault in found)
+def test_unusable_questions_are_refused(question: str, fault: str | None) -> None:
+    result = question_fault(question, SENTENCE, TEXT)
+    assert (result is None) if fault is None else (result is not None and fault in result)
 
 
 @pytest.mark.parametrize(
@@ -247,26 +249,26 @@ def test_questions_that_are_of_no_use(question: str, fault: str | None) -> None:
         ("She gleaned where a famine was in the land.", "without support"),
     ],
 )
-def test_answers_that_are_of_no_use(answer: str, fault: str | None) -> None:
-    found = answer_fault(answer, "Where did Ruth glean?", TEXT)
-    assert (found is None) if fault is None else (found is not None and fault in found)
+def test_unusable_answers_are_refused(answer: str, fault: str | None) -> None:
+    result = answer_fault(answer, "Where did Ruth glean?", TEXT)
+    assert (result is None) if fault is None else (result is not None and fault in result)
 
 
-def test_what_is_malformed_is_tried_again_then_dropped_and_counted(tmp_path: Path) -> None:
+def test_malformed_generations_are_retried_then_dropped_and_counted(tmp_path: Path) -> None:
     file = tmp_path / "qa.jsonl"
-    told: list[tuple[ChunkRecord, int]] = []
+    reports: list[tuple[ChunkRecord, int]] = []
 
-    def spoil(text: str, call: int) -> str:
+    def change(text: str, call: int) -> str:
         return "Who carried Marta's bread to the inn?" if call == 0 else text
 
     def report(record: ChunkRecord, total: int) -> None:
-        told.append((record, total))
+        reports.append((record, total))
 
-    summary = write(FakeWriter(spoil), file, most_chunks=2, report=report)
+    summary = write(FakeWriter(change), file, most_chunks=2, report=report)
     assert summary == QuestionSummary(
         chunks=2, written=2, examples=1, refused={"prompt copied": 1}
     )
-    assert [(record.chunk, total) for record, total in told] == [(0, 2), (1, 2)]
+    assert [(record.chunk, total) for record, total in reports] == [(0, 2), (1, 2)]
     chunks_file(file).unlink()
     summary = write(
         FakeWriter(lambda text, call: text if call > 2 else "Well."), file, most_chunks=2
@@ -289,10 +291,10 @@ def test_the_same_question_is_not_asked_twice(tmp_path: Path) -> None:
     assert summary.refused["question asked before"] > 0
 
 
-def test_documents_without_a_question_are_left_out() -> None:
-    chunks = cut(BOOK, TOKENIZER, 60)[:12]
+def test_documents_without_a_question_are_dropped() -> None:
+    chunks = split_text(BOOK, TOKENIZER, 60)[:12]
     records = [ChunkRecord(chunk=number) for number in range(12)]
-    assert list(examples(chunks, records, TOKENIZER, length=LENGTH)) == []
+    assert list(chat_examples(chunks, records, TOKENIZER, length=LENGTH)) == []
 
 
 def test_bad_settings_and_books_are_refused(tmp_path: Path) -> None:
@@ -305,7 +307,7 @@ def test_bad_settings_and_books_are_refused(tmp_path: Path) -> None:
         write(FakeWriter(context=1000), file, replace(CONFIG, chunk_tokens=500))
     with pytest.raises(CapacityError, match="longer context"):
         write(FakeWriter(context=100), file)
-    least = least_length(TOKENIZER, 60 + QUESTION_TOKENS + ANSWER_TOKENS)
+    least = min_length(TOKENIZER, 60 + QUESTION_TOKENS + ANSWER_TOKENS)
     with pytest.raises(ConfigError, match=f"at least {least}"):
         write(FakeWriter(), file, length=least - 1)
     with pytest.raises(InputError, match=r"fake wrote no usable question.*question empty"):

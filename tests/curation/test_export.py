@@ -1,5 +1,4 @@
-"""Texts from every kind of source to JSON lines: what is written, limits, what is left out, and
-what leaves nothing behind."""
+"""Check the export of every kind of source: its lines, limits, skipped rows and refusals."""
 
 import json
 import tempfile
@@ -42,14 +41,14 @@ def parquet(directory: Path) -> str:
 
 
 def saved(directory: Path) -> str:
-    """By `save_to_disk`, with splits."""
+    """Save a data set with splits by `save_to_disk`."""
     splits = DatasetDict({"train": Dataset.from_dict({"body": TEXTS})})
     splits.save_to_disk(directory / "saved")
     return str(directory / "saved")
 
 
 def repository(directory: Path) -> str:
-    """A directory laid out as on the hub."""
+    """Make a directory with the layout of the hub."""
     (directory / "data").mkdir()
     pq.write_table(pa.table({"body": TEXTS}), directory / "data" / "train-00000.parquet")
     return f"hf:{directory}"
@@ -65,7 +64,7 @@ def test_every_kind_of_source_is_exported(source: Callable[[Path], str], tmp_pat
 
 
 @given(st.integers(1, 6), st.integers(1, 60))
-def test_limits_are_kept(rows: int, characters: int) -> None:
+def test_limits_are_respected(rows: int, characters: int) -> None:
     with tempfile.TemporaryDirectory() as directory:
         source = jsonl(Path(directory, "in.jsonl"), [{"text": text} for text in TEXTS])
         out = Path(directory, "out.jsonl")
@@ -76,13 +75,13 @@ def test_limits_are_kept(rows: int, characters: int) -> None:
     assert (done.rows, done.characters) == (len(written), len("".join(written)))
 
 
-def test_what_is_broken_or_empty_is_left_out_and_told(tmp_path: Path) -> None:
+def test_broken_and_empty_rows_are_skipped_and_reported(tmp_path: Path) -> None:
     source = tmp_path / "in.jsonl"
     source.write_text('{"text": "one"}\n\n{"text": null}\n{"te\n{"text": "two"}\n[]\n')
     done = export_texts(str(source), tmp_path / "out.jsonl")
     assert read(tmp_path / "out.jsonl") == ["one", "two"]
     assert str(done).startswith(
-        "2 rows, 6 characters; 1 without text left out; 2 broken left out, the first "
+        "2 rows, 6 characters; skipped 1 without text; skipped 2 broken, the first "
         f"{source}, line 4: it is not JSON"
     )
 
@@ -95,17 +94,17 @@ def test_what_is_broken_or_empty_is_left_out_and_told(tmp_path: Path) -> None:
             r"line 2 has no field 'text'; it has 'body', 'id'",
         ),
         ([{"text": 7}], r"the field 'text' of .*line 1 is a int, not text"),
-        ([{"text": " "}], r"no text in the field 'text' \(0 rows, .* 1 without text left out\)"),
+        ([{"text": " "}], r"no text in the field 'text' \(0 rows, .* skipped 1 without text\)"),
     ],
 )
-def test_refusals_leave_nothing(rows: list, message: str, tmp_path: Path) -> None:
+def test_refused_exports_leave_no_file(rows: list, message: str, tmp_path: Path) -> None:
     source = jsonl(tmp_path / "in.jsonl", rows)
     with pytest.raises(InputError, match=message):
         export_texts(str(source), tmp_path / "out.jsonl")
     assert list(tmp_path.iterdir()) == [source]
 
 
-def test_what_is_refused_before_anything_is_read(tmp_path: Path) -> None:
+def test_wrong_arguments_are_refused(tmp_path: Path) -> None:
     source = jsonl(tmp_path / "in.jsonl", [{"text": "a"}])
     with pytest.raises(InputError, match="exists"):
         export_texts(str(source), source)
@@ -120,7 +119,7 @@ def test_what_is_refused_before_anything_is_read(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == [source]
 
 
-def test_an_interrupted_export_leaves_nothing(
+def test_an_interrupted_export_leaves_no_file(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     source = jsonl(tmp_path / "in.jsonl", [{"text": "a"}, {"text": "b"}])

@@ -1,5 +1,5 @@
-"""Pictures to training data: what a line holds and teaches, and that neither batches, engines nor
-interruptions change it."""
+"""Check the training data made of images and videos, and that batches, engines and interruptions
+do not change it."""
 
 import gzip
 import importlib.util
@@ -70,7 +70,7 @@ def codec(vqgan: Path) -> VqganCodec:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Eight images, two videos and two broken files among them; all have captions."""
+    """Make eight images, two videos and two broken files, all with captions."""
     folder = tmp_path_factory.mktemp("pictures")
     draw = np.random.default_rng(0)
     for number in range(8):
@@ -107,7 +107,7 @@ def lines_of(file: Path) -> list[dict[str, Any]]:
 
 @pytest.fixture(scope="module")
 def whole(files: Any, codec: VqganCodec, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run that nothing disturbed."""
+    """Write the result of a run without interruptions."""
     out = tmp_path_factory.mktemp("whole") / "out.jsonl"
     summary = run(files, codec, out)
     assert (summary.files, summary.frames, summary.examples) == (12, 22, 10)
@@ -158,28 +158,28 @@ def examples(path: Path, way: int, **settings: Any) -> Loader:
 
 
 def row(batch: dict[str, np.ndarray]) -> tuple[list[int], list[int]]:
-    """Ids of a row of one example, and those of them that are learnt."""
+    """Return the ids of a row of one example, and the ids with loss weight."""
     targets = batch["targets"][0]
     ids = [int(batch["tokens"][0][0]), *targets.tolist()]
     last = int(np.flatnonzero(batch["weights"][0])[-1])
     return ids[: last + 2], targets[batch["weights"][0] > 0].tolist()
 
 
-def test_what_is_learnt_follows_the_very_prompts_of_generation(whole: Path) -> None:
-    """Pictures behind the prompt that asks for one, captions behind a chat that shows one."""
+def test_training_examples_begin_with_the_prompts_of_generation(whole: Path) -> None:
+    """Check that images follow a prompt that requests one, and captions a chat with one."""
     drawing, telling = examples(whole, 0), examples(whole, 1)
     for line in lines_of(whole):
         codes = np.array(line["vision"]).reshape(-1, 4)
         kind = "a video" if len(codes) > 1 else "an image"
         prompt = generation_prompt(tokenizer(), line["caption"], kind)
-        ids, learnt = row(next(drawing))
+        ids, learned = row(next(drawing))
         assert ids[: len(prompt)] == prompt
         shown = ids[len(prompt) :]
         ends = [300 + 16] * (len(codes) - 1) + [300 + 17]
         framed = [n for frame, end in zip(codes, ends, strict=True) for n in (*(frame + 300), end)]
         closing = tokenizer().encode("</vision>", specials=False)
         assert shown == [*framed, *closing, 1]
-        assert learnt == [*tokenizer().encode("<vision>", specials=False), *shown]
+        assert learned == [*tokenizer().encode("<vision>", specials=False), *shown]
 
         content = [
             {"type": "text", "text": description_request(kind)},
@@ -187,14 +187,14 @@ def test_what_is_learnt_follows_the_very_prompts_of_generation(whole: Path) -> N
         ]
         messages = [{"role": "user", "content": content}]
         prompt = chat_tokens(ORIGINAL, messages, tokenizer(), WORLD, codes_from_part)
-        ids, learnt = row(next(telling))
+        ids, learned = row(next(telling))
         assert ids[: len(prompt)] == prompt
-        assert ids[len(prompt) :] == learnt
-        assert learnt == [*tokenizer().encode(line["caption"], specials=False), 1]
+        assert ids[len(prompt) :] == learned
+        assert learned == [*tokenizer().encode(line["caption"], specials=False), 1]
 
 
 def test_prompts_begin_as_training_does_for_any_tokenizer() -> None:
-    """Some tokenizers put a space before a text that a token before it would take away."""
+    """Check a tokenizer that adds a space at the start of a text but not after a token."""
     backend = tokenizer().backend.from_str(tokenizer().backend.to_str())
     settings = json.loads(backend.to_str())
     settings["pre_tokenizer"] = {
@@ -207,7 +207,7 @@ def test_prompts_begin_as_training_does_for_any_tokenizer() -> None:
     assert generation_prompt(first, "x", "an image")[: len(plain) + 1] == [0, *plain]
 
 
-def test_arrays_of_tokens_are_what_the_lines_give(
+def test_array_records_equal_the_encoded_lines(
     files: Any, codec: VqganCodec, whole: Path, tmp_path: Path
 ) -> None:
     out = tmp_path / "out.array_record"
@@ -221,7 +221,7 @@ def test_arrays_of_tokens_are_what_the_lines_give(
                 np.testing.assert_array_equal(left[name], right[name], err_msg=name)
 
 
-def test_packed_lines_are_the_same_lines(
+def test_compressed_lines_are_the_same_lines(
     files: Any, codec: VqganCodec, whole: Path, tmp_path: Path
 ) -> None:
     for name in ("a.jsonl.gz", "b.jsonl.gz"):
@@ -231,7 +231,7 @@ def test_packed_lines_are_the_same_lines(
 
 
 class Killed(BaseException):
-    """Stands for a process that ends between two groups."""
+    """Stand for a process that dies between two groups."""
 
 
 def interrupted(codec: VqganCodec, after: int) -> EncodeGroups:
@@ -244,20 +244,20 @@ def interrupted(codec: VqganCodec, after: int) -> EncodeGroups:
     return encode
 
 
-@pytest.mark.parametrize("torn", [b"", b"[[[[1,2", b'{"ru'])
-def test_an_interrupted_run_goes_on_where_it_was(
-    files: Any, codec: VqganCodec, whole: Path, tmp_path: Path, torn: bytes
+@pytest.mark.parametrize("incomplete", [b"", b"[[[[1,2", b'{"ru'])
+def test_an_interrupted_run_resumes(
+    files: Any, codec: VqganCodec, whole: Path, tmp_path: Path, incomplete: bytes
 ) -> None:
     out = tmp_path / "out.jsonl"
-    if torn.startswith(b"{"):
-        journal_file(out).write_bytes(torn)
+    if incomplete.startswith(b"{"):
+        journal_file(out).write_bytes(incomplete)
     for after in (2, 1):
         with pytest.raises(Killed):
             run(files, codec, out, interrupted(codec, after))
         assert not out.exists()
-        if torn.startswith(b"["):
+        if incomplete.startswith(b"["):
             with journal_file(out).open("ab") as file:
-                file.write(torn)
+                file.write(incomplete)
     computed: list[int] = []
 
     def rest(groups: Sequence[Group]) -> Iterator[list[Outcome]]:
@@ -269,7 +269,7 @@ def test_an_interrupted_run_goes_on_where_it_was(
     assert out.read_bytes() == whole.read_bytes()
 
 
-def test_what_is_kept_of_another_run_is_refused(
+def test_the_journal_of_another_run_is_refused(
     files: Any, codec: VqganCodec, tmp_path: Path
 ) -> None:
     out = tmp_path / "out.jsonl"
@@ -279,7 +279,7 @@ def test_what_is_kept_of_another_run_is_refused(
         run(files[1:], codec, out)
 
 
-def test_groups_follow_from_names_alone() -> None:
+def test_groups_depend_on_names_only() -> None:
     def sizes(settings: FrameSettings, *names: str) -> list[int]:
         files = [CaptionedFile(path=Path(name), source=name) for name in names]
         return [len(group) for group in groups_of(files, settings)]
@@ -308,7 +308,7 @@ def test_frames_of_several_files_share_batches(
     assert [len(outcome.codes) for outcome in outcomes] == [1, 1, 1, 5, 1, 0, 1, 0, 1, 5, 1, 1]
 
 
-def test_a_file_of_several_captions_gives_several_lines(
+def test_a_file_with_several_captions_gives_several_lines(
     files: Any, codec: VqganCodec, tmp_path: Path
 ) -> None:
     several = [
@@ -323,7 +323,7 @@ def test_a_file_of_several_captions_gives_several_lines(
     assert (bare["caption"], bare["fields"]) == ("", ["vision"])
 
 
-def test_nothing_that_can_be_read_leaves_nothing(
+def test_a_run_without_readable_files_leaves_no_file(
     files: Any, codec: VqganCodec, tmp_path: Path
 ) -> None:
     broken = [file for file in files if "x" in file.source]
@@ -332,7 +332,7 @@ def test_nothing_that_can_be_read_leaves_nothing(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_settings_out_of_range(tmp_path: Path) -> None:
+def test_wrong_settings_and_destinations_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="batch_size is 0"):
         FrameSettings(batch_size=0)
     with pytest.raises(InputError, match="max_frames is 0"):
@@ -347,19 +347,19 @@ def test_settings_out_of_range(tmp_path: Path) -> None:
         require_destination(tmp_path / "a.jsonl", tmp_path)
 
 
-def test_ray_where_it_is_not_installed(vqgan: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_ray_must_be_installed(vqgan: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(__import__("sys").modules, "ray", None)
     with pytest.raises(ConfigError, match=r"install lwm\[ray\], or take --engine local"):
         encode_on_ray(vqgan, None, ALL)
 
 
 ENGINES = ["here", *(["ray"] if importlib.util.find_spec("ray") else [])]
-"""Ray is an extra; where it is installed it is held to the same results."""
+"""Ray is an optional dependency; where it is installed, it must give the same results."""
 
 
-@pytest.mark.filterwarnings("ignore")  # Ray warns of itself
+@pytest.mark.filterwarnings("ignore")  # Ray's own warnings
 @pytest.mark.parametrize("engine", ENGINES)
-def test_engines_give_the_same(
+def test_engines_give_equal_files(
     engine: str, files: Any, vqgan: Path, codec: VqganCodec, whole: Path, tmp_path: Path
 ) -> None:
     compute = (

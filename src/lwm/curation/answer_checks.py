@@ -1,7 +1,7 @@
-"""Whether a question and its answer are well-formed and have support in a text.
+"""Check that a question and its answer are well-formed and supported by a text.
 
-Plain words in common, no model: it refuses what a weak model makes up, and cannot tell a wrong
-answer made of the right words. The lists are English. Knows strings alone.
+The checks compare words and need no model. They refuse what a weak model invents, but cannot
+detect a wrong answer made of the right words. The word lists are English.
 """
 
 import re
@@ -14,11 +14,12 @@ SUPPORT = 0.75
 
 WORD = re.compile(r"[^\W_]+(?:['’][^\W_]+)*")
 _SENTENCE_END = re.compile(r"[.!?…][\"'”’»)\]]*\s+|\n\s*\n\s*")
-_ENDED = re.compile(r"[.!…][\"'”’»)\]]*$")
-_SPEAKS_OF_THE_TEXT = re.compile(
+_COMPLETE = re.compile(r"[.!…][\"'”’»)\]]*$")
+_ABOUT_READER_OR_TEXT = re.compile(
     r"\b(would|do|did|can|could|are|if) you\b|\byour?\b|\b(this|the) (passage|text|sentence)\b",
     re.IGNORECASE,
 )
+# Words that do not show what a question is about.
 _COMMON = frozenset(
     "a about above after again all also am an and another answer any are as at be because been "  # noqa: SIM905
     "before being but by came can come could did do does doing done down for from get go had has "
@@ -29,24 +30,26 @@ _COMMON = frozenset(
     "those thou thy to told too under unto up upon us very was way we went were what when where "
     "which while who whom whose why will with woman women would ye yet you your".split()
 )
-"""Words that say nothing of what a question is about."""
 
 
 def sentence_ends(text: str) -> list[int]:
-    """Where sentences and paragraphs end, the space behind them included."""
+    """Return where sentences and paragraphs end, after the following whitespace."""
     return [match.end() for match in _SENTENCE_END.finditer(text)]
 
 
 def sentences(text: str) -> list[str]:
-    """Sentences of a text, stripped; none is empty."""
+    """Split a text into sentences, stripped and not empty."""
     ends = [0, *sentence_ends(text), len(text)]
     parts = (text[begin:end].strip() for begin, end in pairwise(ends))
     return [part for part in parts if part]
 
 
-def end_within(text: str, ends: list[int], begin: int, limit: int) -> int:
-    """Where to cut a text behind `begin` and not behind `limit`: at the last sentence's end in the
-    second half between them, else at the last word's, else at `limit`."""
+def split_point(text: str, ends: list[int], begin: int, limit: int) -> int:
+    """Return where to split a text after `begin` and not after `limit`.
+
+    This is the last end of a sentence in the second half between them, else of a word, else the
+    limit.
+    """
     middle = begin + (limit - begin) // 2
     before = bisect_right(ends, limit)
     if before and ends[before - 1] > middle:
@@ -56,83 +59,84 @@ def end_within(text: str, ends: list[int], begin: int, limit: int) -> int:
 
 
 def _stem(word: str) -> str:
-    """A word without the commonest English endings, so that `moved` and `moveth` are `mov`."""
+    """Remove the most common English endings, so that `moved` and `moveth` are `mov`."""
     for ending in ("ing", "eth", "est", "ied", "ies", "ed", "es", "en", "s", "d", "e", "y"):
         if word.endswith(ending) and len(word) - len(ending) >= 3:
             return word.removesuffix(ending)
     return word
 
 
-def content(text: str) -> set[str]:
-    """Stems of the words that say something."""
+def content_stems(text: str) -> set[str]:
+    """Return the stems of the words that are not common."""
     words = (word.lower().replace("’", "'").removesuffix("'s") for word in WORD.findall(text))
     return {_stem(word) for word in words if word not in _COMMON}
 
 
-def names(text: str) -> set[str]:
-    """Stems of the names and numbers: capitals that open no sentence, and digits."""
-    found = set()
+def name_stems(text: str) -> set[str]:
+    """Return the stems of names and numbers: capitalized words within a sentence, and digits."""
+    names = set()
     for match in WORD.finditer(text):
         word, before = match.group(), text[: match.start()].rstrip(" \"'“‘(")
-        opens = not before or before.endswith((".", "!", "?", ":"))
-        if word[0].isdigit() or (word[0].isupper() and not opens):
-            found |= content(word)
-    return found
-
-
-def repeats(text: str, run: int = 5) -> bool:
-    """Whether the same words come in a row again."""
-    words = [word.lower() for word in WORD.findall(text)]
-    runs = Counter(tuple(words[i : i + run]) for i in range(len(words) - run + 1))
-    return any(count > 1 for count in runs.values())
+        starts_sentence = not before or before.endswith((".", "!", "?", ":"))
+        if word[0].isdigit() or (word[0].isupper() and not starts_sentence):
+            names |= content_stems(word)
+    return names
 
 
 def question_fault(question: str, sentence: str, text: str) -> str | None:
-    """Why a question is of no use, or None if it is of use.
-
-    Args:
-        sentence: what it was to be about, a sentence of `text`.
-    """
+    """Return why a question about a sentence of a text is unusable, or None if it is usable."""
     if not question:
         return "question empty"
     if not question.endswith("?"):
         return "question without '?'"
     if len(WORD.findall(question)) > 40:
         return "question too long"
-    if repeats(question):
+    if _repeats(question):
         return "question repeats itself"
-    if _SPEAKS_OF_THE_TEXT.search(question):
+    if _ABOUT_READER_OR_TEXT.search(question):
         return "question about the reader or the passage"
-    if not content(question) & content(sentence) or not names(question) <= content(text):
+    if not content_stems(question) & content_stems(sentence):
+        return "question about something else"
+    if not name_stems(question) <= content_stems(text):
         return "question about something else"
     return None
 
 
 def answer_fault(answer: str, question: str, text: str) -> str | None:
-    """Why an answer is of no use, or None if it is of use.
+    """Return why an answer is unusable, or None if it is usable.
 
-    An answer has support where one sentence of the text, with the next, has most of the words of
-    the question and most of those that the answer adds, and no name in it is foreign to the text.
+    An answer is supported if one sentence of the text, together with the next one, contains most
+    words of the question and most words that the answer adds, and all its names occur in the text.
     """
     if not answer:
         return "answer empty"
     if "?" in answer:
         return "answer asks"
-    if not _ENDED.search(answer):
+    if not _COMPLETE.search(answer):
         return "answer cut off"
-    if repeats(answer):
+    if _repeats(answer):
         return "answer repeats itself"
-    about = content(question)
-    added = content(answer) - about
+    asked = content_stems(question)
+    added = content_stems(answer) - asked
     if not added:
         return "answer adds nothing to the question"
-    lines = [content(line) for line in sentences(text)]
-    windows = [one | other for one, other in zip(lines, [*lines[1:], set()], strict=True)]
+    lines = [content_stems(line) for line in sentences(text)]
+    windows = [
+        line | following for line, following in zip(lines, [*lines[1:], set()], strict=True)
+    ]
 
-    def most(words: set[str], window: set[str]) -> bool:
+    def contains_most(window: set[str], words: set[str]) -> bool:
         return len(words & window) >= SUPPORT * len(words)
 
-    supported = any(most(added, window) and most(about | added, window) for window in windows)
-    if not supported or not names(answer) <= content(text):
+    if not any(
+        contains_most(window, added) and contains_most(window, asked | added) for window in windows
+    ):
         return "answer without support"
-    return None
+    return None if name_stems(answer) <= content_stems(text) else "answer without support"
+
+
+def _repeats(text: str, run: int = 5) -> bool:
+    """Return whether a run of words occurs twice."""
+    words = [word.lower() for word in WORD.findall(text)]
+    runs = Counter(tuple(words[i : i + run]) for i in range(len(words) - run + 1))
+    return any(count > 1 for count in runs.values())

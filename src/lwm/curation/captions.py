@@ -1,33 +1,30 @@
-"""Images and videos in folders, and the captions that belong to them.
+"""Find images and videos in folders, and the captions that belong to them.
 
-A caption lies in a text file beside the picture (`cat.jpg`, `cat.txt`) or in a manifest: CSV with
-the header `file,caption`, or JSON lines with these keys; several lines may name one file. What a
-file is called is its path below the folder that was named, so names hold on any machine. Knows
-names and texts; what a picture shows, or whether it can be read at all, is for others to find out.
+A caption is in a text file beside the image (`cat.jpg`, `cat.txt`) or in a manifest: CSV with the
+header `file,caption`, or JSON lines with these keys, where several lines may name one file. Files
+are named by their paths relative to the folder, so names are valid on any machine.
 """
 
 import csv
 import json
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
 from lwm.core.errors import InputError
 from lwm.data.images import IMAGES, is_media
 
-MAX_CAPTION_BYTES = 1 << 20
-
-Uncaptioned = Literal["skip", "keep"]
+_MAX_CAPTION_BYTES = 1 << 20
 
 
 @dataclass(frozen=True, kw_only=True)
 class CaptionedFile:
-    """An image or a video.
+    """Hold an image or a video.
 
     Args:
-        source: what it is called: the path below the folder that was named, or the file's name.
-        captions: one or several; none where it teaches the picture alone.
+        source: path relative to the folder, or the name of a single file.
+        captions: one or several; none to learn the image without a prompt.
     """
 
     path: Path
@@ -36,19 +33,13 @@ class CaptionedFile:
 
     @property
     def moving(self) -> bool:
-        """Whether it has many frames, as far as its name tells."""
+        """Return whether the file is a video by its name."""
         return self.path.suffix.lower() not in IMAGES
 
 
 @dataclass(frozen=True, kw_only=True)
-class Found:
-    """What folders hold.
-
-    Args:
-        files: in the order in which they were named, each folder's by name.
-        uncaptioned: names of files that were left out for want of a caption.
-        faults: a sentence for each file whose caption cannot be read.
-    """
+class CaptionedFiles:
+    """Hold the files to use, the names of those without a caption, and unreadable captions."""
 
     files: tuple[CaptionedFile, ...]
     uncaptioned: tuple[str, ...]
@@ -56,56 +47,54 @@ class Found:
 
 
 def captioned_files(
-    paths: Sequence[Path], manifest: Path | None = None, uncaptioned: Uncaptioned = "skip"
-) -> Found:
-    """The images and videos of files and folders, with their captions.
+    paths: Sequence[Path],
+    manifest: Path | None = None,
+    uncaptioned: Literal["skip", "keep"] = "skip",
+) -> CaptionedFiles:
+    """Find images and videos in files and folders, with their captions.
 
     Args:
         manifest: captions; a file that it does not name may still have a text file beside it.
-        uncaptioned: leave files without a caption out, or keep them.
+        uncaptioned: skip files without a caption, or keep them.
 
     Raises:
-        InputError: a path is missing or holds no pictures, the manifest is broken or names a file
-            that is not there, or nothing is left.
+        InputError: a path is missing or has no images or videos, the manifest is broken or names
+            a missing file, or no file is left.
     """
-    files = list(find_pictures(paths))
-    told = {} if manifest is None else read_manifest(manifest, files)
-    kept: list[CaptionedFile] = []
-    bare: list[str] = []
+    files = list(find_media(paths))
+    by_file = {} if manifest is None else _read_manifest(manifest, files)
+    result: list[CaptionedFile] = []
+    skipped: list[str] = []
     faults: list[str] = []
     for file in files:
-        captions = tuple(told.get(file.path, ()))
-        if not captions:
-            try:
-                captions = _caption_beside(file.path)
-            except InputError as error:
-                faults.append(str(error))
-                continue
-        if not captions and uncaptioned == "skip":
-            bare.append(file.source)
+        try:
+            captions = tuple(by_file.get(file.path, ())) or _caption_beside(file.path)
+        except InputError as error:
+            faults.append(str(error))
             continue
-        kept.append(CaptionedFile(path=file.path, source=file.source, captions=captions))
-    if not kept:
-        if faults:
-            raise InputError(
-                f"none of {len(files)} files has a caption that can be read: {faults[0]}"
-            )
+        if captions or uncaptioned == "keep":
+            result.append(replace(file, captions=captions))
+        else:
+            skipped.append(file.source)
+    if not result and faults:
+        raise InputError(f"none of {len(files)} files has a caption that can be read: {faults[0]}")
+    if not result:
         raise InputError(
-            f"none of {len(files)} files has a caption, {bare[0]} for one; put a .txt beside "
+            f"none of {len(files)} files has a caption, {skipped[0]} for one; put a .txt beside "
             "each, give a manifest with --captions, or keep them with --uncaptioned keep"
         )
-    return Found(files=tuple(kept), uncaptioned=tuple(bare), faults=tuple(faults))
+    return CaptionedFiles(files=tuple(result), uncaptioned=tuple(skipped), faults=tuple(faults))
 
 
-def find_pictures(paths: Sequence[Path]) -> Iterator[CaptionedFile]:
-    """Images and videos, each once, without captions.
+def find_media(paths: Sequence[Path]) -> Iterator[CaptionedFile]:
+    """Yield the images and videos of files and folders, each once, without captions.
 
     Raises:
-        InputError: there is no path, one is missing, or a folder holds none.
+        InputError: there is no path, one is missing, or a folder has no images or videos.
     """
     if not paths:
         raise InputError("there is nothing to look at; name a folder of images and videos")
-    seen: set[Path] = set()
+    visited: set[Path] = set()
     for path in paths:
         if path.is_dir():
             inside = [file for file in path.rglob("*") if is_media(file, path)]
@@ -117,18 +106,20 @@ def find_pictures(paths: Sequence[Path]) -> Iterator[CaptionedFile]:
         else:
             raise InputError(f"{path} does not exist; name a folder, an image or a video")
         for source, file in named:
-            if (place := file.resolve()) not in seen:
-                seen.add(place)
+            if (resolved := file.resolve()) not in visited:
+                visited.add(resolved)
                 yield CaptionedFile(path=file, source=source)
 
 
-def _caption_beside(picture: Path) -> tuple[str, ...]:
-    file = picture.with_suffix(".txt")
+def _caption_beside(image: Path) -> tuple[str, ...]:
+    file = image.with_suffix(".txt")
     if not file.is_file():
         return ()
     try:
-        if file.stat().st_size > MAX_CAPTION_BYTES:
-            raise InputError(f"{file} is longer than {MAX_CAPTION_BYTES >> 20} MB, no caption is")
+        if file.stat().st_size > _MAX_CAPTION_BYTES:
+            raise InputError(
+                f"the caption {file} is longer than {_MAX_CAPTION_BYTES >> 20} MB; shorten it"
+            )
         caption = file.read_text(encoding="utf-8-sig").strip()
     except UnicodeDecodeError as error:
         raise InputError(f"the caption {file} is not UTF-8; save it as UTF-8") from error
@@ -137,47 +128,42 @@ def _caption_beside(picture: Path) -> tuple[str, ...]:
     return (caption,) if caption else ()
 
 
-def read_manifest(manifest: Path, files: Sequence[CaptionedFile]) -> dict[Path, list[str]]:
-    """Captions by the path of the file. A name in the manifest is what the file is called, or a
-    path from where the manifest lies. Empty captions count for nothing.
+def _read_manifest(manifest: Path, files: Sequence[CaptionedFile]) -> dict[Path, list[str]]:
+    """Read captions by the path of the file, without empty ones.
 
-    Raises:
-        InputError: the manifest cannot be read, or names what is not among the files; says in
-            which lines.
+    A name in the manifest is the source of a file, or a path relative to the manifest.
     """
     by_source: dict[str, list[Path]] = {}
     for file in files:
         by_source.setdefault(file.source, []).append(file.path)
-    by_place = {file.path.resolve(): file.path for file in files}
+    by_path = {file.path.resolve(): file.path for file in files}
     captions: dict[Path, list[str]] = {}
     missing: list[tuple[int, str]] = []
     for line, name, caption in _entries(manifest):
-        known = by_source.get(Path(name).as_posix(), [])
-        if len(known) > 1:
+        matches = by_source.get(Path(name).as_posix(), [])
+        if len(matches) > 1:
             raise InputError(
-                f"{manifest}, line {line}: {name!r} may be {known[0]} or {known[1]}; write the "
-                "path in full"
+                f"{manifest}, line {line}: {name!r} may be {matches[0]} or {matches[1]}; write "
+                "the path in full"
             )
-        path = known[0] if known else by_place.get((manifest.parent / name).resolve())
+        path = matches[0] if matches else by_path.get((manifest.parent / name).resolve())
         if path is None:
             missing.append((line, name))
         elif caption.strip():
             captions.setdefault(path, []).append(caption.strip())
     if missing:
-        line, name = missing[0]
-        further = ", ".join(str(line) for line, _ in missing[1:6])
-        more = (
-            f" (nor are those of line {further}{', ...' * (len(missing) > 6)})" if further else ""
-        )
+        (line, name), *others = missing
+        lines = ", ".join(str(line) for line, _ in others[:5]) + ", ..." * (len(others) > 5)
+        more = f" (nor are the files of line {lines})" if others else ""
         raise InputError(
             f"{manifest}, line {line}: {name!r} is not among the images and videos that are "
-            f"given{more}; correct the name or take the line out"
+            f"given{more}; correct the name or remove the line"
         )
     return captions
 
 
 def _entries(manifest: Path) -> Iterator[tuple[int, str, str]]:
-    """Line, file and caption of each entry."""
+    """Yield the line, the file and the caption of each entry."""
     readers = {".csv": _csv_entries, ".jsonl": _json_entries}
     read = readers.get(manifest.suffix.lower())
     if read is None:
@@ -190,8 +176,8 @@ def _entries(manifest: Path) -> Iterator[tuple[int, str, str]]:
                 )
             if any("\ud800" <= character <= "\udfff" for character in name + caption):
                 raise InputError(
-                    f"{manifest}, line {line}: half of a surrogate pair, which JSON allows, is no "
-                    "character; write the whole"
+                    f"{manifest}, line {line}: half of a surrogate pair is not a character; write "
+                    "both halves"
                 )
             yield line, name, caption
     except OSError as error:
@@ -206,10 +192,11 @@ def _csv_entries(manifest: Path) -> Iterator[tuple[int, object, object]]:
     with manifest.open(encoding="utf-8-sig", newline="") as file:
         reader = csv.DictReader(file)
         try:
-            if not {"file", "caption"} <= set(reader.fieldnames or ()):
+            header = reader.fieldnames or ()
+            if not {"file", "caption"} <= set(header):
                 raise InputError(
-                    f"{manifest}, line 1: the header is {','.join(reader.fieldnames or ())!r}; it "
-                    "must have the columns file and caption"
+                    f"{manifest}, line 1: the header is {','.join(header)!r}; it must have the "
+                    "columns file and caption"
                 )
             for row in reader:
                 yield reader.line_num, row["file"], row["caption"]

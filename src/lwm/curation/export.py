@@ -1,8 +1,7 @@
-"""One field of a data set -> JSON lines with the key `text`: what haystacks and text training
-read.
+"""Export one field of a data set as JSON lines with the key `text`.
 
-The original's `create_needle_data.py` does so for PG-19. A row is held at a time, however large
-the data set is. Knows sources and text; knows no model.
+Haystacks and text training read such files; the original's `create_needle_data.py` writes them for
+PG-19. Only one row is in memory at a time.
 """
 
 import json
@@ -19,28 +18,26 @@ from lwm.data.sources.huggingface import PREFIX, stream_rows
 from lwm.data.sources.opening import open_records
 from lwm.data.sources.source import Record
 
-FIELD = "text"
-"""The key that every line is written with."""
+_FIELD = "text"
+_Place = tuple[str, int]  # file and line
 
 
 @dataclass(kw_only=True)
 class ExportSummary:
-    """What was written."""
+    """Count the rows and characters written, and the empty and broken rows skipped."""
 
     rows: int = 0
     characters: int = 0
     empty: int = 0
-    """Rows without text, left out."""
     broken: int = 0
-    """Rows that cannot be read, left out."""
     first_broken: Report | None = None
 
     def __str__(self) -> str:
         parts = [f"{self.rows:,} rows, {self.characters:,} characters"]
         if self.empty:
-            parts.append(f"{self.empty:,} without text left out")
+            parts.append(f"skipped {self.empty:,} without text")
         if self.first_broken is not None:
-            parts.append(f"{self.broken:,} broken left out, the first {self.first_broken}")
+            parts.append(f"skipped {self.broken:,} broken, the first {self.first_broken}")
         return "; ".join(parts)
 
 
@@ -48,20 +45,19 @@ def export_texts(
     source: str,
     out: Path,
     *,
-    field: str = FIELD,
+    field: str = _FIELD,
     rows: int | None = None,
     characters: int | None = None,
 ) -> ExportSummary:
-    """Writes a file that appears when it is whole.
+    """Write the texts of a field to a file that appears when it is complete.
 
     Args:
-        source: what `open_records` takes; a directory is a Hugging Face data set.
-        field: whose text is written.
-        rows: stop behind so many.
-        characters: stop behind so many; the last text is cut to fit.
+        source: as for `open_records`; a directory is a Hugging Face data set.
+        rows: maximum number of rows.
+        characters: maximum number of characters; the last text is truncated to fit.
 
     Raises:
-        InputError: the source cannot be read, has no such field or no text, or the destination
+        InputError: the source cannot be read or has no text in the field, or the destination
             exists or cannot be written.
         ConfigError: a limit is below 1.
     """
@@ -69,47 +65,47 @@ def export_texts(
         if limit is not None and limit < 1:
             raise ConfigError(f"{name} is {limit}; it must be at least 1")
     refuse_existing(out)
-    done = ExportSummary()
+    summary = ExportSummary()
     records, total = _open(source)
-    most = min((count for count in (total, rows) if count is not None), default=None)
+    expected = min((count for count in (total, rows) if count is not None), default=None)
     with (
         new_file(out) as partial,
         partial.open("w", encoding="utf-8", newline="\n") as file,
-        progress("exporting", most) as advance,
+        progress("exporting", expected) as advance,
     ):
         for number, (place, record) in enumerate(records):
             advance()
             if isinstance(record, Broken):
-                done.broken += 1
-                done.first_broken = done.first_broken or Report(number, *place, str(record))
+                summary.broken += 1
+                summary.first_broken = summary.first_broken or Report(number, *place, str(record))
                 continue
             text = _text(record, field, place)
             if not text.strip():
-                done.empty += 1
+                summary.empty += 1
                 continue
             if characters is not None:
-                text = text[: characters - done.characters]
-            file.write(json.dumps({FIELD: text}, ensure_ascii=False) + "\n")
-            done.rows += 1
-            done.characters += len(text)
-            if done.rows == rows or done.characters == characters:
+                text = text[: characters - summary.characters]
+            file.write(json.dumps({_FIELD: text}, ensure_ascii=False) + "\n")
+            summary.rows += 1
+            summary.characters += len(text)
+            if summary.rows == rows or summary.characters == characters:
                 break
-        if not done.rows:
-            raise InputError(f"{source} has no text in the field {field!r} ({done}); name another")
-    return done
+        if not summary.rows:
+            raise InputError(
+                f"{source} has no text in the field {field!r} ({summary}); name another"
+            )
+    return summary
 
 
-def _open(
-    source: str,
-) -> tuple[Iterator[tuple[tuple[str, int], Record | Broken | None]], int | None]:
-    """Records with their places, and how many there are, where that is known."""
-    named = Path(source).expanduser()
-    if named.is_dir() or source.startswith(PREFIX):
-        name = str(named) if named.is_dir() else source.removeprefix(PREFIX)
-        return (((name, n), row) for n, row in enumerate(stream_rows(name), 1)), None
+def _open(source: str) -> tuple[Iterator[tuple[_Place, Record | Broken | None]], int | None]:
+    """Return the records with their places, and their number where it is known."""
+    path = Path(source).expanduser()
+    if path.is_dir() or source.startswith(PREFIX):
+        name = str(path) if path.is_dir() else source.removeprefix(PREFIX)
+        return (((name, line), row) for line, row in enumerate(stream_rows(name), 1)), None
     opened = open_records(source)
 
-    def read() -> Iterator[tuple[tuple[str, int], Record | Broken | None]]:
+    def read() -> Iterator[tuple[_Place, Record | Broken | None]]:
         for index in range(len(opened)):
             try:
                 record: Record | Broken | None = opened.read(index)
@@ -120,12 +116,12 @@ def _open(
     return read(), len(opened)
 
 
-def _text(record: Record | None, field: str, place: tuple[str, int]) -> str:
+def _text(record: Record | None, field: str, place: _Place) -> str:
     if record is None:  # an empty line
         return ""
     where = f"{place[0]}, line {place[1]}"
     if isinstance(record, Example):
-        raise InputError(f"{where} holds tokens, not text; export from what they were made of")
+        raise InputError(f"{where} holds tokens, not text; export the data they were made of")
     if field not in record:
         raise InputError(
             f"{where} has no field {field!r}; it has {', '.join(map(repr, record))}: name one of "

@@ -1,12 +1,9 @@
-"""Folders of images and videos to training data: what `lwm tokenize` does.
+"""Encode folders of images and videos as training data for `lwm tokenize`.
 
-Files are cut into groups by their names alone, and a group is what is computed, kept and, after an
-interruption, computed again: the frames of its files go through the VQGAN together, those of one
-group never with those of another, so the result depends neither on where a run was cut short nor
-on who computes a group. What is done is kept beside the destination until that is written whole.
-
-Knows files, frames and codes; where groups are computed is for its caller to say, here or on many
-machines (`tokenize_ray`).
+Files are divided into groups by their names. A group is encoded, stored and resumed as a unit: the
+frames of its files share batches, and frames of different groups never do, so the result depends
+neither on where a run was interrupted nor on which machine encodes a group. A journal beside the
+destination stores finished groups until the destination is complete.
 """
 
 import gzip
@@ -17,13 +14,16 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import numpy as np
+from annotated_types import Ge, Le
 from jaxtyping import UInt8
 
+from lwm.core.config import Checked
 from lwm.core.errors import ConfigError, InputError
 from lwm.core.files import refuse_existing
+from lwm.core.journal import append, discard_incomplete, read_journal
 from lwm.core.progress import progress
 from lwm.curation.captions import CaptionedFile
 from lwm.data.examples.examples import Example
@@ -35,42 +35,37 @@ from lwm.data.text.tokenizer import Tokenizer
 from lwm.data.text.vision_texts import training_line
 from lwm.generation.codec import VqganCodec
 from lwm.media.choice import check_choice
+from lwm.media.files import replaced_file
 from lwm.media.images import read_image, to_unit
 from lwm.media.videos import is_video, iterate_frames
 from lwm.models.vision_tokens import VisionVocabulary
 
-ENDINGS = (".jsonl", ".jsonl.gz", ARRAY_RECORD)
-"""What is written, by the name of the destination."""
+_EXTENSIONS = (".jsonl", ".jsonl.gz", ARRAY_RECORD)
 
 _READERS = min(4, os.cpu_count() or 1)  # a large image takes half a GB while it is reduced
 
 
 @dataclass(frozen=True, kw_only=True)
-class FrameSettings:
-    """How files become frames, and frames codes.
+class FrameSettings(Checked):
+    """Configure the frames of a file and the batches in which they are encoded.
 
     Args:
-        max_frames: of a longer video, so many in even steps; all if None.
-        fps: frames taken for a second of video; each one if None.
-        batch_size: frames encoded at once, from one file or several.
-
-    Raises:
-        InputError: the frames are out of range.
-        ConfigError: the batch is.
+        max_frames: maximum number of frames of a video, spaced evenly; None takes all.
+        fps: frames per second of video to take; None takes all.
+        batch_size: frames per batch, from one file or several.
     """
 
     max_frames: int | None = None
     fps: float | None = 4.0
-    batch_size: int = 16
+    batch_size: Annotated[int, Ge(1), Le(4096)] = 16
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         check_choice(self.max_frames, self.fps)
-        if not 1 <= self.batch_size <= 4096:
-            raise ConfigError(f"batch_size is {self.batch_size}; it must be 1 to 4096 frames")
 
 
 class Outcome(NamedTuple):
-    """What became of a file: codes of its frames, or the sentence that says why there are none."""
+    """Hold the codes of the frames of a file, or the error that prevented them."""
 
     codes: list[list[int]]
     fault: str | None = None
@@ -79,11 +74,11 @@ class Outcome(NamedTuple):
 Group = tuple[CaptionedFile, ...]
 
 EncodeGroups = Callable[[Sequence[Group]], Iterator[list[Outcome]]]
-"""Computes groups and gives what became of their files, in order."""
+"""Encode groups; yields the outcomes of the files of each group, in order."""
 
 
 class TokenizeSummary(NamedTuple):
-    """What came of a whole run."""
+    """Count the files, frames and examples of a run, and list the errors."""
 
     files: int
     frames: int
@@ -92,13 +87,13 @@ class TokenizeSummary(NamedTuple):
 
 
 def groups_of(files: Sequence[CaptionedFile], settings: FrameSettings) -> list[Group]:
-    """Cuts files into groups of about a batch of frames, as far as can be told without opening
-    them; a video that may have any number of frames fills one."""
+    """Divide files into groups of about a batch of frames, without opening them."""
     groups: list[Group] = []
     group: list[CaptionedFile] = []
     frames = 0
     for file in files:
         group.append(file)
+        # A video may have any number of frames.
         frames += (settings.max_frames or settings.batch_size) if file.moving else 1
         if frames >= settings.batch_size:
             groups.append(tuple(group))
@@ -109,8 +104,7 @@ def groups_of(files: Sequence[CaptionedFile], settings: FrameSettings) -> list[G
 def encode_group(
     codec: VqganCodec, paths: Sequence[Path], settings: FrameSettings
 ) -> list[Outcome]:
-    """Codes of some files, their frames batched together. A file that cannot be read to its end
-    costs itself alone."""
+    """Encode the frames of files in shared batches; a broken file does not affect the others."""
     codes: list[list[list[int]]] = [[] for _ in paths]
     faults: dict[int, str] = {}
     pending: list[tuple[int, np.ndarray]] = []
@@ -118,23 +112,24 @@ def encode_group(
     def encode() -> None:
         if pending:
             pixels = to_unit(np.stack([frame for _, frame in pending]))
-            found = codec.encode(pixels, batch=settings.batch_size).reshape(len(pending), -1)
-            for (number, _), row in zip(pending, found.tolist(), strict=True):
+            batch = codec.encode(pixels, batch=settings.batch_size).reshape(len(pending), -1)
+            for (number, _), row in zip(pending, batch.tolist(), strict=True):
                 codes[number].append(row)
             pending.clear()
 
     size = codec.config.image_size
     with ThreadPoolExecutor(_READERS) as pool:
-        stills = [pool.submit(_still, path, size) for path in paths]
+        images = [pool.submit(_image, path, size) for path in paths]
         for number, path in enumerate(paths):
             try:
-                still = stills[number].result()
-                if still is not None:
-                    frames: Iterable[np.ndarray] = [still]
-                else:
-                    frames = iterate_frames(
+                image = images[number].result()
+                frames: Iterable[np.ndarray] = (
+                    [image]
+                    if image is not None
+                    else iterate_frames(
                         path, size, max_frames=settings.max_frames, fps=settings.fps
                     )
+                )
                 for frame in frames:
                     pending.append((number, frame))
                     if len(pending) == settings.batch_size:
@@ -148,15 +143,15 @@ def encode_group(
     ]
 
 
-def _still(path: Path, size: int) -> UInt8[np.ndarray, "size size 3"] | None:
-    """The picture of an image, or None where the file is a video, if perhaps a broken one."""
+def _image(path: Path, size: int) -> UInt8[np.ndarray, "size size 3"] | None:
+    """Read an image; None if the file is a video, even a broken one."""
     if path.suffix.lower() in VIDEOS or is_video(path):
         return None
     return read_image(path, size)
 
 
 def encode_locally(codec: VqganCodec, settings: FrameSettings) -> EncodeGroups:
-    """An engine that computes one group after another in this process."""
+    """Return a function that encodes one group after another in this process."""
 
     def encode(groups: Sequence[Group]) -> Iterator[list[Outcome]]:
         for group in groups:
@@ -166,28 +161,30 @@ def encode_locally(codec: VqganCodec, settings: FrameSettings) -> EncodeGroups:
 
 
 def require_destination(destination: Path, tokenizer: Path | None) -> None:
-    """Refuses a destination that cannot be written, before any work.
+    """Refuse a destination that cannot be written, before any work.
 
     Raises:
-        InputError: it exists, its directory does not, or its name is of no format.
-        ConfigError: the format and the tokenizer do not go together.
+        InputError: it exists, its directory does not, or its extension is unknown.
+        ConfigError: the format needs a tokenizer, or does not use one.
     """
     refuse_existing(destination)
     if not destination.parent.is_dir():
         raise InputError(
-            f"the directory {destination.parent} does not exist; make it or name another"
+            f"the directory {destination.parent} does not exist; create it or name another"
         )
-    if not destination.name.endswith(ENDINGS):
-        raise InputError(f"{destination} must end in {', '.join(ENDINGS[:-1])} or {ENDINGS[-1]}")
+    if not destination.name.endswith(_EXTENSIONS):
+        raise InputError(
+            f"{destination} must end in {', '.join(_EXTENSIONS[:-1])} or {_EXTENSIONS[-1]}"
+        )
     tokens = destination.name.endswith(ARRAY_RECORD)
     if tokens and tokenizer is None:
         raise ConfigError(
-            f"{destination} is to hold tokens, also of the captions; give the tokenizer of the "
-            "model with --tokenizer, or write .jsonl"
+            f"{destination} stores captions as tokens; give the tokenizer of the model with "
+            "--tokenizer, or write .jsonl"
         )
     if tokenizer is not None and not tokens:
         raise ConfigError(
-            f"{destination} holds captions as text, which any tokenizer can read; leave "
+            f"{destination} stores captions as text, which any tokenizer can read; leave "
             f"--tokenizer out, or write {ARRAY_RECORD}"
         )
 
@@ -197,130 +194,92 @@ def tokenize_files(
     codec: VqganCodec,
     destination: Path,
     settings: FrameSettings,
-    engine: EncodeGroups,
+    encode: EncodeGroups,
     tokenizer: Tokenizer | None = None,
 ) -> TokenizeSummary:
-    """Writes training data of images and videos, in the order of the files.
+    """Write training data of images and videos, in the order of the files.
 
-    Interrupted and called again, it goes on behind the last finished group, and what it writes is
-    what it would have written at once.
+    An interrupted call resumes after the last finished group and writes the same file.
 
     Args:
         tokenizer: for a destination of tokens.
 
     Raises:
-        InputError: what was kept is of another run, no file can be read, or the destination cannot
+        InputError: the journal is of another run, no file can be read, or the destination cannot
             be written.
     """
     groups = groups_of(files, settings)
-    kept = Journal(journal_file(destination), _fingerprint(files, codec, settings))
-    done = kept.open()
-    with progress("tokenising", len(files)) as advance:
+    journal = journal_file(destination)
+    done = _resume(journal, _fingerprint(files, codec, settings))
+    with progress("tokenizing", len(files)) as advance:
         advance(sum(len(group) for group in groups[:done]))
-        for group, outcomes in zip(groups[done:], engine(groups[done:]), strict=True):
+        for group, outcomes in zip(groups[done:], encode(groups[done:]), strict=True):
             assert len(outcomes) == len(group)
-            kept.append(outcomes)
+            append(journal, outcomes)
             advance(len(group))
-    summary = _summary(files, kept)
-    if len(summary.faults) == len(files):
-        kept.remove()
-        raise InputError(f"none of {len(files)} files can be read: {summary.faults[0]}")
-    _write(destination, _lines(files, kept), codec, tokenizer)
-    kept.remove()
-    return summary
-
-
-def journal_file(destination: Path) -> Path:
-    """Where a run keeps what it has done."""
-    return destination.with_name(f"{destination.name}.partial")
-
-
-class Journal:
-    """What became of the files so far: a line for the run, then one for each group.
-
-    A line is on the disk before the next group begins; one that a killed process left half written
-    is forgotten.
-    """
-
-    def __init__(self, file: Path, fingerprint: str) -> None:
-        self._file, self._fingerprint = file, fingerprint
-
-    def open(self) -> int:
-        """Begins or goes on; how many groups are done.
-
-        Raises:
-            InputError: the file was made by another run, or cannot be written.
-        """
-        try:
-            with self._file.open("ab+") as file:
-                file.seek(0)
-                end = lines = 0
-                for number, line in enumerate(file):
-                    if not line.endswith(b"\n"):
-                        break
-                    if number == 0 and line != self._head():
-                        raise InputError(
-                            f"{self._file} was begun with other files, settings or another VQGAN; "
-                            "go on with those, or remove it to start anew"
-                        )
-                    end, lines = end + len(line), number + 1
-                file.truncate(end)
-                if not lines:
-                    file.write(self._head())
-        except OSError as error:
-            raise InputError(
-                f"{self._file} cannot be written ({error.strerror}); name another place with --out"
-            ) from error
-        return max(0, lines - 1)
-
-    def append(self, outcomes: Sequence[Outcome]) -> None:
-        with self._file.open("ab") as file:
-            file.write(json.dumps(outcomes, separators=(",", ":")).encode() + b"\n")
-            file.flush()
-            os.fsync(file.fileno())
-
-    def outcomes(self) -> Iterator[Outcome]:
-        """What became of each file, in order; read anew each time, as it may exceed memory."""
-        with self._file.open("rb") as file:
-            next(file)
-            for line in file:
-                for codes, fault in json.loads(line):
-                    yield Outcome(codes, fault)
-
-    def remove(self) -> None:
-        self._file.unlink(missing_ok=True)
-
-    def _head(self) -> bytes:
-        return json.dumps({"run": self._fingerprint}).encode() + b"\n"
-
-
-def _fingerprint(
-    files: Sequence[CaptionedFile], codec: VqganCodec, settings: FrameSettings
-) -> str:
-    """Tells runs apart whose codes may differ: captions do not matter, contents of files do."""
-    found = hashlib.sha256(repr((codec.fingerprint, settings)).encode())
-    for file in files:
-        about = file.path.stat()
-        found.update(repr((file.source, about.st_size, about.st_mtime_ns)).encode())
-    return found.hexdigest()[:16]
-
-
-def _summary(files: Sequence[CaptionedFile], kept: Journal) -> TokenizeSummary:
     frames = examples = 0
-    faults = []
-    for file, outcome in zip(files, kept.outcomes(), strict=True):
+    faults: list[str] = []
+    for file, outcome in zip(files, _outcomes(journal), strict=True):
         if outcome.fault is not None:
             faults.append(outcome.fault)
             continue
         frames += len(outcome.codes)
         examples += max(1, len(file.captions))
-    return TokenizeSummary(
-        files=len(files), frames=frames, examples=examples, faults=tuple(faults)
-    )
+    if len(faults) == len(files):
+        journal.unlink()
+        raise InputError(f"none of {len(files)} files can be read: {faults[0]}")
+    _write(destination, _lines(files, journal), codec, tokenizer)
+    journal.unlink()
+    return TokenizeSummary(len(files), frames, examples, tuple(faults))
 
 
-def _lines(files: Sequence[CaptionedFile], kept: Journal) -> Iterator[dict[str, Any]]:
-    for file, outcome in zip(files, kept.outcomes(), strict=True):
+def journal_file(destination: Path) -> Path:
+    """Return the path of the journal: a line for the run, then one for each finished group."""
+    return destination.with_name(f"{destination.name}.partial")
+
+
+def _resume(journal: Path, fingerprint: str) -> int:
+    """Start or continue a journal; return how many groups it has."""
+    head = {"run": fingerprint}
+    lines = 0
+    try:
+        discard_incomplete(journal)
+        for lines, value in read_journal(journal):
+            if lines == 1 and value != head:
+                raise InputError(
+                    f"{journal} was begun with other files, settings or another VQGAN; continue "
+                    "with those, or remove it to start again"
+                )
+        if not lines:
+            append(journal, head)
+    except OSError as error:
+        raise InputError(
+            f"{journal} cannot be written ({error.strerror}); name another place with --out"
+        ) from error
+    return max(0, lines - 1)
+
+
+def _outcomes(journal: Path) -> Iterator[Outcome]:
+    """Read the outcome of each file; all of them may exceed memory."""
+    for line, outcomes in read_journal(journal):
+        if line > 1:
+            for codes, fault in outcomes:
+                yield Outcome(codes, fault)
+
+
+def _fingerprint(
+    files: Sequence[CaptionedFile], codec: VqganCodec, settings: FrameSettings
+) -> str:
+    """Identify everything that codes depend on; captions are not part of it."""
+    digest = hashlib.sha256(repr((codec.fingerprint, settings)).encode())
+    for file in files:
+        status = file.path.stat()
+        digest.update(repr((file.source, status.st_size, status.st_mtime_ns)).encode())
+    return digest.hexdigest()[:16]
+
+
+def _lines(files: Sequence[CaptionedFile], journal: Path) -> Iterator[dict[str, Any]]:
+    for file, outcome in zip(files, _outcomes(journal), strict=True):
         if outcome.fault is None:
             codes = np.array(outcome.codes, np.int32)
             for caption in file.captions or ("",):
@@ -336,22 +295,13 @@ def _write(
     if tokenizer is not None:
         write_array_record(destination, _examples(lines, codec, tokenizer))
         return
-    partial = destination.with_name(f".{destination.name}.partial")
-    try:
-        with partial.open("wb") as file:
-            if destination.suffix == ".gz":
-                # Without name and time, so that the same data gives the same bytes.
-                with gzip.GzipFile("", "wb", fileobj=file, mtime=0) as packed:
-                    packed.writelines(map(_json_line, lines))
-            else:
-                file.writelines(map(_json_line, lines))
-        partial.replace(destination)
-    except OSError as error:
-        raise InputError(
-            f"{destination} cannot be written ({error.strerror}); free the disk and call again"
-        ) from error
-    finally:
-        partial.unlink(missing_ok=True)
+    with replaced_file(destination) as partial, partial.open("wb") as file:
+        if destination.suffix == ".gz":
+            # Without name and time, so that equal data gives equal bytes.
+            with gzip.GzipFile("", "wb", fileobj=file, mtime=0) as packed:
+                packed.writelines(map(_json_line, lines))
+        else:
+            file.writelines(map(_json_line, lines))
 
 
 def _json_line(line: dict[str, Any]) -> bytes:
@@ -361,25 +311,25 @@ def _json_line(line: dict[str, Any]) -> bytes:
 def _examples(
     lines: Iterator[dict[str, Any]], codec: VqganCodec, tokenizer: Tokenizer
 ) -> Iterator[Example]:
-    """An example for each way in which a line can be read."""
+    """Encode each line once for each list of fields that it can be read with."""
     config = codec.config
     vision = VisionVocabulary(
         size=config.codebook_size + 2,
         codes=config.codebook_size,
         codes_per_frame=config.codes_per_frame,
     )
-    ways: dict[int, FieldsEncoder] = {}
+    encoders: list[FieldsEncoder] = []
     for number, line in enumerate(lines):
-        for way in range(len(line["fields"])):
-            encoder = ways.setdefault(
-                way,
-                FieldsEncoder(
-                    tokenizer=tokenizer,
-                    fields_from_example="fields",
-                    fields_index=way,
-                    vision=vision,
-                ),
-            )
-            example = encoder(line, number)
+        for index in range(len(line["fields"])):
+            if index == len(encoders):
+                encoders.append(
+                    FieldsEncoder(
+                        tokenizer=tokenizer,
+                        fields_from_example="fields",
+                        fields_index=index,
+                        vision=vision,
+                    )
+                )
+            example = encoders[index](line, number)
             assert example is not None  # it has codes
             yield example

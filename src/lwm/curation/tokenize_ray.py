@@ -1,9 +1,7 @@
-"""Tokenising on many machines: the groups of `tokenize_files` as a Ray Data dataset.
+"""Encode the groups of `tokenize` on many machines, as a Ray Data dataset.
 
-Ray starts workers, each with the VQGAN in memory, gives them groups and does over what a lost
-machine had begun; what a group gives is computed by the very function that computes it on one
-machine. Files and VQGAN must lie under the same paths everywhere. Knows Ray; knows nothing of
-where results go.
+Ray starts workers that load the VQGAN, and repeats the groups of a lost machine.
+Files and VQGAN need the same paths on every machine.
 """
 
 import json
@@ -17,8 +15,6 @@ from lwm.generation.codec import load_vqgan
 
 
 class _Worker:
-    """Lives in a process of Ray."""
-
     def __init__(self, vqgan: str, config: str | None, settings: FrameSettings) -> None:
         self._codec = load_vqgan(vqgan, config=config)
         self._settings = settings
@@ -26,18 +22,18 @@ class _Worker:
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
         paths = [Path(path) for path in json.loads(row["paths"])]
         outcomes = encode_group(self._codec, paths, self._settings)
-        # As one text: Ray's tables have no lists of lists of lists.
+        # As one string, because Ray's tables have no lists of lists of lists.
         return {"group": row["group"], "outcomes": json.dumps(outcomes)}
 
 
 def encode_on_ray(
     vqgan: Path, config: Path | None, settings: FrameSettings, workers: int | None = None
 ) -> EncodeGroups:
-    """An engine of Ray workers: those of the cluster that RAY_ADDRESS names, or of this machine.
+    """Return a function that encodes groups on the cluster of RAY_ADDRESS, or on this machine.
 
     Args:
-        vqgan: as every machine finds it, with `config` as for `load_vqgan`.
-        workers: how many; unless given, one for each GPU, or else for each machine.
+        config: as for `load_vqgan`.
+        workers: defaults to one for each GPU, or one for each machine without GPUs.
 
     Raises:
         ConfigError: Ray is not installed, or `workers` is out of range.
@@ -61,7 +57,7 @@ def encode_on_ray(
         gpus = int(ray.cluster_resources().get("GPU", 0))
         machines = sum(node["Alive"] for node in ray.nodes())
         context = ray.data.DataContext.get_current()
-        context.enable_progress_bars = False  # there is one already
+        context.enable_progress_bars = False  # `tokenize_files` shows one
         context.execution_options.preserve_order = True
         rows = [
             {"group": number, "paths": json.dumps([str(file.path.absolute()) for file in group])}
@@ -87,10 +83,9 @@ def encode_on_ray(
                     yield early.pop(following)
                     following += 1
         except ray.exceptions.RayError as error:
-            reason = str(error).strip().splitlines()[-1]  # above it stands the worker's trace
+            reason = str(error).strip().splitlines()[-1]  # after the worker's traceback
             raise InputError(
-                f"a worker of Ray failed ({reason}); mend that and call again, what is done is "
-                "kept"
+                f"a Ray worker failed ({reason}); repair it and repeat the command, which resumes"
             ) from error
         finally:
             if started:

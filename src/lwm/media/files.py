@@ -5,6 +5,7 @@ Files may come from anywhere, so formats follow from the first bytes and never f
 
 import io
 import os
+import re
 import struct
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
@@ -17,6 +18,14 @@ MediaSource = str | os.PathLike[str] | bytes
 BinaryFile = io.BufferedReader | io.BytesIO
 
 _HEAD = 16  # bytes that identify every format
+
+_IMAGE_STARTS = {
+    "PNG": re.compile(rb"\x89PNG\r\n\x1a\n"),
+    "JPEG": re.compile(rb"\xff\xd8\xff"),
+    "GIF": re.compile(rb"GIF8[79]a"),
+    "WEBP": re.compile(rb"RIFF....WEBP", re.DOTALL),
+    "BMP": re.compile(rb"BM"),
+}
 
 # Kinds of top-level boxes in an MP4 or MOV file (ISO/IEC 14496-12).
 _BOXES = frozenset(
@@ -62,15 +71,7 @@ def image_format(file: BinaryFile) -> str | None:
     file.seek(0)
     head = file.read(_HEAD)
     file.seek(0)
-    if head.startswith(b"\x89PNG\r\n\x1a\n"):
-        return "PNG"
-    if head.startswith(b"\xff\xd8\xff"):
-        return "JPEG"
-    if head.startswith((b"GIF87a", b"GIF89a")):
-        return "GIF"
-    if head[:4] == b"RIFF" and head[8:12] == b"WEBP":
-        return "WEBP"
-    return "BMP" if head.startswith(b"BM") else None
+    return next((kind for kind, start in _IMAGE_STARTS.items() if start.match(head)), None)
 
 
 def refuse_truncated(file: BinaryFile, name: str) -> None:

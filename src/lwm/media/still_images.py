@@ -60,18 +60,12 @@ _filter_lock = threading.Lock()
 
 @dataclass(frozen=True, kw_only=True)
 class ImageStrips:
-    """Hold an image as strips of rows, from top to bottom.
+    """Hold an image as strips of rows, from top to bottom."""
 
-    Args:
-        shape: width and height of the strips together.
-        full_shape: width and height of the image; larger than `shape` if a JPEG was reduced.
-        transpose: remaining step that makes the image upright.
-    """
-
-    shape: tuple[int, int]
-    full_shape: tuple[int, int]
+    shape: tuple[int, int]  # width and height of the strips together
+    full_shape: tuple[int, int]  # of the image; larger than `shape` if a JPEG was reduced
     strips: Iterator[Image.Image]
-    transpose: Image.Transpose | None
+    transpose: Image.Transpose | None  # remaining step that makes the image upright
 
 
 def open_image(file: BinaryFile, name: str) -> Image.Image:
@@ -174,9 +168,6 @@ def opaque(image: Image.Image) -> Image.Image:
 def _pillow_strips(image: Image.Image) -> Iterator[Image.Image]:
     """Convert some rows at a time, since a conversion copies the image."""
     rows = max(1, _STRIP_PIXELS // image.width)
-    if rows >= image.height:
-        yield opaque(image)
-        return
     for top in range(0, image.height, rows):
         yield opaque(image.crop((0, top, image.width, min(top + rows, image.height))))
 

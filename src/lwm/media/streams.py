@@ -53,35 +53,30 @@ _TRANSPOSES = {
 _BEFORE_ALL = -(1 << 62)  # a tick before every frame
 
 
-@dataclass(frozen=True, kw_only=True)
-class Keyframe:
-    """Hold the presentation and decoding times of a keyframe, in ticks of the stream."""
+@dataclass(frozen=True)
+class VideoFile:
+    """Hold an open container, its video stream, and the name of the file for error messages."""
 
-    shown: int
-    decoded: int
+    container: av.container.InputContainer
+    stream: av.video.VideoStream
+    name: str
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class FrameIndex:
     """Hold the times of all frames of a stream.
 
-    Args:
-        count: number of frames.
-        ticks: time of each frame, ascending; None if the file does not store reliable times, in
-            which case frames are counted while decoding.
-        keyframes: in ascending order.
+    `ticks` are in ascending order, or None if the file stores no reliable times; frames are then
+    counted while decoding. `keyframes` hold the ticks of display and of decoding.
     """
 
-    count: int
-    ticks: Sequence[int] | None
-    keyframes: Sequence[Keyframe]
     timeline: Timeline
+    ticks: Sequence[int] | None = None
+    keyframes: Sequence[tuple[int, int]] = ()
 
 
 @contextmanager
-def open_stream(
-    file: BinaryFile, name: str
-) -> Iterator[tuple[av.container.InputContainer, av.video.VideoStream]]:
+def open_video(file: BinaryFile, name: str) -> Iterator[VideoFile]:
     """Open a container and its video stream; the cover image of a song is not one.
 
     Raises:
@@ -123,23 +118,22 @@ def open_stream(
         stream.thread_type = "AUTO"
         # Each thread stores a frame and delays decoding after a seek.
         stream.codec_context.thread_count = 2
-        yield container, stream
+        yield VideoFile(container, stream, name)
 
 
-def index_frames(
-    container: av.container.InputContainer, stream: av.video.VideoStream, name: str
-) -> FrameIndex:
+def index_frames(video: VideoFile) -> FrameIndex:
     """Read every packet of a stream without decoding.
 
     Raises:
         InputError: there is no frame, or the file ends before its index says.
     """
+    name, stream, kind = video.name, video.stream, video.container.format.name
     ticks: list[int | None] = []
-    keyframes: list[Keyframe] = []
+    keyframes: list[tuple[int, int]] = []
     duration = 0
     packets = 0
     with decoder_errors(name, "a video"):
-        for packet in container.demux(stream):
+        for packet in video.container.demux(stream):
             if packet.size == 0:
                 continue
             packets += 1
@@ -149,14 +143,14 @@ def index_frames(
                 )
             if packet.is_keyframe and packet.pts is not None:
                 decoded = packet.pts if packet.dts is None else packet.dts
-                keyframes.append(Keyframe(shown=packet.pts, decoded=decoded))
+                keyframes.append((packet.pts, decoded))
             if not packet.is_discard:
                 ticks.append(packet.pts)
                 duration = packet.duration or duration
         indexed = len(stream.index_entries)
         base = stream.time_base
         rate = stream.average_rate or stream.guessed_rate or Fraction(25)
-    if "mp4" in container.format.name and packets < indexed:
+    if "mp4" in kind and packets < indexed:
         raise InputError(
             f"{name} is cut short: {packets} of its {indexed} frames are there; "
             "get a complete copy of it"
@@ -165,32 +159,27 @@ def index_frames(
         raise InputError(f"{name} has a video stream without frames; get a complete copy of it")
     known = sorted(tick for tick in ticks if tick is not None)
     # AVI stores no times, so its demuxer guesses them when frames are coded out of order.
-    guessed = "avi" in container.format.name and stream.codec_context.has_b_frames
+    guessed = "avi" in kind and stream.codec_context.has_b_frames
     if len(known) < len(ticks) or base is None or guessed:
         times = [float(index / rate) for index in range(len(ticks))]
         timeline = Timeline(times=times, end=times[-1] + float(1 / rate))
-        return FrameIndex(count=len(ticks), ticks=None, keyframes=[], timeline=timeline)
+        return FrameIndex(timeline)
     step = duration or max(1, round(1 / (rate * base)))
     timeline = Timeline(
         times=[float(tick * base) for tick in known], end=float((known[-1] + step) * base)
     )
-    keyframes.sort(key=lambda keyframe: keyframe.shown)
-    return FrameIndex(count=len(known), ticks=known, keyframes=keyframes, timeline=timeline)
+    return FrameIndex(timeline, known, sorted(keyframes))
 
 
-def decode_frames(
-    container: av.container.InputContainer,
-    stream: av.video.VideoStream,
-    frames: FrameIndex,
-    indices: Sequence[int],
-    name: str,
+def decode_frames_at(
+    video: VideoFile, frames: FrameIndex, indices: Sequence[int]
 ) -> Iterator[Image.Image]:
     """Yield the frames of these ascending indices as upright RGB images.
 
     Raises:
         InputError: the stream is broken.
     """
-    reader = _Reader(container, stream, name)
+    reader = _Reader(video)
     if frames.ticks is None:
         reader.rewind()
         for index in indices:
@@ -198,7 +187,7 @@ def decode_frames(
                 pass
             yield reader.image()
         return
-    starts = [keyframe.shown for keyframe in frames.keyframes]
+    starts = [shown for shown, _ in frames.keyframes]
     for index in indices:
         tick = frames.ticks[index]
         nearest = bisect.bisect_right(starts, tick) - 1
@@ -210,15 +199,8 @@ def decode_frames(
 class _Reader:
     """A position in a stream: `frame` is the last decoded one."""
 
-    def __init__(
-        self,
-        container: av.container.InputContainer,
-        stream: av.video.VideoStream,
-        name: str,
-    ) -> None:
-        self._container = container
-        self._stream = stream
-        self._name = name
+    def __init__(self, video: VideoFile) -> None:
+        self._video = video
         # One for all frames, since creating its tables takes longer than converting a small frame.
         self._reformatter = VideoReformatter()
         self._frames: Iterator[av.VideoFrame] = iter(())
@@ -227,27 +209,25 @@ class _Reader:
         self.decoded = 0  # frames since the last seek
 
     def rewind(self) -> None:
-        """Go to the start of the stream."""
-        self._seek(min(0, self._stream.start_time or 0))
+        self._seek(min(0, self._video.stream.start_time or 0))
 
-    def go_to(self, tick: int, keyframe: Keyframe | None, ticks: Sequence[int]) -> None:
+    def go_to(self, tick: int, keyframe: tuple[int, int] | None, ticks: Sequence[int]) -> None:
         """Decode up to the frame of this tick, or the next one if a broken stream lacks it."""
         if not self._started or self._is_far(keyframe, ticks):
             # A seek may end after the keyframe if the container's index is in decoding order. Then
             # seek to its decoding time, and at last to the start.
-            for start in (keyframe and keyframe.shown, keyframe and keyframe.decoded, None):
-                if start is None:
-                    self.rewind()
-                else:
-                    self._seek(start)
+            for start in keyframe or ():
+                self._seek(start)
                 if self.advance() and self._now() <= tick:
                     break
+            else:
+                self.rewind()
         while self._now() < tick and self.advance():
             pass
 
     def advance(self) -> bool:
         """Decode one frame; at the end, keep the last one and return False."""
-        with decoder_errors(self._name, "a video"):
+        with decoder_errors(self._video.name, "a video"):
             frame = next(self._frames, None)
         if frame is None:
             return False
@@ -258,8 +238,10 @@ class _Reader:
     def image(self) -> Image.Image:
         """Convert the current frame to an upright RGB image."""
         if self.frame is None:
-            raise InputError(f"no frame of {self._name} can be decoded; get a complete copy of it")
-        with decoder_errors(self._name, "a video"):
+            raise InputError(
+                f"no frame of {self._video.name} can be decoded; get a complete copy of it"
+            )
+        with decoder_errors(self._video.name, "a video"):
             transparent = any(component.is_alpha for component in self.frame.format.components)
             transparent |= self.frame.format.name.startswith("pal")
             kind = "rgba" if transparent else "rgb24"
@@ -268,11 +250,11 @@ class _Reader:
             transpose = _transpose(self.frame)
         return image if transpose is None else image.transpose(transpose)
 
-    def _is_far(self, keyframe: Keyframe | None, ticks: Sequence[int]) -> bool:
-        if keyframe is None or self.frame is None or keyframe.shown <= self._now():
+    def _is_far(self, keyframe: tuple[int, int] | None, ticks: Sequence[int]) -> bool:
+        if keyframe is None or self.frame is None or keyframe[0] <= self._now():
             return False
         current = bisect.bisect_left(ticks, self._now())
-        return bisect.bisect_left(ticks, keyframe.shown) - current >= _MIN_SKIPPED
+        return bisect.bisect_left(ticks, keyframe[0]) - current >= _MIN_SKIPPED
 
     def _now(self) -> int:
         if self.frame is None:
@@ -282,9 +264,10 @@ class _Reader:
 
     def _seek(self, tick: int) -> None:
         self.frame, self.decoded, self._started = None, 0, True
-        with decoder_errors(self._name, "a video"):
-            self._container.seek(tick, stream=self._stream, backward=True, any_frame=False)
-            self._frames = self._container.decode(self._stream)
+        with decoder_errors(self._video.name, "a video"):
+            container, stream = self._video.container, self._video.stream
+            container.seek(tick, stream=stream, backward=True, any_frame=False)
+            self._frames = container.decode(stream)
 
 
 def _transpose(frame: av.VideoFrame) -> Image.Transpose | None:

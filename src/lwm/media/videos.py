@@ -30,7 +30,7 @@ from lwm.media.files import (
     require_extension,
 )
 from lwm.media.framing import check_size, crop_square
-from lwm.media.streams import decode_frames, index_frames, open_stream
+from lwm.media.streams import decode_frames_at, index_frames, open_video
 
 _MAX_BYTES = 1 << 32  # of frames that one call returns
 
@@ -49,8 +49,8 @@ def is_video(source: MediaSource) -> bool:
             timeline = animation_times(file)
             return timeline is not None and len(timeline.times) > 1
         try:
-            with open_stream(file, name) as (container, stream):
-                return kind != "GIF" or index_frames(container, stream, name).count > 1
+            with open_video(file, name) as video:
+                return kind != "GIF" or len(index_frames(video).timeline.times) > 1
         except InputError:
             return False
 
@@ -113,12 +113,12 @@ def _sampled(
             return
         if kind in ("JPEG", "BMP"):
             raise still
-        with open_stream(file, name) as (container, stream):
-            index = index_frames(container, stream, name)
-            if kind == "GIF" and index.count == 1:
+        with open_video(file, name) as video:
+            index = index_frames(video)
+            if kind == "GIF" and len(index.timeline.times) == 1:
                 raise still
             indices = choose_frames(index.timeline, max_frames=max_frames, fps=fps)
-            images = decode_frames(container, stream, index, _distinct(indices), name)
+            images = decode_frames_at(video, index, _distinct(indices))
             yield len(indices), _framed(indices, images, size, name), name
 
 
@@ -192,28 +192,16 @@ def _same_shape(frames: Iterable[np.ndarray], shape: tuple[int, ...]) -> Iterato
         yield frame
 
 
-def _write_mp4(path: Path, frames: Iterable[np.ndarray], fps: float) -> None:
-    # The index comes first, so that a browser plays the video while it loads.
-    container = {"movflags": "+faststart"}
-    _encode(path, "mp4", container, "libx264", {"crf": "18", "preset": "medium"}, frames, fps)
-
-
-def _write_webm(path: Path, frames: Iterable[np.ndarray], fps: float) -> None:
-    options = {"crf": "24", "b": "0", "deadline": "good", "cpu-used": "4", "row-mt": "1"}
-    _encode(path, "webm", {}, "libvpx-vp9", options, frames, fps)
-
-
-def _encode(
-    path: Path,
-    kind: str,
-    container_options: dict[str, str],
-    codec: str,
-    options: dict[str, str],
-    frames: Iterable[np.ndarray],
-    fps: float,
-) -> None:
+def _encode(path: Path, frames: Iterable[np.ndarray], fps: float) -> None:
+    if path.suffix.lower() == ".mp4":
+        codec, options = "libx264", {"crf": "18", "preset": "medium"}
+    else:
+        codec = "libvpx-vp9"
+        options = {"crf": "24", "b": "0", "deadline": "good", "cpu-used": "4", "row-mt": "1"}
+    # The index of an MP4 comes first, so that a browser plays the video while it loads.
+    faststart = {"movflags": "+faststart"} if codec == "libx264" else {}
     rate = Fraction(fps).limit_denominator(1001)
-    with av.open(str(path), "w", format=kind, options=container_options) as container:
+    with av.open(str(path), "w", options=faststart) as container:
         stream = container.add_stream(codec, rate=rate, options=options)
         assert isinstance(stream, av.VideoStream)
         stream.pix_fmt = "yuv420p"
@@ -249,8 +237,4 @@ def _write_gif(path: Path, frames: Iterable[np.ndarray], fps: float) -> None:
 
 # The writer, the number that sides must be multiples of, and the highest rate: players slow down
 # a GIF above 50 frames a second.
-_WRITERS = {
-    ".mp4": (_write_mp4, 2, 1000),
-    ".webm": (_write_webm, 1, 1000),
-    ".gif": (_write_gif, 1, 50),
-}
+_WRITERS = {".mp4": (_encode, 2, 1000), ".webm": (_encode, 1, 1000), ".gif": (_write_gif, 1, 50)}
