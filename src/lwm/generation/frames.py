@@ -74,9 +74,9 @@ class FrameRequest(Checked):
             )
 
     @property
-    def slots(self) -> int:
-        """Return the number of slots in which all videos are generated at once."""
-        return self.count * (1 if self.sampling.guidance == 1 else 2)
+    def guided(self) -> bool:
+        """Return whether each video takes a second slot, for `unconditional`."""
+        return self.sampling.guidance != 1
 
     def length(self, vision: VisionVocabulary) -> tuple[int, int]:
         """Return the tokens of the longest prompt with earlier frames, and those to generate.
@@ -84,7 +84,7 @@ class FrameRequest(Checked):
         The token that ends the last frame is certain, so it is not generated.
         """
         earlier = 0 if self.before is None else self.before.shape[1]
-        prompt = max(len(self.prompt), len(self.unconditional) if self.slots > self.count else 0)
+        prompt = max(len(self.prompt), len(self.unconditional) if self.guided else 0)
         size = vision.tokens_per_frame
         return prompt + earlier * size, self.frames * size - 1
 
@@ -96,23 +96,20 @@ class FrameRequest(Checked):
             ids = vision.ids_at(answered, self.frames)
             return range(ids.start + config.vocab_size, ids.stop + config.vocab_size)
 
-        requests = []
-        for index in range(self.count):
+        def build(index: int) -> Request:
             earlier: list[int] = []
             if self.before is not None:
                 codes = self.before[index % len(self.before)]
                 earlier = frame_tokens(codes, config, ended=False)
-            guided = self.slots > self.count
-            requests.append(
-                Request(
-                    prompt=[*self.prompt, *earlier],
-                    unconditional=[*self.unconditional, *earlier] if guided else None,
-                    max_tokens=self.length(vision)[1],
-                    sampling=replace(self.sampling, seed=(self.sampling.seed + index) % 2**32),
-                    allowed=allowed,
-                )
+            return Request(
+                prompt=[*self.prompt, *earlier],
+                unconditional=[*self.unconditional, *earlier] if self.guided else None,
+                max_tokens=self.length(vision)[1],
+                sampling=replace(self.sampling, seed=(self.sampling.seed + index) % 2**32),
+                allowed=allowed,
             )
-        return requests
+
+        return [build(index) for index in range(self.count)]
 
     def require_context(self, config: LlamaConfig) -> None:
         """Refuse frames that exceed the model's context.
@@ -152,7 +149,8 @@ def generate_frames(
     vision = require_vision(config)
     requests = request.requests(config)
     prompt, new = request.length(vision)
-    engine = engine_for(prompt, new, request.slots)
+    slots = sum(len(one.prompts) for one in requests)
+    engine = engine_for(prompt, new, slots)
     numbers = [engine.submit(one) for one in requests]
     rows: dict[int, list[int]] = {number: [] for number in numbers}
     generating = progress("generating", len(numbers) * new)
