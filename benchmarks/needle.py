@@ -1,11 +1,10 @@
-"""Needle cells a minute beside Hugging Face transformers' `generate`: SmolLM2-135M from the same
-GGUF file, the same token ids, greedy, answers as long at most, in the same minutes.
+"""Compare needle cells per minute with Hugging Face transformers' `generate`.
 
-Both sides run in processes of their own, in turn; each first answers as many cells with other
-numbers in other places of the text, which do not count. The ratio is of medians. Both answer one
-prompt at a time; ours does not read again what a prompt shares with the one before it, which is
-how `lwm eval needle` asks. The share of cells where both write the same words is shown, since the
-same weights should give the same answers.
+Both sides run SmolLM2-135M from the same GGUF file on the same token ids, greedily, with the same
+limit of answers. They run alternately, each in its own process, and warm up on as many other
+cells. Both answer one prompt at a time; ours reuses the prefix that a prompt shares with the one
+before, as `lwm eval needle` does. The benchmark prints the ratio of medians, and in how many cells
+both give the same answer.
 
 usage: python benchmarks/needle.py [--rounds 3] [--lengths 1024,2048] [--depths 0:100:4]
 """
@@ -32,8 +31,7 @@ MAX_TOKENS = 32
 
 
 def make_units(lengths: str, depths: str) -> list[list[list[int]]]:
-    """Prompts as `lwm eval needle` asks them, those of a length and a round
-    together; of the two rounds of each length the first is to warm up."""
+    """Make the prompts of `lwm eval needle` by length and round; the first round warms up."""
     from lwm.checkpoints.open import open_checkpoint
     from lwm.generation.load import open_tokenizer
 
@@ -115,15 +113,15 @@ def main() -> None:
     rates: dict[str, list[float]] = {side: [] for side in SIDES}
     said: dict[str, list[str]] = {}
     for _ in range(arguments.rounds):
-        for side, seen in rates.items():
+        for side, cells_per_minute in rates.items():
             command = [sys.executable, str(Path(__file__)), "--side", side]
             command += ["--lengths", arguments.lengths, "--depths", arguments.depths]
             done = subprocess.run(command, capture_output=True, text=True, check=True)
             seconds, said[side] = json.loads(done.stdout.splitlines()[-1])
-            seen.append(60 * cells / seconds)
-            print(f"{side}: {seen[-1]:.1f} cells a minute", file=sys.stderr)
+            cells_per_minute.append(60 * cells / seconds)
+            print(f"{side}: {cells_per_minute[-1]:.1f} cells a minute", file=sys.stderr)
     pairs = [one / other for one, other in zip(*rates.values(), strict=True)]
-    mine, theirs = (statistics.median(seen) for seen in rates.values())
+    mine, theirs = (statistics.median(values) for values in rates.values())
     same = sum(one.strip() == other.strip() for one, other in zip(*said.values(), strict=True))
     print(f"{cells} cells of {arguments.lengths} tokens, depths {arguments.depths}")
     print(f"lwm {mine:.1f} cells a minute, transformers {theirs:.1f}: ratio {mine / theirs:.2f} "

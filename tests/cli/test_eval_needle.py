@@ -1,4 +1,4 @@
-"""`lwm eval needle` and `multi-needle` as whole commands."""
+"""Check `lwm eval needle` and `multi-needle` as whole commands."""
 
 import json
 from pathlib import Path
@@ -13,11 +13,11 @@ THETA = ("--theta", "20000")
 @pytest.fixture
 def haystack(tmp_path: Path) -> Path:
     path = tmp_path / "haystack.txt"
-    path.write_text("The river ran past the mill. Nobody knew how old it was. " * 200)
+    path.write_text("The river ran past the mill. Few knew how old it was. " * 200)
     return path
 
 
-def test_needles_are_asked_for_drawn_and_gone_on_with(
+def test_needle_runs_report_and_resume(
     run: Run, tiny: Path, haystack: Path, tmp_path: Path
 ) -> None:
     out = tmp_path / "out"
@@ -49,7 +49,7 @@ def test_needles_are_asked_for_drawn_and_gone_on_with(
 
 
 @pytest.mark.parametrize(
-    ("flags", "told"),
+    ("flags", "messages"),
     [
         (("--lengths", CONTEXT + 1), (f"{CONTEXT + 1}", f"{CONTEXT}", "--theta")),
         (("--lengths", "100000", *THETA), ("99,800", "--haystack")),
@@ -60,23 +60,25 @@ def test_needles_are_asked_for_drawn_and_gone_on_with(
         (("--lengths", "500", "--template", "other", *THETA), ("'other'", "chatml")),
     ],
 )
-def test_what_cannot_be_asked_is_refused(
+def test_impossible_needle_runs_are_refused(
     run: Run,
     tiny: Path,
     haystack: Path,
     tmp_path: Path,
     flags: tuple[object, ...],
-    told: tuple[str, ...],
+    messages: tuple[str, ...],
 ) -> None:
     out = tmp_path / "out"
     ran = run("eval", "needle", tiny, "--haystack", haystack, "--out", out, *flags)
     assert ran.code == 2, ran.out
-    assert all(text in ran.err for text in told), ran.err
+    assert all(text in ran.err for text in messages), ran.err
     assert "Traceback" not in ran.err
     assert not out.exists()
 
 
-def test_another_run_is_refused(run: Run, tiny: Path, haystack: Path, tmp_path: Path) -> None:
+def test_the_directory_of_another_run_is_refused(
+    run: Run, tiny: Path, haystack: Path, tmp_path: Path
+) -> None:
     out = tmp_path / "out"
     out.mkdir()
     (out / "results.jsonl").write_text('{"context_length": 500}\n')

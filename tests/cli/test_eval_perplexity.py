@@ -1,4 +1,4 @@
-"""`lwm eval perplexity` beside transformers, on and off a mesh, gone on with, and refused."""
+"""Check `lwm eval perplexity` against transformers, on a mesh, when resumed, and its refusals."""
 
 import json
 import re
@@ -17,7 +17,7 @@ TEXT = " ".join(
     f"the question {n} and the answer {n * 7 % 10}, once upon a time" for n in range(60)
 )
 THETA = 20.0
-"""So low that it changes what a short text gives."""
+"""So low that it changes the perplexity of a short text."""
 
 
 @pytest.fixture
@@ -33,25 +33,23 @@ def rows_of(directory: Path) -> list[dict]:
 
 
 def peer_nll(tiny: Path, theta: float, length: int, rows: int, longest: int) -> np.ndarray:
-    """By transformers: rows of the text end where a row of the longest length would."""
+    """Compute with transformers; rows end where a row of the longest length does."""
     ids = AutoTokenizer.from_pretrained(tiny)(TEXT, add_special_tokens=False)["input_ids"]
     size = longest + 1
     config = LlamaConfig.from_pretrained(tiny)
     config.rope_parameters = {"rope_type": "default", "rope_theta": theta}
     peer = LlamaForCausalLM.from_pretrained(tiny, config=config).eval()
-    found = []
+    nll = []
     for row in range(rows):
         read = [0, *ids[: rows * size][row * size : (row + 1) * size][-length:]]
         with torch.no_grad():
             logits = peer(torch.tensor([read])).logits[0].double()
         scores = torch.log_softmax(logits, dim=-1)[range(length), read[1:]]
-        found.append(-scores.numpy())
-    return np.stack(found)
+        nll.append(-scores.numpy())
+    return np.stack(nll)
 
 
-def test_perplexity_is_that_of_transformers(
-    run: Run, tiny: Path, book: Path, tmp_path: Path
-) -> None:
+def test_perplexity_equals_transformers(run: Run, tiny: Path, book: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     lengths, longest = (32, 200), 200
     ran = run(
@@ -65,9 +63,9 @@ def test_perplexity_is_that_of_transformers(
     }  # fmt: skip
     for theta, length in {(row["theta"], row["length"]) for row in rows}:
         expected = peer_nll(tiny, theta, length, 3, longest)
-        own = [row for row in rows if (row["theta"], row["length"]) == (theta, length)]
-        assert sum(row["tokens"] for row in own) == 3 * length
-        for row in own:
+        measured = [row for row in rows if (row["theta"], row["length"]) == (theta, length)]
+        assert sum(row["tokens"] for row in measured) == 3 * length
+        for row in measured:
             part = expected[row["row"], row["bucket_from"] : row["bucket_to"]]
             np.testing.assert_allclose(row["nll"], part.mean(), atol=1e-3)
     last = next(line for line in ran.out.splitlines() if line.startswith("| last 32"))
@@ -79,7 +77,7 @@ def test_perplexity_is_that_of_transformers(
     assert (out / "perplexity.svg").is_file()
 
 
-def test_a_run_that_was_cut_short_goes_on(
+def test_an_interrupted_run_resumes(
     run: Run, tiny: Path, book: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     out = tmp_path / "out"
@@ -96,15 +94,15 @@ def test_a_run_that_was_cut_short_goes_on(
         lambda self, tokens: read.append(len(tokens)) or score(self, tokens),
     )
     assert run(*command, "--out", out).out == whole.out
-    assert read == [1]  # what was read together with the row that was cut: itself
+    assert read == [1]  # only the batch of the incomplete row
     assert (out / "results.jsonl").read_text(encoding="utf-8").splitlines(keepends=True) == lines
-    assert run(*command, "--theta", THETA, "--out", out).code == 0  # more of the same run
+    assert run(*command, "--theta", THETA, "--out", out).code == 0  # adds to the same run
     ran = run(*command, "--rows", 2, "--out", out)
     assert ran.code == 2
     assert "its rows is 3 and not 2" in ran.err
 
 
-def test_on_a_mesh_the_same(run: Run, tiny: Path, book: Path, tmp_path: Path) -> None:
+def test_a_mesh_gives_the_same_rows(run: Run, tiny: Path, book: Path, tmp_path: Path) -> None:
     command = ("eval", "perplexity", tiny, "--data", book, "--lengths", "32", "--rows", 3)
     assert run(*command, "--out", tmp_path / "one").code == 0
     assert run(*command, "--mesh", "1,1,2,2", "--out", tmp_path / "four").code == 0
@@ -124,7 +122,7 @@ def test_on_a_mesh_the_same(run: Run, tiny: Path, book: Path, tmp_path: Path) ->
         (("--lengths", "10", "--data", "missing.txt"), "missing.txt cannot be read"),
     ],
 )
-def test_what_cannot_be_measured(
+def test_impossible_measurements_are_refused(
     run: Run, tiny: Path, book: Path, tmp_path: Path, arguments: tuple[str, ...], message: str
 ) -> None:
     out = tmp_path / "out"

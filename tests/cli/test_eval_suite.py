@@ -1,4 +1,4 @@
-"""`lwm eval suite` as a whole command."""
+"""Check `lwm eval suite` as a whole command."""
 
 import json
 from pathlib import Path
@@ -10,9 +10,7 @@ ASKED = ("eval", "suite", "infinitebench")
 SMALL = ("--tasks", "passkey,number_string", "--samples", "2", "--theta", "20000")
 
 
-def test_a_suite_is_told_by_task_and_length_and_goes_on(
-    run: Run, tiny: Path, tmp_path: Path
-) -> None:
+def test_a_suite_prints_scores_and_resumes(run: Run, tiny: Path, tmp_path: Path) -> None:
     asked = (*ASKED, tiny, *SMALL, "--lengths", "400,500", "--out", tmp_path / "out")
     ran = run(*asked)
     assert ran.code == 0, ran.err
@@ -40,13 +38,13 @@ def test_a_suite_is_told_by_task_and_length_and_goes_on(
     assert "template" in other.err
 
 
-def test_what_cannot_be_asked_is_refused(run: Run, tiny: Path, tmp_path: Path) -> None:
+def test_impossible_suites_are_refused(run: Run, tiny: Path, tmp_path: Path) -> None:
     broken = tmp_path / "squad.json"
     broken.write_text('{"data": [')
     out = ("--out", tmp_path / "out")
     small = tmp_path / "small.txt"
     small.write_text("Once upon a time there was a house.")
-    for suite, flags, told in (
+    for suite, flags, message in (
         ("infinitebench", ("--lengths", CONTEXT + 1), f"{CONTEXT + 1} and the context"),
         ("infinitebench", ("--lengths", CONTEXT), f"context length is {CONTEXT}"),
         ("ruler", ("--squad", broken), str(broken)),
@@ -61,6 +59,6 @@ def test_what_cannot_be_asked_is_refused(run: Run, tiny: Path, tmp_path: Path) -
     ):
         ran = run("eval", "suite", suite, tiny, *flags, *out)
         assert ran.code == 2, ran
-        assert told in ran.err
+        assert message in ran.err
         assert ran.err.count("\n") <= 3
         assert not out[1].exists()

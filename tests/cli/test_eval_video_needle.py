@@ -1,4 +1,4 @@
-"""`lwm eval video-needle` whole, with a random model and a random VQGAN."""
+"""Check `lwm eval video-needle` as a whole command, with random weights."""
 
 import json
 from pathlib import Path
@@ -12,15 +12,15 @@ from lwm.cli.evaluate import video_needle
 from lwm.core.errors import CapacityError, InputError
 
 
-def test_the_verb_asks_writes_and_goes_on(
+def test_video_needle_reports_and_resumes(
     run: Run, tiny: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    seeing, out = tmp_path / "seeing", tmp_path / "out"
+    multimodal, out = tmp_path / "multimodal", tmp_path / "out"
     vqgan = make_vqgan(tmp_path / "vqgan")
-    done = run("convert", tiny, seeing, "--add-vision", "--vqgan", vqgan)
+    done = run("convert", tiny, multimodal, "--add-vision", "--vqgan", vqgan)
     assert done.code == 0, done.err
-    asked = [str(seeing), "--frames", "2,5", "--depths", "0,100", "--rounds", "2", "--max-tokens",
-             "3", "--out", str(out)]  # fmt: skip
+    asked = [str(multimodal), "--frames", "2,5", "--depths", "0,100", "--rounds", "2",
+             "--max-tokens", "3", "--out", str(out)]  # fmt: skip
     with pytest.raises(CapacityError, match="--theta"):
         tyro.cli(video_needle, args=asked)
     assert not out.exists()
@@ -35,7 +35,7 @@ def test_the_verb_asks_writes_and_goes_on(
     names = {path.name for path in out.iterdir()}
     assert names >= {"report.html", "heat_map.png", "heat_map.svg", "by_length.png", "cards.png"}
     assert capsys.readouterr().out.splitlines()[-1] == str(out / "report.html")
-    # Interrupted in the middle of a row, it comes to the same rows.
+    # A run that was interrupted in the middle of a row ends with the same rows.
     (out / "results.jsonl").write_text(first[: len(first) // 2], encoding="utf-8")
     tyro.cli(video_needle, args=asked)
     assert (out / "results.jsonl").read_text(encoding="utf-8") == first
@@ -43,9 +43,7 @@ def test_the_verb_asks_writes_and_goes_on(
         tyro.cli(video_needle, args=[*asked, "--score", "logits"])
 
 
-def test_a_model_that_cannot_see_is_refused_before_anything_is_written(
-    tiny: Path, tmp_path: Path
-) -> None:
+def test_a_text_model_is_refused_before_anything_is_written(tiny: Path, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="text model"):
         tyro.cli(video_needle, args=[str(tiny), "--out", str(tmp_path / "out")])
     assert not (tmp_path / "out").exists()

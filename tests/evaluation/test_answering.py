@@ -1,4 +1,4 @@
-"""Answers of a model to cases against its own logits of whole texts, which need no cache."""
+"""Check answers against the logits of whole texts, which need no cache."""
 
 from collections.abc import Sequence
 
@@ -20,12 +20,12 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> lwm.Model:
 
 
 def next_tokens(model: lwm.Model, tokens: Sequence[int]) -> list[int]:
-    """The likeliest token behind each."""
+    """Return the likeliest token after each token."""
     return model.logits([list(tokens)]).text[0].argmax(axis=-1).tolist()
 
 
 def greedy(model: lwm.Model, prompt: Sequence[int], count: int = ANSWER) -> list[int]:
-    """The likeliest continuation, by a whole forward pass a token."""
+    """Return the likeliest continuation, with a whole forward pass for each token."""
     text = list(prompt)
     for _ in range(count):
         token = next_tokens(model, text)[-1]
@@ -44,26 +44,26 @@ def text(tokens: Sequence[int]) -> str:
 
 
 @pytest.mark.parametrize(("budget", "together"), [(0, 1), (96, 1), (191, 1), (192, 2), (9999, 5)])
-def test_answers_are_the_likeliest_with_every_budget(
+def test_answers_are_greedy_with_every_budget(
     model: lwm.Model, budget: int, together: int
 ) -> None:
-    """The longest prompt and its answer take 96 tokens."""
+    """Check several budgets; the longest prompt and its answer take 96 tokens."""
     prompts = [words(length, 1) for length in LENGTHS]
     cases = [asked(prompt) for prompt in prompts]
     answerer = ModelAnswerer(model, budget)
-    found = list(answerer.answer(cases))
-    assert found == [text(greedy(model, prompt)) for prompt in prompts]
+    answers = list(answerer.answer(cases))
+    assert answers == [text(greedy(model, prompt)) for prompt in prompts]
     assert answerer.engine is not None
     assert answerer.engine.slots == together
 
 
 @pytest.mark.parametrize("budget", [0, 9999])
-def test_following_is_the_arg_max_of_the_logits(model: lwm.Model, budget: int) -> None:
+def test_follow_agrees_with_the_argmax_of_the_logits(model: lwm.Model, budget: int) -> None:
     cases, expected = [], []
     for number, length in enumerate(LENGTHS):
         prompt = words(length, 1)
         target = greedy(model, prompt, number + 1)
-        if number % 2:  # off the path in the middle, and on from there
+        if number % 2:  # a wrong token in the middle, then on from there
             target = [*target[:1], (target[0] + 7) % END, *target[1:]]
             target += greedy(model, [*prompt, *target], 1)
         cases.append(asked(prompt, target))
@@ -73,7 +73,7 @@ def test_following_is_the_arg_max_of_the_logits(model: lwm.Model, budget: int) -
     assert list(ModelAnswerer(model, budget).follow(cases)) == expected
 
 
-def test_what_the_prompt_before_shares_is_not_read_again(model: lwm.Model) -> None:
+def test_a_shared_prefix_is_not_recomputed(model: lwm.Model) -> None:
     beginning = words(40, 5)
     prompts = [[*beginning, *words(30, seed)] for seed in (6, 7)]
     answerer = ModelAnswerer(model)
@@ -90,15 +90,15 @@ def test_what_the_prompt_before_shares_is_not_read_again(model: lwm.Model) -> No
     assert reused(prompts[1]) == 0
 
 
-def test_following_reads_a_prompt_once(model: lwm.Model) -> None:
+def test_follow_computes_a_prompt_once(model: lwm.Model) -> None:
     case = asked(words(60, 8), words(4, 8))
     answerer = ModelAnswerer(model)
     list(answerer.follow([case]))
-    # Behind the first token of the target, all but the token before is held.
+    # After the first token of the target, the cache has all but the last token of the prefix.
     assert answerer.engine is not None
     assert answerer.engine.scheduler.reused == 60 + 61 + 62
 
 
-def test_what_outgrows_the_context_is_refused(model: lwm.Model) -> None:
+def test_cases_beyond_the_context_are_refused(model: lwm.Model) -> None:
     with pytest.raises(CapacityError, match=r"518 tokens.*context of .*512.*--theta"):
         list(ModelAnswerer(model).answer([asked(words(512, 0))]))

@@ -1,5 +1,5 @@
-"""The same checkpoint through our adapter and through lm-eval's own `hf` model: log-likelihoods,
-rolling ones, answers; and whole tasks over local data by lm-eval's command."""
+"""Compare a checkpoint through our adapter and through lm-eval's `hf` model: log-likelihoods,
+rolling ones, answers, and whole tasks over local data."""
 
 import json
 from pathlib import Path
@@ -50,41 +50,41 @@ def asked(kind: Any, *arguments: tuple[Any, ...]) -> list[Instance]:
     return [Instance(kind, {}, args, index) for index, args in enumerate(arguments)]
 
 
-def test_log_likelihoods_are_those_of_hf(ours: LwmHarness, peer: Any) -> None:
+def test_log_likelihoods_equal_hf(ours: LwmHarness, peer: Any) -> None:
     pairs = [
         ("the question and the", " answer"),
         ("the question and the ", "answer"),  # the space belongs to what follows
         ("", "once upon a time"),
-        ("<s>the question", " and"),  # begun already
+        ("<s>the question", " and"),  # begins a text already
         (text(10, 0), " " + text(3, 1)),
-        (text(300, 2), " " + text(5, 3)),  # cut on the left
+        (text(300, 2), " " + text(5, 3)),  # truncated on the left
         *((text(20, 4), f" {word}") for word in WORDS[:6]),
     ]
-    found = ours.loglikelihood(asked("loglikelihood", *pairs))
+    scores = ours.loglikelihood(asked("loglikelihood", *pairs))
     expected = peer.loglikelihood(asked("loglikelihood", *pairs), disable_tqdm=True)
     np.testing.assert_allclose(
-        [total for total, _ in found], [total for total, _ in expected], atol=TOLERANCE
+        [total for total, _ in scores], [total for total, _ in expected], atol=TOLERANCE
     )
-    assert [greedy for _, greedy in found] == [greedy for _, greedy in expected]
+    assert [greedy for _, greedy in scores] == [greedy for _, greedy in expected]
     best = int(ours.model.logits([ours.tok_encode("the question")]).text[0, -1].argmax())
     scored = ours._loglikelihood_tokens([(None, ours.tok_encode("the question"), [best])] * 8)
     assert [greedy for _, greedy in scored] == [True] * 8
 
 
-def test_rolling_log_likelihoods_are_those_of_hf(ours: LwmHarness, peer: Any) -> None:
+def test_rolling_log_likelihoods_equal_hf(ours: LwmHarness, peer: Any) -> None:
     texts = [(text(length, length),) for length in (1, 40, 400)]
-    found = ours.loglikelihood_rolling(asked("loglikelihood_rolling", *texts))
+    totals = ours.loglikelihood_rolling(asked("loglikelihood_rolling", *texts))
     expected = peer.loglikelihood_rolling(
         asked("loglikelihood_rolling", *texts), disable_tqdm=True
     )
-    np.testing.assert_allclose(found, expected, atol=TOLERANCE)
+    np.testing.assert_allclose(totals, expected, atol=TOLERANCE)
 
 
 def answers(model: Any, *requests: tuple[str, dict[str, Any]]) -> list[str]:
     return model.generate_until(asked("generate_until", *requests), disable_tqdm=True)
 
 
-def test_answers_are_those_of_hf(ours: LwmHarness, peer: Any) -> None:
+def test_answers_equal_hf(ours: LwmHarness, peer: Any) -> None:
     plain = answers(peer, (text(9, 0), {"max_gen_toks": 20}))[0]
     assert len(plain) > 6
     requests = [
@@ -92,9 +92,9 @@ def test_answers_are_those_of_hf(ours: LwmHarness, peer: Any) -> None:
         (text(300, 1), {"until": ["\n\n"], "max_gen_toks": 12, "do_sample": False}),
         (text(4, 2), {"until": "zzz", "max_gen_toks": 12, "temperature": 0.0}),
     ]
-    found = answers(ours, *requests)
-    assert found == answers(peer, *requests)
-    assert found[0] == plain[: plain.index(plain[4:6])]
+    texts = answers(ours, *requests)
+    assert texts == answers(peer, *requests)
+    assert texts[0] == plain[: plain.index(plain[4:6])]
 
 
 LAMBADA = """
@@ -123,14 +123,14 @@ metric_list:
 """
 
 
-def test_tasks_over_local_data_score_as_hf_does(
+def test_tasks_over_local_data_equal_hf(
     checkpoint: Path, peer: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr("lm_eval.evaluator.add_env_info", lambda results: None)  # asks pip
     texts = [text(8, seed) for seed in range(4)]
     known = answers(peer, *((line, {"max_gen_toks": 8}) for line in texts[:2]))
-    targets = [*known, "no", "no"]  # half are met
+    targets = [*known, "no", "no"]  # half are right
     data = tmp_path / "data.jsonl"
     lines = [{"text": t, "target": target} for t, target in zip(texts, targets, strict=True)]
     data.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
@@ -143,14 +143,14 @@ def test_tasks_over_local_data_score_as_hf_does(
     evaluate: Any = lm_eval.simple_evaluate
 
     def scores(model: Any, **settings: Any) -> dict[str, dict[str, float]]:
-        found = evaluate(
+        result = evaluate(
             model=model, tasks=["last_word", "continued"], task_manager=manager,
             bootstrap_iters=0, **settings,
         )  # fmt: skip
-        return found["results"]
+        return result["results"]
 
     adapter.register()
-    found, expected = (
+    metrics_of, expected = (
         scores("lwm", model_args={"pretrained": str(checkpoint)}, device="cuda:0"),
         scores(peer),
     )
@@ -159,12 +159,12 @@ def test_tasks_over_local_data_score_as_hf_does(
     }.items():  # fmt: skip
         for metric in metrics:
             np.testing.assert_allclose(
-                found[task][metric], expected[task][metric], rtol=TOLERANCE, err_msg=metric
+                metrics_of[task][metric], expected[task][metric], rtol=TOLERANCE, err_msg=metric
             )
-    assert found["continued"]["exact_match,none"] == 0.5
+    assert metrics_of["continued"]["exact_match,none"] == 0.5
 
 
-def test_settings_change_what_is_loaded(checkpoint: Path, ours: LwmHarness, peer: Any) -> None:
+def test_settings_apply_to_the_model(checkpoint: Path, ours: LwmHarness, peer: Any) -> None:
     pair = asked("loglikelihood", (text(30, 0), " answer"))
     sharded = LwmHarness(pretrained=str(checkpoint), mesh=[1, 1, 2, 2])
     np.testing.assert_allclose(
@@ -186,7 +186,7 @@ def test_settings_change_what_is_loaded(checkpoint: Path, ours: LwmHarness, peer
 
 
 @pytest.mark.parametrize(("size", "most"), [(1, 1), (4, 4), (3, 4), ("auto", 64)])
-def test_batches_are_of_few_shapes(ours: LwmHarness, size: int | str, most: int) -> None:
+def test_batches_have_few_shapes(ours: LwmHarness, size: int | str, most: int) -> None:
     lengths = dict(enumerate(np.random.default_rng(0).integers(2, 129, 200).tolist()))
     settings = LwmHarness.__new__(LwmHarness)
     settings._rows, settings._max_rows = adapter._batch_rows(size), 64
@@ -204,14 +204,14 @@ def test_batches_are_of_few_shapes(ours: LwmHarness, size: int | str, most: int)
         ({"max_length": CONTEXT + 1}, f"max_length is {CONTEXT + 1}.*{CONTEXT}.*theta"),
     ],
 )
-def test_settings_that_are_refused(
+def test_wrong_settings_are_refused(
     checkpoint: Path, settings: dict[str, Any], message: str
 ) -> None:
     with pytest.raises((ConfigError, CapacityError), match=message):
         LwmHarness(pretrained=str(checkpoint), **settings)
 
 
-def test_requests_that_are_refused(ours: LwmHarness) -> None:
+def test_impossible_requests_are_refused(ours: LwmHarness) -> None:
     for settings, message in (
         ({"max_gen_toks": CONTEXT}, f"asks for {CONTEXT} tokens and the context .* is {CONTEXT}"),
         ({"num_beams": 4, "max_gen_toks": 4}, "'num_beams'"),

@@ -1,4 +1,4 @@
-"""Perplexity from rows of results: buckets that cover a row once, means by token, tables."""
+"""Check perplexity from rows of results: buckets, means by token, table and plot."""
 
 from itertools import pairwise
 
@@ -19,9 +19,7 @@ from lwm.evaluation.perplexity import (
 
 
 @given(st.integers(1, 2_000_000), st.data())
-def test_buckets_cover_a_row_once_and_part_where_the_shortest_begins(
-    length: int, data: st.DataObject
-) -> None:
+def test_buckets_partition_a_row(length: int, data: st.DataObject) -> None:
     shortest = data.draw(st.integers(1, length))
     edges = bucket_edges(length, shortest)
     assert (edges[0], edges[-1]) == (0, length)
@@ -44,11 +42,11 @@ ROWS = [
     row(1e4, 30, 0, 20, 1.0),
     row(1e4, 30, 20, 30, 3.0),
     row(1e6, 30, 0, 20, 0.5),
-    row(1e6, 30, 20, 30, 800.0),  # more than a float's exponential
+    row(1e6, 30, 20, 30, 800.0),  # its exponential overflows
 ]
 
 
-def test_curves_weigh_by_tokens() -> None:
+def test_curves_weight_rows_by_tokens() -> None:
     short, long, other = perplexity_curves(ROWS, shortest=10)
     assert (short.theta, short.length, short.edges) == (1e4, 10, [0, 10])
     np.testing.assert_allclose([*short.values, short.mean, short.last], np.exp([3.0, 3.0, 3.0]))
@@ -60,9 +58,8 @@ def test_curves_weigh_by_tokens() -> None:
         perplexity_curves([{"theta": 1.0}], shortest=1)
 
 
-def test_a_table_and_a_picture_hold_every_curve() -> None:
-    found = perplexity_curves(ROWS, shortest=10)
-    series = curves_by_theta(found, 1e4)
+def test_table_and_plot_contain_every_curve() -> None:
+    series = curves_by_theta(perplexity_curves(ROWS, shortest=10), 1e4)
     shown = curve_table(series)
     assert shown.header[1:] == ["theta 1e+04* 10", "theta 1e+04* 30", "theta 1e+06 30"]
     cells = {name: list(rest) for name, *rest in shown.rows}
@@ -85,6 +82,6 @@ def test_a_table_and_a_picture_hold_every_curve() -> None:
         ({"thetas": tuple(map(float, range(1, 10)))}, "9 thetas"),
     ],
 )
-def test_settings_out_of_range(settings: dict, message: str) -> None:
+def test_settings_out_of_range_are_refused(settings: dict, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         PerplexityConfig(lengths=[8], **settings)

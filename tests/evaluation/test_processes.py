@@ -1,4 +1,4 @@
-"""An evaluation by two processes with a mesh over both, against the same by one."""
+"""Check an evaluation by two processes with a mesh over both against one process."""
 
 import json
 import os
@@ -16,9 +16,8 @@ import lwm
 from lwm.evaluation.results import ROWS, read_results
 
 
-def test_two_processes_measure_as_one(tmp_path: Path) -> None:
-    """Two devices each; scoring, prefill, decode, resuming and refusals in one go, since processes
-    start slowly."""
+def test_two_processes_give_the_rows_of_one(tmp_path: Path) -> None:
+    """Check scoring, prefill, decode, resuming and refusals together: processes start slowly."""
     tiny = write_model(tmp_path / "tiny")
     with socket.socket() as free:
         free.bind(("localhost", 0))
@@ -46,8 +45,8 @@ def test_two_processes_measure_as_one(tmp_path: Path) -> None:
         json.loads((tmp_path / f"{number}.json").read_text(encoding="utf-8"))
         for number in range(2)
     )
-    assert first.pop("told") == one["told"] == 2
-    assert second.pop("told") == 0
+    assert first.pop("new rows") == one["new rows"] == 2
+    assert second.pop("new rows") == 0
     assert first == second
     np.testing.assert_allclose(first["logits"], one["logits"], atol=1e-4)
     assert len(one["written"]) == len(one["followed"]) == 4

@@ -1,7 +1,7 @@
-"""A tiny model in a directory, a task over its token ids, and an evaluation of the two.
+"""Make a tiny model and a task over its token ids, and evaluate them.
 
 Run as a program it is one of two processes: `tiny_evaluation.py WORK COORDINATOR PROCESS`, with
-the model in WORK/tiny. What it sees goes to WORK/PROCESS.json, for the test to compare.
+the model in WORK/tiny. Its results go to WORK/PROCESS.json.
 """
 
 import json
@@ -45,7 +45,7 @@ def words(length: int, seed: int) -> list[int]:
 
 
 class Continue:
-    """What the model writes behind random words; the ideal answer is random, too."""
+    """Continue random words; the ideal answer is random, too."""
 
     name = "continue"
 
@@ -69,7 +69,7 @@ class Continue:
 
 
 def write_model(directory: Path) -> Path:
-    """The model, and a tokenizer of one word a token."""
+    """Write the model, and a tokenizer with one token for each word."""
     directory.mkdir()
     write_lwm_config(directory, CONFIG, "float32")
     weights = initialize(llama_params(CONFIG, stacked=False), jax.random.key(1), jnp.float32)
@@ -87,8 +87,8 @@ def write_model(directory: Path) -> Path:
 
 
 def evaluate_tiny(model: lwm.Model, out: Path) -> dict[str, Any]:
-    """Logits, and the rows of a run by generation, two prompts at a time, and of one by logits;
-    the first is broken off behind one unit, in the middle of a line."""
+    """Return logits and the rows of two runs: one by generation, which is interrupted after a unit
+    in the middle of a line, and one by logits."""
     settings = {"model": "tiny"}
     logits = model.logits([words(37, seed) for seed in range(3)]).text
     opened = partial(Results, out / "written", settings, KEYS)
@@ -96,22 +96,23 @@ def evaluate_tiny(model: lwm.Model, out: Path) -> dict[str, Any]:
     if first_process():
         with (out / "written" / ROWS).open("a", encoding="utf-8") as file:
             file.write('{"context_length": 70, "se')
-    told: list[Any] = []
-    written = evaluate(Continue(), ModelAnswerer(model, 200), opened(), on_row=told.append)
+    new_rows: list[Any] = []
+    written = evaluate(Continue(), ModelAnswerer(model, 200), opened(), on_row=new_rows.append)
     results = Results(out / "followed", settings, KEYS)
     followed = evaluate(Continue(), ModelAnswerer(model, 200), results, score="logits")
     return {
-        "logits": logits.tolist(), "written": written, "followed": followed, "told": len(told),
+        "logits": logits.tolist(), "written": written, "followed": followed,
+        "new rows": len(new_rows),
     }  # fmt: skip
 
 
 def refused(work: Any) -> str:
-    """The sentence of an error that every process meets."""
+    """Return the error that every process raises."""
     try:
         work()
     except LwmError as error:
         return f"{type(error).__name__}: {error}"
-    return "nothing was refused"
+    return "no error"
 
 
 def _one_of_two(work: Path, coordinator: str, process: int) -> None:
@@ -124,12 +125,14 @@ def _one_of_two(work: Path, coordinator: str, process: int) -> None:
             with together():
                 pass
 
-    seen: dict[str, Any] = {"no mesh": refused(lambda: lwm.load(work / "tiny"))}
-    seen |= evaluate_tiny(lwm.load(work / "tiny", mesh=MESH), work / "two")
-    seen["another run"] = refused(lambda: Results(work / "two" / "written", {"model": "x"}, KEYS))
-    seen["other flags"] = refused(lambda: Results(work / "new", {"seed": process}, KEYS))
-    seen["one process"] = refused(missing_here)
-    (work / f"{process}.json").write_text(json.dumps(seen), encoding="utf-8")
+    outcome: dict[str, Any] = {"no mesh": refused(lambda: lwm.load(work / "tiny"))}
+    outcome |= evaluate_tiny(lwm.load(work / "tiny", mesh=MESH), work / "two")
+    outcome["another run"] = refused(
+        lambda: Results(work / "two" / "written", {"model": "x"}, KEYS)
+    )
+    outcome["other flags"] = refused(lambda: Results(work / "new", {"seed": process}, KEYS))
+    outcome["one process"] = refused(missing_here)
+    (work / f"{process}.json").write_text(json.dumps(outcome), encoding="utf-8")
 
 
 if __name__ == "__main__":

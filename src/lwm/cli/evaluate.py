@@ -161,10 +161,7 @@ def _needle(model: str, flags: NeedleFlags, load: SharedLoadFlags, **several: in
     )
     task.require_context(loaded.config.max_sequence_length)
     settings = {"lengths": lengths, "depths": depths, "text": haystack.fingerprint, **several}
-    _evaluate(
-        task, model, loaded, flags, settings,
-        lambda row: f"{row['context_length']:,} tokens, depth {row['depth_percent']}",
-    )  # fmt: skip
+    _evaluate(task, model, loaded, flags, settings)
 
 
 def suite(
@@ -229,10 +226,7 @@ def _suite(name: SuiteName, model: str, flags: SuiteFlags, load: SharedLoadFlags
         print("\n".join([str(task_table(points)), *notes]))
         return {"notes": notes, "threshold": flags.threshold}
 
-    _evaluate(
-        task, model, loaded, flags, settings,
-        lambda row: f"{row['task']}, {row['context_length']:,} tokens", finish,
-    )  # fmt: skip
+    _evaluate(task, model, loaded, flags, settings, finish)
 
 
 def video_needle(
@@ -288,14 +282,10 @@ def _video_needle(model: str, flags: VideoNeedleFlags, load: SharedLoadFlags) ->
         captions = [card_of(seed).answer for seed in seeds][:8]
         return {"figures": {"cards": frame_sheet(shown, captions)}}
 
-    _evaluate(
-        task, model, loaded, flags, settings,
-        lambda row: f"{row['frames']:,} frames, depth {row['depth_percent']}, {row['answer']}",
-        finish,
-    )  # fmt: skip
+    _evaluate(task, model, loaded, flags, settings, finish)
 
 
-# Batches change only the speed; the others are recorded as parsed, or as a digest.
+# These do not define the cases, or are recorded as parsed or as a digest.
 _UNRECORDED = {"out", "batch_tokens", "depth_spacing", "threshold", "squad", "hotpot"}
 
 
@@ -305,10 +295,9 @@ def _evaluate(
     loaded: "Model",
     flags: EvaluationFlags,
     settings: Mapping[str, Any],
-    describe: Callable[["Row"], str],
     finish: Callable[["list[Row]"], dict[str, Any]] = lambda rows: {},
 ) -> None:
-    """Answer a task, log rows as `describe` names them, and report, with `finish`'s arguments."""
+    """Answer a task, log new rows, and report; `finish` gives further arguments of the report."""
     from lwm.evaluation.answering import ModelAnswerer
     from lwm.evaluation.report.page import write_report
     from lwm.evaluation.report.scores import overall, percent, points_of
@@ -323,18 +312,19 @@ def _evaluate(
         **{key: value for key, value in vars(flags).items() if key not in _UNRECORDED},
         **settings, "weights": model_fingerprint(loaded),
     }  # fmt: skip
-    results = Results(directory, settings, tuple(task.units()[0][0]))
+    keys = [key for unit in task.units() for key in unit]
+    results = Results(directory, settings, tuple(keys[0]))
     if results.rows and first_process():
         say(f"{directory} has {len(results.rows)} rows; continuing after them")
 
     def log(row: "Row") -> None:
+        case = ", ".join(f"{name} {row[name]}" for name in keys[0])
         response = " ".join(str(row["response"]).split())
-        say(f"{describe(row)}: {row['score']:.0%}  {response[:60]}")
+        say(f"{case}: {row['score']:.0%}  {response[:60]}")
 
     answerer = ModelAnswerer(loaded, flags.batch_tokens, getattr(flags, "template", "auto"))
     rows = evaluate(task, answerer, results, score=flags.score, on_row=log)
     if first_process():
-        keys = [key for unit in task.units() for key in unit]
         path = write_report(directory, settings, rows, keys=keys, **finish(rows))
         print(f"{task.name} {model}: {percent(overall(points_of(rows)))}% of {len(rows)}")
         print(path)

@@ -1,10 +1,10 @@
-"""Rows of results as runs leave them, with scores that can be reckoned by hand."""
+"""Provide rows of results with scores that are easy to compute by hand."""
 
 from typing import Any
 
 
 def needle(length: int, depth: float, correct: bool, seed: int = 0, **more: Any) -> dict[str, Any]:
-    """A row of the original's columns and no other."""
+    """Make a row with the columns of the original LWM scripts."""
     return {
         "context_length": length, "depth_percent": depth, "response": f"It is {seed}.",
         "answer": "7421936", "correct": correct, "seed": seed, **more,

@@ -1,4 +1,4 @@
-"""Comparisons of runs, ours and the original's."""
+"""Check comparisons of runs, also of the original LWM scripts."""
 
 import json
 import math
@@ -25,7 +25,7 @@ def run_of(directory: Path, rows: list[dict[str, Any]], **settings: Any) -> Path
     return directory
 
 
-def test_runs_side_by_side_with_what_all_were_asked(
+def test_runs_are_compared_by_length_and_on_shared_cells(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     longer = [needle(1024, 0.0, True), needle(16384, 0.0, True), needle(4096, 0.0, True)]
@@ -41,7 +41,7 @@ def test_runs_side_by_side_with_what_all_were_asked(
         ["4K", "0.0", "100.0"],
         ["16K", "", "100.0"],
         ["overall", "50.0", "100.0"],
-        # At a depth of 0 alone: two of ours at 1K, two at 4K.
+        # Only depth 0 is shared: two rows at 1K, two at 4K.
         ["where all answered", "25.0", "100.0"],
     ]
     assert sorted(path.name for path in out.iterdir()) == [
@@ -52,7 +52,7 @@ def test_runs_side_by_side_with_what_all_were_asked(
     assert "data:image/svg+xml;base64," in page
 
 
-def test_suites_are_compared_task_by_task(tmp_path: Path) -> None:
+def test_suites_are_compared_by_task(tmp_path: Path) -> None:
     a = run_of(tmp_path / "a", [suite("x", 1024, 0.5), suite("y", 1024, 0.0)])
     b = run_of(tmp_path / "b", [suite("x", 1024, 1.0), suite("x", 2048, 1.0)])
     assert compare_runs([a, b]).table.rows == [
@@ -66,8 +66,10 @@ def test_suites_are_compared_task_by_task(tmp_path: Path) -> None:
     ]
 
 
-def read(theta: float, length: int, parts: dict[tuple[int, int], float]) -> list[dict[str, Any]]:
-    """Rows of perplexity: mean of negative log-likelihoods by bucket."""
+def perplexity_rows(
+    theta: float, length: int, parts: dict[tuple[int, int], float]
+) -> list[dict[str, Any]]:
+    """Make rows of perplexity by bucket."""
     return [
         {
             "theta": theta, "length": length, "row": 0, "bucket_from": low, "bucket_to": high,
@@ -77,27 +79,33 @@ def read(theta: float, length: int, parts: dict[tuple[int, int], float]) -> list
     ]  # fmt: skip
 
 
-def test_perplexities_of_the_same_tokens(tmp_path: Path) -> None:
+def test_perplexities_are_compared_on_the_same_tokens(tmp_path: Path) -> None:
     same = {"evaluation": "perplexity", "text": "abc", "shortest": 10}
-    short = read(1e4, 10, {(0, 10): 8.0})
+    short = perplexity_rows(1e4, 10, {(0, 10): 8.0})
     base = run_of(
-        tmp_path / "a", short + read(1e4, 30, {(0, 20): 4.0, (20, 30): 16.0}), model="a", **same
+        tmp_path / "a",
+        short + perplexity_rows(1e4, 30, {(0, 20): 4.0, (20, 30): 16.0}),
+        model="a",
+        **same,
     )
     extended = run_of(
-        tmp_path / "b", short + read(1e5, 30, {(0, 20): 5.0, (20, 30): 7.0}), model="b", **same
+        tmp_path / "b",
+        short + perplexity_rows(1e5, 30, {(0, 20): 5.0, (20, 30): 7.0}),
+        model="b",
+        **same,
     )
-    found = compare_runs([base, extended])
+    comparison = compare_runs([base, extended])
     names = ["perplexity · a, theta 1e+04", "perplexity · b, theta 1e+04"]
     names.append("perplexity · b, theta 1e+05")
-    assert list(found.table.header[1:]) == names
-    assert found.table.rows == [
+    assert list(comparison.table.header[1:]) == names
+    assert comparison.table.rows == [
         ["0-10", "", "8", ""],
         ["0-20", "4", "", "5"],
         ["20-30", "16", "", "7"],
         ["last 10 of 10", "8", "8", ""],
         ["last 10 of 30", "16", "", "7"],
     ]
-    by_position, by_length = found.figure("x").axes
+    by_position, by_length = comparison.figure("x").axes
     assert [np.size(line.get_xdata()) for line in by_position.lines] == [2, 1, 2]
     assert [np.asarray(line.get_xdata()).tolist() for line in by_length.lines] == [
         [10, 30],
@@ -118,7 +126,7 @@ def test_perplexities_of_the_same_tokens(tmp_path: Path) -> None:
             compare_runs(paths)
 
 
-def test_names_tell_runs_apart(tmp_path: Path) -> None:
+def test_runs_have_distinct_names(tmp_path: Path) -> None:
     same = {"evaluation": "needle", "model": "smollm2"}
     a, b = (run_of(tmp_path / name, FOUR, **same) for name in "ab")
     assert list(compare_runs([a, b]).runs) == [
@@ -127,7 +135,7 @@ def test_names_tell_runs_apart(tmp_path: Path) -> None:
     assert len(compare_runs([a, a]).runs) == 2
 
 
-def test_what_has_nothing_in_common_is_refused(tmp_path: Path) -> None:
+def test_runs_without_common_ground_are_refused(tmp_path: Path) -> None:
     text = run_of(tmp_path / "text", FOUR)
     video = run_of(tmp_path / "video", [{"frames": 8, "depth_percent": 0, "score": 1.0}])
     x = run_of(tmp_path / "x", [suite("x", 1024, 1.0)])

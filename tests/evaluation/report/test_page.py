@@ -1,4 +1,4 @@
-"""Reports: read back as a browser would."""
+"""Check reports by parsing their HTML."""
 
 import base64
 import subprocess
@@ -20,7 +20,7 @@ def page_of(path: Path) -> BeautifulSoup:
     return BeautifulSoup(path.read_text(encoding="utf-8"), "html.parser")
 
 
-def test_a_report_holds_all_and_needs_nothing_beside_it(tmp_path: Path) -> None:
+def test_a_report_is_complete_and_self_contained(tmp_path: Path) -> None:
     evil = "<script>alert(1)</script> & \"quoted\" <img src='http://example.org/x.png'>"
     rows = [*FOUR, needle(4096, 50.0, True, response=evil, question="What is it?")]
     path = write_report(tmp_path, SETTINGS, rows, keys=[*rows, *FOUR], notes=["One & only."])
@@ -45,7 +45,7 @@ def test_a_report_holds_all_and_needs_nothing_beside_it(tmp_path: Path) -> None:
         assert version in text
 
 
-def test_failing_rows_come_first_and_not_all_are_shown(tmp_path: Path) -> None:
+def test_failing_rows_come_first_and_some_are_left_out(tmp_path: Path) -> None:
     rows = [suite("a", 1024, 1.0, seed) for seed in range(30)]
     rows += [suite("a", 1024, 0.5, 30), suite("a", 1024, 0.0, 31)]
     rows[0]["response"] = "long " * 1000
@@ -58,7 +58,7 @@ def test_failing_rows_come_first_and_not_all_are_shown(tmp_path: Path) -> None:
     assert "14 of the 32 rows" in page.text
 
 
-def test_rows_without_scores_are_shown_by_the_callers_table(tmp_path: Path) -> None:
+def test_rows_without_scores_show_the_table_of_the_caller(tmp_path: Path) -> None:
     table = Table(["positions", "perplexity"], [["0 to 64", "12.3"]])
     page = page_of(write_report(tmp_path, {}, [{"nll": 1.0, "length": 64}], table=table))
     assert [cell.text for cell in page.find_all("td")][:2] == ["0 to 64", "12.3"]
@@ -66,31 +66,31 @@ def test_rows_without_scores_are_shown_by_the_callers_table(tmp_path: Path) -> N
     assert [file.name for file in tmp_path.iterdir()] == ["report.html"]
 
 
-def test_a_report_is_written_again_in_place(tmp_path: Path) -> None:
+def test_a_report_is_replaced(tmp_path: Path) -> None:
     write_report(tmp_path, {}, FOUR[:1])
     path = write_report(tmp_path, {}, FOUR)
     assert "of the 6 rows" in page_of(path).text
     assert not list(tmp_path.glob(".*"))
 
 
-def test_the_revision_is_of_a_package_that_git_keeps(tmp_path: Path) -> None:
+def test_the_revision_is_that_of_a_tracked_package(tmp_path: Path) -> None:
     def git(*arguments: str) -> str:
         who = ("-c", "user.name=a", "-c", "user.email=a@example.org", "-c", "commit.gpgsign=false")
         command = ["git", "-C", str(tmp_path), *who, *arguments]
         return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
 
-    kept, installed = tmp_path / "kept", tmp_path / ".venv" / "lwm"
-    for package in (kept, installed):
+    tracked, installed = tmp_path / "tracked", tmp_path / ".venv" / "lwm"
+    for package in (tracked, installed):
         package.mkdir(parents=True)
         (package / "__init__.py").write_text("", encoding="utf-8")
-    assert revision(kept) == ""
+    assert revision(tracked) == ""
     git("init", "-q")
-    git("add", "kept")
+    git("add", "tracked")
     git("commit", "-qm", "x")
-    assert revision(kept) == git("rev-parse", "HEAD")[:12]
+    assert revision(tracked) == git("rev-parse", "HEAD")[:12]
     assert revision(installed) == ""
-    (kept / "__init__.py").write_text("# changed", encoding="utf-8")
-    assert revision(kept).endswith("-dirty")
+    (tracked / "__init__.py").write_text("# changed", encoding="utf-8")
+    assert revision(tracked).endswith("-dirty")
 
 
 def test_titles() -> None:

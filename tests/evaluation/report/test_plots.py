@@ -1,4 +1,4 @@
-"""Pictures: what stands in them, that it can be read, and that they are the same each time."""
+"""Check plots: their content, that labels fit, and that the same rows give the same bytes."""
 
 import io
 from itertools import pairwise
@@ -34,9 +34,9 @@ def labels(figure: Figure, axis: str) -> list[str]:
     return [tick.get_text() for tick in getattr(figure.axes[0], f"get_{axis}ticklabels")()]
 
 
-def test_a_heat_map_says_each_cells_score_and_leaves_empty_ones() -> None:
+def test_a_heat_map_labels_cells_and_leaves_missing_ones_empty() -> None:
     figure = heat_map(FOUR, headline("smollm2", FOUR), [*FOUR, needle(8192, 100.0, False)])
-    # Columns are lengths, rows depths downwards; the middle of the first cell is at a half.
+    # Columns are lengths, rows are depths; the center of the first cell is at 0.5.
     assert texts(figure) == [(0.5, 0.5, "50"), (0.5, 1.5, "100"), (1.5, 0.5, "0")]
     axes = figure.axes[0]
     assert labels(figure, "x") == ["1K", "4K", "8K"]
@@ -54,11 +54,11 @@ def test_a_heat_map_says_each_cells_score_and_leaves_empty_ones() -> None:
     assert green[1] > 2 * green[0]
 
 
-def test_several_needles_are_drawn_where_each_lies() -> None:
+def test_several_needles_are_plotted_at_their_depths() -> None:
     assert texts(heat_map(SEVERAL, "x")) == [(0.5, 0.5, "100"), (0.5, 1.5, "0")]
 
 
-def test_many_depths_are_drawn_by_tenths() -> None:
+def test_many_depths_are_grouped_by_tenths() -> None:
     rows = [needle(1024, depth / 2, depth < 20) for depth in range(201)]
     figure = heat_map(rows, "x")
     assert labels(figure, "y")[0] == "0–10"
@@ -67,7 +67,7 @@ def test_many_depths_are_drawn_by_tenths() -> None:
 
 
 @pytest.mark.parametrize("columns", [2, 40])
-def test_a_heat_map_of_any_width_can_be_read(columns: int) -> None:
+def test_labels_fit_a_heat_map_of_any_width(columns: int) -> None:
     lengths = np.linspace(1000, 1 << 20, columns).astype(int).tolist()
     rows = [needle(n, depth, True) for n in lengths for depth in (0.0, 33.3, 66.7, 100.0)]
     figure = heat_map(rows, headline("hf:SOMEBODY/a-model-of-a-long-name · needle", rows))
@@ -82,7 +82,7 @@ def test_a_heat_map_of_any_width_can_be_read(columns: int) -> None:
     assert figure.get_figwidth() <= 24
 
 
-def test_lines_of_several_runs() -> None:
+def test_several_runs_are_lines() -> None:
     other = [needle(1024, 0.0, True), needle(2048, 0.0, False), needle(8192, 0.0, True)]
     figure = score_by_length({"a": FOUR, "b": other}, "two")
     lines = {line.get_label(): line for line in figure.axes[0].lines}
@@ -94,7 +94,7 @@ def test_lines_of_several_runs() -> None:
     assert even.axes[0].get_xscale() == "linear"
 
 
-def test_bars_of_tasks_and_their_mean() -> None:
+def test_tasks_and_their_mean_are_bars() -> None:
     rows = [
         suite("b", 1024, 1.0), suite("b", 1024, 0.5, 1), suite("a", 1024, 0.25),
         suite("b", 4096, 0.0),
@@ -111,7 +111,7 @@ def test_bars_of_tasks_and_their_mean() -> None:
     assert any(np.allclose(line.get_ydata(), 85.6) for line in figure.axes[0].lines)
 
 
-def test_which_pictures_show_which_rows() -> None:
+def test_figures_suit_the_kind_of_rows() -> None:
     assert list(figures_of(FOUR, "x")) == ["heat_map", "by_length"]
     assert list(figures_of(SEVERAL, "x")) == ["heat_map"]
     assert list(figures_of([suite("a", 10, 1.0), suite("a", 20, 1.0)], "x")) == [
@@ -122,9 +122,9 @@ def test_which_pictures_show_which_rows() -> None:
     ]
 
 
-def test_the_same_rows_give_the_same_bytes_and_touch_nothing_else(tmp_path: Path) -> None:
+def test_the_same_rows_give_the_same_bytes_and_leave_rcparams_alone(tmp_path: Path) -> None:
     before = dict(matplotlib.rcParams)
-    name = "a model of $3^x$ <&> 大"  # neither a formula nor markup, and a letter the font lacks
+    name = "a model of $3^x$ <&> 大"  # no formula, no markup, and a character that the font lacks
     first, again = (heat_map(FOUR, name) for _ in range(2))
     assert svg(first) == svg(again)
     assert png(first) == png(again)
@@ -136,7 +136,7 @@ def test_the_same_rows_give_the_same_bytes_and_touch_nothing_else(tmp_path: Path
     assert (tmp_path / "map.svg").read_text(encoding="utf-8") == svg(first)
 
 
-def test_a_sheet_shows_frames_with_captions() -> None:
+def test_a_frame_sheet_shows_frames_with_captions() -> None:
     red = np.full((4, 4, 3), (255, 0, 0), np.uint8)
     figure = frame_sheet({"one": [red, red], "two": [red, red]}, ["a", "b"])
     assert [axes.get_title() for axes in figure.axes] == ["a", "b", "", ""]

@@ -1,4 +1,4 @@
-"""Rows as numbers, against values reckoned by hand."""
+"""Check scores of rows against values computed by hand."""
 
 from typing import Any
 
@@ -21,7 +21,7 @@ from lwm.evaluation.report.scores import (
 )
 
 
-def test_means_of_the_originals_rows() -> None:
+def test_means_of_rows_with_verdicts_only() -> None:
     points = points_of(FOUR)
     assert by_cell(points) == {(1024, 0.0): 0.5, (1024, 50.0): 1.0, (4096, 0.0): 0.0}
     assert by_length(points) == {1024: 0.75, 4096: 0.0}
@@ -29,17 +29,17 @@ def test_means_of_the_originals_rows() -> None:
     assert count_rounds(FOUR) == 2
 
 
-def test_a_row_of_several_needles_counts_each_where_it_lies() -> None:
+def test_each_of_several_needles_counts_at_its_depth() -> None:
     points = points_of(SEVERAL)
     assert by_cell(points) == {(2048, 10.0): 1.0, (2048, 90.0): 0.0}
     assert overall(points) == 0.5
     assert count_rounds([*SEVERAL, *SEVERAL]) == 2
-    # The original tells one depth for all of its needles.
+    # The original LWM scripts write one depth for all needles.
     one = needle(2048, 30.0, True) | {"correct": [True, True, False, False]}
     assert by_cell(points_of([one])) == {(2048, 30.0): 0.5}
 
 
-def test_every_task_of_a_suite_weighs_the_same() -> None:
+def test_every_task_of_a_suite_has_the_same_weight() -> None:
     rows = [suite("many", 1024, 1.0, seed) for seed in range(3)] + [suite("few", 1024, 0.0)]
     assert by_length(points_of(rows)) == {1024: 0.5}
     assert task_table(points_of(rows)).rows == [
@@ -67,18 +67,18 @@ def test_kinds_of_rows() -> None:
         ({"context_length": 10, "depth_percent": "deep", "score": 1.0}, "depth 'deep'"),
     ],
 )
-def test_what_is_no_row_of_scores_is_refused(row: dict[str, Any], words: str) -> None:
+def test_broken_rows_are_refused(row: dict[str, Any], words: str) -> None:
     with pytest.raises(InputError, match=words):
         points_of([row])
 
 
-def test_values_of_verdicts() -> None:
+def test_scores_of_verdicts() -> None:
     assert score_of({"correct": True}) == 1.0
     assert score_of({"correct": [True, False, False, False]}) == 0.25
     assert score_of({"correct": False, "score": 0.75}) == 0.75
 
 
-def test_tables_read_well_as_they_are() -> None:
+def test_tables_are_aligned_markdown() -> None:
     assert str(length_table(points_of(FOUR), "length")).splitlines() == [
         "| context | asked | score, % |",
         "| ------- | ----: | -------: |",

@@ -1,4 +1,4 @@
-"""Needles: where they lie, how long contexts are, what counts as found, and runs that resume."""
+"""Check needles: their places, exact lengths, judgments, and runs that resume."""
 
 import json
 import random
@@ -22,7 +22,7 @@ from lwm.evaluation.task import Case, evaluate
 from lwm.evaluation.tasks.haystack import read_haystack, read_texts
 from lwm.evaluation.tasks.needle import CITIES, RESERVED, NeedleTask
 
-SAYING = "the river ran past a quiet mill and nobody in town could say how old it was"
+SAYING = "the river ran past a quiet mill and few people in town could say how old it was"
 WORDS = SAYING.split()
 
 
@@ -57,19 +57,19 @@ def tokenizer(
 
 
 def task_of(file: Path, tokenizer: Tokenizer, **settings: object) -> NeedleTask:
-    given = {"lengths": [700, 1500], "depths": [0.0, 33.3, 50.0, 100.0]} | settings
+    arguments = {"lengths": [700, 1500], "depths": [0.0, 33.3, 50.0, 100.0]} | settings
     haystack = read_haystack(str(file), tokenizer, 20_000)
-    return NeedleTask(tokenizer=tokenizer, haystack=haystack, **given)  # type: ignore[arg-type]
+    return NeedleTask(tokenizer=tokenizer, haystack=haystack, **arguments)  # type: ignore[arg-type]
 
 
 def context_of(case: Case, tokenizer: Tokenizer) -> str:
-    """The document in the words of the prompt."""
+    """Return the document in a prompt."""
     text = tokenizer.decode(case.prompt)
     return text[text.index("USER: ") + len("USER: ") : text.rindex("What ")]
 
 
 def squeezed(text: str) -> str:
-    """Sentencepiece puts a space before each piece of a prompt that is encoded by itself."""
+    """Remove the space that sentencepiece puts before each separately encoded part."""
     return re.sub(r" *\n *", "\n", re.sub(" +", " ", text))
 
 
@@ -79,7 +79,7 @@ def squeezed(text: str) -> str:
     seed=st.integers(0, 10_000),
 )
 @settings(max_examples=40)
-def test_a_needle_sits_in_the_sentence_of_its_depth(
+def test_a_needle_follows_the_sentence_of_its_depth(
     file: Path, tokenizer: Tokenizer, length: int, depth: float, seed: int
 ) -> None:
     task = task_of(file, tokenizer, lengths=[length], depths=[depth], seed=seed)
@@ -90,7 +90,7 @@ def test_a_needle_sits_in_the_sentence_of_its_depth(
     text = context_of(case, tokenizer)
     assert text.count(case.reference) == 1
     assert re.fullmatch(r"[1-9]\d{6}", case.reference)
-    # The words before the needle, counted anew, end a sentence that reaches to the depth.
+    # The words before the needle, tokenized again, end a sentence that reaches the depth.
     before, _, after = text.partition("The special magic")
     rest = after.partition(case.reference)[2]
     assert depth > 0 or not before.strip()
@@ -111,7 +111,7 @@ def test_a_needle_sits_in_the_sentence_of_its_depth(
 
 @given(length=st.integers(900, 2000), seed=st.integers(0, 10_000), count=st.integers(1, 6))
 @settings(max_examples=25)
-def test_all_of_several_needles_are_there_once(
+def test_each_of_several_needles_occurs_once(
     file: Path, tokenizer: Tokenizer, length: int, seed: int, count: int
 ) -> None:
     task = task_of(
@@ -119,16 +119,16 @@ def test_all_of_several_needles_are_there_once(
     )
     case = task.case(task.units()[0][0])
     text = context_of(case, tokenizer)
-    told = dict(re.findall(r"The special magic (\w+) number is: (\d{7})", text))
-    assert len(told) == count
-    assert len(set(told.values())) == count
-    asked = [city for city in told if city in case.columns["question"]]
-    assert sorted(told[city] for city in asked) == sorted(case.reference)
+    hidden = dict(re.findall(r"The special magic (\w+) number is: (\d{7})", text))
+    assert len(hidden) == count
+    assert len(set(hidden.values())) == count
+    asked = [city for city in hidden if city in case.columns["question"]]
+    assert sorted(hidden[city] for city in asked) == sorted(case.reference)
     assert case.columns["context_tokens"] == length - RESERVED
     assert len(case.columns["depth_percent"]) == len(case.reference)
 
 
-def test_the_originals_prompt_to_the_letter(file: Path, tokenizer: Tokenizer) -> None:
+def test_the_prompt_is_that_of_the_original_scripts(file: Path, tokenizer: Tokenizer) -> None:
     task = task_of(file, tokenizer, depths=[100.0])
     case = task.case(task.units()[0][0])
     text = squeezed(tokenizer.decode(case.prompt))
@@ -161,7 +161,7 @@ def test_the_originals_prompt_to_the_letter(file: Path, tokenizer: Tokenizer) ->
         (["1234567", "7654321"], "I do not know.", [False, False], 0.0),
     ],
 )
-def test_verdicts_by_hand(
+def test_verdicts(
     file: Path, reference: object, response: str, correct: object, score: float
 ) -> None:
     task = task_of(file, train_tokenizer([prose()], 400))
@@ -171,8 +171,8 @@ def test_verdicts_by_hand(
     assert verdict.score == score
 
 
-class Oracle:
-    """Answers from a table of responses by reference."""
+class Scripted:
+    """Answer by a function of the case; stop after a number of answers as Ctrl-C does."""
 
     def __init__(self, answers: object, stop_after: int = 10**9) -> None:
         self._answers, self._left = answers, stop_after
@@ -193,30 +193,30 @@ class Oracle:
 KEYS = ("context_length", "depth_percent", "seed")
 
 
-def test_who_copies_is_always_right_and_who_guesses_hardly_ever(
+def test_right_answers_score_everything_and_guesses_nothing(
     file: Path, tokenizer: Tokenizer, tmp_path: Path
 ) -> None:
     task = task_of(file, tokenizer, rounds=3)
     draw = random.Random(0)
     rows = evaluate(
-        task, Oracle(lambda case: f"It is {case.reference}"), Results(tmp_path / "a", {}, KEYS)
+        task, Scripted(lambda case: f"It is {case.reference}"), Results(tmp_path / "a", {}, KEYS)
     )
     assert len(rows) == 2 * 4 * 3
     assert all(row["correct"] is True and row["score"] == 1 for row in rows)
     rows = evaluate(
         task,
-        Oracle(lambda case: str(draw.randrange(10**6, 10**7))),
+        Scripted(lambda case: str(draw.randrange(10**6, 10**7))),
         Results(tmp_path / "b", {}, KEYS),
     )
     assert sum(row["score"] for row in rows) == 0  # once in nine million
     several = task_of(file, tokenizer, needles=4, retrieved=4, rounds=40)
-    # Names one of the four, so a quarter of all is found.
-    guess = Oracle(lambda case: draw.choice(case.reference))
+    # It names one of the four, a quarter.
+    guess = Scripted(lambda case: draw.choice(case.reference))
     rows = evaluate(several, guess, Results(tmp_path / "c", {}, ("context_length", "seed")))
     assert np.mean([row["score"] for row in rows]) == 0.25
 
 
-def test_scores_by_logits_are_of_what_is_asked(
+def test_logits_are_scored_on_the_numbers_only(
     file: Path, tokenizer: Tokenizer, tmp_path: Path
 ) -> None:
     task = task_of(file, tokenizer, needles=3, retrieved=2, lengths=[1000], by_logits=True)
@@ -226,7 +226,7 @@ def test_scores_by_logits_are_of_what_is_asked(
         tokenizer.decode([case.target[i] for i in part]).strip() for part in case.answer_spans
     ]
     assert numbers == case.reference
-    # As the tokenizer writes the whole answer in one go, but for what begins a text.
+    # The target equals the whole answer tokenized in one piece, except its beginning.
     cities = re.findall(r"for (\w+), and (\w+)\?", case.columns["question"])[0]
     one, other = (f"The special magic {city} number is: " for city in cities)
     whole = tokenizer.encode(f"{one}{numbers[0]}. {other}{numbers[1]}", specials=False)
@@ -234,37 +234,37 @@ def test_scores_by_logits_are_of_what_is_asked(
     assert "".join(tokenizer.decode(case.prompt).split()).endswith("numberis:")
     wrong_word = [i in first or i in second for i in range(len(case.target))]
     results = Results(tmp_path / "a", {}, ("seed",))
-    (row,) = evaluate(task, Oracle(lambda case: wrong_word), results, score="logits")
+    (row,) = evaluate(task, Scripted(lambda case: wrong_word), results, score="logits")
     assert row["correct"] == [True, True]
     wrong_digit = [i != second[-1] for i in range(len(case.target))]
     results = Results(tmp_path / "b", {}, ("seed",))
-    (row,) = evaluate(task, Oracle(lambda case: wrong_digit), results, score="logits")
+    (row,) = evaluate(task, Scripted(lambda case: wrong_digit), results, score="logits")
     assert row["correct"] == [True, False]
     assert row["score"] == 0.5
 
 
-def test_a_run_that_was_cut_off_ends_with_the_same_rows(
+def test_an_interrupted_run_ends_with_the_same_rows(
     file: Path, tokenizer: Tokenizer, tmp_path: Path
 ) -> None:
     task = task_of(file, tokenizer, rounds=2)
     answers = lambda case: f"{case.reference} of {case.columns['context_tokens']}"  # noqa: E731
-    whole = evaluate(task, Oracle(answers), Results(tmp_path / "whole", {"a": 1}, KEYS))
+    whole = evaluate(task, Scripted(answers), Results(tmp_path / "whole", {"a": 1}, KEYS))
     for rows in (0, 1, 4, 6):
         part = tmp_path / f"part{rows}"
         with pytest.raises(KeyboardInterrupt):
-            evaluate(task, Oracle(answers, stop_after=rows), Results(part, {"a": 1}, KEYS))
+            evaluate(task, Scripted(answers, stop_after=rows), Results(part, {"a": 1}, KEYS))
         if rows:
             with (part / "results.jsonl").open("a", encoding="utf-8") as half:
                 half.write('{"context_length": 700, "depth_pe')
-        assert evaluate(task, Oracle(answers), Results(part, {"a": 1}, KEYS)) == whole
+        assert evaluate(task, Scripted(answers), Results(part, {"a": 1}, KEYS)) == whole
         assert (part / "results.jsonl").read_bytes() == (
             tmp_path / "whole" / "results.jsonl"
         ).read_bytes()
 
 
-def test_another_runs_directory_is_refused(file: Path, tmp_path: Path) -> None:
+def test_the_directory_of_another_run_is_refused(file: Path, tmp_path: Path) -> None:
     task = task_of(file, train_tokenizer([prose()], 400))
-    evaluate(task, Oracle(lambda case: ""), Results(tmp_path, {"seed": 1, "rounds": 1}, KEYS))
+    evaluate(task, Scripted(lambda case: ""), Results(tmp_path, {"seed": 1, "rounds": 1}, KEYS))
     with pytest.raises(InputError, match="its seed is 1 and not 2"):
         Results(tmp_path, {"seed": 2, "rounds": 1}, KEYS)
     lines = (tmp_path / "results.jsonl").read_text(encoding="utf-8").splitlines()
@@ -279,7 +279,7 @@ def test_another_runs_directory_is_refused(file: Path, tmp_path: Path) -> None:
         Results(tmp_path, {"seed": 1, "rounds": 1}, KEYS)
 
 
-def test_what_cannot_be_asked_is_refused(file: Path) -> None:
+def test_impossible_tasks_are_refused(file: Path) -> None:
     tokenizer = train_tokenizer([prose()], 400)
     with pytest.raises(
         InputError, match=r"has [\d,]+ tokens and the longest context needs 999,800"
@@ -313,19 +313,19 @@ def test_ranges() -> None:
             parse_depths(wrong)
 
 
-def test_text_without_full_stops_and_other_lengths_beside(file: Path, tmp_path: Path) -> None:
+def test_windows_of_text_without_full_stops_and_of_longer_text(file: Path, tmp_path: Path) -> None:
     tokenizer = train_tokenizer([prose()], 400)
     plain = tmp_path / "plain.txt"
     plain.write_text(prose().replace(".", " ;"), encoding="utf-8")
     window = read_haystack(str(plain), tokenizer, 4000).window(1000, [0, 1])
     assert window.index_at(37.0) == 370
-    # What is asked of a length hangs on nothing else that is asked.
+    # The window of a length does not depend on other lengths.
     few = read_haystack(str(file), tokenizer, 4 * 800).window(700, [3, 700])
     many = read_haystack(str(file), tokenizer, 4 * 5000).window(700, [3, 700])
     np.testing.assert_array_equal(few.ids, many.ids)
 
 
-def test_files_of_the_originals_are_read(tmp_path: Path) -> None:
+def test_json_arrays_of_the_original_scripts_are_read(tmp_path: Path) -> None:
     rows = [{"context_length": 1000, "depth_percent": 50, "response": "1", "answer": "1",
              "correct": True, "seed": 0}]  # fmt: skip
     path = tmp_path / "needle.json"
@@ -339,7 +339,7 @@ def test_files_of_the_originals_are_read(tmp_path: Path) -> None:
         read_results(path)
 
 
-def test_texts_of_a_haystack(file: Path, tmp_path: Path) -> None:
+def test_haystacks_are_read_from_files_records_and_books(file: Path, tmp_path: Path) -> None:
     lines = tmp_path / "essays.jsonl"
     lines.write_text(
         "".join(json.dumps({"text": text}) + "\n" for text in ("One.", "Two.")), encoding="utf-8"

@@ -1,4 +1,4 @@
-"""Stories replayed by a reader of their sentences, who shares nothing with their maker."""
+"""Check stories by replaying their sentences, independently of the code that makes them."""
 
 import random
 import re
@@ -17,7 +17,7 @@ ACROSS = {"north": (0, 1), "south": (0, -1), "east": (1, 0), "west": (-1, 0)}
 
 
 class Reader:
-    """Goes through a story fact by fact, and notes where every object is after each."""
+    """Replay a story fact by fact, and note where every object is after each."""
 
     def __init__(self, facts) -> None:
         self.where: dict[str, str] = {}
@@ -51,7 +51,7 @@ class Reader:
                     trail.append(place)
 
     def answers(self, question: str) -> set[str]:
-        """All that answer it."""
+        """Return all answers of a question."""
         if match := re.fullmatch(r"Where is (the )?(\w+)\?", question):
             return {self.trail[match[2]][-1] if match[1] else self.where[match[2]]}
         if match := re.fullmatch(r"Where was the (\w+) before the (\w+)\?", question):
@@ -66,17 +66,17 @@ class Reader:
         }
         for form, asked in forms.items():
             if match := re.fullmatch(form, question):
-                given = match.groupdict()
+                named = match.groupdict()
                 return {
                     gift[asked]
                     for gift in self.gifts
-                    if all(gift["abc".index(name)] == said for name, said in given.items())
+                    if all(gift["abc".index(name)] == said for name, said in named.items())
                 }
         raise AssertionError(question)
 
 
 def map_answers(facts, question: str) -> set[str]:
-    """Places of task 4 laid on a map, neighbours one step apart."""
+    """Answer a question of task 4 from a map with one step between adjacent places."""
     steps = [match.groups() for fact in facts if (match := LIES.fullmatch(fact))]
     assert len(steps) == len(facts) == 2
     at = {steps[0][2]: (0, 0)}
@@ -111,16 +111,16 @@ def map_answers(facts, question: str) -> set[str]:
         stories.gift,
     ],
 )
-def test_a_reader_finds_the_one_answer(tell) -> None:
+def test_a_question_has_exactly_one_answer(tell) -> None:
     answers, lengths = set(), set()
     for seed in range(300):
         story = tell(random.Random(seed))
         assert story == tell(random.Random(seed))
         if tell is stories.relative_place:
-            found = map_answers(story.facts, story.question)
+            replayed = map_answers(story.facts, story.question)
         else:
-            found = Reader(story.facts).answers(story.question)
-        assert found == {story.answer}, story
+            replayed = Reader(story.facts).answers(story.question)
+        assert replayed == {story.answer}, story
         assert story.answer in story.sentence
         assert len(story.facts) <= stories.MAX_FACTS
         answers.add(story.answer)

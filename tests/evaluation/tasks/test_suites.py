@@ -1,4 +1,4 @@
-"""Suites: examples that fit and fill their lengths, scores, and what is refused."""
+"""Check suites: examples that fill their lengths, judgments, scores, and refusals."""
 
 import json
 import random
@@ -28,12 +28,12 @@ from lwm.evaluation.tasks.ruler import string_match_all, string_match_part
 from lwm.evaluation.tasks.ruler_qa import read_questions
 from lwm.evaluation.tasks.suites import KEYS, TASKS, SuiteTask, choose_tasks, make_subtasks
 
-SAYING = "the river ran past a quiet mill and nobody in town could say how old it was"
+SAYING = "the river ran past a quiet mill and few people in town could say how old it was"
 WORDS = SAYING.split()
 UNIT = {"niah_single_1": 90, "vt": 90, "passkey": 90, "number_string": 90, "kv_retrieval": 90,
         "niah_multikey_2": 90, "niah_multikey_3": 130, "cwe": 3 * 24, "fwe": 5 * 8,
         "qa_1": 260, "qa_2": 260}  # fmt: skip
-"""Characters of a unit of filler at most; a word of the text elsewhere."""
+"""Longest unit of filler in characters; 16 for other tasks, whose units are words."""
 
 
 @cache
@@ -47,7 +47,7 @@ def text() -> str:
 def tokenizer(kind: str) -> Tokenizer:
     if kind == "bpe":
         return train_tokenizer([text()], 400)
-    # Each character is a token: no other tokenizer needs more.
+    # With one token for each character, no tokenizer needs more.
     vocabulary = {
         letter: i for i, letter in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))
     }
@@ -120,8 +120,8 @@ def suite(name, files, kind="bpe", lengths=(4096,), samples=1, tasks=None, templ
     )
 
 
-class Oracle:
-    """Answers by a function of the case."""
+class Scripted:
+    """Answer by a function of the case."""
 
     def __init__(self, answer) -> None:
         self._answer = answer
@@ -137,11 +137,11 @@ class Oracle:
 
 @pytest.mark.parametrize(("kind", "length"), [("bpe", 2500), ("bpe", 6000), ("bytes", 9000)])
 @pytest.mark.parametrize("name", TASKS)
-def test_every_example_fills_its_length_and_holds_its_answers(name, kind, length, files) -> None:
-    made = suite(name, files, kind, [length], samples=2)
-    for unit in made.units():
+def test_examples_fill_their_length_and_contain_their_answers(name, kind, length, files) -> None:
+    task_suite = suite(name, files, kind, [length], samples=2)
+    for unit in task_suite.units():
         for key in unit:
-            case = made.case(key)
+            case = task_suite.case(key)
             total = len(case.prompt) + case.max_tokens
             task = case.columns["task"]
             assert length - UNIT.get(task, 16) < total <= length, key
@@ -155,35 +155,35 @@ def test_every_example_fills_its_length_and_holds_its_answers(name, kind, length
                     assert often == 2
                 else:
                     assert often >= 1
-            assert made.case(key) == case
+            assert task_suite.case(key) == case
             response = tokenizer(kind).decode(case.target)
-            assert made.judge(case, response).score == 1
+            assert task_suite.judge(case, response).score == 1
 
 
 @pytest.mark.parametrize("template", ["original", "chatml"])
-def test_chat_templates_count(template, files) -> None:
-    made = suite("infinitebench", {}, lengths=[1200], template=template)
-    for (key,) in made.units():
-        case = made.case(key)
+def test_template_tokens_count_towards_the_length(template, files) -> None:
+    task_suite = suite("infinitebench", {}, lengths=[1200], template=template)
+    for (key,) in task_suite.units():
+        case = task_suite.case(key)
         assert 1200 - 90 < len(case.prompt) + case.max_tokens <= 1200
         assert "USER" in (said := tokenizer("bpe").decode(case.prompt)) or "|im_start|>" in said
 
 
 @settings(max_examples=60)
 @given(st.integers(0, 400), st.integers(1, 500), st.integers(0, 1000))
-def test_fullest_is_full(least: int, budget: int, seed: int) -> None:
+def test_most_units_is_the_largest_that_fits(least: int, budget: int, seed: int) -> None:
     steps = random.Random(seed).choices(range(1, 10), k=600)
     sums = [0]
     for step in steps:
         sums.append(sums[-1] + step)
     budget += sums[least]
-    found = most_units(sums.__getitem__, budget, least, len(steps))
-    assert found == max(n for n, total in enumerate(sums) if total <= budget)
+    units = most_units(sums.__getitem__, budget, least, len(steps))
+    assert units == max(n for n, total in enumerate(sums) if total <= budget)
 
 
 @settings(max_examples=50)
 @given(st.floats(0, 0.999), st.integers(0, 300), st.lists(st.floats(0, 1), max_size=6))
-def test_sentences_are_hidden_in_their_order(start: float, words: int, depths: list) -> None:
+def test_hidden_sentences_keep_their_order(start: float, words: int, depths: list) -> None:
     prose = Prose(text()[:3000])
     words = min(words, len(prose))
     marks = [f"<{i}>" for i in range(len(depths))]
@@ -194,15 +194,15 @@ def test_sentences_are_hidden_in_their_order(start: float, words: int, depths: l
     assert " ".join(rest) in doubled
     assert len(rest) == words
     for place, (before, word) in enumerate(pairwise(hidden), 1):
-        if word in marks and not set(marks).issuperset(hidden[place:]):  # not behind all text
+        if word in marks and not set(marks).issuperset(hidden[place:]):  # not after the text
             assert before.endswith(".") or before in marks
     if words:
-        assert rest[0][0].isupper()  # from the beginning of a sentence
+        assert rest[0][0].isupper()  # the beginning of a sentence
 
 
-def test_ruler_tasks_are_what_the_paper_says(files) -> None:
-    made = suite("ruler", files, lengths=[6000])
-    cases = {str(unit[0]["task"]): made.case(unit[0]) for unit in made.units()}
+def test_ruler_tasks_follow_the_paper(files) -> None:
+    task_suite = suite("ruler", files, lengths=[6000])
+    cases = {str(unit[0]["task"]): task_suite.case(unit[0]) for unit in task_suite.units()}
     assert list(cases) == list(TASKS["ruler"])
     prompts = {task: tokenizer("bpe").decode(case.prompt) for task, case in cases.items()}
     needles = {
@@ -224,31 +224,31 @@ def test_ruler_tasks_are_what_the_paper_says(files) -> None:
         if len(case.target) < 30
     }
 
-    # Variables: follow the assignments of the question's text, behind the solved example.
-    told = prompts["vt"].split("Memorize and track")[-1]
-    value = re.search(r"assigned the value (\d+) in", told)
+    # Follow the assignments of the text after the solved example.
+    context = prompts["vt"].split("Memorize and track")[-1]
+    value = re.search(r"assigned the value (\d+) in", context)
     assert value
     holders = {value[1]}
-    for name, source in re.findall(r"VAR (\w+) = (?:VAR )?(\w+)", told):
+    for name, source in re.findall(r"VAR (\w+) = (?:VAR )?(\w+)", context):
         if source in holders:
             holders.add(name)
     assert holders - {value[1]} == set(cases["vt"].reference)
     assert len(cases["vt"].reference) == 5
 
-    # Common words: those counted most in the last list; likewise the coded words but the dots.
-    told = prompts["cwe"].split("Below is a numbered list")[-1].split("Question:")[0]
-    counted = Counter(re.findall(r"\d+\. ([\w-]+)", told))
+    # Count the words of the last list, and the coded words except the dots.
+    context = prompts["cwe"].split("Below is a numbered list")[-1].split("Question:")[0]
+    counted = Counter(re.findall(r"\d+\. ([\w-]+)", context))
     assert {word for word, _ in counted.most_common(10)} == set(cases["cwe"].reference)
     assert set(counted.values()) == {30, 3}
-    told = prompts["fwe"].split("frequently appeared coded words.")[1].split("\nQuestion:")[0]
-    counted = Counter(told.split())
+    context = prompts["fwe"].split("frequently appeared coded words.")[1].split("\nQuestion:")[0]
+    counted = Counter(context.split())
     assert [word for word, _ in counted.most_common(4)] == ["...", *cases["fwe"].reference]
 
 
 @pytest.mark.parametrize(
     ("answers", "response", "share"),
     [
-        # As in the form of RULER's prediction files: `outputs` and `pred`.
+        # `outputs` and `pred` of RULER's prediction files.
         (["8090293"], " 8090293.", 1.0),
         (["8090293"], " 809029", 0.0),
         (["1111111", "2222222", "3333333", "4444444"], "2222222, 4444444 and 5555555", 0.5),
@@ -263,7 +263,7 @@ def test_string_match_all(answers: list, response: str, share: float) -> None:
     assert [answer.lower() in response.lower() for answer in answers] == list(each)
 
 
-def test_string_match_part_takes_any_answer() -> None:
+def test_string_match_part_accepts_any_answer() -> None:
     assert string_match_part(["Denver Broncos", "Broncos"], {}, "the broncos won").score == 1
     assert string_match_part(["Denver Broncos", "Broncos"], {}, "the Panthers").score == 0
 
@@ -280,48 +280,48 @@ def test_string_match_part_takes_any_answer() -> None:
         ("", False),
     ],
 )
-def test_babilong_takes_the_answer_alone(response: str, correct: bool) -> None:
+def test_babilong_accepts_only_the_answer(response: str, correct: bool) -> None:
     labels = ("garden", "kitchen", "office")
     assert names_only("garden", response, labels, "Where was Mary before the office?") is correct
 
 
-def test_infinitebench_scores() -> None:
-    made = suite("infinitebench", {}, lengths=[800])
-    passkey, _, pairs = (made.case(unit[0]) for unit in made.units())
+def test_infinitebench_judgments() -> None:
+    task_suite = suite("infinitebench", {}, lengths=[800])
+    passkey, _, pairs = (task_suite.case(unit[0]) for unit in task_suite.units())
     key, value = passkey.reference[0], pairs.reference[0]
     for response, right in ((f"It is {key}, not 12", 1), (f"12 or {key}", 0), ("none", 0),
                             (f"{key}0", 0), (f"x{key}x", 1)):  # fmt: skip
-        assert made.judge(passkey, response).score == right
+        assert task_suite.judge(passkey, response).score == right
     for response, right in ((f'"{value}"}}', 1), (f"is:{value}.", 1), (value[:-1], 0),
                             (f"{value}0", 0)):  # fmt: skip
-        assert made.judge(pairs, response).score == right
+        assert task_suite.judge(pairs, response).score == right
 
 
 @pytest.mark.parametrize("name", TASKS)
-def test_an_oracle_scores_everything(name, files, tmp_path: Path) -> None:
-    made = suite(name, files, lengths=[2500, 4000])
-    oracle = Oracle(lambda case: " and ".join(case.reference))
-    rows = evaluate(made, oracle, Results(tmp_path, {}, KEYS))
+def test_right_answers_score_everything(name, files, tmp_path: Path) -> None:
+    task_suite = suite(name, files, lengths=[2500, 4000])
+    scripted = Scripted(lambda case: " and ".join(case.reference))
+    rows = evaluate(task_suite, scripted, Results(tmp_path, {}, KEYS))
     assert len(rows) == 2 * len(TASKS[name])
     points = points_of(rows)
     assert set(by_length(points).values()) == {1.0}
     assert effective_length(points, 100.0) == 4000
-    assert evaluate(made, Oracle(lambda case: 1 / 0), Results(tmp_path, {}, KEYS)) == rows
+    assert evaluate(task_suite, Scripted(lambda case: 1 / 0), Results(tmp_path, {}, KEYS)) == rows
 
 
-def test_answers_at_random_score_what_chance_says(files, tmp_path: Path) -> None:
+def test_random_answers_score_at_chance_level(files, tmp_path: Path) -> None:
     draw = random.Random(5)
     places = ("bathroom", "bedroom", "garden", "hallway", "kitchen", "office")
     samples = 40
-    made = suite("babilong", {}, lengths=[1500], samples=samples, tasks="qa1,qa4")
+    task_suite = suite("babilong", {}, lengths=[1500], samples=samples, tasks="qa1,qa4")
     rows = evaluate(
-        made, Oracle(lambda case: draw.choice(places)), Results(tmp_path / "1", {}, KEYS)
+        task_suite, Scripted(lambda case: draw.choice(places)), Results(tmp_path / "1", {}, KEYS)
     )
     scores = by_task(points_of(rows))
-    for task in ("qa1", "qa4"):  # within three standard deviations
+    for task in ("qa1", "qa4"):  # three standard deviations
         assert abs(scores[task, 1500] - 1 / 6) < 3 * (5 / 36 / samples) ** 0.5
 
-    made = suite("ruler", {}, lengths=[1500], samples=samples, tasks="niah_multikey_2")
+    task_suite = suite("ruler", {}, lengths=[1500], samples=samples, tasks="niah_multikey_2")
     shares = []
 
     def guess(case: Case) -> str:
@@ -329,10 +329,10 @@ def test_answers_at_random_score_what_chance_says(files, tmp_path: Path) -> None
         shares.append(1 / len(values))
         return draw.choice(values)
 
-    rows = evaluate(made, Oracle(guess), Results(tmp_path / "2", {}, KEYS))
+    rows = evaluate(task_suite, Scripted(guess), Results(tmp_path / "2", {}, KEYS))
     chance = sum(shares) / len(shares)
-    found = by_task(points_of(rows))["niah_multikey_2", 1500]
-    assert abs(found - chance) < 3 * (chance * (1 - chance) / samples) ** 0.5
+    score = by_task(points_of(rows))["niah_multikey_2", 1500]
+    assert abs(score - chance) < 3 * (chance * (1 - chance) / samples) ** 0.5
 
 
 def test_effective_length() -> None:
@@ -348,12 +348,14 @@ def test_effective_length() -> None:
     assert effective_length(points, 96.0) is None
 
 
-def test_refusals(files, tmp_path: Path) -> None:
+def test_impossible_examples_are_refused(files, tmp_path: Path) -> None:
     short = make_subtasks("ruler", ["niah_single_2"], tokenizer("bytes"), [text()[:2000]], {})
-    made = SuiteTask(suite="ruler", subtasks=short, tokenizer=tokenizer("bytes"), template="none",
-                 lengths=[5000], samples=1)  # fmt: skip
+    task_suite = SuiteTask(
+        suite="ruler", subtasks=short, tokenizer=tokenizer("bytes"), template="none",
+        lengths=[5000], samples=1,
+    )  # fmt: skip
     with pytest.raises(InputError, match=r"niah_single_2 2,\d{3} tokens.* 5,000;"):
-        made.require_fit()
+        task_suite.require_fit()
     with pytest.raises(InputError, match=r"cwe takes at least [\d,]+ tokens .* is 200;"):
         suite("ruler", {}, tasks="cwe", lengths=[200]).require_fit()
     with pytest.raises(InputError, match=r"squad\.json gives qa_1 .* is 100,000;"):
@@ -376,7 +378,7 @@ def test_refusals(files, tmp_path: Path) -> None:
         ('{"data": []}', "no question"),
     ],
 )
-def test_broken_files_of_questions_are_named(written: str, named: str, tmp_path: Path) -> None:
+def test_broken_question_files_are_refused(written: str, named: str, tmp_path: Path) -> None:
     path = tmp_path / "asked.json"
     path.write_text(written)
     with pytest.raises(InputError, match=named) as caught:

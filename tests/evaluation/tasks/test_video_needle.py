@@ -1,4 +1,4 @@
-"""Cards in videos: what is drawn, where it is hidden, and how answers are judged."""
+"""Check cards in videos: what they show, where they are inserted, how answers are judged."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -43,7 +43,6 @@ ROUNDS = 8
 
 @pytest.fixture(scope="module")
 def tokenizer() -> Tokenizer:
-    """A token for each byte."""
     import tokenizers
     from tokenizers import decoders, pre_tokenizers
     from tokenizers.models import BPE
@@ -61,7 +60,7 @@ def tokenizer() -> Tokenizer:
 def task_of(
     tokenizer: Tokenizer, frames: Sequence[int], depths: Sequence[float]
 ) -> VideoNeedleTask:
-    """Frame i of the video has the code i four times, the card of round r 1900 + r."""
+    """Make a task: frame i of the video has the code i four times, card r the code 1900 + r."""
     video = np.repeat(np.arange(max(frames) - 1, dtype=np.int32)[:, None], 4, axis=1)
     cards = np.repeat(np.arange(1900, 1900 + ROUNDS, dtype=np.int32)[:, None], 4, axis=1)
     return VideoNeedleTask(
@@ -71,13 +70,13 @@ def task_of(
 
 
 def shown(case: Case) -> tuple[list[int], list[int]]:
-    """The first code of each frame of a prompt, and what ends each frame."""
+    """Return the first code of each frame of a prompt, and the tokens that end the frames."""
     codes = [token - CONFIG.vocab_size for token in case.prompt if token >= CONFIG.vocab_size]
     return codes[::5], codes[4::5]
 
 
 @given(frames=st.integers(1, 90), depth=st.floats(0, 100), number=st.integers(0, ROUNDS - 1))
-def test_the_card_lies_where_it_is_asked_for(
+def test_the_card_is_inserted_at_its_depth(
     tokenizer: Tokenizer, frames: int, depth: float, number: int
 ) -> None:
     task = task_of(tokenizer, [frames, 90], [depth])
@@ -97,8 +96,8 @@ def test_the_card_lies_where_it_is_asked_for(
     assert tokenizer.decode(list(case.target)) == card_of(3 + number).answer == case.reference
 
 
-class Oracle:
-    """Looks for a code that is no frame's of the video, and knows the cards."""
+class Scripted:
+    """Answer by the code that belongs to a card."""
 
     def restart(self) -> None:
         pass
@@ -115,17 +114,19 @@ class Oracle:
             )
 
 
-def test_who_sees_the_card_scores_all(tokenizer: Tokenizer, tmp_path: Path) -> None:
+def test_right_answers_score_everything(tokenizer: Tokenizer, tmp_path: Path) -> None:
     task = task_of(tokenizer, [1, 8, 40], [0.0, 30.0, 100.0])
     columns = ("frames", "depth_percent", "seed")
-    rows = evaluate(task, Oracle(), Results(tmp_path / "oracle", {}, columns))
+    rows = evaluate(task, Scripted(), Results(tmp_path / "oracle", {}, columns))
     assert len(rows) == 3 * 3 * ROUNDS
     assert all(row["score"] == 1 for row in rows)
-    followed = evaluate(task, Oracle(), Results(tmp_path / "logits", {}, columns), score="logits")
+    followed = evaluate(
+        task, Scripted(), Results(tmp_path / "logits", {}, columns), score="logits"
+    )
     assert [row["score"] for row in followed] == [float(r["answer"] != "4") for r in followed]
 
 
-def test_who_guesses_scores_what_chance_says() -> None:
+def test_random_answers_score_at_chance_level() -> None:
     draw, counts = np.random.default_rng(0), {"colour": 8, "shape": 5, "digit": 8, "count": 8}
     words = {"colour": list(COLORS), "digit": list("23456789"), "count": list("23456789")}
     words["shape"] = ["circle", "square", "triangle", "star", "cross"]
@@ -135,12 +136,12 @@ def test_who_guesses_scores_what_chance_says() -> None:
         assert abs(np.mean(hits) - 1 / counts[card.kind]) < 0.035  # four deviations
 
 
-def test_what_counts_as_an_answer() -> None:
+def test_answers_are_judged_by_their_words() -> None:
     card = card_of(0)
     verdicts: list[tuple[CardKind, str, bool]] = [
         ("colour", "red", True), ("colour", "The star is RED.", True), ("colour", "", False),
         ("colour", "red, orange, yellow, green", False), ("colour", "a star", False),
-        ("colour", "It is coloured.", False), ("colour", "redder", False),
+        ("colour", "It is colored.", False), ("colour", "redder", False),
         ("shape", "A red star!", True), ("shape", "stars", False), ("shape", "square", False),
         ("digit", "4", True), ("digit", "Four.", True), ("digit", "14", False),
         ("digit", "4 or 5", False), ("digit", "It is the one with a 4", True),
@@ -157,7 +158,7 @@ def blobs(mask: np.ndarray) -> int:
     return int(count)
 
 
-def test_cards_show_what_they_ask_for() -> None:
+def test_cards_show_what_their_question_is_about() -> None:
     cards = [card_of(seed) for seed in range(64)]
     assert [card.kind for card in cards[:5]] == ["colour", "shape", "digit", "count", "colour"]
     assert cards == [card_of(seed) for seed in range(64)]
@@ -172,14 +173,14 @@ def test_cards_show_what_they_ask_for() -> None:
         assert (inside.min(axis=-1) > 250).mean() > 0.3, card  # white
         count = blobs(np.abs(inside.astype(int) - 255).max(axis=-1) > 60)
         assert count == (int(card.digit) if card.kind == "count" else 1), card
-    # One picture for each answer, apart from where dots lie and how cards are coloured.
+    # One image for each answer, apart from where dots lie and how cards are colored.
     black = [paint(Card(kind="digit", color="black", shape="star", digit=d, seed=0), 32)
              for d in "23456789"]  # fmt: skip
     distances = [np.abs(a.astype(int) - b).mean() for a in black for b in black if a is not b]
     assert min(distances) > 8
 
 
-def test_a_made_up_video_goes_on_and_has_no_cards() -> None:
+def test_the_synthetic_video_has_scenes_and_no_cards() -> None:
     frames = np.stack(list(synthetic_frames(60, 32)))
     np.testing.assert_array_equal(frames[:30], list(islice(synthetic_frames(30, 32), 30)))
     changes = np.abs(np.diff(frames.astype(int), axis=0)).mean(axis=(1, 2, 3))
@@ -209,7 +210,7 @@ def test_frames_of_a_video_are_encoded_or_refused(tmp_path: Path) -> None:
     np.testing.assert_array_equal(made, expected.reshape(40, 4))
 
 
-def test_what_cannot_be_asked_is_refused(tokenizer: Tokenizer) -> None:
+def test_impossible_tasks_are_refused(tokenizer: Tokenizer) -> None:
     task = task_of(tokenizer, [90], [0.0])
     long = replace(task, video=np.zeros((199, 4), np.int32))
     with pytest.raises(CapacityError, match=r"200 frames .* at most \d+ --frames") as refused:

@@ -13,6 +13,7 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import Image, ImageDraw, ImageFont
 
+_Ink = tuple[int, int, int]
 _SCENE = 24  # frames of a synthetic video between two cuts
 _SUPERSAMPLING = 4  # cards are drawn larger and reduced, for smooth edges
 
@@ -105,14 +106,14 @@ def paint(card: Card, size: int) -> UInt8[np.ndarray, "size size 3"]:
     elif card.kind == "count":
         places = np.random.default_rng([card.seed, 2]).permutation(9)[: int(card.digit)]
         for row, column in (divmod(int(place), 3) for place in places):
-            center = (side * (column + 1) / 4, side * (row + 1) / 4)
-            _paint_shape(canvas, "circle", center, side / 11, ink)
+            x, y = side * (column + 1) / 4, side * (row + 1) / 4
+            _paint_shape(canvas, "circle", x, y, side / 11, ink)
     else:
-        _paint_shape(canvas, card.shape, (side / 2, side / 2), side * 0.36, ink)
+        _paint_shape(canvas, card.shape, side / 2, side / 2, side * 0.36, ink)
     return np.asarray(image.resize((size, size), Image.Resampling.BOX))
 
 
-def _paint_digit(image: Image.Image, digit: str, ink: tuple[int, int, int]) -> None:
+def _paint_digit(image: Image.Image, digit: str, ink: _Ink) -> None:
     # Drawn large, cut out and scaled, the glyph is the same in every size.
     mask, font = Image.new("L", (512, 512)), ImageFont.load_default(size=400)
     ImageDraw.Draw(mask).text((256, 256), digit, fill=255, font=font, anchor="mm", stroke_width=14)
@@ -123,13 +124,8 @@ def _paint_digit(image: Image.Image, digit: str, ink: tuple[int, int, int]) -> N
 
 
 def _paint_shape(
-    canvas: ImageDraw.ImageDraw,
-    shape: str,
-    center: tuple[float, float],
-    radius: float,
-    ink: tuple[int, int, int],
+    canvas: ImageDraw.ImageDraw, shape: str, x: float, y: float, radius: float, ink: _Ink
 ) -> None:
-    x, y = center
     corners = _SHAPES[shape]
     if corners:
         canvas.polygon([(x + radius * a, y + radius * b) for a, b in corners], fill=ink)

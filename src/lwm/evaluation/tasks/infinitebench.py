@@ -15,31 +15,6 @@ from lwm.evaluation.task import Verdict
 from lwm.evaluation.tasks.filler import NOISE, random_uuid
 from lwm.evaluation.tasks.question import Question, Subtask
 
-TASKS = ("passkey", "number_string", "kv_retrieval")
-
-
-def infinitebench() -> dict[str, Subtask]:
-    """Return the three tasks by name."""
-    passkey = partial(
-        _hidden_digits,
-        make_digits=lambda random: "".join(random.choices("0123456789", k=5)),
-        request="Find it and memorize them.",
-        what="pass key",
-        max_tokens=6,
-    )
-    number_string = partial(
-        _hidden_digits,
-        make_digits=_repeating_digits,
-        request="Find it.",
-        what="sequence of digits",
-        max_tokens=12,
-    )
-    return {
-        "passkey": Subtask(make=passkey, judge=_judge_first_number),
-        "number_string": Subtask(make=number_string, judge=_judge_first_number),
-        "kv_retrieval": Subtask(make=_key_value, judge=_judge_words),
-    }
-
 
 def _repeating_digits(random: Random) -> str:
     """Make ten digits, five of which repeat the one before: a model that copies must count."""
@@ -51,13 +26,12 @@ def _repeating_digits(random: Random) -> str:
 
 
 def _hidden_digits(
-    random: Random,
-    length: int,
-    *,
     make_digits: Callable[[Random], str],
     request: str,
     what: str,
     max_tokens: int,
+    random: Random,
+    length: int,
 ) -> Question:
     digits, depth = make_digits(random), random.random()
     needle = f"The {what} is {digits}. Remember it. {digits} is the {what}."
@@ -116,3 +90,20 @@ def _judge_first_number(
 def _judge_words(answers: Sequence[str], columns: Mapping[str, Any], response: str) -> Verdict:
     correct = answers[0] in re.split(r"[\s:\"'.,?!{}]+", response)
     return Verdict(correct=correct, score=float(correct))
+
+
+def _digits(random: Random) -> str:
+    return "".join(random.choices("0123456789", k=5))
+
+
+SUBTASKS = {
+    "passkey": Subtask(
+        make=partial(_hidden_digits, _digits, "Find it and memorize them.", "pass key", 6),
+        judge=_judge_first_number,
+    ),
+    "number_string": Subtask(
+        make=partial(_hidden_digits, _repeating_digits, "Find it.", "sequence of digits", 12),
+        judge=_judge_first_number,
+    ),
+    "kv_retrieval": Subtask(make=_key_value, judge=_judge_words),
+}

@@ -62,30 +62,38 @@ class Subtask:
 
 
 def fit_question(
-    question: Question, tokenizer: Tokenizer, template: str, length: int, name: str
+    question: Question, tokenizer: Tokenizer, template: str, length: int, name: str, fill: bool
 ) -> Case:
     """Add filler until prompt and `max_tokens` take `length` tokens, or less by under one unit.
 
-    Raise InputError if the question is longer or its filler too short.
+    Raise InputError if the question is longer or its filler too short. Without `fill`, add the
+    least filler only.
     """
-    head, tail, target, max_tokens = _parts(question, tokenizer, template)
-    around = len(head) + len(tail) + max_tokens
+    head, tail = wrap(tokenizer, template, question.before, question.after, question.answer_prefix)
+    target = continuation(tokenizer, tail, question.ideal)
+    max_tokens = max(question.max_tokens, len(target))
 
     @lru_cache(maxsize=2)  # the result is often the last count but one
     def ids(units: int) -> list[int]:
         return tokenizer.encode(question.context(units), specials=False)
 
     def count(units: int) -> int:
-        return around + len(ids(units))
+        return len(head) + len(ids(units)) + len(tail) + max_tokens
 
-    _require_length(count(question.least), length, name)
-    most = length + question.least if question.most is None else question.most
-    units = most_units(count, length, question.least, most)
-    if units == question.most and (longest := count(units)) < length:
+    units = question.least
+    if count(units) > length:
         raise InputError(
-            f"the {question.source} gives {name} {longest:,} tokens and the requested context "
-            f"length is {length:,}; name a longer one or choose shorter --lengths"
+            f"{name} takes at least {count(units):,} tokens and the requested context length is "
+            f"{length:,}; choose longer --lengths"
         )
+    if fill:
+        most = length + units if question.most is None else question.most
+        units = most_units(count, length, units, most)
+        if units == question.most and count(units) < length:
+            raise InputError(
+                f"the {question.source} gives {name} {count(units):,} tokens and the requested "
+                f"context length is {length:,}; name a longer one or choose shorter --lengths"
+            )
     prompt = [*head, *ids(units), *tail]
     return Case(
         prompt=prompt,
@@ -94,31 +102,6 @@ def fit_question(
         reference=list(question.answers),
         columns={"task": name, **question.columns, "prompt_tokens": len(prompt)},
     )
-
-
-def require_fit(
-    question: Question, tokenizer: Tokenizer, template: str, length: int, name: str
-) -> None:
-    """Raise InputError if a question is longer than `length` with the least filler."""
-    head, tail, _, max_tokens = _parts(question, tokenizer, template)
-    context = tokenizer.encode(question.context(question.least), specials=False)
-    _require_length(len(head) + len(context) + len(tail) + max_tokens, length, name)
-
-
-def _require_length(least: int, length: int, name: str) -> None:
-    if least > length:
-        raise InputError(
-            f"{name} takes at least {least:,} tokens and the requested context length is "
-            f"{length:,}; choose longer --lengths"
-        )
-
-
-def _parts(
-    question: Question, tokenizer: Tokenizer, template: str
-) -> tuple[list[int], list[int], list[int], int]:
-    head, tail = wrap(tokenizer, template, question.before, question.after, question.answer_prefix)
-    target = continuation(tokenizer, tail, question.ideal)
-    return head, tail, target, max(question.max_tokens, len(target))
 
 
 def most_units(count: Callable[[int], int], budget: int, least: int, most: int) -> int:

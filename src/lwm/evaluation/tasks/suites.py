@@ -14,14 +14,14 @@ from lwm.evaluation.results import Key
 from lwm.evaluation.task import Case, Verdict
 from lwm.evaluation.tasks import babilong, infinitebench, ruler
 from lwm.evaluation.tasks.filler import Prose
-from lwm.evaluation.tasks.question import Question, Subtask, fit_question, require_fit
+from lwm.evaluation.tasks.question import Subtask, fit_question
 from lwm.evaluation.tasks.ruler_qa import QuestionFile, document_task
 
 SuiteName = Literal["ruler", "babilong", "infinitebench"]
 TASKS: Mapping[str, Sequence[str]] = {
     "ruler": ruler.TASKS,
     "babilong": babilong.TASKS,
-    "infinitebench": infinitebench.TASKS,
+    "infinitebench": tuple(infinitebench.SUBTASKS),
 }
 FILES = {"qa_1": "--squad", "qa_2": "--hotpot"}
 """Tasks that need a file of questions, and the flag that names it."""
@@ -57,7 +57,7 @@ def make_subtasks(
 ) -> dict[str, Subtask]:
     """Return the chosen tasks of a suite; `texts` are read only by suites that need filler."""
     if suite == "infinitebench":
-        subtasks = infinitebench.infinitebench()
+        subtasks = dict(infinitebench.SUBTASKS)
     elif suite == "babilong":
         subtasks = babilong.babilong(Prose("\n".join(texts)))
     else:
@@ -95,15 +95,12 @@ class SuiteTask(Checked):
             for task in self.subtasks
         ]
 
-    def case(self, key: Key) -> Case:
-        return fit_question(*self._question(key))
-
-    def _question(self, key: Key) -> tuple[Question, Tokenizer, str, int, str]:
+    def case(self, key: Key, *, fill: bool = True) -> Case:
         task, length, seed = (key[name] for name in KEYS)
         assert isinstance(task, str)
         assert isinstance(length, int)
         question = self.subtasks[task].make(Random(f"{task} {length} {seed}"), length)
-        return question, self.tokenizer, self.template, length, task
+        return fit_question(question, self.tokenizer, self.template, length, task, fill)
 
     def judge(self, case: Case, response: str) -> Verdict:
         judge = self.subtasks[case.columns["task"]].judge
@@ -112,8 +109,8 @@ class SuiteTask(Checked):
     def require_fit(self) -> None:
         """Raise InputError if an example does not fit: the first of each task at the least and
         greatest length is made with filler, the others without."""
-        for unit in self.units():
-            if unit[0]["context_length"] in (self.lengths[0], self.lengths[-1]):
-                self.case(unit[0])
-            for key in unit[1:]:
-                require_fit(*self._question(key))
+        for first, *others in self.units():
+            if first["context_length"] in (self.lengths[0], self.lengths[-1]):
+                self.case(first)
+            for key in others:
+                self.case(key, fill=False)
