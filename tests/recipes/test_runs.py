@@ -20,7 +20,7 @@ from lwm.data.loader import Loader
 from lwm.data.text.tokenizer import read_tokenizer
 from lwm.recipes.assemble import train_model
 from lwm.recipes.directory import lock, make_run
-from lwm.training.recorder import Diverged
+from lwm.training.loop import Diverged
 
 
 @pytest.fixture(scope="module")

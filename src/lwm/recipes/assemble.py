@@ -41,7 +41,7 @@ from lwm.recipes.directory import require_run
 from lwm.recipes.learn import learn
 from lwm.recipes.settings import TrainingRun
 from lwm.training.batches import BatchLayout
-from lwm.training.loop import TrainingData
+from lwm.training.loop import BatchSource, HeldOut
 from lwm.training.metrics import require_tracking
 from lwm.training.text import TextTraining
 
@@ -90,12 +90,13 @@ def train_model(run: TrainingRun) -> Path:
     if copies_base:
         base = str((run.out / BASE).resolve())
     with ExitStack() as stack:
-        data = _open_data(run, start, layout.rows, stack)
+        batches, held_out = _open_data(run, start, layout.rows, stack)
         training.require_memory()
         return learn(
             run,
             training,
-            data,
+            batches,
+            held_out,
             facts={
                 "model": to_dict(config),
                 "lora": to_dict(run.lora) if run.lora.rank else None,
@@ -127,12 +128,7 @@ class StartingPoint:
 
 
 def open_starting_point(run: TrainingRun) -> StartingPoint:
-    """Open what a run starts from, without loading weights.
-
-    Raises:
-        ConfigError, CheckpointError: it is missing, broken, or of another size.
-        InputError: there is no data to train a tokenizer on.
-    """
+    """Open what a run starts from, without loading weights."""
     source = _open_source(run)
     config = run.model.resolve(run.sequence_length, source.config if source else None, run.init)
     if run.lora.rank and source is None:
@@ -225,7 +221,7 @@ def _require_directory(run: TrainingRun) -> None:
 
 def _open_data(
     run: TrainingRun, start: StartingPoint, rows: list[int], stack: ExitStack
-) -> TrainingData:
+) -> tuple[BatchSource, HeldOut | None]:
     """Open the training split, and the held-out split if the run evaluates."""
     loader = partial(
         Loader, tokenizer=start.tokenizer, sequence_length=run.sequence_length, rows=rows,
@@ -233,7 +229,7 @@ def _open_data(
     )  # fmt: skip
     batches = stack.enter_context(closing(loader(run.data)))
     if not run.loop.evaluate_every:
-        return TrainingData(batches=batches, held_out=None)
+        return batches, None
     if not run.data.held_out:
         raise ConfigError(
             f"evaluate_every is {run.loop.evaluate_every} but nothing is held out; set "
@@ -247,7 +243,7 @@ def _open_data(
         evaluation.set_state(beginning)
         return evaluation
 
-    return TrainingData(batches=batches, held_out=held_out)
+    return batches, held_out
 
 
 def _save_inputs(

@@ -21,7 +21,6 @@ from lwm.models.vqgan import VQGAN, decode_images, encode_images
 from lwm.recipes.directory import require_run
 from lwm.recipes.learn import learn
 from lwm.recipes.settings import VqganRun
-from lwm.training.loop import TrainingData
 from lwm.training.metrics import require_tracking
 from lwm.training.vqgan.training import VqganState, VqganTraining
 
@@ -67,16 +66,11 @@ def train_vqgan(run: VqganRun) -> Path:
         reconstruction=run.reconstruction,
         weights=weights,
     )
-    data = TrainingData(
-        batches=Crops(images, run.data, size=run.side, batch_size=run.batch_size),
-        held_out=None
-        if held_out is None
-        else partial(evaluation_batches, held_out, run.batch_size),
-    )
     return learn(
         run,
         training,
-        data,
+        Crops(images, run.data, size=run.side, batch_size=run.batch_size),
+        None if held_out is None else partial(evaluation_batches, held_out, run.batch_size),
         facts={"vqgan": to_dict(run.model)},
         description=f"training {params.count(training.specs):,} parameters on {len(images):,} "
         f"images of {len(files)} files, with {0 if held_out is None else len(held_out):,} images "

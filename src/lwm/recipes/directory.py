@@ -14,11 +14,7 @@ from lwm.core.progress import say
 
 
 def require_run(directory: Path) -> None:
-    """Refuse a directory that holds something else than a run.
-
-    Raises:
-        InputError: it is a file, or a directory with other contents.
-    """
+    """Refuse a file, and a directory that holds something else than a run."""
     if directory.is_file() or (
         directory.is_dir()
         and any(not path.name.startswith(".") for path in directory.iterdir())
@@ -28,12 +24,7 @@ def require_run(directory: Path) -> None:
 
 
 def lock(directory: Path) -> TextIO:
-    """Lock an existing directory until the returned file is closed or the process ends.
-
-    Raises:
-        ConfigError: another process trains in it.
-        InputError: it cannot be written to.
-    """
+    """Lock an existing directory until the returned file is closed or the process ends."""
     try:
         file = (directory / ".lock").open("w")
     except OSError as error:
@@ -54,11 +45,7 @@ def lock(directory: Path) -> TextIO:
 
 
 def require_same(directory: Path, saved: Mapping[str, Any], facts: Mapping[str, Any]) -> None:
-    """Refuse to resume a run with other settings of the model than its checkpoints have.
-
-    Raises:
-        ConfigError: names the first setting that differs.
-    """
+    """Refuse to resume a run with other settings of the model than its checkpoints have."""
     has, asked = _comparable(saved), _comparable(facts)
     for name in {**has, **asked}:
         if has.get(name) != asked.get(name):
@@ -75,11 +62,7 @@ def _comparable(facts: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def make_run(directory: Path, *, fresh: bool) -> None:
-    """Create the directory; with `fresh`, first rename an existing one.
-
-    Raises:
-        InputError: it cannot be created.
-    """
+    """Create the directory; with `fresh`, first rename an existing one."""
     if fresh and directory.exists():
         directory = directory.resolve()  # '.' has no name that could be changed
         aside = directory.with_name(f"{directory.name}.{time.strftime('%Y%m%d-%H%M%S')}")

@@ -12,7 +12,7 @@ from lwm.core.progress import say
 from lwm.recipes.directory import lock, make_run, require_same, write_settings
 from lwm.recipes.settings import RunSettings
 from lwm.training.checkpointing import DIRECTORY, Checkpoints
-from lwm.training.loop import Loop, RunState, TrainingData
+from lwm.training.loop import BatchSource, HeldOut, Loop
 from lwm.training.metrics import Metrics
 from lwm.training.training import Tally, Training
 
@@ -20,7 +20,8 @@ from lwm.training.training import Tally, Training
 def learn(
     run: RunSettings,
     training: Training,
-    data: TrainingData,
+    batches: BatchSource,
+    held_out: HeldOut | None,
     *,
     facts: dict[str, Any],
     description: str,
@@ -35,13 +36,6 @@ def learn(
 
     Returns:
         The run's directory.
-
-    Raises:
-        ConfigError: the directory is locked, or holds a run of another model.
-        InputError: the directory cannot be written to.
-        CheckpointError: a checkpoint cannot be read or written.
-        Interrupted: a signal ended the run; its state is saved.
-        Diverged: loss or gradient was not finite for too many steps in a row.
     """
     with ExitStack() as stack:
         existed = run.out.is_dir()
@@ -54,7 +48,7 @@ def learn(
         if resumes:
             restored = checkpoints.restore(
                 training.template(),
-                data.batches.iterator,
+                batches.iterator,
                 lambda saved: require_same(run.out, saved, facts),
             )
             _prepare(run, facts, save_inputs)
@@ -62,12 +56,11 @@ def learn(
             _lock(run.out, stack)
         frozen = training.frozen()
         if restored is not None:
-            step, state, saved = restored
-            at = RunState(step=step, state=state, frozen=frozen, tally=Tally(**saved["tally"]))
-            say(f"resuming from step {step:,} of {run.loop.steps:,} in {run.out}")
+            first, state, saved = restored
+            tally = Tally(**saved["tally"])
+            say(f"resuming from step {first:,} of {run.loop.steps:,} in {run.out}")
         else:
-            at = RunState(step=0, state=training.first_state(), frozen=frozen, tally=Tally())
-        first = at.step
+            first, state, tally = 0, training.first_state(), Tally()
         if first >= run.loop.steps:
             say(f"{run.out} is at step {first:,} already; raise --steps to train on")
             return run.out
@@ -78,11 +71,12 @@ def learn(
         say(description)
         started = time.perf_counter()
         Loop(
-            training=training, data=data, config=run.loop, checkpoints=checkpoints,
-            metrics=metrics, facts=facts, directory=run.out,
-        ).run(at)  # fmt: skip
+            training=training, batches=batches, held_out=held_out, config=run.loop,
+            checkpoints=checkpoints, metrics=metrics, facts=facts, directory=run.out,
+            step=first, state=state, frozen=frozen, tally=tally,
+        ).run()  # fmt: skip
         minutes = (time.perf_counter() - started) / 60
-        broken = data.batches.broken
+        broken = batches.broken
         skipped = f", {broken:,} broken example{'s' * (broken > 1)} skipped" if broken else ""
         steps = run.loop.steps - first
         say(f"done: {steps:,} steps in {minutes:.1f} minutes{skipped}; see {run.out}")

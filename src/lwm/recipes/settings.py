@@ -27,7 +27,7 @@ from lwm.training.metrics import TrackingConfig
 from lwm.training.optimizer import OptimizerConfig
 from lwm.training.step import ComputeConfig
 from lwm.training.vqgan.codebook import CodebookConfig
-from lwm.training.vqgan.reconstruction import ReconstructionConfig
+from lwm.training.vqgan.training import ReconstructionConfig
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -29,9 +29,6 @@ class BatchLayout:
     Args:
         batch_size: rows of a step, over all microbatches and processes.
         micro: microbatches whose gradients make one step.
-
-    Raises:
-        ConfigError: the batch or the rows cannot be divided evenly.
     """
 
     mesh: Mesh

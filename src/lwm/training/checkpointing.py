@@ -98,13 +98,12 @@ class Checkpoints:
         facts: dict[str, Any],
         evaluation: float | None,
     ) -> None:
-        """Start to write a checkpoint; the state may change as soon as this returns.
+        """Start to write a checkpoint, or raise CheckpointError if this or the last one fails.
+
+        The state may change as soon as this returns.
 
         Args:
             evaluation: loss on the held-out split, if it was measured at this step.
-
-        Raises:
-            CheckpointError: this checkpoint or the one before could not be written.
         """
         if step in self._manager.all_steps():
             return
@@ -123,11 +122,7 @@ class Checkpoints:
             raise self._not_written(step, error) from error
 
     def wait(self) -> None:
-        """Wait until the last checkpoint is complete.
-
-        Raises:
-            CheckpointError: it could not be written.
-        """
+        """Wait until the last checkpoint is complete; raise CheckpointError if it fails."""
         try:
             self._manager.wait_until_finished()
             self._manager.check_for_errors()
@@ -138,14 +133,10 @@ class Checkpoints:
         self._manager.reload()  # otherwise it omits checkpoints that it was about to delete
         reason = " ".join(str(error).split())[:300]
         complete = [name for name in self.steps() if name != step]
-        last = (
-            f"the last good one is {self._directory / str(complete[-1])}"
-            if complete
-            else "there is no other"
-        )
+        last = self._directory / str(complete[-1]) if complete else "missing"
         return CheckpointError(
-            f"a checkpoint could not be written to {self._directory} ({reason}); {last}; make "
-            "room and start the same command again"
+            f"a checkpoint could not be written to {self._directory} ({reason}); the last good "
+            f"one is {last}; make room and start the same command again"
         )
 
     def restore(
@@ -163,10 +154,8 @@ class Checkpoints:
             require_same: raises ConfigError if the saved facts belong to another run.
 
         Returns:
-            Step, state and facts, or None if there are no checkpoints.
-
-        Raises:
-            CheckpointError: there are checkpoints, but none can be read.
+            Step, state and facts, or None if there are no checkpoints; if there are, but none can
+            be read, raises CheckpointError.
         """
         steps = self.steps()
         for step in reversed(steps):

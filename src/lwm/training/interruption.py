@@ -21,32 +21,22 @@ them are needed to save.
 
 
 class Interrupted(LwmError):
-    """Signal that SIGTERM or SIGINT ended the run and its state is saved.
-
-    Args:
-        number: the signal; the exit code is 128 more, by the shell's convention.
-    """
+    """Signal that SIGTERM or SIGINT ended the run and its state is saved."""
 
     def __init__(self, message: str, number: int) -> None:
         super().__init__(message)
-        self.exit_code = 128 + number
+        self.exit_code = 128 + number  # by the shell's convention
 
 
 class Interruption:
     """Note SIGTERM and SIGINT within a `with` block; the second one of a kind acts as usual.
 
-    With several processes, only some of them may get the signal, and all must stop after the same
-    step. To agree they exchange messages, which makes them wait for the step that the device is
-    computing. So they agree only every few steps: as many as the slowest process takes
-    `AGREEMENT_SECONDS` for, by the time since they agreed last. All processes compute that number
-    from the same gathered times.
-
-    Args:
-        first: steps taken before this process started.
+    Several processes must agree to stop after the same step. A message between them waits for the
+    step that the device is computing, so they agree only every few steps: as many as take the
+    slowest process `AGREEMENT_SECONDS`. All compute that number from the same gathered times.
     """
 
     signal: int | None = None
-    """The signal that this process got."""
 
     def __init__(self, first: int) -> None:
         self._last, self._next = first, first + 1
@@ -71,11 +61,7 @@ class Interruption:
         signal.signal(number, self._handlers[number])
 
     def agreed(self, step: int, *, now: bool) -> bool:
-        """Return whether to stop after this step, the same in every process.
-
-        Args:
-            now: agree at this step in any case; must be the same in every process.
-        """
+        """Return whether to stop after this step; `now` makes the processes agree at this one."""
         if jax.process_count() == 1:
             return self.signal is not None
         if step < self._next and not now:

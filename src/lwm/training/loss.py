@@ -153,19 +153,10 @@ def _local_gradients(
 
 
 class _Scores(NamedTuple):
-    """Hold what one chunk's logits give.
-
-    Args:
-        sums: the chunk's part of the loss.
-        powers: [positions, columns], exponentials of the logits less their maximum.
-        total: [positions], the sum of `powers` over the whole vocabulary.
-        column: [positions], where the target is among this device's columns, if it is.
-    """
-
     sums: LossSums
-    powers: Array
-    total: Array
-    column: Array
+    powers: Array  # [positions, columns], exponentials of the logits less their maximum
+    total: Array  # [positions], the sum of `powers` over the whole vocabulary
+    column: Array  # [positions], the target's index among this device's columns
 
 
 def _score(kernel: Array, chunk: tuple[Array, Array, Array], options: _Options) -> _Scores:

@@ -33,9 +33,6 @@ class Metrics:
     Args:
         after: rows of later steps are discarded, because a resumed run writes them again.
         settings: the run's settings, for Weights & Biases.
-
-    Raises:
-        ConfigError: Weights & Biases cannot be reached.
     """
 
     def __init__(
@@ -78,11 +75,7 @@ class Metrics:
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """Return all complete rows of a metrics file; an empty list if there is no file.
-
-    Raises:
-        InputError: a complete line is not valid JSON.
-    """
+    """Return all complete rows of a metrics file; an empty list if there is no file."""
     return [row for _, row in read_journal(path)]
 
 
@@ -118,11 +111,7 @@ def plot_losses(rows: list[dict[str, Any]], path: Path) -> Path:
 
 
 def require_tracking(tracking: TrackingConfig) -> None:
-    """Refuse tracking by packages that are not installed.
-
-    Raises:
-        ConfigError: names the first missing package.
-    """
+    """Refuse tracking by packages that are not installed."""
     for enabled, package in ((tracking.tensorboard, "tensorboardX"), (tracking.wandb, "wandb")):
         if enabled and importlib.util.find_spec(package) is None:
             raise ConfigError(f"tracking needs {package}, which is missing; install lwm[track]")

@@ -77,25 +77,20 @@ class TextTraining(Training):
             step=self.replicated,  # type: ignore[arg-type]
         )
 
-    def template(self) -> TrainState:
-        weights = params.abstract(self.specs, jnp.float32)
-        state = TrainState(
+    def initial_state(self, weights: Any) -> TrainState:
+        return TrainState(
             weights=weights,
-            optimizer=jax.eval_shape(self.transformation.init, weights),
-            step=jax.ShapeDtypeStruct((), jnp.int32),  # type: ignore[arg-type]
+            optimizer=self.transformation.init(weights),
+            step=jnp.zeros((), jnp.int32),
         )
-        return jax.tree.map(
-            lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding),
-            state,
-            self.shardings,
-        )
+
+    def initial_weights(self) -> Any:
+        if self.source is None or self.lora.rank:
+            return super().initial_weights()
+        return load_stacked(self.source, mesh=self.mesh)
 
     def require_memory(self) -> None:
-        """Refuse a model whose training state does not fit the mesh.
-
-        Raises:
-            CapacityError: weights, gradient and the optimizer's two averages do not fit.
-        """
+        """Raise CapacityError if weights, gradient and the optimizer's averages do not fit."""
         needed = 16 * params.count(self.specs)
         if self.lora.rank:
             needed += 4 * params.count(self.model_specs)
@@ -105,21 +100,6 @@ class TextTraining(Training):
             what="training (weights, gradient and optimizer, activations not counted)",
             remedy="spread it over more devices along fsdp or tensor with --mesh, take a smaller "
             "model, or train adapters with --lora.rank",
-        )
-
-    def first_state(self) -> TrainState:
-        if self.source is not None and not self.lora.rank:
-            weights: Any = load_stacked(self.source, mesh=self.mesh)
-        else:
-            weights = params.initialize(
-                self.specs, jax.random.key(self.seed), jnp.float32, mesh=self.mesh, rules=TRAINING
-            )
-        shardings = self.shardings
-        initialize = jax.jit(self.transformation.init, out_shardings=shardings.optimizer)
-        return TrainState(
-            weights=weights,
-            optimizer=initialize(weights),
-            step=jax.device_put(np.zeros((), np.int32), shardings.step),
         )
 
     def frozen(self) -> Llama | None:

@@ -1,8 +1,7 @@
 """Define what the training loop needs of a kind of training, text or VQGAN.
 
-`text.TextTraining` and `vqgan.training.VqganTraining` fill it in. Shapes, shardings and compiled
-functions follow from settings; only `first_state` and `frozen` make arrays. So a run can be traced
-for devices that this machine does not have.
+`text.TextTraining` and `vqgan.training.VqganTraining` fill it in. Only `first_state` and `frozen`
+make arrays, so a run can be traced for devices that this machine does not have.
 """
 
 import math
@@ -13,24 +12,20 @@ from functools import cached_property
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from lwm.core import params
 from lwm.core.hardware import precise
+from lwm.core.sharding import TRAINING
 from lwm.training.optimizer import OptimizerConfig, make_optimizer
 
 
 @dataclass
 class Tally:
-    """Count over the whole run; saved with each checkpoint.
-
-    Args:
-        tokens: tokens used for training, without padding.
-        skipped: steps whose loss or gradient was not finite.
-        skipped_in_a_row: how many of them are the latest steps.
-        best: the lowest evaluation loss.
-    """
+    """Count over the whole run; saved with each checkpoint."""
 
     tokens: int = 0
     skipped: int = 0
@@ -61,8 +56,6 @@ class Training(ABC):
     seed: int = 0
     show: Callable[[int, Any], None] | None = None
 
-    # State
-
     @property
     @abstractmethod
     def specs(self) -> Any:
@@ -70,53 +63,54 @@ class Training(ABC):
 
     @property
     @abstractmethod
+    def dtype(self) -> Any:
+        """Return the type that products are computed in."""
+
+    @property
+    @abstractmethod
     def shardings(self) -> Any:
         """Return the shardings of the state."""
 
     @abstractmethod
-    def template(self) -> Any:
-        """Return shapes, types and shardings of the state."""
+    def initial_state(self, weights: Any) -> Any:
+        """Compute the state before the first step."""
 
-    @abstractmethod
+    def initial_weights(self) -> Any:
+        """Return the weights before the first step, random by default."""
+        key = jax.random.key(self.seed)
+        return params.initialize(self.specs, key, jnp.float32, mesh=self.mesh, rules=TRAINING)
+
     def first_state(self) -> Any:
-        """Return the state before the first step."""
+        """Return the state before the first step, on the mesh."""
+        compiled = jax.jit(self.initial_state, donate_argnums=0, out_shardings=self.shardings)
+        return compiled(self.initial_weights())
+
+    def template(self) -> Any:
+        """Return shapes, types and shardings of the state, without arrays."""
+        state = jax.eval_shape(self.initial_state, params.abstract(self.specs, jnp.float32))
+        return jax.tree.map(
+            lambda sharding, part: jax.tree.map(
+                lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), part
+            ),
+            self.shardings,
+            state,
+        )
 
     def frozen(self) -> Any:
         """Return the weights that training uses and does not change, or None."""
         return None
 
-    # Computation
-
-    @property
-    @abstractmethod
-    def dtype(self) -> Any:
-        """Return the type that products are computed in."""
-
-    @abstractmethod
-    def train_step(self, state: Any, frozen: Any, batch: Any) -> tuple[Any, Any]:
-        """Compute the next state and the metrics of one batch; `skipped` is one of the metrics."""
-
-    @abstractmethod
-    def evaluate_batch(self, state: Any, frozen: Any, batch: Any) -> Any:
-        """Compute sums over one batch, a tree that can be added up over batches."""
-
     @abstractmethod
     def place(self, local: Mapping[str, np.ndarray]) -> Any:
         """Return the global batch on the mesh, from this process's rows."""
 
-    def step(self) -> Any:
-        """Compile `train_step`; the compiled function reuses the buffers of the state."""
-        return jax.jit(
-            precise(self.train_step, self.dtype),
-            donate_argnums=0,
-            out_shardings=(self.shardings, self.replicated),
-        )
+    @abstractmethod
+    def train_step(self, state: Any, frozen: Any, batch: Any) -> tuple[Any, Any]:
+        """Compute the next state and a dict of metrics, among them `loss` and `skipped`."""
 
-    def evaluate(self) -> Any:
-        """Compile `evaluate_batch`."""
-        return jax.jit(precise(self.evaluate_batch, self.dtype), out_shardings=self.replicated)
-
-    # Reports
+    @abstractmethod
+    def evaluate_batch(self, state: Any, frozen: Any, batch: Any) -> Any:
+        """Compute a dict of sums over one batch, which add up over batches."""
 
     @abstractmethod
     def measure(self, local: Mapping[str, np.ndarray]) -> float:
@@ -124,11 +118,7 @@ class Training(ABC):
 
     @abstractmethod
     def step_row(self, metrics: Any, seconds: float, work: float, tally: Tally) -> dict[str, Any]:
-        """Return one step's values for `metrics.jsonl`, with `loss`, and count in `tally`.
-
-        Args:
-            work: what `measure` returned for the step.
-        """
+        """Return one step's values for `metrics.jsonl`, with `loss`, and count in `tally`."""
 
     @abstractmethod
     def step_note(self, row: dict[str, Any]) -> str:
@@ -142,7 +132,17 @@ class Training(ABC):
     def evaluation_note(self, row: dict[str, float]) -> str:
         """Summarize one evaluation for a log line."""
 
-    # Shared
+    def step(self) -> Any:
+        """Compile `train_step`; the compiled function reuses the buffers of the state."""
+        return jax.jit(
+            precise(self.train_step, self.dtype),
+            donate_argnums=0,
+            out_shardings=(self.shardings, self.replicated),
+        )
+
+    def evaluate(self) -> Any:
+        """Compile `evaluate_batch`."""
+        return jax.jit(precise(self.evaluate_batch, self.dtype), out_shardings=self.replicated)
 
     @property
     def transformation(self) -> optax.GradientTransformation:

@@ -11,8 +11,7 @@ from lwm.core.mesh import make_mesh
 from lwm.models.vqgan import VQGANConfig
 from lwm.training.optimizer import OptimizerConfig
 from lwm.training.vqgan.codebook import CodebookConfig
-from lwm.training.vqgan.reconstruction import ReconstructionConfig
-from lwm.training.vqgan.training import VqganTraining
+from lwm.training.vqgan.training import ReconstructionConfig, VqganTraining
 
 CONFIG = VQGANConfig(
     image_size=12, hidden_channels=4, channel_multipliers=(1, 2), residual_blocks=1,

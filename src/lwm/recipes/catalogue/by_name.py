@@ -36,11 +36,7 @@ VQGAN_RECIPES: dict[str, Callable[[], VqganRun]] = {
 
 
 def recipe(name: str) -> TrainingRun:
-    """Return the run of one of `RECIPES`.
-
-    Raises:
-        ConfigError: no recipe has this name, or it trains a VQGAN.
-    """
+    """Return the run of one of `RECIPES`; raise ConfigError at any other name."""
     if name in VQGAN_RECIPES:
         raise ConfigError(
             f"the recipe {name!r} trains a VQGAN, which has no rows of tokens; choose one of "

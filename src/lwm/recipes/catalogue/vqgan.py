@@ -6,7 +6,7 @@ from lwm.recipes.settings import VqganRun
 from lwm.training.checkpointing import CheckpointConfig
 from lwm.training.loop import LoopConfig
 from lwm.training.optimizer import OptimizerConfig
-from lwm.training.vqgan.reconstruction import ReconstructionConfig
+from lwm.training.vqgan.training import ReconstructionConfig
 
 HELD_OUT = ("camera.png", "chelsea.png", "china.jpg", "coffee.png", "rocket.jpg", "carphone*")
 """Of `lwm[pictures]`: five photographs and one video, both versions of it."""

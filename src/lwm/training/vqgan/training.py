@@ -5,16 +5,18 @@ Source: Esser et al. 2021 (arXiv 2012.09841), section 3.1.
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Annotated, Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from annotated_types import Ge
 from jax.sharding import NamedSharding
 from jaxtyping import Array, Float, Int
 
-from lwm.core import params
+from lwm.core.config import Checked
+from lwm.core.errors import ConfigError
 from lwm.core.sharding import TRAINING, partition_spec
 from lwm.models.likeness import psnr, ssim
 from lwm.models.vqgan import (
@@ -36,7 +38,39 @@ from lwm.training.vqgan.codebook import (
     revive_entries,
     update_usage,
 )
-from lwm.training.vqgan.reconstruction import ReconstructionConfig, reconstruction_loss
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReconstructionConfig(Checked, section="reconstruction"):
+    """Set the weights of the terms of the reconstruction loss."""
+
+    absolute: Annotated[float, Ge(0)] = 1.0
+    """Weight of the mean absolute error (L1)."""
+    squared: Annotated[float, Ge(0)] = 1.0
+    """Weight of the mean squared error (L2)."""
+    structure: Annotated[float, Ge(0)] = 0.0
+    """Weight of 1 - SSIM, a perceptual term; 0 omits it."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.absolute + self.squared + self.structure > 0:
+            raise ConfigError(
+                "reconstruction.absolute, squared and structure are all 0; set at least one of "
+                "them above 0"
+            )
+
+
+def _reconstruction_loss(
+    pixels: Float[Array, "batch height width 3"],
+    reconstruction: Float[Array, "batch height width 3"],
+    config: ReconstructionConfig,
+) -> Float[Array, " batch"]:
+    error = pixels - reconstruction
+    loss = config.absolute * jnp.abs(error).mean(axis=(1, 2, 3))
+    loss += config.squared * (error**2).mean(axis=(1, 2, 3))
+    if config.structure:
+        loss += config.structure * (1 - ssim(pixels, reconstruction))
+    return loss
 
 
 @jax.tree_util.register_dataclass
@@ -85,29 +119,21 @@ class VqganTraining(Training):
     def shardings(self) -> Any:
         return self.replicated
 
-    def template(self) -> VqganState:
-        state = jax.eval_shape(self.first_state)
-        return jax.tree.map(
-            lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=self.replicated), state
+    def initial_state(self, weights: Any) -> VqganState:
+        usage = no_usage(self.config.codebook_size, self.config.code_channels)
+        if self.weights is not None:  # trained entries do not count as dead
+            usage = Usage(counts=jnp.ones_like(usage.counts), sums=weights.codebook)
+        return VqganState(
+            weights=weights,
+            usage=usage,
+            optimizer=self.transformation.init(weights),
+            step=jnp.zeros((), jnp.int32),
         )
 
-    def first_state(self) -> VqganState:
-        def initialize(weights: Any) -> VqganState:
-            usage = no_usage(self.config.codebook_size, self.config.code_channels)
-            if self.weights is not None:  # trained entries do not count as dead
-                counts = jnp.ones_like(usage.counts)
-                usage = Usage(counts=counts, sums=weights.codebook)
-            return VqganState(
-                weights=weights,
-                usage=usage,
-                optimizer=self.transformation.init(weights),
-                step=jnp.zeros((), jnp.int32),
-            )
-
-        weights = self.weights
-        if weights is None:
-            weights = params.initialize(self.specs, jax.random.key(self.seed), jnp.float32)
-        return jax.jit(initialize, out_shardings=self.replicated)(weights)
+    def initial_weights(self) -> VQGAN:
+        if self.weights is None:
+            return super().initial_weights()
+        return jax.device_put(self.weights, self.replicated)
 
     def place(self, local: Mapping[str, np.ndarray]) -> VqganBatch:
         rows = NamedSharding(self.mesh, partition_spec(("batch",), TRAINING))
@@ -175,7 +201,7 @@ class VqganTraining(Training):
         # Straight-through estimator: the encoder gets the gradient of the decoder's input.
         decoder_input = encoded + jax.lax.stop_gradient(entries - encoded)
         decoded = decode_latents(weights, decoder_input, self.config)
-        reconstruction = reconstruction_loss(pixels, decoded, self.reconstruction).mean()
+        reconstruction = _reconstruction_loss(pixels, decoded, self.reconstruction).mean()
         return loss + reconstruction, {
             "latents": jax.lax.stop_gradient(encoded).reshape(-1, self.config.code_channels),
             "codes": codes.ravel(),
@@ -192,7 +218,7 @@ class VqganTraining(Training):
         codes = nearest_codes(weights.codebook, encode_latents(weights, batch.pixels, self.config))
         decoded = jnp.clip(decode_latents(weights, weights.codebook[codes], self.config), -1, 1)
         places = jnp.broadcast_to(batch.weights[:, None, None], codes.shape)
-        loss = reconstruction_loss(batch.pixels, decoded, self.reconstruction)
+        loss = _reconstruction_loss(batch.pixels, decoded, self.reconstruction)
         return {
             "loss": batch.weights @ loss,
             "psnr": batch.weights @ psnr(batch.pixels, decoded),
