@@ -1,9 +1,8 @@
-"""A training step beside Hugging Face transformers: the original's `debug` size, float32, AdamW,
-in the same minutes.
+"""Compare a training step with Hugging Face transformers: the original's `debug` size, AdamW.
 
-Both sides run in processes of their own, in turn, several rounds; a side's time is the fastest
-step after the first, ratios are of medians over rounds. Memory is the peak of the whole process.
-The last rows have no peer: they show how our memory grows with length.
+Each side runs in its own process, in turn, for several rounds. A side's time is its fastest step
+after the first; ratios are of medians over rounds. Memory is the peak of the whole process. The
+last rows measure only lwm, to show how its memory grows with length.
 
 usage: python benchmarks/train.py [--rounds 3] [--peer hf_train_step.py] [--long 32768]
 """
@@ -88,7 +87,7 @@ SIDES = {"lwm": ours, "transformers": transformers}
 
 
 def measure(side: str, batch: int, length: int, peer: str | None) -> dict[str, float]:
-    """Seconds of a step and peak memory in GB, in a process of its own."""
+    """Measure seconds per step and peak memory in GB, in a new process."""
     if side == "transformers" and peer:
         command = [sys.executable, peer, str(batch), str(length), "--steps", str(STEPS)]
     else:
@@ -104,9 +103,9 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=2)
     parser.add_argument("--length", type=int, default=2048)
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--peer", type=Path, help="another script for the peer's side")
+    parser.add_argument("--peer", type=Path, help="another script for the other side")
     parser.add_argument(
-        "--long", type=int, default=32768, help="a length for us alone; 0 for none"
+        "--long", type=int, default=32768, help="a length to measure only lwm at; 0 for none"
     )
     arguments = parser.parse_args()
     if arguments.side:
@@ -118,16 +117,16 @@ def main() -> None:
     print(f"{'':14}{'lwm':>18}{'transformers':>18}{'times as fast':>15}{'memory':>8}")
     memory = {}
     for batch, length in ((2, 2048), (1, 8192)):
-        seen: dict[str, list[dict[str, float]]] = {side: [] for side in SIDES}
+        measured: dict[str, list[dict[str, float]]] = {side: [] for side in SIDES}
         for number in range(arguments.rounds):
-            for side, found in seen.items():
-                found.append(measure(side, batch, length, peer))
+            for side, rounds in measured.items():
+                rounds.append(measure(side, batch, length, peer))
                 print(
-                    f"round {number + 1} {batch} x {length} {side}: {found[-1]}", file=sys.stderr
+                    f"round {number + 1} {batch} x {length} {side}: {rounds[-1]}", file=sys.stderr
                 )
         middle = {
-            side: {name: statistics.median(f[name] for f in found) for name in found[0]}
-            for side, found in seen.items()
+            side: {name: statistics.median(f[name] for f in rounds) for name in rounds[0]}
+            for side, rounds in measured.items()
         }
         mine, theirs = middle["lwm"], middle["transformers"]
         memory[length] = mine["peak_gb"]

@@ -81,7 +81,7 @@ def test_rows_are_shown_with_their_loss(run: Run, tiny: Path, chats: Path):
         "--rows", "1", "--mesh", "1,1,1,1",
     )  # fmt: skip
     assert shown.code == 0, shown.err
-    with_loss = [line for line in shown.out.splitlines() if line.strip().startswith("learnt")]
+    with_loss = [line for line in shown.out.splitlines() if line.strip().startswith("loss")]
     hidden = [line for line in shown.out.splitlines() if line.strip().startswith("no loss")]
     assert with_loss
     assert all("the number" in line for line in with_loss)

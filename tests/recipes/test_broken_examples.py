@@ -1,4 +1,4 @@
-"""Broken examples are counted where a run leaves its figures."""
+"""Check that a run counts broken examples."""
 
 from pathlib import Path
 
@@ -8,9 +8,7 @@ from tiny_run import train, write_text
 from lwm.training.metrics import read_metrics
 
 
-def test_a_run_says_how_many_examples_were_broken(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_run_counts_broken_examples(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     data = write_text(tmp_path / "text.jsonl")
     data.write_text(data.read_text() + "{\n" * 14)
     train(tmp_path / "run", data, "--data.max-broken", "0.5")

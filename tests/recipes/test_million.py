@@ -1,4 +1,4 @@
-"""The paper's text stages, and the last of them at full size, traced for 512 devices."""
+"""Check the paper's text stages, and trace the last one at full size for 512 devices."""
 
 import json
 import math
@@ -18,20 +18,20 @@ def test_a_million_tokens_at_7b_make_no_square_and_no_logits():
     )
     shapes = [tuple(shape) for shape in json.loads(done.stdout)]
     rows, length, layers, hidden, vocab = 4, 1 << 20, 32, 4096, 32000
-    # The trace is the real one: it holds the activations of all layers, and blocks of attention.
+    # The trace is complete: it has the activations of all layers, and blocks of attention.
     assert (layers, rows, length, hidden) in shapes
     assert any(shape[-2:] == (512, 512) for shape in shapes)
-    # Over all devices nothing is larger than what the layers keep.
+    # Over all devices nothing is larger than the activations that the layers keep.
     assert max(math.prod(shape) for shape in shapes) == layers * rows * length * hidden
     assert layers * rows * length * hidden < length**2
     parts = {vocab, vocab // 16}
-    wide = [shape for shape in shapes if parts & set(shape)]
-    assert wide
-    assert max(math.prod(shape) for shape in wide) < length * 2000 / 8
+    by_vocabulary = [shape for shape in shapes if parts & set(shape)]
+    assert by_vocabulary
+    assert max(math.prod(shape) for shape in by_vocabulary) < length * 2000 / 8
 
 
 def test_the_stages_are_the_papers():
-    """Context, theta, tokens of a batch, steps, warm-up and mesh."""
+    """Check context, theta, tokens per batch, steps, warm-up and mesh."""
     table = {
         "text-32k": (32 << 10, 1e6, 1200, 100, "1,-1,4,1"),
         "text-128k": (128 << 10, 1e7, 3000, 200, "1,-1,8,1"),

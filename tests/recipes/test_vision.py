@@ -1,4 +1,4 @@
-"""The vision stages: the paper's table, data sets by flags, a small run from end to end."""
+"""Check the vision stages: the paper's table, data sets by flags, a small run."""
 
 import json
 from pathlib import Path
@@ -24,7 +24,7 @@ SMALL = [
 
 
 def test_the_stages_are_the_papers():
-    """Context, tokens of a batch, steps, warm-up, learning rates and mesh."""
+    """Check context, tokens per batch, steps, warm-up, learning rates and mesh."""
     table = {
         "vision-1k": (1 << 10, 45000, 1000, 6e-4, 6e-5, "1,-1,1,1"),
         "vision-8k": (8 << 10, 14000, 500, 6e-4, 6e-5, "1,-1,1,1"),
@@ -50,7 +50,7 @@ def test_the_stages_are_the_papers():
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory) -> Path:
-    path = tmp_path_factory.mktemp("data") / "seen.jsonl"
+    path = tmp_path_factory.mktemp("data") / "images.jsonl"
     random = np.random.default_rng(0)
     lines = [
         {
@@ -72,13 +72,13 @@ def configured(name: str, *settings: str) -> TrainingRun:
     return configure(name, settings)
 
 
-def test_a_small_run_tells_text_and_vision_apart_and_opens_the_next(data, tmp_path):
+def test_a_small_run_reports_text_and_vision_separately(data, tmp_path):
     words = tmp_path / "words.jsonl"
     words.write_text('{"text": "so many words"}\n' * 9, encoding="utf-8")
     train_model(
         run(
             tmp_path / "run", "--steps", "3",
-            "--data.mixture.seen.path", str(data), "--data.mixture.seen.weight", "3",
+            "--data.mixture.images.path", str(data), "--data.mixture.images.weight", "3",
             "--data.mixture.words.path", str(words), "--data.mixture.words.fields", "text",
             "--data.held-out", "0.2", "--evaluate-every", "3",
         )
@@ -90,9 +90,9 @@ def test_a_small_run_tells_text_and_vision_apart_and_opens_the_next(data, tmp_pa
         assert {"text_loss", "vision_loss", "text_accuracy", "vision_accuracy"} <= row.keys()
         assert abs(row["vision_loss"] - np.log(20)) < 1
     assert all(row["text_targets"] + row["vision_targets"] == row["targets"] for row in rows[:3])
-    kept = json.loads((tmp_path / "run" / "run.json").read_text(encoding="utf-8"))
-    assert kept["model"]["vision"]["codes"] == 16
-    assert list(kept["run"]["data"]["mixture"]) == ["seen", "words"]
+    saved = json.loads((tmp_path / "run" / "run.json").read_text(encoding="utf-8"))
+    assert saved["model"]["vision"]["codes"] == 16
+    assert list(saved["run"]["data"]["mixture"]) == ["images", "words"]
 
 
 def test_rows_show_vision_as_frames(data, tmp_path):
@@ -103,10 +103,10 @@ def test_rows_show_vision_as_frames(data, tmp_path):
     assert "of vision)" in shown
 
 
-def test_settings_that_are_named_replace_the_recipes():
-    given = configured("vision-1k", "--data.path", "a.jsonl", "--data.fields", "[caption],vision")
-    assert (given.data.path, given.data.mixture) == ("a.jsonl", {})
-    assert (given.data.fields, given.data.fields_from_example) == ("[caption],vision", "")
+def test_flags_replace_the_recipes_settings():
+    run = configured("vision-1k", "--data.path", "a.jsonl", "--data.fields", "[caption],vision")
+    assert (run.data.path, run.data.mixture) == ("a.jsonl", {})
+    assert (run.data.fields, run.data.fields_from_example) == ("[caption],vision", "")
     small = configured("vision-1k", "--model.size", "debug", "--data.mixture.text.weight", "0")
     assert small.model.vision == VisionVocabulary()
     assert small.data.mixture["text"].weight == 0
@@ -121,12 +121,12 @@ def sized(vision: VisionVocabulary | None) -> LlamaConfig:
     )  # fmt: skip
 
 
-def test_a_start_of_other_sight_is_refused():
+def test_a_start_with_another_vision_vocabulary_is_refused():
     model = configured("vision-1k", "--model.size", "").model
     with pytest.raises(ConfigError, match=r"MINE is a text model.*lwm convert MINE.*--add-vision"):
         model.resolve(64, sized(None), "MINE")
     other = sized(VisionVocabulary(codes=64, size=8448))
-    with pytest.raises(ConfigError, match=r"vision.codes 64.*asks for 8192.*--model.vision.codes"):
+    with pytest.raises(ConfigError, match=r"vision.codes 64.*has 8192.*--model.vision.codes"):
         model.resolve(64, other, "MINE")
     assert model.resolve(64, sized(VisionVocabulary()), "MINE").vision == VisionVocabulary()
     chat = configured("chat").model

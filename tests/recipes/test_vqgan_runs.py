@@ -1,4 +1,4 @@
-"""`lwm train vqgan` on tiny pictures: figures, a grid, going on bit for bit."""
+"""Check `lwm train vqgan` on tiny images: metrics, a grid, exact resumption."""
 
 import signal
 from dataclasses import replace
@@ -25,11 +25,11 @@ from lwm.training.metrics import read_metrics
 
 @pytest.fixture
 def tiny(tmp_path) -> VqganRun:
-    draw = np.random.default_rng(0)
+    random = np.random.default_rng(0)
     folder = tmp_path / "pictures"
     folder.mkdir()
     for name in ("a", "b", "held"):
-        write_image(folder / f"{name}.png", draw.integers(0, 256, (16, 16, 3), np.uint8))
+        write_image(folder / f"{name}.png", random.integers(0, 256, (16, 16, 3), np.uint8))
     return VqganRun(
         out=tmp_path / "run",
         model=VQGANConfig(
@@ -48,7 +48,7 @@ def weights(run: Path) -> dict[str, np.ndarray]:
     return named_leaves(read_vqgan(run)[1])
 
 
-def test_a_stopped_run_goes_on_bit_for_bit(tiny, tmp_path, monkeypatch) -> None:
+def test_a_stopped_run_resumes_exactly(tiny, tmp_path, monkeypatch) -> None:
     train_vqgan(tiny)
     whole = read_metrics(tiny.out / "metrics.jsonl")
     assert [row["step"] for row in whole if row["split"] == "evaluation"] == [3, 6]
@@ -68,10 +68,10 @@ def test_a_stopped_run_goes_on_bit_for_bit(tiny, tmp_path, monkeypatch) -> None:
         train_vqgan(stopped)
     monkeypatch.undo()
     train_vqgan(stopped)
-    learnt, learnt_again = weights(tiny.out), weights(stopped.out)
-    assert learnt.keys() == learnt_again.keys()
-    for name, array in learnt.items():
-        np.testing.assert_array_equal(learnt_again[name], array)
+    expected, resumed = weights(tiny.out), weights(stopped.out)
+    assert expected.keys() == resumed.keys()
+    for name, array in expected.items():
+        np.testing.assert_array_equal(resumed[name], array)
     again = read_metrics(stopped.out / "metrics.jsonl")
     assert [row["loss"] for row in again] == [row["loss"] for row in whole]
 
@@ -80,7 +80,7 @@ def test_a_stopped_run_goes_on_bit_for_bit(tiny, tmp_path, monkeypatch) -> None:
     assert codec.encode(np.zeros((1, 12, 12, 3), np.float32)).shape == (1, 6, 6)
     step = lwm.load_vqgan(tiny.out / "checkpoints" / "6")
     assert step.config == tiny.model
-    # A run of another model in its place is refused, and one that begins where it ended is not.
+    # Another model cannot resume the run, nor start from its weights.
     other = replace(tiny.model, codebook_size=8)
     with pytest.raises(ConfigError, match="codebook_size is 16, not 8"):
         train_vqgan(replace(tiny, model=other))
@@ -90,21 +90,21 @@ def test_a_stopped_run_goes_on_bit_for_bit(tiny, tmp_path, monkeypatch) -> None:
         lwm.load(str(tiny.out))
 
 
-def test_what_cannot_be_is_refused_before_anything_is_written(tiny) -> None:
-    for changes, error, said in (
+def test_wrong_settings_are_refused_before_anything_is_written(tiny) -> None:
+    for changes, error, words in (
         ({"mesh": "1,4,1,1"}, ConfigError, "multiple of 4"),
         ({"data": replace(tiny.data, held_out=("x",))}, InputError, "'x'"),
     ):
-        with pytest.raises(error, match=said):
+        with pytest.raises(error, match=words):
             train_vqgan(replace(tiny, **changes))
     assert not tiny.out.exists()
-    for changes, said in (
+    for changes, words in (
         ({"example_size": 13}, "multiple of 2"),
         ({"example_size": 10}, "at least 11"),
         ({"example_size": 18}, "source_size"),
         ({"data": replace(tiny.data, held_out=())}, "nothing is held out"),
     ):
-        with pytest.raises(ConfigError, match=said):
+        with pytest.raises(ConfigError, match=words):
             replace(tiny, **changes)
 
 

@@ -1,4 +1,4 @@
-"""A run so small that it compiles and learns in seconds, as settings of the command line."""
+"""Define a run that compiles and trains in seconds, by flags of the command line."""
 
 import json
 import os
@@ -24,7 +24,6 @@ STEPS = 12
 
 
 def write_text(path: Path, examples: int = 60) -> Path:
-    """Examples of random words, so that there is something to learn and every one differs."""
     random = np.random.default_rng(0)
     words = ["ark", "boat", "corn", "dove", "earth", "field", "gate", "house", "ivory", "jar"]
     lines = [
@@ -47,7 +46,7 @@ def run(out: Path, data: Path, *more: str) -> TrainingRun:
 
 
 def train(out: Path, data: Path, *more: str) -> list[float]:
-    """Trains in this process; the loss of each step."""
+    """Train in this process; return the loss of each step."""
     train_model(run(out, data, *more))
     return losses(out)
 
@@ -63,7 +62,7 @@ def command(*arguments: str) -> list[str]:
 
 
 def spawn(*arguments: str, **environment: str) -> "subprocess.Popen[str]":
-    """Trains in a process group of its own, with a compile cache shared with the suite's."""
+    """Train in a new process group, with the suite's compile cache."""
     inherited: dict[str, Any] = {
         **os.environ,
         "JAX_COMPILATION_CACHE_DIR": str(jax.config.values["jax_compilation_cache_dir"]),

@@ -1,7 +1,4 @@
-"""What a training run is: one typed value, made by a recipe and changed from the command line.
-
-Each part belongs to the room that uses it; only `assemble` sees the whole.
-"""
+"""Define the settings of a training run, which a recipe makes and the command line changes."""
 
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -32,10 +29,10 @@ from lwm.training.vqgan.training import ReconstructionConfig
 
 @dataclass(frozen=True, kw_only=True)
 class ModelSettings:
-    """The model to train: a size by name, and what differs from it."""
+    """Set the model to train: a size by name, and what differs from it."""
 
     size: str = ""
-    """A size: debug, 200m, 1b, 3b, 7b, 13b, 30b, 65b; empty takes that of --init."""
+    """A size: debug, 200m, 1b, 3b, 7b, 13b, 30b, 65b; empty for that of --init."""
     rope_theta: float | None = None
     """Base of the rotary embedding; raise it to extend the context."""
     vocab_size: int | None = None
@@ -48,72 +45,64 @@ class ModelSettings:
     rms_norm_eps: float | None = None
     tie_embeddings: bool | None = None
     vision: Annotated[VisionVocabulary | None, tyro.conf.AvoidSubcommands] = None
-    """What the model sees; a text model, or what --init sees, unless given."""
+    """Vision vocabulary; defaults to that of --init, or none."""
 
     def resolve(self, sequence_length: int, start: LlamaConfig | None, source: str) -> LlamaConfig:
-        """The model's configuration.
+        """Return the model's configuration, or raise ConfigError if it contradicts the start.
 
         Args:
-            start: that of the checkpoint named `source` to start from, or None.
-
-        Raises:
-            ConfigError: neither a size nor a checkpoint is given, or they disagree.
+            start: the configuration of the checkpoint `source` to start from, or None.
         """
         changes = {field.name: getattr(self, field.name) for field in fields(self)}
         del changes["size"]
-        # Rows shorter than a model's context do not take it away.
-        had = 0 if start is None else start.max_sequence_length
-        changes["max_sequence_length"] = max(sequence_length, had)
-        if not self.size and start is None:
-            raise ConfigError("model.size is empty and no --init is given; give one of them")
-        if not self.size:
-            assert start is not None
-            wanted = override(start, **changes)
-        else:
-            sized = size(self.size)
-            if self.hidden_size or self.num_heads:  # the rest of attention follows, unless given
-                heads = self.num_heads or sized.num_heads
-                changes["head_dim"] = (
-                    self.head_dim or (self.hidden_size or sized.hidden_size) // heads
-                )
+        # Shorter rows do not reduce a model's context.
+        context = 0 if start is None else start.max_sequence_length
+        changes["max_sequence_length"] = max(sequence_length, context)
+        if self.size:
+            base = size(self.size)
+            if self.hidden_size or self.num_heads:  # the rest of attention follows by default
+                heads = self.num_heads or base.num_heads
+                head_dim = (self.hidden_size or base.hidden_size) // heads
+                changes["head_dim"] = self.head_dim or head_dim
                 changes["num_kv_heads"] = self.num_kv_heads or heads
-            wanted = override(sized, **changes)
-        if start is None:
-            return wanted
-        # What a stage may change, and what a size says of the original and not of this checkpoint.
+        elif start is not None:
+            base = start
+        else:
+            raise ConfigError("model.size is empty and there is no --init; set one of them")
+        config = override(base, **changes)
+        return config if start is None else self._require_same(config, start, source)
+
+    def _require_same(self, config: LlamaConfig, start: LlamaConfig, source: str) -> LlamaConfig:
+        """Refuse to change what a checkpoint's weights depend on; take the rest from it."""
+        if self.vision is None:  # a size has no vision vocabulary
+            config = override(config, vision=start.vision)
+        elif start.vision is None:
+            raise ConfigError(
+                f"--init {source} is a text model and this run trains a vision-language model; "
+                f"add vision with 'lwm convert {source} DEST --add-vision', and use --init DEST"
+            )
+        else:
+            for field in fields(VisionVocabulary):
+                has, asked = getattr(start.vision, field.name), getattr(self.vision, field.name)
+                if has != asked:
+                    raise ConfigError(
+                        f"--init {source} has vision.{field.name} {has}, but this run has "
+                        f"{asked}; add --model.vision.{field.name.replace('_', '-')} {has}"
+                    )
+        # A stage may change these, and a size has the original's values for them.
         free = {"max_sequence_length", "rope_theta", "initializer_range", "rms_norm_eps"}
-        self._require_same_vision(start, source)
-        if self.vision is None:  # with a size, which says nothing of vision
-            wanted = override(wanted, vision=start.vision)
         for field in fields(LlamaConfig):
-            has, asked = getattr(start, field.name), getattr(wanted, field.name)
+            has, asked = getattr(start, field.name), getattr(config, field.name)
             if field.name not in free and has != asked:
                 raise ConfigError(
-                    f"--init {source} has {field.name} {has}, but this run asks for {asked}; "
-                    "choose the --model.size of the checkpoint, or --model.size '' to take what "
-                    "it has"
+                    f"--init {source} has {field.name} {has}, but this run has {asked}; choose "
+                    "the --model.size of the checkpoint, or --model.size '' to take its own"
                 )
         return override(
-            wanted,
+            config,
             rope_theta=self.rope_theta or start.rope_theta,
             rms_norm_eps=self.rms_norm_eps or start.rms_norm_eps,
         )
-
-    def _require_same_vision(self, start: LlamaConfig, source: str) -> None:
-        if self.vision is None:
-            return
-        if start.vision is None:
-            raise ConfigError(
-                f"--init {source} is a text model and this run trains one that sees; give it "
-                f"vision first with 'lwm convert {source} DEST --add-vision', and --init DEST"
-            )
-        for field in fields(VisionVocabulary):
-            has, asked = getattr(start.vision, field.name), getattr(self.vision, field.name)
-            if has != asked:
-                raise ConfigError(
-                    f"--init {source} has vision.{field.name} {has}, but this run asks for "
-                    f"{asked}; add --model.vision.{field.name.replace('_', '-')} {has}"
-                )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -123,7 +112,6 @@ class RunSettings(Checked):
     out: Path = Path()
     """Directory for checkpoints and metrics; defaults to runs/RECIPE."""
     init: str = ""
-    """What to start from; random weights by default."""
     fresh: bool = False
     """Start from the beginning, and move aside a run that is in the directory already."""
     batch_size: Annotated[int, Ge(1)] = 8
@@ -131,7 +119,7 @@ class RunSettings(Checked):
     mesh: str = "1,-1,1,1"
     """Devices along data,fsdp,tensor,sequence; -1 takes the devices that are left."""
     seed: int = 0
-    """Seed of the random weights; the data has its own."""
+    """Seed of the random weights; the data has another."""
     loop: Annotated[LoopConfig, tyro.conf.OmitArgPrefixes] = LoopConfig()
     optimizer: OptimizerConfig = OptimizerConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
@@ -172,10 +160,6 @@ class VqganRun(RunSettings):
     because the model is the same at every place."""
     batch_size: Annotated[int, Ge(1)] = 16
     """Images per step, over all devices."""
-    mesh: str = "1,-1,1,1"
-    """Devices along data,fsdp,tensor,sequence; images are split over the first two."""
-    seed: int = 0
-    """Seed of the random weights and of revived codebook entries; the data has its own."""
     model: VQGANConfig = VQGANConfig()
     data: ImageDataConfig = ImageDataConfig()
     codebook: CodebookConfig = CodebookConfig()

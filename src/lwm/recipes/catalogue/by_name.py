@@ -9,24 +9,24 @@ from dataclasses import replace
 from pathlib import Path
 
 from lwm.core.errors import ConfigError
-from lwm.recipes.catalogue import small, text, vision, vqgan
+from lwm.recipes.catalogue import paper, small, vqgan
 from lwm.recipes.settings import TrainingRun, VqganRun
 
 RECIPES: dict[str, Callable[[], TrainingRun]] = {
     "debug": small.debug,
     "book": small.book,
     "chat": small.chat_tuning,
-    "text-32k": text.text_32k,
-    "text-128k": text.text_128k,
-    "text-256k": text.text_256k,
-    "text-512k": text.text_512k,
-    "text-1m": text.text_1m,
-    "vision-debug": vision.vision_debug,
-    "vision-1k": vision.vision_1k,
-    "vision-8k": vision.vision_8k,
-    "vision-32k": vision.vision_32k,
-    "vision-128k": vision.vision_128k,
-    "vision-1m": vision.vision_1m,
+    "text-32k": paper.text_32k,
+    "text-128k": paper.text_128k,
+    "text-256k": paper.text_256k,
+    "text-512k": paper.text_512k,
+    "text-1m": paper.text_1m,
+    "vision-debug": small.vision_debug,
+    "vision-1k": paper.vision_1k,
+    "vision-8k": paper.vision_8k,
+    "vision-32k": paper.vision_32k,
+    "vision-128k": paper.vision_128k,
+    "vision-1m": paper.vision_1m,
 }
 
 VQGAN_RECIPES: dict[str, Callable[[], VqganRun]] = {

@@ -1,6 +1,8 @@
-"""Recipes for small machines, and for a user's own chats."""
+"""Define recipes for small machines, and for fine-tuning on chats."""
 
 from lwm.data.config import DataConfig
+from lwm.models.vision_tokens import VisionVocabulary
+from lwm.recipes.catalogue.paper import VISION_DATA
 from lwm.recipes.settings import ModelSettings, TrainingRun
 from lwm.training.checkpointing import CheckpointConfig
 from lwm.training.loop import LoopConfig
@@ -9,7 +11,7 @@ from lwm.training.step import ComputeConfig
 
 
 def debug() -> TrainingRun:
-    """The original's debug size on any text, a few steps: does everything run?"""
+    """Check that everything runs: the original's debug size on any text, a few steps."""
     return TrainingRun(
         model=ModelSettings(size="debug"),
         sequence_length=512,
@@ -23,7 +25,7 @@ def debug() -> TrainingRun:
 
 
 def book() -> TrainingRun:
-    """A small model of a real book, the King James Bible, in minutes on two cores."""
+    """Train a small model of the King James Bible, in minutes on two cores."""
     return TrainingRun(
         model=ModelSettings(
             size="debug",
@@ -58,5 +60,30 @@ def chat_tuning() -> TrainingRun:
         loop=LoopConfig(steps=100),
         data=DataConfig(messages="messages", packing="pack"),
         optimizer=OptimizerConfig(learning_rate=2e-5, warmup_steps=10),
+        checkpoint=CheckpointConfig(every=50),
+    )
+
+
+def vision_debug() -> TrainingRun:
+    """Train a small model on text, images and videos, on two cores: --data.path examples.jsonl."""
+    return TrainingRun(
+        model=ModelSettings(
+            size="debug",
+            vocab_size=2048,
+            hidden_size=192,
+            intermediate_size=512,
+            num_layers=3,
+            num_heads=3,
+            num_kv_heads=1,
+            vision=VisionVocabulary(),
+        ),
+        sequence_length=1024,
+        batch_size=2,
+        mesh="1,1,1,1",
+        loop=LoopConfig(steps=100),
+        data=VISION_DATA,
+        optimizer=OptimizerConfig(
+            learning_rate=3e-3, final_learning_rate=3e-4, warmup_steps=10, weight_decay=0.1
+        ),
         checkpoint=CheckpointConfig(every=50),
     )

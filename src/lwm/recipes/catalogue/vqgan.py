@@ -1,4 +1,4 @@
-"""Recipes that train a VQGAN: one for two cores, and the original's size."""
+"""Define recipes that train a VQGAN: one for two cores, and one of the original's size."""
 
 from lwm.data.images import ImageDataConfig
 from lwm.models.vqgan import VQGANConfig
@@ -9,11 +9,11 @@ from lwm.training.optimizer import OptimizerConfig
 from lwm.training.vqgan.training import ReconstructionConfig
 
 HELD_OUT = ("camera.png", "chelsea.png", "china.jpg", "coffee.png", "rocket.jpg", "carphone*")
-"""Of `lwm[pictures]`: five photographs and one video, both versions of it."""
+"""Files of `lwm[pictures]` to hold out: five photographs, and both versions of a video."""
 
 
 def vqgan_64() -> VqganRun:
-    """A VQGAN of 64 x 64 pictures as 16 x 16 codes of 1,024, on photographs and videos."""
+    """Train a VQGAN of 64 x 64 pixels as 16 x 16 codes of 1,024, on photographs and videos."""
     return VqganRun(
         model=VQGANConfig(
             image_size=64,
@@ -40,7 +40,7 @@ def vqgan_64() -> VqganRun:
 
 
 def vqgan_256() -> VqganRun:
-    """The original's size, 256 x 256 pictures as 256 codes of 8,192: --data.path YOUR_PICTURES."""
+    """Train the original's size, 256 x 256 pixels as 256 codes of 8,192: --data.path IMAGES."""
     return VqganRun(
         batch_size=64,
         loop=LoopConfig(steps=100_000),
