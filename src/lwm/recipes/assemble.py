@@ -50,16 +50,9 @@ TOKENIZER_TEXTS = 20_000
 
 
 def train_model(run: TrainingRun) -> Path:
-    """Train from the beginning, or from the last checkpoint in the run's directory.
+    """Train from the beginning or from the last checkpoint; return the run's directory, a MODEL.
 
-    Returns:
-        The run's directory, which can be used as a MODEL.
-
-    Raises:
-        ConfigError: settings contradict each other, the machine or the checkpoint to start from.
-        InputError: the data cannot be used.
-        CheckpointError: a checkpoint cannot be read or written.
-        CapacityError: weights and optimizer do not fit into memory.
+    Raises LwmError, before anything is written, if settings, data or machine do not fit together.
     """
     join(run.distributed)
     mesh = make_mesh(run.mesh)

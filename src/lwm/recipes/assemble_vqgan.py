@@ -29,16 +29,7 @@ _GRID_IMAGES = 16
 
 
 def train_vqgan(run: VqganRun) -> Path:
-    """Train from the beginning, or from the last checkpoint in the run's directory.
-
-    Returns:
-        The run's directory, which `lwm.load_vqgan` opens.
-
-    Raises:
-        ConfigError: settings contradict each other, the machine or the VQGAN to start from.
-        InputError: the images cannot be used.
-        CheckpointError: a checkpoint cannot be read or written.
-    """
+    """Train from the beginning or from the last checkpoint; return the run's directory."""
     mesh = make_mesh(run.mesh)
     parts = shard_count(mesh, "batch", TRAINING)
     if run.batch_size % parts:

@@ -33,9 +33,6 @@ def learn(
         facts: what describes the model; saved with every checkpoint, and compared on resuming.
         description: logged when training starts.
         save_inputs: copies what belongs to the model to the run's directory, in process 0.
-
-    Returns:
-        The run's directory.
     """
     with ExitStack() as stack:
         existed = run.out.is_dir()

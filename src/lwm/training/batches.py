@@ -107,7 +107,7 @@ class BatchLayout:
 def causal_pairs(segments: Int[np.ndarray, "rows seq"]) -> int:
     """Count the pairs of a query and a key that causality and segments allow, in rows in order.
 
-    A segment of n tokens has n (n + 1) / 2 pairs; padding, of segment -1, has none.
+    A segment of n tokens has n (n + 1) / 2 pairs. Segment -1 is padding, without pairs.
     """
     rows, length = segments.shape
     starts = np.ones((rows, length), bool)

@@ -82,7 +82,7 @@ class Checkpoints:
         return self._config.best > 0
 
     def due(self, step: int) -> bool:
-        """Return whether a checkpoint is written at this step, whatever its loss."""
+        """Return whether a checkpoint is written at this step in any case."""
         milestones = self._config.milestones
         return step % self._config.every == 0 or (milestones > 0 and step % milestones == 0)
 

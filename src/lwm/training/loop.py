@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Protocol
+from typing import Annotated, Any, Protocol, runtime_checkable
 
 import grain
 import jax
@@ -47,6 +47,7 @@ class Diverged(LwmError):
     """Signal that loss or gradient was not finite for too many steps in a row."""
 
 
+@runtime_checkable
 class BatchSource(Protocol):
     """Yield this process's rows without end; checkpoints save the position of `iterator`."""
 

@@ -1,9 +1,9 @@
 """Compute cross-entropy over a large vocabulary, one chunk of positions at a time.
 
 Logits exist for one chunk only. In training, each chunk yields its part of the loss and of the
-gradients at once, so that the backward pass neither stores nor recomputes logits. On a mesh, every
-device works on its own positions and its own part of the vocabulary. Where text and vision share
-the head, the softmax of a target runs over the ids of its own kind, as if there were two heads.
+gradients together, so that the backward pass neither stores nor recomputes logits. On a mesh,
+every device works on its positions and its part of the vocabulary. Where text and vision share the
+head, the softmax of a target runs over the ids of the target's kind, as if there were two heads.
 
 Sources: the loss of a packed row, LargeWorldModel paper (arXiv 2402.08268, section 4.2); gradients
 in the forward pass, Wijmans et al. 2024 (arXiv 2411.09009) and Hsu et al. 2024 (arXiv 2410.10989).

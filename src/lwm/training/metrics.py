@@ -4,6 +4,7 @@ import importlib.util
 import json
 import math
 import secrets
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -13,6 +14,9 @@ from lwm.core.files import new_file
 from lwm.core.journal import append, read_journal
 
 FILE, CURVE = "metrics.jsonl", "loss.png"
+
+_Tracker = tuple[Callable[[int, dict[str, Any]], None], Callable[[], None]]
+"""Functions that write scalars at a step, and that close the tracker."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,11 +43,11 @@ class Metrics:
         self, run: Path, tracking: TrackingConfig, *, after: int, settings: dict[str, Any]
     ) -> None:
         self._path = run / FILE
-        self._trackers: list[Any] = []
+        self._trackers: list[_Tracker] = []
         if tracking.tensorboard:
-            self._trackers.append(_TensorBoard(run / "tensorboard", after))
+            self._trackers.append(_tensorboard(run / "tensorboard", after))
         if tracking.wandb:
-            self._trackers.append(_WeightsAndBiases(run, tracking, settings))
+            self._trackers.append(_weights_and_biases(run, tracking, settings))
         rows = [row for row in read_metrics(self._path) if row["step"] <= after]
         with new_file(self._path, replace=True) as file:
             file.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
@@ -60,13 +64,13 @@ class Metrics:
             for name, value in plain.items()
             if isinstance(value, int | float) and name != "step"
         }
-        for tracker in self._trackers:
-            tracker.write(row["step"], scalars)
+        for write, _ in self._trackers:
+            write(row["step"], scalars)
 
     def close(self) -> None:
         """Close the trackers."""
-        for tracker in self._trackers:
-            tracker.close()
+        for _, close in self._trackers:
+            close()
 
     def plot(self) -> Path | None:
         """Write the loss curve as a PNG file beside the metrics; do nothing without rows."""
@@ -117,46 +121,38 @@ def require_tracking(tracking: TrackingConfig) -> None:
             raise ConfigError(f"tracking needs {package}, which is missing; install lwm[track]")
 
 
-class _TensorBoard:
-    def __init__(self, directory: Path, after: int) -> None:
-        from tensorboardX import SummaryWriter
+def _tensorboard(directory: Path, after: int) -> _Tracker:
+    from tensorboardX import SummaryWriter
 
-        # Events that an interrupted run wrote after its last checkpoint are hidden, not doubled.
-        self._writer = SummaryWriter(str(directory), purge_step=after + 1)
+    # Events that an interrupted run wrote after its last checkpoint are hidden, not doubled.
+    writer = SummaryWriter(str(directory), purge_step=after + 1)
 
-    def write(self, step: int, scalars: dict[str, float]) -> None:
+    def write(step: int, scalars: dict[str, Any]) -> None:
         for name, value in scalars.items():
-            self._writer.add_scalar(name, value, step)
+            writer.add_scalar(name, value, step)
 
-    def close(self) -> None:
-        self._writer.close()
+    return write, writer.close
 
 
-class _WeightsAndBiases:
-    def __init__(self, run: Path, tracking: TrackingConfig, settings: dict[str, Any]) -> None:
-        import wandb
+def _weights_and_biases(run: Path, tracking: TrackingConfig, settings: dict[str, Any]) -> _Tracker:
+    import wandb
 
-        id_file = run / "wandb-run-id"  # a resumed run continues under the same id
-        if not id_file.is_file():
-            id_file.write_text(secrets.token_hex(4), encoding="utf-8")
-        try:
-            self._run = wandb.init(
-                project=tracking.wandb,
-                mode=tracking.wandb_mode,
-                dir=str(run),
-                name=run.name,
-                id=id_file.read_text(encoding="utf-8").strip(),
-                resume="allow",
-                config=settings,
-            )
-        except wandb.Error as error:
-            raise ConfigError(
-                f"Weights & Biases cannot be reached ({' '.join(str(error).split())[:200]}); log "
-                "in first, or add --tracking.wandb-mode offline"
-            ) from error
-
-    def write(self, step: int, scalars: dict[str, float]) -> None:
-        self._run.log(scalars, step=step)
-
-    def close(self) -> None:
-        self._run.finish()
+    id_file = run / "wandb-run-id"  # a resumed run continues under the same id
+    if not id_file.is_file():
+        id_file.write_text(secrets.token_hex(4), encoding="utf-8")
+    try:
+        tracked = wandb.init(
+            project=tracking.wandb,
+            mode=tracking.wandb_mode,
+            dir=str(run),
+            name=run.name,
+            id=id_file.read_text(encoding="utf-8").strip(),
+            resume="allow",
+            config=settings,
+        )
+    except wandb.Error as error:
+        raise ConfigError(
+            f"Weights & Biases cannot be reached ({' '.join(str(error).split())[:200]}); log in "
+            "first, or add --tracking.wandb-mode offline"
+        ) from error
+    return lambda step, scalars: tracked.log(scalars, step=step), tracked.finish

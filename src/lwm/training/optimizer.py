@@ -9,7 +9,6 @@ from typing import Annotated, Any, Literal
 import jax
 import optax
 from annotated_types import Ge, Gt, Lt
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from lwm.core.config import Checked
 from lwm.core.params import ParamSpec
@@ -74,22 +73,3 @@ def _is_kernel(spec: ParamSpec) -> bool:
     """Return whether a weight is neither a norm's scale nor an embedding, whose rows are ids."""
     axes = tuple(axis for axis in spec.axes if axis != "layers")
     return len(axes) > 1 and axes[0] not in ("vocab", "codes")
-
-
-def state_shardings(
-    optimizer: optax.GradientTransformation, weights: Any, shardings: Any, mesh: Mesh
-) -> Any:
-    """Return the shardings of the optimizer's state: averages like their weights, counters whole.
-
-    Args:
-        weights: the weights, or their abstract shapes.
-        shardings: the shardings of the weights.
-    """
-    replicated = NamedSharding(mesh, PartitionSpec())
-    return optax.tree_utils.tree_map_params(
-        optimizer,
-        lambda _, sharding: sharding,
-        jax.eval_shape(optimizer.init, weights),
-        shardings,
-        transform_non_params=lambda _: replicated,
-    )

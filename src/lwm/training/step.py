@@ -96,11 +96,6 @@ def means_by_kind(sums: Mapping[str, Any]) -> dict[str, Any]:
     return means
 
 
-def whole_model(weights: Llama, frozen: None) -> Llama:
-    """Return the model that is trained whole."""
-    return weights
-
-
 def adapted_model(adapters: Any, frozen: Llama) -> Llama:
     """Return the frozen model with trained adapters beside its layers."""
     layers: Any = AdaptedLayer(layer=frozen.layers, adapters=adapters)  # type: ignore[arg-type]
@@ -175,12 +170,10 @@ def loss_sums(
 
 def train_step(
     state: TrainState,
-    frozen: Any,
     batch: Batch,
     *,
     optimizer: optax.GradientTransformation,
-    model: Callable[[Any, Any], Llama],
-    sums: Callable[[Llama, Batch], LossSums],
+    sums: Callable[[Any, Batch], LossSums],
 ) -> tuple[TrainState, StepMetrics]:
     """Train on one batch [micro, rows, seq].
 
@@ -188,9 +181,7 @@ def train_step(
     or gradient is not finite, weights and optimizer stay as they were.
 
     Args:
-        frozen: weights that are used and not changed.
-        model: makes the model from trained and frozen weights.
-        sums: computes the loss of a microbatch.
+        sums: computes the loss of a microbatch from the trained weights.
 
     Returns:
         The next state, and metrics: `loss`, which is minimized, and `nll`, the mean over targets,
@@ -200,7 +191,7 @@ def train_step(
     """
 
     def loss(weights: Any, batch: Batch) -> tuple[Array, LossSums]:
-        total = sums(model(weights, frozen), batch)
+        total = sums(weights, batch)
         return total["loss"], total
 
     gradient, total = _sum_over_microbatches(

@@ -9,6 +9,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 
 from lwm.checkpoints.checkpoint import Checkpoint
 from lwm.checkpoints.place import load_stacked
@@ -21,7 +22,6 @@ from lwm.models.llama import Llama, LlamaConfig, llama_params
 from lwm.models.lora import LoraConfig, lora_params
 from lwm.training.batches import BatchLayout, causal_pairs
 from lwm.training.loss import LossSums
-from lwm.training.optimizer import state_shardings
 from lwm.training.step import (
     Batch,
     ComputeConfig,
@@ -31,7 +31,6 @@ from lwm.training.step import (
     loss_sums,
     means_by_kind,
     train_step,
-    whole_model,
 )
 from lwm.training.training import Tally, Training
 
@@ -70,12 +69,15 @@ class TextTraining(Training):
     @property
     def shardings(self) -> TrainState:
         weights = params.shardings(self.specs, self.mesh, TRAINING)
-        abstract = params.abstract(self.specs, jnp.float32)
-        return TrainState(
-            weights=weights,
-            optimizer=state_shardings(self.transformation, abstract, weights, self.mesh),
-            step=self.replicated,  # type: ignore[arg-type]
+        optimizer = optax.tree_utils.tree_map_params(
+            self.transformation,
+            lambda _, sharding: sharding,  # each average is sharded like its weight
+            jax.eval_shape(self.transformation.init, params.abstract(self.specs, jnp.float32)),
+            weights,
+            transform_non_params=lambda _: self.replicated,
         )
+        step: Any = self.replicated
+        return TrainState(weights=weights, optimizer=optimizer, step=step)
 
     def initial_state(self, weights: Any) -> TrainState:
         return TrainState(
@@ -112,31 +114,23 @@ class TextTraining(Training):
         return self.layout.place(local)
 
     def train_step(
-        self, state: TrainState, frozen: Any, batch: Batch
+        self, state: TrainState, frozen: Llama | None, batch: Batch
     ) -> tuple[TrainState, StepMetrics]:
-        return train_step(
-            state,
-            frozen,
-            batch,
-            optimizer=self.transformation,
-            model=self._model,
-            sums=self._loss_sums,
-        )
+        sums = partial(self._loss_sums, frozen)
+        return train_step(state, batch, optimizer=self.transformation, sums=sums)
 
-    def evaluate_batch(self, state: TrainState, frozen: Any, batch: Batch) -> LossSums:
-        sums = jax.lax.map(
-            lambda micro: self._loss_sums(self._model(state.weights, frozen), micro), batch
-        )
+    def evaluate_batch(self, state: TrainState, frozen: Llama | None, batch: Batch) -> LossSums:
+        sums = jax.lax.map(partial(self._loss_sums, frozen, state.weights), batch)
         return jax.tree.map(lambda x: x.sum(), sums)
 
-    @property
-    def _model(self) -> Any:
-        return adapted_model if self.lora.rank else whole_model
-
-    @property
-    def _loss_sums(self) -> Any:
-        return partial(
-            loss_sums, config=self.config, compute=self.compute, lora=self.lora, mesh=self.mesh
+    def _loss_sums(self, frozen: Llama | None, weights: Any, batch: Batch) -> LossSums:
+        return loss_sums(
+            weights if frozen is None else adapted_model(weights, frozen),
+            batch,
+            config=self.config,
+            compute=self.compute,
+            lora=self.lora,
+            mesh=self.mesh,
         )
 
     def measure(self, local: Mapping[str, np.ndarray]) -> float:

@@ -154,15 +154,15 @@ def _chat_stage(*, length: int, steps: int, warmup: int, mesh: str) -> TrainingR
 
 
 def vision_32k() -> TrainingRun:
-    """Train vision stage 3: 7B, 32K tokens, chats of four kinds; --init that of vision-8k."""
+    """Train vision stage 3: 7B, 32K tokens, chats; --init the result of vision-8k."""
     return _chat_stage(length=32 << 10, steps=1200, warmup=100, mesh="1,-1,4,1")
 
 
 def vision_128k() -> TrainingRun:
-    """Train vision stage 4: 7B, 128K tokens, chats of four kinds; --init that of vision-32k."""
+    """Train vision stage 4: 7B, 128K tokens, chats; --init the result of vision-32k."""
     return _chat_stage(length=128 << 10, steps=450, warmup=50, mesh="1,-1,8,1")
 
 
 def vision_1m() -> TrainingRun:
-    """Train vision stage 5: 7B, 1M tokens, chats of four kinds; --init that of vision-128k."""
+    """Train vision stage 5: 7B, 1M tokens, chats; --init the result of vision-128k."""
     return _chat_stage(length=1 << 20, steps=50, warmup=5, mesh="1,-1,16,4")
