@@ -69,14 +69,7 @@ class Writer(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class QuestionConfig(Checked):
-    """Configure how a model writes questions.
-
-    Args:
-        chunk_tokens: maximum length of a chunk.
-        tries: attempts at a question and its answer before a chunk is dropped.
-        temperature: of the model; at 0, attempts differ only in the sentence to ask about.
-        seed: of the sampling and of the order of sentences.
-    """
+    """Configure how a model writes questions; at temperature 0, tries differ in the sentence."""
 
     chunk_tokens: Annotated[int, Ge(1)] = 1000
     tries: Annotated[int, Ge(1)] = 8

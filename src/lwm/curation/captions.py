@@ -20,15 +20,10 @@ _MAX_CAPTION_BYTES = 1 << 20
 
 @dataclass(frozen=True, kw_only=True)
 class CaptionedFile:
-    """Hold an image or a video.
-
-    Args:
-        source: path relative to the folder, or the name of a single file.
-        captions: one or several; none to learn the image without a prompt.
-    """
+    """Hold an image or a video; without captions it is learned without a prompt."""
 
     path: Path
-    source: str
+    source: str  # path relative to the folder, or the name of a single file
     captions: tuple[str, ...] = ()
 
     @property

@@ -19,17 +19,12 @@ from lwm.data.text.tokenizer import Tokenizer
 
 @dataclass(frozen=True, kw_only=True)
 class ChunkRecord:
-    """Hold the result for one chunk; a dropped chunk has no question and answer.
+    """Hold the result for one chunk; a dropped chunk has no question and answer."""
 
-    Args:
-        chunk: number of the chunk in the book, from 0.
-        refused: the reason why each unused generation was refused.
-    """
-
-    chunk: int
+    chunk: int  # number in the book, from 0
     question: str | None = None
     answer: str | None = None
-    refused: tuple[str, ...] = ()
+    refused: tuple[str, ...] = ()  # the reason for each unused generation
 
 
 def split_text(text: str, tokenizer: Tokenizer, size: int) -> list[str]:

@@ -47,17 +47,11 @@ _READERS = min(4, os.cpu_count() or 1)  # a large image takes half a GB while it
 
 @dataclass(frozen=True, kw_only=True)
 class FrameSettings(Checked):
-    """Configure the frames of a file and the batches in which they are encoded.
-
-    Args:
-        max_frames: maximum number of frames of a video, spaced evenly; None takes all.
-        fps: frames per second of video to take; None takes all.
-        batch_size: frames per batch, from one file or several.
-    """
+    """Configure the frames of a file, as for `read_video`, and the batches to encode them in."""
 
     max_frames: int | None = None
     fps: float | None = 4.0
-    batch_size: Annotated[int, Ge(1), Le(4096)] = 16
+    batch_size: Annotated[int, Ge(1), Le(4096)] = 16  # frames, from one file or several
 
     def __post_init__(self) -> None:
         super().__post_init__()

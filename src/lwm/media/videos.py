@@ -2,11 +2,14 @@
 
 Each frame is framed as soon as it is decoded, so only small frames are in memory. Decoding starts
 at the keyframe before each sampled frame, so an hour of video costs what is sampled from it.
+FFmpeg does not read animated WebP, so its frame times come from its chunks and its frames from
+Pillow.
 """
 
 import itertools
 import math
 import os
+import struct
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from fractions import Fraction
@@ -19,10 +22,11 @@ from jaxtyping import UInt8
 from PIL import Image
 
 from lwm.core.errors import InputError
-from lwm.media.animated_webp import animation_frames, animation_times
-from lwm.media.choice import check_choice, choose_frames
+from lwm.media.choice import Timeline, check_choice, choose_frames
 from lwm.media.files import (
+    BinaryFile,
     MediaSource,
+    decoder_errors,
     image_format,
     open_media,
     refuse_truncated,
@@ -30,6 +34,7 @@ from lwm.media.files import (
     require_extension,
 )
 from lwm.media.framing import check_size, crop_square
+from lwm.media.still_images import MAX_BYTES, bitmap_bytes, opaque, open_image
 from lwm.media.streams import decode_frames_at, index_frames, open_video
 
 _MAX_BYTES = 1 << 32  # of frames that one call returns
@@ -46,7 +51,7 @@ def is_video(source: MediaSource) -> bool:
     with open_media(source) as (file, name):
         kind = image_format(file)
         if kind == "WEBP":
-            timeline = animation_times(file)
+            timeline = _webp_times(file)
             return timeline is not None and len(timeline.times) > 1
         try:
             with open_video(file, name) as video:
@@ -104,11 +109,11 @@ def _sampled(
         still = InputError(f"{name} is a still image; read it as an image")
         kind = image_format(file)
         if kind == "WEBP":
-            timeline = animation_times(file)
+            timeline = _webp_times(file)
             if timeline is None:
                 raise still
             indices = choose_frames(timeline, max_frames=max_frames, fps=fps)
-            images = animation_frames(file, _distinct(indices), name)
+            images = _webp_frames(file, _distinct(indices), name)
             yield len(indices), _framed(indices, images, size, name), name
             return
         if kind in ("JPEG", "BMP"):
@@ -134,6 +139,46 @@ def _framed(
         square = crop_square(image, size, name)
         for _ in group:
             yield square
+
+
+def _webp_times(file: BinaryFile) -> Timeline | None:
+    """Return when each frame of a WebP file appears, or None for a still image."""
+    times: list[float] = []
+    clock = 0  # milliseconds
+    file.seek(12)
+    while len(head := file.read(8)) == 8:
+        size = struct.unpack("<I", head[4:])[0]
+        start = file.tell()
+        if head[:4] == b"ANMF":
+            header = file.read(16)
+            if len(header) < 16:
+                break
+            times.append(clock / 1000)
+            # Browsers show a frame of duration 0 for a tenth of a second.
+            clock += int.from_bytes(header[12:15], "little") or 100
+        file.seek(start + size + size % 2)
+    file.seek(0)
+    return Timeline(times=times, end=clock / 1000) if times else None
+
+
+def _webp_frames(file: BinaryFile, indices: Sequence[int], name: str) -> Iterator[Image.Image]:
+    """Yield the frames of these ascending indices.
+
+    A frame builds upon the one before it, so every frame up to the last index is decoded.
+    """
+    with decoder_errors(name, "an animated WebP"):
+        image = open_image(file, name)
+        if bitmap_bytes(image) > MAX_BYTES:
+            raise InputError(
+                f"{name} has frames of {image.width} x {image.height} pixels, which take more "
+                f"than {MAX_BYTES >> 20} MiB to decode; scale it down"
+            )
+    for index in indices:
+        with decoder_errors(name, "an animated WebP"):
+            image.seek(index)
+            image.load()
+            frame = opaque(image)
+        yield frame
 
 
 def require_video_name(path: str | os.PathLike[str], fps: float) -> None:
