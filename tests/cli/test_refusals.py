@@ -250,7 +250,7 @@ def test_a_released_vision_language_model(refused: Run) -> None:
 
 def test_vision_settings_that_do_not_apply(refused: Run, broken: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
-    refused("--vision-codes.*--add-vision adds", "convert", broken, out, "--vision-codes", 9)
+    refused("--vision-codes.*need --add-vision", "convert", broken, out, "--vision-codes", 9)
     refused(r"vision.codes is 0", "convert", broken, out, "--add-vision", "--vision-codes", 0)
     refused("no such file", "convert", broken, out, "--add-vision", "--vqgan", tmp_path / "no")
     assert not out.exists()

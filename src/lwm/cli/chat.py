@@ -1,18 +1,15 @@
 """Chat with a model, also about documents, images and videos: `lwm chat`."""
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import tyro
 
 from lwm.cli.flags import Load, LoadFlags, ModelName, Sampling, SamplingFlags, print_stream
 from lwm.core.errors import CapacityError, InputError
 from lwm.core.progress import console, say
-
-if TYPE_CHECKING:
-    from lwm.generation.model import Model
 
 Files = Annotated[tuple[Path, ...], tyro.conf.UseAppendAction]
 
@@ -59,8 +56,9 @@ def chat(
         )
     # Everything that may be refused is read before the user types.
     from lwm.data.text.documents import read_document
+    from lwm.generation.session import load_session, save_session
 
-    context = "\n\n".join(read_document(path) for path in document)
+    documents = [read_document(path) for path in document]
     loaded = load.load(model)
     loaded.tokenizer  # noqa: B018
     frames = {"max_frames": max_frames, "fps": fps}
@@ -69,21 +67,35 @@ def chat(
         for kind, path in _in_order({"image": list(image), "video": list(video)}, sys.argv)
     ]
     parts = [{"type": "codes", "codes": loaded.codes(part)} for part in parts]
-    settings = {"template": template, **vars(sampling)}
-    conversation = _Conversation(loaded, context, parts, system, settings)
-    if session is not None and resumed:
-        conversation.resume(session)
+    opening: list[Any] = [] if system is None else [{"role": "system", "content": system}]
+    turns = [*load_session(session, loaded)] if session is not None and resumed else [*opening]
+
+    def ask(question: str) -> None:
+        content: Any = question
+        if turns == opening:  # images and videos follow the first question, as in the original
+            content = "\n\n".join([*documents, question])
+            content = [{"type": "text", "text": content}, *parts] if parts else content
+        user = {"role": "user", "content": content}
+        pieces = loaded.chat([*turns, user], stream=True, template=template, **vars(sampling))
+        answer = print_stream(pieces)
+        turns.extend([user, {"role": "assistant", "content": answer}])  # unless interrupted
+        say(f"({loaded.timings})")
+
+    def reset() -> None:
+        turns[:] = opening
+
     try:
         if prompt is not None:
-            conversation.ask(prompt)
+            ask(prompt)
         else:
-            _interact(conversation, session)
+            _interact(ask, reset, session)
     finally:  # prefilling may have taken long, so an interrupted session is saved as well
-        if session is not None:
-            conversation.save(session)
+        if session is not None and turns != opening:
+            save_session(session, loaded, turns)
+            say(f"(saved the conversation in {session})")
 
 
-def _interact(conversation: "_Conversation", session: Path | None) -> None:
+def _interact(ask: Callable[[str], None], reset: Callable[[], None], session: Path | None) -> None:
     say("Type a question; /reset clears the conversation, /exit or Ctrl-D ends it.")
     while (line := _read_line()) is not None:
         match line.strip():
@@ -94,67 +106,15 @@ def _interact(conversation: "_Conversation", session: Path | None) -> None:
             case "/reset" if session is not None:
                 say(f"{session} saves this conversation; exit, and start another --session.")
             case "/reset":
-                conversation.reset()
+                reset()
                 say("The conversation is cleared.")
             case question:
                 try:
-                    conversation.ask(question)
+                    ask(question)
                 except CapacityError as error:  # a shorter question may fit
                     say(f"{error}; or clear the conversation with /reset")
                 except KeyboardInterrupt:
                     say("(stopped)")
-
-
-class _Conversation:
-    """Turns so far; documents precede the first question, and images follow it as in the original.
-
-    Args:
-        context: Text of the documents.
-        parts: Images and videos as message parts.
-        settings: Template and sampling, as `Model.chat` takes them.
-    """
-
-    def __init__(
-        self,
-        model: "Model",
-        context: str,
-        parts: list[dict[str, Any]],
-        system: str | None,
-        settings: dict[str, Any],
-    ) -> None:
-        self._model, self._context, self._parts = model, context, parts
-        self._system = [] if system is None else [{"role": "system", "content": system}]
-        self._settings = settings
-        self._turns: list[dict[str, Any]] = []
-
-    def reset(self) -> None:
-        self._turns = []
-
-    def resume(self, session: Path) -> None:
-        from lwm.generation.session import load_session
-
-        self._turns = [dict(message) for message in load_session(session, self._model)]
-        self._system = []  # it is among the turns
-
-    def save(self, session: Path) -> None:
-        from lwm.generation.session import save_session
-
-        if self._turns:
-            save_session(session, self._model, [*self._system, *self._turns])
-            say(f"(saved the conversation in {session})")
-
-    def ask(self, question: str) -> None:
-        content: Any = question
-        if self._context and not self._turns:
-            content = f"{self._context}\n\n{question}"
-        if self._parts and not self._turns:
-            content = [{"type": "text", "text": content}, *self._parts]
-        turns = [*self._turns, {"role": "user", "content": content}]
-        pieces = self._model.chat([*self._system, *turns], stream=True, **self._settings)
-        answer = print_stream(pieces)
-        # A turn counts only if its answer was not interrupted.
-        self._turns = [*turns, {"role": "assistant", "content": answer}]
-        say(f"({self._model.timings})")
 
 
 def _in_order(files: dict[str, list[Path]], arguments: list[str]) -> Iterator[tuple[str, Path]]:

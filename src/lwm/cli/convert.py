@@ -33,15 +33,11 @@ def convert(
         format: Ours, or the one that transformers loads as LlamaForCausalLM.
         config: Settings of an original checkpoint: a size such as 7b, or a JSON file.
         tokenizer: Tokenizer to save beside the weights; defaults to the source's.
-        dtype: Type of the converted weights; defaults to bfloat16 if the source has it, else
-            float32.
+        dtype: Type of the converted weights; defaults to bfloat16 if the source has it.
         add_vision: Add vision tokens to a text model; their weights are random until trained.
-        vision_codes: Codes of the VQGAN, with --add-vision; defaults as in --vqgan, else
-            8192.
-        vision_codes_per_frame: Codes per image, with --add-vision; defaults as in --vqgan,
-            else 256.
-        vqgan: VQGAN to save beside the weights: a directory, a training run, or the original's
-            pickle.
+        vision_codes: Codes of the VQGAN, with --add-vision; defaults to --vqgan's, or 8192.
+        vision_codes_per_frame: Codes per image, likewise; defaults to --vqgan's, or 256.
+        vqgan: VQGAN to save too: a directory, a training run, or the original's pickle.
         vqgan_config: JSON file with the settings of a pickled VQGAN.
         seed: Seed of the random weights of --add-vision.
     """
@@ -64,8 +60,7 @@ def convert(
         checkpoint = extension.add_vision(checkpoint, vision, seed=seed)
     elif vision_codes is not None or vision_codes_per_frame is not None:
         raise ConfigError(
-            "--vision-codes and --vision-codes-per-frame describe the ids that --add-vision adds; "
-            "add it or leave them out"
+            "--vision-codes and --vision-codes-per-frame need --add-vision; add it or omit them"
         )
     if codec is not None:
         extension.require_codebook(codec[0], str(vqgan), checkpoint.config, source)

@@ -19,9 +19,8 @@ def inspect(arguments: Sequence[str]) -> None:
     """Show rows of a recipe's data, decoded, and count its tokens."""
     if not arguments or arguments[0].startswith("-"):
         raise UsageError(
-            "lwm data inspect",
-            "the recipe must come first; write 'lwm data inspect RECIPE [--rows N] ...' with a "
-            "recipe of 'lwm train --list' and its settings",
+            "lwm data inspect: the recipe must come first; see 'lwm train --list', and write "
+            "'lwm data inspect RECIPE [--rows N] ...'"
         )
     from lwm.recipes.inspection import inspect_rows
     from lwm.recipes.settings import TrainingRun
@@ -62,8 +61,7 @@ def questions(
 ) -> None:
     """Let a model write questions and answers about a book, as long chat examples.
 
-    An interrupted run continues when the command is repeated: each chunk's questions are saved in
-    OUT.chunks.jsonl.
+    A repeated command continues an interrupted run, from OUT.chunks.jsonl.
 
     Args:
         out: JSON lines file to write, for 'lwm train chat --data.path'.

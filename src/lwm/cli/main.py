@@ -70,8 +70,7 @@ def main() -> None:
     try:
         _run("lwm", LWM, sys.argv[1:])
     except LwmError as error:
-        command = error.command if isinstance(error, UsageError) else "lwm"
-        print(f"{command}: {error}", file=sys.stderr)
+        print("" if isinstance(error, UsageError) else "lwm: ", error, sep="", file=sys.stderr)
         warnings.simplefilter("ignore")  # warnings about work that the error interrupted
         sys.exit(error.exit_code)
     except KeyboardInterrupt:
@@ -88,16 +87,15 @@ def main() -> None:
 def _run(command: str, group: Group, arguments: Sequence[str]) -> None:
     see = f"see '{command} --help'"
     if not arguments:
-        raise UsageError(command, f"name one of {', '.join(group.commands)}; {see}")
+        raise UsageError(f"{command}: name one of {', '.join(group.commands)}; {see}")
     name, *rest = arguments
     if name in ("-h", "--help"):
         print(_help(command, group))
         return
     if name not in group.commands:
-        meant = closest_name(name, group.commands)
-        raise UsageError(
-            command, f"unknown command {name!r}; {f'did you mean {meant}?' if meant else see}"
-        )
+        close = closest_name(name, group.commands)
+        remedy = f"did you mean {close}?" if close else see
+        raise UsageError(f"{command}: unknown command {name!r}; {remedy}")
     match group.commands[name]:
         case Group() as inner:
             _run(f"{command} {name}", inner, rest)

@@ -26,11 +26,7 @@ _rules = ConstructorRegistry()
 
 
 class UsageError(LwmError):
-    """Signal a command line that cannot be parsed; `command` is its part before the options."""
-
-    def __init__(self, command: str, problem: str) -> None:
-        super().__init__(problem)
-        self.command = command
+    """Signal a command line that cannot be parsed; the message begins with the command."""
 
 
 def parse(target: Callable[..., T], command: str, arguments: Sequence[str], **settings: Any) -> T:
@@ -51,7 +47,7 @@ def parse(target: Callable[..., T], command: str, arguments: Sequence[str], **se
         if isinstance(event, _errors.UnrecognizedArgs | _errors.MissingArgs | _errors.BadValue):
             unknown = _unknown_option(arguments, _options(target, settings))
         if (problem := unknown or _problem(event)) is not None:
-            raise UsageError(command, problem)
+            raise UsageError(f"{command}: {problem}")
 
     with _errors.on_parse_error(refuse):
         return tyro.cli(target, args=arguments, **settings)

@@ -30,19 +30,15 @@ def tokenize(
 ) -> None:
     """Tokenize folders of captioned images and videos into training data.
 
-    The caption of cat.jpg is the text in cat.txt beside it, or comes from --captions. Files that
-    cannot be read are reported and skipped. An interrupted run continues when the command is
-    repeated: its results are in OUT.partial until OUT is complete.
+    The caption of cat.jpg is the text in cat.txt beside it, or comes from --captions. Unreadable
+    files are skipped. A repeated command continues an interrupted run, from OUT.partial.
 
     Args:
         vqgan: VQGAN that encodes images: a directory, a training run, or the original's pickle.
-        out: File to write for 'lwm train ... --data.path': .jsonl, .jsonl.gz, or .array_record,
-            which holds tokens.
+        out: File to write: .jsonl, .jsonl.gz, or .array_record, which holds tokens.
         vqgan_config: JSON file with the settings of a pickled VQGAN.
-        captions: CSV file with the header file,caption, or JSON lines with these keys; paths are
-            relative to PATH or to this file.
-        uncaptioned: Whether files without a caption are skipped, or kept as images without a
-            prompt.
+        captions: CSV or JSON lines with the columns file (relative to PATH or here) and caption.
+        uncaptioned: Skip files without a caption, or keep them as images without a prompt.
         max_frames: Maximum number of frames of a video, evenly spaced; defaults to all.
         fps: Frames sampled from each second of a video; None takes every frame.
         batch_size: Number of frames to encode together, from one file or several.
@@ -62,9 +58,7 @@ def tokenize(
     from lwm.generation.codec import load_vqgan
 
     if engine == "local" and workers is not None:
-        raise ConfigError(
-            f"--workers {workers} needs --engine ray; add that or leave --workers out"
-        )
+        raise ConfigError(f"--workers {workers} needs --engine ray; add it or omit --workers")
     settings = FrameSettings(max_frames=max_frames, fps=fps, batch_size=batch_size)
     require_destination(out, tokenizer)
     on_ray = encode_on_ray(vqgan, vqgan_config, settings, workers) if engine == "ray" else None
