@@ -11,8 +11,8 @@ from lwm.core.progress import say
 
 
 def convert(
-    source: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="SOURCE")],
-    destination: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="DEST")],
+    source: str,
+    dest: Path,
     /,
     format: Literal["lwm", "huggingface"] = "lwm",
     config: str | None = None,
@@ -29,7 +29,7 @@ def convert(
 
     Args:
         source: Any MODEL.
-        destination: Directory to create.
+        dest: Directory to create.
         format: Ours, or the one that transformers loads as LlamaForCausalLM.
         config: Settings of an original checkpoint: a size such as 7b, or a JSON file.
         tokenizer: Tokenizer to save beside the weights; defaults to the source's.
@@ -41,7 +41,7 @@ def convert(
         vqgan_config: JSON file with the settings of a pickled VQGAN.
         seed: Seed of the random weights of --add-vision.
     """
-    refuse_existing(destination)
+    refuse_existing(dest)
     from lwm.checkpoints import add_vision as extension
     from lwm.checkpoints.formats.vqgan import read_vqgan
     from lwm.checkpoints.open import open_checkpoint
@@ -75,12 +75,12 @@ def convert(
         missing = str(error)
     write_checkpoint(
         checkpoint,
-        destination,
+        dest,
         form=format,
         dtype=dtype or ("bfloat16" if checkpoint.stored_dtype == "bfloat16" else "float32"),
         save_tokenizer=(lambda directory: None) if saved is None else saved.save,
         vqgan=codec,
     )
     if saved is None:
-        say(f"{destination} has no tokenizer ({missing}); text will need --tokenizer")
-    print(destination)
+        say(f"{dest} has no tokenizer ({missing}); text will need --tokenizer")
+    print(dest)

@@ -40,15 +40,7 @@ def inspect(arguments: Sequence[str]) -> None:
 
 def questions(
     model: ModelName,
-    book: Annotated[
-        str,
-        tyro.conf.Positional,
-        tyro.conf.arg(
-            metavar="BOOK",
-            help="A txt, md, html or pdf file, or 'book' for the King James Bible, 'book:Ruth' "
-            "for one of its books.",
-        ),
-    ],
+    book: str,
     /,
     out: Path,
     chunk_tokens: int = 1000,
@@ -64,6 +56,7 @@ def questions(
     A repeated command continues an interrupted run, from OUT.chunks.jsonl.
 
     Args:
+        book: A txt, md, html or pdf file, 'book' (the King James Bible) or 'book:Ruth'.
         out: JSON lines file to write, for 'lwm train chat --data.path'.
         chunk_tokens: Maximum length in tokens of the passage that a question is about.
         length: Maximum length of an example in tokens.
@@ -103,15 +96,7 @@ def questions(
 
 
 def export(
-    source: Annotated[
-        str,
-        tyro.conf.Positional,
-        tyro.conf.arg(
-            metavar="SOURCE",
-            help="hf:NAME or hf:NAME:CONFIGURATION:SPLIT, the directory of a Hugging Face data "
-            "set, a Parquet or JSON lines file, a glob, a URL, or 'book'.",
-        ),
-    ],
+    source: str,
     /,
     out: Path,
     field: str = "text",
@@ -121,6 +106,8 @@ def export(
     """Export one field of a data set as JSON lines with the key 'text'.
 
     Args:
+        source: hf:NAME, hf:NAME:CONFIGURATION:SPLIT, the directory of a Hugging Face data set, a
+            Parquet or JSON lines file, a glob, a URL, or 'book'.
         out: File to write.
         field: Field whose text is exported.
         rows: Maximum number of rows.

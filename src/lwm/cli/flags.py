@@ -15,9 +15,7 @@ if TYPE_CHECKING:
 
 ModelName = Annotated[
     str,
-    tyro.conf.Positional,
     tyro.conf.arg(
-        metavar="MODEL",
         help="A model directory, a .gguf file, params::FILE, trainstate_params::FILE, "
         "flax_params::FILE, hf:OWNER/NAME, or a name from 'lwm info --list'.",
     ),

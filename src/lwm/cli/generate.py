@@ -126,10 +126,9 @@ def generate_video(
         raise InputError("--first-frame and --continue both say how it begins; give one of them")
     loaded = load.load(model)
     before = None
-    if first_frame is not None:
-        before = loaded.codes({"type": "image", "image": first_frame})[None]
-    elif continued is not None:
-        before = loaded.codes({"type": "video", "video": continued, "fps": fps})[None]
+    for kind, path in (("image", first_frame), ("video", continued)):
+        if path is not None:
+            before = loaded.codes({"type": kind, kind: path, "fps": fps})[None]
     preview = _preview(loaded, sampling.preview)
     videos = loaded.video(prompt, frames=frames, before=before, frame_done=preview, **settings)
     for path, pixels in zip(_numbered(out, sampling.count), videos, strict=True):

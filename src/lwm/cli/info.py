@@ -1,9 +1,8 @@
 """Describe checkpoints and list the models that have names: `lwm info`."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING
 
-import tyro
 from rich.console import Console
 from rich.filesize import decimal
 from rich.measure import Measurement
@@ -16,7 +15,7 @@ if TYPE_CHECKING:
 
 
 def info(
-    model: Annotated[str | None, tyro.conf.Positional, tyro.conf.arg(metavar="MODEL")] = None,
+    model: str | None = None,
     /,
     list: bool = False,
     config: str | None = None,

@@ -17,6 +17,7 @@ import tyro
 
 # tyro has no public way to change errors and help texts; pyproject.toml pins versions that fit.
 from tyro import _arguments, _errors, _fmtlib
+from tyro.conf import PositionalMetavarFromFieldName
 from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec, PrimitiveTypeInfo
 
 from lwm.core.errors import LwmError
@@ -40,7 +41,7 @@ def parse(target: Callable[..., T], command: str, arguments: Sequence[str], **se
     Raises:
         UsageError: An option is unknown, or its value is missing or of the wrong type.
     """
-    settings |= {"prog": command, "registry": _rules}
+    settings |= {"prog": command, "registry": _rules, "config": (PositionalMetavarFromFieldName,)}
 
     def refuse(event: _errors.ParseErrorEvent) -> None:
         unknown = None
