@@ -321,7 +321,7 @@ def test_in_order_each_pass_has_each_example_and_each_stream_meets_all(
         ([b"", {"body": "a"}], {}, InputError, "line 2: it has no key"),
         ([b"{", b"5"], {}, InputError, "none of the first 2 examples can be used"),
         ([b"", b" "], {}, InputError, "only blank lines"),
-        ([{"vision": [0] * 256}], {"fields": "vision"}, ConfigError, "the model cannot see"),
+        ([{"vision": [0] * 256}], {"fields": "vision"}, ConfigError, "the model is a text model"),
         ([{"text": "a"}], {"fields": "[text]", "add_eos": False}, InputError, "carries loss"),
         ([{"text": "a"}] * 10, {"held_out": 0.01, "split": "evaluation"}, InputError,
          "held_out is 0.01 of 10 examples, which reserves none"),

@@ -133,9 +133,9 @@ def test_a_broken_picture_is_told_with_its_line(
 def test_a_text_model_is_told_that_it_cannot_see(tmp_path: Path) -> None:
     record = {"vision": video(1), "fields": "vision"}
     path = write_lines(tmp_path / "a.jsonl", [record])
-    with pytest.raises(ConfigError, match=r"'vision'.*cannot see.*--add-vision"):
+    with pytest.raises(ConfigError, match=r"'vision'.*text model.*--add-vision"):
         loader(path, fields="vision", vocab_size=TEXT)
-    with pytest.raises(InputError, match=r"line 1: it has vision codes, and the model cannot see"):
+    with pytest.raises(InputError, match=r"line 1: it has vision codes, but the model is"):
         loader(path, fields_from_example="fields", vocab_size=TEXT)
 
 

@@ -143,7 +143,7 @@ def test_a_continuation_is_its_text(text: str) -> None:
         ([{"role": "tool", "content": "a " * 9999}], r"\.\.\. is malformed"),
         ([{"role": "user", "content": [{"type": "image_url"}]}], "is malformed"),
         ([{"role": "user", "content": [{"type": "text"}]}], "is malformed"),
-        ([{"role": "assistant", "content": "a"}], "nothing asks for it"),
+        ([{"role": "assistant", "content": "a"}], "another must precede"),
         ([CHAT[1], {"role": "assistant", "content": "\ud800"}], "half of a surrogate pair"),
     ],
 )
@@ -169,7 +169,7 @@ def test_a_template_that_rewrites_earlier_turns_is_refused() -> None:
         tokenizer(),
         chat_template="{{ messages | length }}{% for m in messages %}{{ m.content }}{% endfor %}",
     )
-    with pytest.raises(Broken, match="writes message 3 otherwise"):
+    with pytest.raises(Broken, match="changes message 3 when"):
         encode(CHAT, known, "auto")
 
 

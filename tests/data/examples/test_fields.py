@@ -29,9 +29,9 @@ def encode(fields: str, record: dict[str, Any] = RECORD, **settings: Any) -> Exa
     return made
 
 
-def told(example: Example) -> list[tuple[int, float, bool]]:
-    columns = (example.tokens, example.weights, example.vision)
-    return list(zip(*(column.tolist() for column in columns), strict=True))
+def columns(example: Example) -> list[tuple[int, float, bool]]:
+    arrays = (example.tokens, example.weights, example.vision)
+    return list(zip(*(array.tolist() for array in arrays), strict=True))
 
 
 def text(words: str, weight: float) -> list[tuple[int, float, bool]]:
@@ -53,23 +53,23 @@ def vision(weight: float) -> list[tuple[int, float, bool]]:
 
 def test_plain_text_stands_between_both_ends() -> None:
     expected = [(BOS, 0.0, False), *text("a shepherd", 1.0), (EOS, 1.0, False)]
-    assert told(encode("answer")) == expected
+    assert columns(encode("answer")) == expected
 
 
 def test_brackets_carry_no_loss_and_plus_joins_as_text() -> None:
     made = encode("[question+hint],answer", add_bos=False, add_eos=False)
-    assert told(made) == text("who? sheep", 0.0) + text("a shepherd", 1.0)
+    assert columns(made) == text("who? sheep", 0.0) + text("a shepherd", 1.0)
 
 
 def test_fields_are_tokenised_apart() -> None:
     made = encode("question,hint", add_bos=False, add_eos=False)
-    assert told(made) == text("who?", 1.0) + text("sheep", 1.0)
+    assert columns(made) == text("who?", 1.0) + text("sheep", 1.0)
 
 
 def test_special_tokens_carry_loss_by_their_brackets() -> None:
     made = encode("[<|bos|>],answer,<|eos|>,[<|eos|>]", add_bos=False, add_eos=False)
     ends = [(EOS, 1.0, False), (EOS, 0.0, False)]
-    assert told(made) == [(BOS, 0.0, False), *text("a shepherd", 1.0), *ends]
+    assert columns(made) == [(BOS, 0.0, False), *text("a shepherd", 1.0), *ends]
 
 
 def test_separator_and_prepended_text() -> None:
@@ -80,12 +80,12 @@ def test_separator_and_prepended_text() -> None:
         add_bos=False,
         add_eos=False,
     )
-    assert told(made) == text("Q: who? | sheep", 0.0) + text("a shepherd", 1.0)
+    assert columns(made) == text("Q: who? | sheep", 0.0) + text("a shepherd", 1.0)
 
 
 @pytest.mark.parametrize(("fields", "weight"), [("[<|bos|>],answer", 0.0), ("vision", 1.0)])
 def test_prepended_text_is_never_lost(fields: str, weight: float) -> None:
-    made = told(encode(fields, prepend_text="See: ", add_bos=False, add_eos=False))
+    made = columns(encode(fields, prepend_text="See: ", add_bos=False, add_eos=False))
     start = text("See: ", weight)
     assert made[: len(start)] == start
 
@@ -93,13 +93,13 @@ def test_prepended_text_is_never_lost(fields: str, weight: float) -> None:
 def test_vision_to_text() -> None:
     made = encode("[vision+question],answer")
     expected = vision(0.0) + text("who?", 0.0) + text("a shepherd", 1.0)
-    assert told(made) == [(BOS, 0.0, False), *expected, (EOS, 1.0, False)]
+    assert columns(made) == [(BOS, 0.0, False), *expected, (EOS, 1.0, False)]
 
 
 def test_text_to_vision() -> None:
     made = encode("[question],vision,<|eos|>", add_eos=False)
     expected = text("who?", 0.0) + vision(1.0)
-    assert told(made) == [(BOS, 0.0, False), *expected, (EOS, 1.0, False)]
+    assert columns(made) == [(BOS, 0.0, False), *expected, (EOS, 1.0, False)]
 
 
 def test_types() -> None:
@@ -116,15 +116,15 @@ def from_example(grammar: Any, line: int = 1, **settings: Any) -> Example:
 
 
 def test_an_example_may_bring_its_fields() -> None:
-    assert told(from_example("[question],answer")) == told(encode("[question],answer"))
-    assert told(from_example(["hint", "answer"], fields_index=1)) == told(encode("answer"))
+    assert columns(from_example("[question],answer")) == columns(encode("[question],answer"))
+    assert columns(from_example(["hint", "answer"], fields_index=1)) == columns(encode("answer"))
 
 
 def test_one_of_several_is_drawn_by_the_line() -> None:
     choices = ["hint", "answer", "question"]
     for line in range(20):
         chosen = choices[random.Random(line).randrange(3)]
-        assert told(from_example(choices, line)) == told(encode(chosen))
+        assert columns(from_example(choices, line)) == columns(encode(chosen))
 
 
 @pytest.mark.parametrize(
@@ -142,7 +142,7 @@ def test_a_bad_grammar_in_an_example_breaks_it_alone(grammar: Any, message: str)
 
 
 def test_an_index_beyond_the_alternatives() -> None:
-    with pytest.raises(Broken, match="has 2 alternatives and fields_index asks for number 2"):
+    with pytest.raises(Broken, match="has 2 alternatives, but fields_index is 2"):
         from_example(["hint", "answer"], fields_index=2)
 
 
@@ -153,8 +153,8 @@ def test_an_index_beyond_the_alternatives() -> None:
         ("a,,b", "empty field"),
         ("[]", "empty field"),
         ("a+", "empty field"),
-        ("[a,b]", "brackets go round one whole field"),
-        ("[a]+b", "brackets go round one whole field"),
+        ("[a,b]", "brackets enclose one whole field"),
+        ("[a]+b", "brackets enclose one whole field"),
         ("a+<|eos|>", "separate it by a comma"),
     ],
 )
@@ -245,4 +245,4 @@ def test_loss_follows_brackets(fields: list[tuple[str, bool]]) -> None:
         assert found is None
     else:
         assert found is not None
-        assert told(found) == expected
+        assert columns(found) == expected

@@ -311,7 +311,7 @@ def test_parquet_with_a_column_that_cannot_be_turned(tmp_path: Path) -> None:
 def test_broken_parquet(tmp_path: Path, format: str) -> None:
     path = tmp_path / "a.parquet"
     path.write_bytes(b"PAR1" + b"nothing of the kind" * 10)
-    with pytest.raises(InputError, match="is no Parquet file"):
+    with pytest.raises(InputError, match="is not a Parquet file"):
         open_records(str(path), format)
     pq.write_table(pa.table({"text": pa.array([], pa.string())}), path)
     with pytest.raises(InputError, match="has no rows"):

@@ -171,7 +171,7 @@ def test_files_that_are_no_models(tmp_path: Path, content: bytes) -> None:
 
 def test_models_of_words_and_files_cut_short(tmp_path: Path) -> None:
     file = train(tmp_path, model_type="char", vocab_size=70)
-    with pytest.raises(CheckpointError, match="no sentencepiece model of kind BPE or unigram"):
+    with pytest.raises(CheckpointError, match="not a sentencepiece model of kind BPE or unigram"):
         read_tokenizer(file)
     whole = train(tmp_path, **KINDS["llama"]).read_bytes()
     middle = len(whole) // 2

@@ -1,9 +1,9 @@
-"""Chat messages -> examples in which the assistant's words alone are learnt.
+"""Encode chats as examples in which only the assistant's words carry loss.
 
-Where the assistant's words lie is found for any template by rendering the conversation step by
-step: up to where the assistant is to speak, then with what it said. Each stretch is tokenised on
-its own, so that no token reaches over the boundary, and as it would be inside the whole text, so
-that the tokens are those a chat will see.
+The assistant's words are located in any template's output by rendering the conversation step by
+step: up to where the assistant answers, then with the answer. Each part is tokenized separately,
+so that no token crosses a boundary, but as it would be inside the whole text, so that the tokens
+equal those of a chat.
 """
 
 from collections.abc import Mapping
@@ -17,21 +17,21 @@ from lwm.data.examples.fields import encode_text, json_type, require_key
 from lwm.data.text.templates import choose_template, render
 from lwm.data.text.tokenizer import Tokenizer
 
-_ANCHORS = ("\n", ":", ".")  # one of them never melts into what follows
+_ANCHORS = ("\n", ":", ".")  # at least one of them never merges with the text after it
 
 
 @dataclass(frozen=True)
-class _Stretch:
+class _Part:
     text: str
-    learnt: bool
+    loss: bool
 
 
 @dataclass(frozen=True, kw_only=True)
 class ConversationEncoder:
-    """Turns a record that has messages into an example.
+    """Encode records that hold messages.
 
     Args:
-        key: of the list of messages.
+        key: key of the list of messages.
         template: `auto` or the name of a template.
 
     Raises:
@@ -48,12 +48,12 @@ class ConversationEncoder:
     def __call__(
         self, record: Mapping[str, Any], line: int, *, drop_prompt: bool = False
     ) -> Example | None:
-        """The example, or None where there are no messages.
+        """Return the example, or None if there are no messages.
 
         Raises:
             Broken: the messages are malformed, or the template does not write them in order.
         """
-        del line, drop_prompt  # a chat teaches text
+        del line, drop_prompt  # for images and videos only
         messages = require_key(record, self.key)
         if not isinstance(messages, list) or not all(isinstance(m, dict) for m in messages):
             raise Broken(
@@ -64,41 +64,40 @@ class ConversationEncoder:
             return None
         tokens: list[int] = []
         weights: list[float] = []
-        for stretch in self._stretches(messages):
-            # After a special token a text begins anew, as it does at the start.
+        for part in self._parts(messages):
+            # Tokenizers treat text after a special token like the start of a text.
             begins = not tokens or tokens[-1] in self._specials
             if begins:
-                encoded = encode_text(self.tokenizer, stretch.text)
+                encoded = encode_text(self.tokenizer, part.text)
             else:
-                encoded = encode_continuation(self.tokenizer, stretch.text)
+                encoded = encode_continuation(self.tokenizer, part.text)
             tokens += encoded
-            weights += self._weights(encoded) if stretch.learnt else [0.0] * len(encoded)
+            weights += self._weights(encoded) if part.loss else [0.0] * len(encoded)
         return Example.of_text(tokens, weights)
 
-    def _stretches(self, messages: list[dict[str, Any]]) -> list[_Stretch]:
-        """The text of the conversation, cut where the assistant begins and ends."""
-        stretches, text = [], ""
+    def _parts(self, messages: list[dict[str, Any]]) -> list[_Part]:
+        """Cut the text of the conversation where the assistant begins and ends."""
+        parts, text = [], ""
         whole = self._render(messages, ask=False)
         for number, message in enumerate(messages):
             if message.get("role") != "assistant":
                 continue
             if not number:
-                raise Broken("its first message is the assistant's; nothing asks for it")
+                raise Broken("its first message is the assistant's; another must precede")
             before = self._render(messages[:number], ask=True)
             after = self._render(messages[: number + 1], ask=False)
             in_order = before.startswith(text) and after.startswith(before)
             if not in_order or not whole.startswith(after):
                 raise Broken(
-                    f"the chat template writes message {number + 1} otherwise once the "
-                    "conversation goes on, so what the assistant said cannot be told from the "
-                    "rest; choose another with --data.template"
+                    f"the chat template changes message {number + 1} when more follow, so the "
+                    "assistant's words cannot be located; choose another with --data.template"
                 )
-            stretches += [
-                _Stretch(before[len(text) :], learnt=False),
-                _Stretch(after[len(before) :], learnt=True),
+            parts += [
+                _Part(before[len(text) :], loss=False),
+                _Part(after[len(before) :], loss=True),
             ]
             text = after
-        return [stretch for stretch in stretches if stretch.text]
+        return [part for part in parts if part.text]
 
     def _render(self, messages: list[dict[str, Any]], *, ask: bool) -> str:
         try:
@@ -119,21 +118,17 @@ class ConversationEncoder:
         )
 
     def _weights(self, tokens: list[int]) -> list[float]:
-        """Loss on the words and on what ends the turn; none on blanks that a template puts after
-        that, which no model is asked to write."""
+        """Give loss to the words and the end of the turn, not to blanks after it, which no model
+        generates."""
         last = max((i for i, token in enumerate(tokens) if token in self._specials), default=-1)
         ends = last >= 0 and not self.tokenizer.decode(tokens[last + 1 :]).strip()
-        learnt = last + 1 if ends else len(tokens)
-        return [1.0] * learnt + [0.0] * (len(tokens) - learnt)
+        count = last + 1 if ends else len(tokens)
+        return [1.0] * count + [0.0] * (len(tokens) - count)
 
 
 def encode_continuation(tokenizer: Tokenizer, text: str) -> list[int]:
-    """Tokens of a text that follows another, without the space that some tokenizers put before
-    every text.
-
-    Raises:
-        Broken: the text is no proper Unicode.
-    """
+    """Return the tokens of a text that follows another, without the space that some tokenizers put
+    before every text; raise `Broken` if it is not valid Unicode."""
     plain = encode_text(tokenizer, text)
     for anchor in _ANCHORS:
         before = encode_text(tokenizer, anchor)

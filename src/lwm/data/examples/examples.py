@@ -1,8 +1,4 @@
-"""One training example: tokens, which of them are learnt, which of them are vision codes.
-
-The common currency of this room: sources and encoders make examples, packing cuts them into rows.
-Knows nothing of files, of text or of rows.
-"""
+"""Represent training examples, which sources and encoders make and packing cuts into rows."""
 
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -13,30 +9,28 @@ from jaxtyping import Bool, Float32, Int32
 from lwm.core.errors import InputError
 from lwm.models.vision_tokens import VisionVocabulary, single_table_ids
 
-MAX_TOKENS = 1 << 28  # one example; beyond it stands a broken file, not a long book
+MAX_TOKENS = 1 << 28
+"""Most tokens of an example; a longer one is a broken file, not a long book."""
 
-
-BLIND = "it has vision codes, and the model cannot see"
-"""Why a text model passes an example over."""
+NO_VISION = "it has vision codes, but the model is a text model"
 
 
 class Broken(Exception):
-    """An example that cannot be used, for a reason that ends the sentence "FILE, line N: ...".
+    """Signal that an example cannot be used; the reason ends the sentence "FILE, line N: ...".
 
-    Never reaches a user as it is: it becomes a `Report`, and the example is passed over.
+    It becomes a `Report` and the example is skipped, so users do not see the exception.
     """
 
 
 class MissingKey(Broken):
-    """A key that the settings name is absent: in a first example, most likely the settings'
-    fault."""
+    """Signal that a key of the settings is absent; in a first example, the settings are wrong."""
 
 
 class Report(NamedTuple):
-    """A broken example and where it lies."""
+    """Hold a broken example's place and the reason."""
 
     example: int
-    """Place among all examples of the data, from 0."""
+    """Number among all examples of the data, from 0."""
     file: str
     line: int
     """Line, row or record in the file, from 1."""
@@ -48,13 +42,13 @@ class Report(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Example:
-    """One training example.
+    """Hold one training example.
 
     Args:
-        tokens: text tokens and vision codes, which are separate number spaces: a file of examples
-            serves models whose table has its border elsewhere.
+        tokens: text tokens and vision ids, in separate number spaces, so that a file of examples
+            serves models with different text vocabularies.
         weights: loss weight of each token as a target, 0 or 1.
-        vision: whether a token is a vision code (or the end of a frame).
+        vision: whether a token is a vision id.
     """
 
     tokens: Int32[np.ndarray, " tokens"]
@@ -65,14 +59,14 @@ class Example:
         return len(self.tokens)
 
     def ids(self, text_vocab: int) -> Int32[np.ndarray, " tokens"]:
-        """Ids of the one table of a model with so many ids of text."""
+        """Return the ids in the one table of a model with `text_vocab` text ids."""
         if not self.vision.any():
             return self.tokens
         return single_table_ids(self.tokens, self.vision, text_vocab)
 
     @classmethod
     def of_text(cls, tokens: list[int], weights: list[float]) -> "Example":
-        """An example without vision codes."""
+        """Return an example without vision."""
         return cls(
             tokens=np.array(tokens, np.int32),
             weights=np.array(weights, np.float32),
@@ -83,42 +77,45 @@ class Example:
 def require_usable(
     example: Example, *, text_vocab: int | None, vision: VisionVocabulary | None
 ) -> None:
-    """Refuses an example that no row should carry.
+    """Refuse an example that no row should hold.
 
     Args:
-        text_vocab: text tokens must lie below it; unchecked if None.
-        vision: what the model sees; None for one that does not.
+        text_vocab: bound of text tokens; not checked if None.
+        vision: the model's vision vocabulary; None for a text model.
 
     Raises:
-        Broken: it is too long, teaches nothing, or its tokens lie outside what the model knows.
+        Broken: it is too long, carries no loss, or has tokens outside the vocabularies.
     """
     if len(example) > MAX_TOKENS:
         raise Broken(f"it has {len(example)} tokens, more than {MAX_TOKENS} in one example")
-    seen = example.tokens[example.vision]
-    if seen.size and vision is None:
-        raise Broken(BLIND)
-    if seen.size and vision and (seen.min() < 0 or seen.max() >= vision.size):
-        worst = int(seen.min() if seen.min() < 0 else seen.max())
-        raise Broken(
-            f"it has the vision id {worst}, outside the model's vision vocabulary of {vision.size}"
-        )
+    vision_ids = example.tokens[example.vision]
+    if vision_ids.size and vision is None:
+        raise Broken(NO_VISION)
     if vision:
-        _require_frames(example, vision)
+        worst = _outside(vision_ids, vision.size)
+        if worst is not None:
+            raise Broken(
+                f"it has the vision id {worst}, outside the model's vision vocabulary of "
+                f"{vision.size}"
+            )
+        edges = np.flatnonzero(np.diff(example.vision, prepend=False, append=False))
+        for start, stop in edges.reshape(-1, 2):
+            try:
+                vision.split(example.tokens[start:stop])
+            except InputError as error:
+                raise Broken(f"its {error}") from error
     if not (example.weights > 0).any():
         raise Broken("no token of it carries loss")
-    text = example.tokens[~example.vision]
-    if text.size and (text.min() < 0 or (text_vocab is not None and text.max() >= text_vocab)):
-        worst = int(text.min() if text.min() < 0 else text.max())
+    worst = _outside(example.tokens[~example.vision], text_vocab)
+    if worst is not None:
         raise Broken(f"it has the token {worst}, outside the model's vocabulary of {text_vocab}")
 
 
-def _require_frames(example: Example, vision: VisionVocabulary) -> None:
-    """Raises:
-    Broken: ids of vision that stand together are no whole frames, each behind its codes ended.
-    """
-    edges = np.flatnonzero(np.diff(example.vision, prepend=False, append=False))
-    for start, stop in edges.reshape(-1, 2):
-        try:
-            vision.split(example.tokens[start:stop])
-        except InputError as error:
-            raise Broken(f"its {error}") from error
+def _outside(tokens: np.ndarray, size: int | None) -> int | None:
+    """Return a token below 0 or not below `size`; None if there is none."""
+    if not tokens.size:
+        return None
+    least, most = int(tokens.min()), int(tokens.max())
+    if least < 0:
+        return least
+    return most if size is not None and most >= size else None

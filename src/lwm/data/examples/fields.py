@@ -1,17 +1,14 @@
-"""The fields grammar: which keys of an example become tokens, in what order, and which are learnt.
+"""Encode records by the fields grammar: the keys that become tokens, their order, their loss.
 
     fields    = field { "," field }
     field     = "[" parts "]" | parts          brackets: no loss
     parts     = "<|bos|>" | "<|eos|>" | key { "+" key }
 
-Keys joined by `+` are joined as text by a separator and then tokenised together. A key that
-contains `vision` holds a flat list of codes, whole frames of them; it becomes `<vision>`, the
-codes with an end token after each frame, `</vision>`. Beside vision no separator is put: codes are
-no text.
+Keys joined by `+` are joined as text by a separator and then tokenized together. A key that
+contains `vision` holds a flat list of the codes of whole frames; it becomes `<vision>`, the codes
+with an end token after each frame, `</vision>`. There is no separator next to vision.
 
-Knows examples as mappings and the numbers of the vision vocabulary; knows nothing of files, rows
-or other parts of a model. Source of the grammar: the original's
-text processors (LargeWorldModel/LWM), of which this is a fresh statement.
+Source of the grammar: the text processors of LargeWorldModel/LWM, implemented independently.
 """
 
 import random
@@ -24,7 +21,7 @@ from typing import Any
 import numpy as np
 
 from lwm.core.errors import ConfigError
-from lwm.data.examples.examples import BLIND, Broken, Example, MissingKey
+from lwm.data.examples.examples import NO_VISION, Broken, Example, MissingKey
 from lwm.data.text.tokenizer import Tokenizer
 from lwm.models.vision_tokens import VisionVocabulary
 
@@ -33,27 +30,28 @@ BOS, EOS = "<|bos|>", "<|eos|>"
 
 @dataclass(frozen=True, kw_only=True)
 class Field:
-    """One field: a special token, or keys whose texts are tokenised together."""
+    """Hold one field: a special token, or keys whose texts are tokenized together."""
 
     keys: tuple[str, ...]
-    learnt: bool
+    loss: bool
 
     @property
     def special(self) -> str | None:
+        """Return the special token that the field is, if it is one."""
         return self.keys[0] if self.keys[0] in (BOS, EOS) else None
 
 
 def is_vision(key: str) -> bool:
+    """Return whether a key holds vision codes."""
     return "vision" in key
 
 
-@lru_cache(maxsize=4096)  # examples may bring their own grammar, mostly the same few
+@lru_cache(maxsize=4096)  # examples may hold a grammar, mostly one of a few
 def parse_fields(text: str) -> tuple[Field, ...]:
-    """Reads the grammar.
+    """Parse the grammar.
 
     Raises:
-        ConfigError: a field is empty, brackets are not round one field, or a special token is
-            joined with keys.
+        ConfigError: the grammar is malformed.
     """
     return tuple(_parse_field(part.strip(), text) for part in text.split(","))
 
@@ -69,30 +67,30 @@ def _parse_field(part: str, text: str) -> Field:
         )
     if any(mark in inner for mark in "[]"):
         raise ConfigError(
-            f"the fields {text!r} have brackets inside {part!r}; brackets go round one whole "
+            f"the fields {text!r} have brackets inside {part!r}; brackets enclose one whole "
             "field, as in '[context],[question+hint],answer'"
         )
     if len(keys) > 1 and (BOS in keys or EOS in keys):
         raise ConfigError(
             f"the fields {text!r} join a special token with '+'; separate it by a comma"
         )
-    return Field(keys=keys, learnt=not bracketed)
+    return Field(keys=keys, loss=not bracketed)
 
 
 @dataclass(frozen=True, kw_only=True)
 class FieldsEncoder:
-    """Turns a mapping into an example by the grammar.
+    """Encode records as examples by the grammar.
 
     Args:
-        fields: the grammar; unused where `fields_from_example` names a key that holds it.
-        fields_index: which of several grammars that an example holds; -1 draws one by its line.
-        prepend_text: stands before the first field, and is learnt if that is.
-        vision: what the model sees; None for one that does not.
-        max_frames: a longer video gives so many of its frames, evenly spread; 0 for all.
+        fields: the grammar; unused if `fields_from_example` names a key that holds it.
+        fields_index: index of an example's grammar if it holds several; -1 chooses by its line.
+        prepend_text: text before the first field, with that field's loss.
+        vision: the model's vision vocabulary; None for a text model.
+        max_frames: most frames of a video, evenly spaced; 0 for all.
 
     Raises:
         ConfigError: the grammar is malformed, needs a token that the tokenizer lacks, or names
-            codes for a model that cannot see.
+            vision codes for a text model.
     """
 
     tokenizer: Tokenizer
@@ -116,14 +114,14 @@ class FieldsEncoder:
         if needed.get(None):
             raise ConfigError(
                 "the tokenizer has no token that begins or ends a text; set add_bos and add_eos "
-                f"to false and leave {BOS} and {EOS} out of the fields, or give another tokenizer"
+                f"to false and omit {BOS} and {EOS} from the fields, or give another tokenizer"
             )
         named = next((key for item in parsed for key in item.keys if is_vision(key)), None)
         if named and self.vision is None:
             raise ConfigError(
-                f"the fields {self.fields!r} name {named!r}, which holds vision codes, and the "
-                "model cannot see; take a recipe of 'lwm train --list' that does, add vision to "
-                "the model with 'lwm convert --add-vision', or leave the field out"
+                f"the fields {self.fields!r} name {named!r}, which holds vision codes, but the "
+                "model is a text model; use a vision recipe of 'lwm train --list', add vision to "
+                "the model with 'lwm convert --add-vision', or omit the field"
             )
         markers = (self._encode("<vision>"), self._encode("</vision>"))
         object.__setattr__(self, "_markers", markers)
@@ -139,27 +137,25 @@ class FieldsEncoder:
     def __call__(
         self, record: Mapping[str, Any], line: int, *, drop_prompt: bool = False
     ) -> Example | None:
-        """The example, or None where all its texts are empty.
+        """Return the example, or None if all its texts are empty.
 
         Args:
-            drop_prompt: leave out what stands before the vision that is learnt, so that the model
-                can also make pictures of nothing in particular. Examples that teach text stay.
+            drop_prompt: omit all fields before the vision that carries loss, for classifier-free
+                guidance. Examples whose text carries loss stay unchanged.
 
         Raises:
-            Broken: a key is missing or holds something else than is needed.
+            Broken: a key is missing or has a value of the wrong type.
         """
         grammar = self._grammar(record, line)
         pieces = _Pieces()
-        dropped = drop_prompt and _teaches_vision(grammar)
+        dropped = drop_prompt and _only_vision_has_loss(grammar)
         if dropped:
-            grammar = tuple(
-                dropwhile(lambda item: not (item.learnt and not item.special), grammar)
-            )
+            grammar = tuple(dropwhile(lambda item: not (item.loss and not item.special), grammar))
         if self.add_bos or (dropped and self.bos is not None):
             pieces.add([self._special(BOS)], 0.0)
         written = False
         for number, item in enumerate(grammar):
-            weight = float(item.learnt)
+            weight = float(item.loss)
             prefix = self.prepend_text if number == 0 and not dropped else ""
             if item.special:
                 pieces.add(self._encode(prefix), weight)
@@ -175,32 +171,32 @@ class FieldsEncoder:
     def _grammar(self, record: Mapping[str, Any], line: int) -> tuple[Field, ...]:
         if not self.fields_from_example:
             return parse_fields(self.fields)
-        found = require_key(record, self.fields_from_example)
-        if isinstance(found, list) and found:
-            if self.fields_index >= len(found):
+        fields = require_key(record, self.fields_from_example)
+        if isinstance(fields, list) and fields:
+            if self.fields_index >= len(fields):
                 raise Broken(
-                    f"the key {self.fields_from_example!r} has {len(found)} alternatives and "
-                    f"fields_index asks for number {self.fields_index}"
+                    f"the key {self.fields_from_example!r} has {len(fields)} alternatives, but "
+                    f"fields_index is {self.fields_index}"
                 )
             chosen = self.fields_index
             if chosen < 0:
-                chosen = random.Random(line).randrange(len(found))
-            found = found[chosen]
-        if not isinstance(found, str):
+                chosen = random.Random(line).randrange(len(fields))
+            fields = fields[chosen]
+        if not isinstance(fields, str):
             raise Broken(
-                f"the key {self.fields_from_example!r} holds {json_type(found)}, where a text of "
+                f"the key {self.fields_from_example!r} holds {json_type(fields)}, where a text of "
                 "fields or a list of such texts is needed"
             )
         try:
-            return parse_fields(found)
+            return parse_fields(fields)
         except ConfigError as error:
             raise Broken(str(error)) from error
 
     def _add_parts(
         self, pieces: "_Pieces", record: Mapping[str, Any], item: Field, prefix: str
     ) -> bool:
-        """Adds a field; whether it held anything."""
-        weight, texts, filled = float(item.learnt), [], False
+        """Add a field, and return whether it has content."""
+        weight, texts, filled = float(item.loss), [], False
         for key in item.keys:
             value = require_key(record, key)
             if is_vision(key):
@@ -219,7 +215,7 @@ class FieldsEncoder:
 
     def _add_vision(self, pieces: "_Pieces", key: str, value: Any, weight: float) -> None:
         if self.vision is None:
-            raise Broken(BLIND)
+            raise Broken(NO_VISION)
         codes = _codes(key, value, self.vision)
         if 0 < self.max_frames < len(codes):
             codes = codes[np.linspace(0, len(codes) - 1, self.max_frames).astype(int)]
@@ -234,13 +230,11 @@ class FieldsEncoder:
     def _special(self, name: str) -> int:
         token = self.bos if name == BOS else self.eos
         if token is None:
-            raise Broken(f"its fields ask for {name}, which the tokenizer does not have")
+            raise Broken(f"its fields need {name}, which the tokenizer does not have")
         return token
 
 
 class _Pieces:
-    """Tokens as they are gathered."""
-
     def __init__(self) -> None:
         self.tokens: list[int] = []
         self.weights: list[float] = []
@@ -260,10 +254,10 @@ class _Pieces:
 
 
 def encode_text(tokenizer: Tokenizer, text: str) -> list[int]:
-    """Tokens without any that the tokenizer would add round a text.
+    """Return the tokens of a text without special tokens.
 
     Raises:
-        Broken: the text holds half a surrogate pair, which JSON allows and no text does.
+        Broken: the text holds half a surrogate pair, which JSON allows.
     """
     try:
         text.encode()
@@ -273,30 +267,26 @@ def encode_text(tokenizer: Tokenizer, text: str) -> list[int]:
 
 
 def require_key(record: Mapping[str, Any], key: str) -> Any:
-    """Raises:
-    MissingKey: names the keys that there are.
-    """
+    """Return the value of a key; raise `MissingKey` with the keys of the record."""
     if key not in record:
         present = ", ".join(sorted(map(str, record))[:20]) or "none"
         raise MissingKey(f"it has no key {key!r} (its keys: {present})")
     return record[key]
 
 
-def _teaches_vision(grammar: tuple[Field, ...]) -> bool:
-    """Whether all that is learnt is vision, special tokens aside."""
-    learnt = [item for item in grammar if item.learnt and not item.special]
-    return bool(learnt) and all(is_vision(key) for item in learnt for key in item.keys)
+def _only_vision_has_loss(grammar: tuple[Field, ...]) -> bool:
+    with_loss = [item for item in grammar if item.loss and not item.special]
+    return bool(with_loss) and all(is_vision(key) for item in with_loss for key in item.keys)
 
 
 def _codes(key: str, value: Any, vision: VisionVocabulary) -> np.ndarray:
-    """Codes by frame, [frames, codes of one]."""
-    a_frame, codebook = vision.codes_per_frame, vision.codes
+    frame, codebook = vision.codes_per_frame, vision.codes
     whole = isinstance(value, list) and all(type(code) is int for code in value)
     if not whole:
         raise Broken(f"the key {key!r} holds {json_type(value)}, where a list of codes is needed")
-    if not value or len(value) % a_frame:
+    if not value or len(value) % frame:
         raise Broken(
-            f"the key {key!r} holds {len(value)} codes, which is no multiple of {a_frame}, the "
+            f"the key {key!r} holds {len(value)} codes, which is no multiple of {frame}, the "
             "codes of a frame"
         )
     if min(value) < 0 or max(value) >= codebook:
@@ -305,11 +295,11 @@ def _codes(key: str, value: Any, vision: VisionVocabulary) -> np.ndarray:
             f"the key {key!r} holds the code {worst}, outside 0 to {codebook - 1}, the model's "
             "codebook"
         )
-    return np.array(value, np.int32).reshape(-1, a_frame)
+    return np.array(value, np.int32).reshape(-1, frame)
 
 
 def json_type(value: Any) -> str:
-    """What a value of the wrong type is, for a sentence."""
+    """Name the JSON type of a value, for error messages."""
     names = {
         "NoneType": "null",
         "str": "text",

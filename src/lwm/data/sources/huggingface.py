@@ -1,4 +1,4 @@
-"""Hugging Face datasets, from the hub or from a local directory, through their own library."""
+"""Read Hugging Face datasets, from the hub or from a local directory."""
 
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -12,10 +12,10 @@ _SAVED = ("dataset_info.json", "dataset_dict.json")  # by the library's save_to_
 
 
 def stream_rows(name: str) -> Iterator[Mapping[str, Any]]:
-    """The rows of a dataset in order, fetched as they are read: nothing is kept on disk.
+    """Yield the rows of a dataset in order, fetched as they are read and not stored.
 
     Args:
-        name: as `HuggingFace` takes it.
+        name: as for `HuggingFace`.
 
     Raises:
         InputError: the library is not installed, or the dataset cannot be read.
@@ -32,11 +32,11 @@ def stream_rows(name: str) -> Iterator[Mapping[str, Any]]:
 
 
 class HuggingFace:
-    """The rows of a dataset.
+    """Read the rows of a dataset.
 
     Args:
-        name: a directory, a name on the hub, or `NAME:CONFIGURATION:SPLIT`; the split is train
-            unless given.
+        name: a directory, a name on the hub, or `NAME:CONFIGURATION:SPLIT`; the split defaults to
+            train.
 
     Raises:
         InputError: the library is not installed, or cannot load the dataset.
@@ -52,9 +52,11 @@ class HuggingFace:
         return len(self._rows)
 
     def read(self, index: int) -> Record | None:
+        """Return one row."""
         return self._rows[index]
 
     def place(self, index: int) -> tuple[str, int]:
+        """Return the dataset and the row's number."""
         return self._name, index + 1
 
 
@@ -69,13 +71,13 @@ def _load(name: str, *, streaming: bool) -> Any:
     dataset, _, rest = name.partition(":")
     configuration, _, split = rest.partition(":")
     split = split or "train"
-    given: dict[str, Any] = {"streaming": True} if streaming else {}
+    options: dict[str, Any] = {"streaming": True} if streaming else {}
     try:
         if any((Path(dataset) / file).is_file() for file in _SAVED):
             rows = datasets.load_from_disk(dataset)
             return rows[split] if isinstance(rows, dict) else rows
-        return datasets.load_dataset(dataset, configuration or None, split=split, **given)
-    except Exception as error:  # the library and the network fail in any way
+        return datasets.load_dataset(dataset, configuration or None, split=split, **options)
+    except Exception as error:  # the library and the network raise anything
         raise _unreadable(name, error) from error
 
 

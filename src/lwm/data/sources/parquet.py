@@ -1,7 +1,7 @@
-"""Parquet: tables in columns, packed in groups of rows.
+"""Read Parquet files.
 
-A shuffled read would unpack a whole group for each row. So a file is turned once into an Arrow
-file in the cache, which is mapped into memory: any row is there at once, and processes share it.
+A random read would decompress a whole row group for each row. So a file is converted once to an
+Arrow file in the cache, which is memory-mapped and shared by processes.
 """
 
 from collections.abc import Iterator
@@ -15,15 +15,15 @@ from lwm.data.sources.cache import cached, identity_of
 from lwm.data.sources.source import Record
 
 MAGIC = b"PAR1"
-_BATCH = 1024  # rows turned at a time
+_BATCH = 1024  # rows converted at a time
 
 
 class Parquet:
-    """The rows of a Parquet file; a row is a mapping of its columns.
+    """Read the rows of a Parquet file as mappings of its columns.
 
     Args:
         path: a local file.
-        name: the file as reports call it, where `path` is a copy of another.
+        name: the original's name for reports, where `path` is a copy.
 
     Raises:
         InputError: the file is broken or has no rows.
@@ -47,12 +47,14 @@ class Parquet:
         return int(self._ends[-1]) if len(self._ends) else 0
 
     def read(self, index: int) -> Record | None:
+        """Return one row."""
         number = int(np.searchsorted(self._ends, index, side="right"))
         start = int(self._ends[number - 1]) if number else 0
         batch = self._open().get_batch(number)
         return batch.slice(index - start, 1).to_pylist()[0]
 
     def place(self, index: int) -> tuple[str, int]:
+        """Return the file and the row's number."""
         return self._name, index + 1
 
     def _open(self) -> Any:
@@ -63,8 +65,8 @@ class Parquet:
                 self._reader = pa.ipc.open_file(pa.memory_map(str(self._file)))
             except (OSError, pa.ArrowException) as error:
                 raise InputError(
-                    f"the copy {self._file} of {self._name} cannot be read; remove it, and it "
-                    "will be made anew"
+                    f"the copy {self._file} of {self._name} cannot be read; remove it to "
+                    "convert the file again"
                 ) from error
         return self._reader
 
@@ -80,8 +82,8 @@ def _to_arrow(path: Path, copy: BinaryIO, name: str) -> None:
         file = pq.ParquetFile(path)
     except (OSError, pa.ArrowException) as error:
         raise InputError(
-            f"{name} is no Parquet file ({' '.join(str(error).split())}); get the file again, or "
-            "set --data.format"
+            f"{name} is not a Parquet file ({' '.join(str(error).split())}); get the file again, "
+            "or set --data.format"
         ) from error
 
     def batches() -> Iterator[Any]:
@@ -90,7 +92,7 @@ def _to_arrow(path: Path, copy: BinaryIO, name: str) -> None:
         except OSError as error:
             raise InputError(f"{name} is broken ({error}); get the file again") from error
 
-    # Each group of rows may have a dictionary of its own, and an Arrow file one for all.
+    # Each row group may have a different dictionary; an Arrow file has one for all.
     schema = pa.schema(
         [
             field.with_type(field.type.value_type) if pa.types.is_dictionary(field.type) else field
@@ -104,5 +106,5 @@ def _to_arrow(path: Path, copy: BinaryIO, name: str) -> None:
     except pa.ArrowException as error:
         raise InputError(
             f"{name} is broken, or has a column that cannot be read "
-            f"({' '.join(str(error).split())}); get the file again, or write it otherwise"
+            f"({' '.join(str(error).split())}); get the file again, or change its type"
         ) from error

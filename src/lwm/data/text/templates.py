@@ -1,7 +1,6 @@
-"""Chat templates: how turns of a conversation are written as one text.
+"""Render conversations as text by Jinja chat templates.
 
-All are Jinja, rendered in a sandbox, because a checkpoint's own template is somebody else's
-program.
+Templates run in a sandbox, because a checkpoint's template is a program from elsewhere.
 """
 
 import json
@@ -18,10 +17,10 @@ from lwm.core.errors import ConfigError, InputError
 from lwm.data.text.tokenizer import Tokenizer
 
 Message = Mapping[str, Any]
-"""OpenAI's shape: `{"role": "system" | "user" | "assistant", "content": text}`, where the content
+"""OpenAI's format: `{"role": "system" | "user" | "assistant", "content": text}`, where the content
 may be a list of parts `{"type": "text", "text": text}`."""
 
-_TOLD = 100  # characters of a malformed message
+_SHOWN = 100  # characters of a malformed message
 
 ORIGINAL = (
     "{{ bos_token }}"
@@ -33,7 +32,7 @@ ORIGINAL = (
     "{% endif %}{% endfor %}"
     "{% if add_generation_prompt %} ASSISTANT:{% endif %}"
 )
-"""The original's prompts (LargeWorldModel/LWM), with later turns in the same form."""
+"""The original's prompts (LargeWorldModel/LWM), with later turns in the same format."""
 
 CHATML = (
     "{% for message in messages %}"
@@ -43,19 +42,18 @@ CHATML = (
 )
 
 TURN_ENDS = {"chatml": "<|im_end|>"}
-"""What ends the assistant's turn, for templates used with models that may not know them."""
+"""Texts that end the assistant's turn, for models that were not trained with the template."""
 
 TEMPLATES = {"original": ORIGINAL, "chatml": CHATML}
 
 
-def unused_text(said: str) -> str:
-    """Something no one says, to stand for what is put in place of it once a template has written
-    the text."""
-    return next(text for n in count() if (text := f"\ue000{n}\ue001") not in said)
+def unused_text(text: str) -> str:
+    """Return a placeholder that does not occur in a text."""
+    return next(mark for n in count() if (mark := f"\ue000{n}\ue001") not in text)
 
 
 def choose_template(name: str, tokenizer: Tokenizer) -> str:
-    """A template by name, or by `auto` the checkpoint's own and else the original's.
+    """Return a template by name; `auto` is the checkpoint's own, or else the original's.
 
     Raises:
         ConfigError: no template has this name.
@@ -70,8 +68,7 @@ def choose_template(name: str, tokenizer: Tokenizer) -> str:
 
 
 def text_content(content: Any) -> str | None:
-    """The text of a message's content, its parts on lines of their own; None where it is not text
-    alone."""
+    """Return the text of a message's content, a line for each part; None if it has other parts."""
     if not isinstance(content, list):
         return content if isinstance(content, str) else None
     texts = []
@@ -89,10 +86,10 @@ def render(
     *,
     add_generation_prompt: bool = True,
 ) -> str:
-    """A conversation as text, ending where the assistant is to speak.
+    """Render a conversation.
 
     Args:
-        add_generation_prompt: false ends the text where the last message ends.
+        add_generation_prompt: end where the assistant answers, and not after the last message.
 
     Raises:
         InputError: the messages are malformed, or the template refuses them.
@@ -103,10 +100,10 @@ def render(
     for message in messages:
         role, text = message.get("role"), text_content(message.get("content"))
         if role not in ("system", "user", "assistant") or text is None:
-            told = repr(dict(message))
-            told = told if len(told) <= _TOLD else told[:_TOLD] + "..."
+            shown = repr(dict(message))
+            shown = shown if len(shown) <= _SHOWN else shown[:_SHOWN] + "..."
             raise InputError(
-                f"the message {told} is malformed; it needs a role (system, user or assistant) "
+                f"the message {shown} is malformed; it needs a role (system, user or assistant) "
                 "and a content that is text or a list of text parts"
             )
         plain.append({**message, "content": text})
@@ -120,7 +117,7 @@ def render(
         )
     except InputError:
         raise
-    except Exception as error:  # somebody else's program can fail in any way
+    except Exception as error:  # a foreign program can fail in any way
         reason = " ".join(str(error).split())
         raise InputError(
             f"the model's chat template cannot be rendered ({reason}); choose another with "

@@ -1,9 +1,8 @@
-"""Text <-> token ids.
+"""Convert text to token ids and back.
 
-One class over the `tokenizers` library, whatever the tokenizer came from: a `tokenizer.json`, a
-sentencepiece `tokenizer.model`, or the metadata of a GGUF file (`tokenizer_build` turns the latter
-two into the first). Files beside it follow Hugging Face's names, so that our directories and
-theirs share this reader.
+One class wraps the `tokenizers` library for a `tokenizer.json`, a sentencepiece `tokenizer.model`
+and the metadata of a GGUF file; `tokenizer_build` converts the latter two. The files beside it
+have Hugging Face's names, so this module reads our directories and theirs.
 """
 
 import json
@@ -21,22 +20,21 @@ from lwm.data.text.tokenizer_build import build, read_sentencepiece
 
 MAX_TOKENIZER_BYTES = 256 << 20
 
-_CONTEXT = 4  # tokens before a text that decide how its first one is written
-_LONGEST_CHARACTER = 8  # tokens; what has not become a character by then is no character
+_CONTEXT = 4  # tokens before a text that decide how its first token is decoded
+_LONGEST_CHARACTER = 8  # tokens; more without a valid character are invalid UTF-8
 
-# Where no file says which tokens begin and end a text, those of these names that are special.
-_USUAL_BOS = ("<s>", "<|begin_of_text|>", "<bos>")
-_USUAL_EOS = ("</s>", "<|im_end|>", "<|eot_id|>", "<|end_of_text|>", "<|endoftext|>", "<eos>")
+# Special tokens that begin and end a text if no file names them.
+_COMMON_BOS = ("<s>", "<|begin_of_text|>", "<bos>")
+_COMMON_EOS = ("</s>", "<|im_end|>", "<|eot_id|>", "<|end_of_text|>", "<|endoftext|>", "<eos>")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Tokenizer:
-    """A tokenizer and what a model's text needs besides: where it begins and ends, and how turns
-    are written.
+    """Hold a tokenizer, the tokens that begin and end a text, and a chat template.
 
     Args:
-        bos: token that begins a text, as text; None where there is none.
-        eos: tokens that end an answer, as ids; the first is the one written at the end of a text.
+        bos: token that begins a text, as text; None if there is none.
+        eos: tokens that end an answer, as ids; the first ends a text.
         chat_template: the checkpoint's own Jinja template, if it has one.
     """
 
@@ -46,56 +44,56 @@ class Tokenizer:
     chat_template: str | None = None
 
     def encode(self, text: str, *, specials: bool = True) -> list[int]:
-        """Token ids. `specials` adds what the tokenizer puts round a text, usually a
-        beginning-of-text token."""
+        """Return token ids; `specials` adds special tokens, usually a beginning-of-text token."""
         return self.backend.encode(text, add_special_tokens=specials).ids
 
     @property
     def bos_id(self) -> int | None:
-        """The token that begins a text."""
+        """Return the id of the token that begins a text."""
         return None if self.bos is None else self.backend.token_to_id(self.bos)
 
     def encode_part(self, text: str) -> list[int]:
-        """Token ids of a part of a prompt: nothing is put round it, and it may begin with the
-        token that begins texts, written out."""
+        """Return the token ids of a part of a prompt, which may begin with `bos` as text."""
         first = self.bos_id
         if self.bos and first is not None and text.startswith(self.bos):
-            # Some tokenizers put a space before a text, but not behind a token of it.
+            # Some tokenizers put a space before a text, but not after a special token.
             return [first, *self.encode_part(text.removeprefix(self.bos))]
         return self.encode(text, specials=False) if text else []
 
     def decode(self, tokens: Sequence[int]) -> str:
-        """Text without special tokens."""
+        """Return the text without special tokens."""
         return self.backend.decode(list(tokens), skip_special_tokens=True)
 
     def decode_stream(self, tokens: Iterable[int], after: Sequence[int] = ()) -> Iterator[str]:
-        """Pieces of text as tokens come; a character of several tokens waits for its last.
+        """Yield text as tokens arrive; a character of several tokens waits for the last one.
 
         Args:
-            after: tokens the text continues, so that a space between them and it is kept.
+            after: tokens before the text, which decide whether it begins with a space.
         """
         ids = list(after)[-_CONTEXT:]
-        start, told = 0, len(ids)
+        start, done = 0, len(ids)
         for token in tokens:
             ids.append(token)
-            before, now = self.decode(ids[start:told]), self.decode(ids[start:])
-            unfinished = now.endswith("\ufffd") and len(ids) - told < _LONGEST_CHARACTER
+            before, now = self.decode(ids[start:done]), self.decode(ids[start:])
+            unfinished = now.endswith("\ufffd") and len(ids) - done < _LONGEST_CHARACTER
             if len(now) > len(before) and not unfinished:
                 yield now[len(before) :]
-                start, told = told, len(ids)
-        if rest := self.decode(ids[start:])[len(self.decode(ids[start:told])) :]:
+                start, done = done, len(ids)
+        if rest := self.decode(ids[start:])[len(self.decode(ids[start:done])) :]:
             yield rest
 
     @property
     def vocab_size(self) -> int:
+        """Return the number of tokens."""
         return self.backend.get_vocab_size()
 
     @property
     def eos_text(self) -> str:
+        """Return the token that ends a text, as text; empty if there is none."""
         return (self.backend.id_to_token(self.eos[0]) or "") if self.eos else ""
 
     def save(self, directory: Path) -> None:
-        """Writes `tokenizer.json` and the two small files Hugging Face keeps the rest in."""
+        """Write `tokenizer.json` and the two files of Hugging Face that hold the rest."""
         self.backend.save(str(directory / "tokenizer.json"))
         config: dict[str, Any] = {
             "tokenizer_class": "PreTrainedTokenizerFast",
@@ -120,19 +118,19 @@ class Tokenizer:
 
 
 def read_tokenizer(path: Path) -> Tokenizer:
-    """A tokenizer from a file or a directory.
+    """Read a tokenizer from a file or a directory.
 
     Raises:
         CheckpointError: there is none, or it is broken.
     """
     if path.is_dir():
-        found = find_tokenizer(path)
-        if found is None:
+        tokenizer = find_tokenizer(path)
+        if tokenizer is None:
             raise CheckpointError(
                 f"{path} holds neither tokenizer.json nor tokenizer.model; name a directory or "
                 "file that does"
             )
-        return found
+        return tokenizer
     if not path.is_file():
         raise CheckpointError(f"the tokenizer {path} does not exist; check the path")
     if path.stat().st_size > MAX_TOKENIZER_BYTES:
@@ -142,7 +140,7 @@ def read_tokenizer(path: Path) -> Tokenizer:
     if path.suffix == ".json":
         try:
             backend = tokenizers.Tokenizer.from_file(str(path))
-        except Exception as error:  # the library raises plain Exception for any fault in the file
+        except Exception as error:  # the library raises plain Exception
             raise CheckpointError(
                 f"{path} is not a tokenizer.json ({error}); replace it"
             ) from error
@@ -151,10 +149,10 @@ def read_tokenizer(path: Path) -> Tokenizer:
 
 
 def from_vocabulary(vocabulary: Vocabulary) -> Tokenizer:
-    """A tokenizer built from raw pieces.
+    """Build a tokenizer from pieces.
 
     Raises:
-        CheckpointError: the vocabulary contradicts itself, or splits text by unknown rules.
+        CheckpointError: the vocabulary is inconsistent, or splits text by unknown rules.
     """
     backend = build(vocabulary)  # checks the ids used below
     return Tokenizer(
@@ -166,14 +164,14 @@ def from_vocabulary(vocabulary: Vocabulary) -> Tokenizer:
 
 
 def checkpoint_tokenizer(source: Path | Vocabulary | None) -> Tokenizer | None:
-    """The tokenizer that a checkpoint brings, as files or as raw pieces, if it brings one."""
+    """Return the tokenizer of a checkpoint, from files or pieces; None if it has none."""
     if isinstance(source, Vocabulary):
         return from_vocabulary(source)
     return None if source is None else find_tokenizer(source)
 
 
 def find_tokenizer(directory: Path) -> Tokenizer | None:
-    """The tokenizer of a model directory, if it has one."""
+    """Return the tokenizer of a model directory; None if it has none."""
     for name in ("tokenizer.json", "tokenizer.model"):
         if (directory / name).is_file():
             return read_tokenizer(directory / name)
@@ -181,7 +179,7 @@ def find_tokenizer(directory: Path) -> Tokenizer | None:
 
 
 def _with_settings(tokenizer: Tokenizer, directory: Path) -> Tokenizer:
-    """Adds what the files beside a tokenizer say."""
+    """Add the settings of the files beside a tokenizer."""
 
     def beside(name: str) -> dict[str, Any]:
         return read_json(directory / name) if (directory / name).is_file() else {}
@@ -194,7 +192,7 @@ def _with_settings(tokenizer: Tokenizer, directory: Path) -> Tokenizer:
         text = value.get("content") if isinstance(value, dict) else value
         return text if isinstance(text, str) else None
 
-    def usual(names: Sequence[str]) -> Iterator[str]:
+    def common(names: Sequence[str]) -> Iterator[str]:
         added = tokenizer.backend.get_added_tokens_decoder().values()
         special = {token.content for token in added if token.special}
         return (name for name in names if name in special)
@@ -203,11 +201,11 @@ def _with_settings(tokenizer: Tokenizer, directory: Path) -> Tokenizer:
     eos: list[Any] = [tokenizer.backend.token_to_id(token_text(settings.get("eos_token")) or "")]
     for value in (generation.get("eos_token_id"), model.get("eos_token_id")):
         eos += value if isinstance(value, list) else [value]
-    known = [
+    valid = [
         token for token in eos if isinstance(token, int) and 0 <= token < tokenizer.vocab_size
     ]
     template = settings.get("chat_template")
-    if isinstance(template, list):  # several named ones; the plain one is called default
+    if isinstance(template, list):  # several named templates
         named = [item for item in template if isinstance(item, dict)]
         template = next((i.get("template") for i in named if i.get("name") == "default"), None)
     file = directory / "chat_template.jinja"
@@ -218,9 +216,9 @@ def _with_settings(tokenizer: Tokenizer, directory: Path) -> Tokenizer:
             raise CheckpointError(f"{file} cannot be read ({error}); replace it") from error
     return replace(
         tokenizer,
-        bos=bos or next(usual(_USUAL_BOS), None),
-        eos=tuple(dict.fromkeys(known))
+        bos=bos or next(common(_COMMON_BOS), None),
+        eos=tuple(dict.fromkeys(valid))
         or tokenizer.eos
-        or tuple(tokenizer.backend.token_to_id(text) for text in usual(_USUAL_EOS)),
+        or tuple(tokenizer.backend.token_to_id(text) for text in common(_COMMON_EOS)),
         chat_template=template if isinstance(template, str) else None,
     )

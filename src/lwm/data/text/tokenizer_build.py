@@ -1,8 +1,4 @@
-"""Building tokenizers from raw vocabularies: sentencepiece models and what GGUF files carry.
-
-Both become `tokenizers` objects, which then encode, decode, stream and save like any other. Knows
-vocabularies and merge rules; knows nothing of models.
-"""
+"""Build `tokenizers` objects from the vocabularies of sentencepiece models and GGUF files."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,8 +9,7 @@ from tokenizers import AddedToken, Regex, decoders, models, normalizers, pre_tok
 from lwm.core.errors import CheckpointError
 from lwm.core.vocabulary import BYTE, CONTROL, NORMAL, UNKNOWN, USER_DEFINED, Piece, Vocabulary
 
-# How the libraries' splitting rules for byte-level vocabularies differ: in how many digits stay
-# together.
+# Splitting rules of byte-level vocabularies differ in the number of digits that stay together.
 _WORDS = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}%s"
     r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
@@ -23,10 +18,10 @@ _LLAMA_3 = ("llama-bpe", "llama3", "llama-v3")
 
 
 def build(vocabulary: Vocabulary) -> tokenizers.Tokenizer:
-    """A tokenizer that gives each piece its place in the vocabulary as id.
+    """Build a tokenizer in which the id of each piece is its place in the vocabulary.
 
     Raises:
-        CheckpointError: the vocabulary contradicts itself, or splits text by unknown rules.
+        CheckpointError: the vocabulary is inconsistent, or splits text by unknown rules.
     """
     try:
         if vocabulary.method == "byte_level":
@@ -38,26 +33,25 @@ def build(vocabulary: Vocabulary) -> tokenizers.Tokenizer:
         raise
     except Exception as error:  # the library raises plain Exception
         raise CheckpointError(
-            f"the tokenizer's vocabulary and rules do not fit together ({error}); add --tokenizer "
-            "with "
-            "the model's tokenizer.json"
+            f"the tokenizer's vocabulary and rules do not fit together ({error}); add "
+            "--tokenizer with the model's tokenizer.json"
         ) from error
     return backend
 
 
 def _merges(pieces: Sequence[Piece]) -> list[tuple[str, str]]:
-    """Merge rules of a sentencepiece BPE vocabulary: every way to put a piece together from two,
-    best score first."""
+    """Return all pairs of pieces that form a piece, best score first: the merge rules of a
+    sentencepiece BPE vocabulary."""
     ids = {piece.text: i for i, piece in enumerate(pieces) if piece.kind in (NORMAL, USER_DEFINED)}
-    found = []
+    merges = []
     for piece in pieces:
         if piece.kind != NORMAL:
             continue
         for cut in range(1, len(piece.text)):
             left, right = piece.text[:cut], piece.text[cut:]
             if left in ids and right in ids:
-                found.append((-piece.score, ids[left], ids[right], left, right))
-    return [(left, right) for *_, left, right in sorted(found)]
+                merges.append((-piece.score, ids[left], ids[right], left, right))
+    return [(left, right) for *_, left, right in sorted(merges)]
 
 
 def _sentencepiece(vocabulary: Vocabulary) -> tokenizers.Tokenizer:
@@ -103,9 +97,8 @@ def _splitting(name: str) -> pre_tokenizers.PreTokenizer:
         unsplit = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
         return pre_tokenizers.Sequence([pre_tokenizers.Split(words, "isolated"), unsplit])
     raise CheckpointError(
-        f"the file's tokenizer splits text by rules called {name!r}, which are not known here; "
-        "add "
-        "--tokenizer with the model's tokenizer.json"
+        f"the file's tokenizer splits text by rules called {name!r}, which are unknown; "
+        "add --tokenizer with the model's tokenizer.json"
     )
 
 
@@ -116,7 +109,7 @@ def _byte_level(vocabulary: Vocabulary) -> tokenizers.Tokenizer:
     model = models.BPE(
         {piece.text: i for i, piece in enumerate(vocabulary.pieces)},
         pairs,
-        ignore_merges=vocabulary.splitter in _LLAMA_3,  # keeps whole words that no rule reaches
+        ignore_merges=vocabulary.splitter in _LLAMA_3,  # whole words without merge rules
     )
     backend = tokenizers.Tokenizer(model)
     if vocabulary.space_prefix:
@@ -127,7 +120,7 @@ def _byte_level(vocabulary: Vocabulary) -> tokenizers.Tokenizer:
 
 
 def _add_specials(backend: tokenizers.Tokenizer, vocabulary: Vocabulary) -> None:
-    """Marks special tokens, and puts the beginning-of-text token where it is wanted."""
+    """Mark special tokens, and add the beginning-of-text token if the vocabulary adds it."""
     pieces = vocabulary.pieces
     special = [p.text for p in pieces if p.kind in (UNKNOWN, CONTROL)]
     backend.add_special_tokens([AddedToken(text, normalized=False) for text in special])
@@ -137,8 +130,7 @@ def _add_specials(backend: tokenizers.Tokenizer, vocabulary: Vocabulary) -> None
         if token is not None and not 0 <= token < len(pieces):
             raise CheckpointError(
                 f"the tokenizer's {name}-of-text token is {token}, outside its {len(pieces)} "
-                "pieces; "
-                "replace the file"
+                "pieces; replace the file"
             )
     if vocabulary.add_bos and vocabulary.bos is not None:
         bos = pieces[vocabulary.bos].text
@@ -150,10 +142,10 @@ def _add_specials(backend: tokenizers.Tokenizer, vocabulary: Vocabulary) -> None
 
 
 def read_sentencepiece(path: Path) -> Vocabulary:
-    """The vocabulary of a `tokenizer.model`.
+    """Read the vocabulary of a `tokenizer.model`.
 
     Raises:
-        CheckpointError: the file is no sentencepiece model, or one of words or characters.
+        CheckpointError: the file is not a sentencepiece model of kind BPE or unigram.
     """
     # Imported here: few checkpoints need them, and protobuf would slow every start.
     from google.protobuf.message import DecodeError
@@ -171,7 +163,7 @@ def read_sentencepiece(path: Path) -> Vocabulary:
     trainer, normalizer = proto.trainer_spec, proto.normalizer_spec
     if not proto.pieces or trainer.model_type not in (trainer.BPE, trainer.UNIGRAM):
         raise CheckpointError(
-            f"{path} is no sentencepiece model of kind BPE or unigram; use the model's "
+            f"{path} is not a sentencepiece model of kind BPE or unigram; use the model's "
             "tokenizer.json"
         )
     pieces = tuple(Piece(p.piece, p.score, p.type) for p in proto.pieces)
