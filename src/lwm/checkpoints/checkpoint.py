@@ -32,18 +32,14 @@ def vqgan_in(directory: Path) -> Path | None:
 
 
 def release_pages(mapped: np.memmap) -> None:
-    """Release the memory of the pages read so far from a mapped file; views remain valid.
-
-    Without this the pages of the whole file would stay in memory beside the loaded model.
-    """
+    """Release the pages read so far of a mapped file, which would stay in memory; keep views."""
     handle = getattr(mapped, "_mmap", None)
     if handle is not None and hasattr(mmap, "MADV_DONTNEED"):
         handle.madvise(mmap.MADV_DONTNEED)
 
 
 class Tensors(Protocol):
-    """Provide the tensors of a file or directory by the file's names; `read` touches the bytes of
-    one tensor only."""
+    """Provide the tensors of a file by the file's names; `read` touches the bytes of one only."""
 
     def shapes(self) -> dict[str, tuple[int, ...]]: ...
 

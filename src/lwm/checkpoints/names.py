@@ -59,13 +59,8 @@ class NameRow:
 
 NameTable = tuple[NameRow, ...]
 
-_LWM = (
-    "embedding",
-    *(f"layers.{{layer}}.{field.name}" for field in fields(Layer)),
-    "norm",
-    "head",
-)
-LWM_NAMES: NameTable = tuple(NameRow(name, name, AS_IS) for name in _LWM)
+_LAYER = [f"layers.{{layer}}.{field.name}" for field in fields(Layer)]
+LWM_NAMES = tuple(NameRow(name, name, AS_IS) for name in ("embedding", *_LAYER, "norm", "head"))
 
 
 def named_specs(config: LlamaConfig) -> dict[str, ParamSpec]:

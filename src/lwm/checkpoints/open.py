@@ -42,10 +42,8 @@ FORMATS: tuple[tuple[Callable[[Path], bool], Callable[[Path], Checkpoint]], ...]
     (is_lwm, open_lwm),
     (is_huggingface, open_huggingface),
 )
-"""How each format is recognized and opened; the first match is used.
-
-The original's files do not describe themselves, so prefixes name them (see `KINDS`).
-"""
+"""How each format is recognized and opened; the first match is used. Prefixes name the original's
+formats (see `KINDS`), because its files do not describe themselves."""
 
 
 def _open(model: str, config: str | None) -> Checkpoint:
@@ -118,14 +116,11 @@ KNOWN_MODELS = {row["name"]: KnownModel(**row) for row in _TABLE}
 
 def _open_known(known: KnownModel) -> Checkpoint:
     if known.vision:
-        settings = (
-            '{"size": "7b", "vision_vocab_size": 8448, '
-            f'"theta": {known.theta:g}, "max_sequence_length": {known.length}}}'
-        )
         raise CheckpointError(
             f"{known.name} is published only in the original's format; download "
             f"{known.repository} and name its file as params::FILE with --config a JSON file that "
-            f"contains {settings}"
+            'contains {"size": "7b", "vision_vocab_size": 8448, '
+            f'"theta": {known.theta:g}, "max_sequence_length": {known.length}}}'
         )
     path = known.installed()
     if path is None and known.package is not None:

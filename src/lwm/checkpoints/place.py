@@ -89,11 +89,8 @@ def _put(array: Any, axes: tuple[str, ...], mesh: Mesh | None) -> Any:
 
 
 def load_stacked(checkpoint: Checkpoint, *, mesh: Mesh) -> Llama:
-    """Load the weights for training: float32, stacked layers, in their shards.
-
-    Each process reads what its devices need; the host's memory peaks at one stacked tensor above
-    that.
-    """
+    """Load the weights for training: float32, stacked layers, in their shards. The host's memory
+    peaks at one stacked tensor above what its devices keep."""
     read = checkpoint.reader()
     specs: Llama = llama_params(checkpoint.config, stacked=True)
     leaves, tree = jax.tree_util.tree_flatten_with_path(specs)

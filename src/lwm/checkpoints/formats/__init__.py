@@ -1,4 +1,1 @@
-"""Read and write one checkpoint format per module.
-
-`lwm.checkpoints.open` lists the formats and says how to add one.
-"""
+"""Read and write one checkpoint format per module; `open.py` says how to add one."""

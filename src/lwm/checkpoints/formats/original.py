@@ -164,12 +164,9 @@ def _read_settings(config: str | None) -> tuple[LlamaConfig, int]:
 
 
 def _read_vision(data: dict[str, Any], source: str) -> VisionVocabulary | None:
-    """Return the vision ids; `vision_codes` and `vision_codes_per_frame` are keys of ours.
-
-    The original fixes 8192 codes, 256 per frame, and 256 rows above them in its table. So without
-    `vision_codes` a table of more than 256 rows is taken to have that form, and a smaller one to
-    contain codes and two end tokens.
-    """
+    # The original fixes 8192 codes, 256 per frame, and 256 more rows in its table. So without
+    # `vision_codes`, a key of ours, a table of more than 256 rows is taken to have that form,
+    # and a smaller one to contain codes and two end tokens.
     values = {ours: data[theirs] for ours, theirs in _VISION_KEYS.items() if theirs in data}
     if "size" not in values:
         return None

@@ -1,10 +1,9 @@
 """Read a pickle of nested dicts of arrays without running anything that it names.
 
-A pickle is a program that may call any function. First every instruction is checked: only those
-that build dicts, tuples, numbers, strings and bytes are admitted, and every length must fit the
-file. Then the few names that a pickle of arrays needs (of numpy, jax and Flax) are replaced by
-stand-ins that only record their arguments, so not even numpy runs before shape and type are
-checked.
+A pickle is a program that may call any function. Here only instructions that build dicts, tuples,
+numbers, strings and bytes are admitted, and every length must fit the file. The few names that a
+pickle of arrays needs (of numpy, jax and Flax) are replaced by stand-ins that only record their
+arguments, so not even numpy runs before shape and type are checked.
 
 Sources: the `pickle` and `pickletools` modules; `numpy.ndarray.__reduce_ex__`.
 """
@@ -44,8 +43,7 @@ _MAX_ENTRIES = 100_000
 _MAX_MEMO = 1_000_000
 
 
-class _Refused(Exception):
-    pass
+class _Refused(Exception): ...
 
 
 class _Dtype:

@@ -85,10 +85,7 @@ def _files(directory: Path) -> list[Path]:
 def write_safetensors(
     directory: Path, tensors: Iterable[tuple[str, np.ndarray]], *, part_bytes: int = PART_BYTES
 ) -> None:
-    """Write tensors in order, with at most `part_bytes` of them in memory.
-
-    The index has the keys that `from_pretrained` of transformers needs.
-    """
+    """Write tensors in order, with at most `part_bytes` of them in memory."""
     parts: list[list[str]] = []
     part: dict[str, np.ndarray] = {}
     total = 0
