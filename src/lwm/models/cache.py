@@ -89,16 +89,14 @@ def grow_cache(cache: Cache, capacity: int, mesh: Mesh | None) -> Cache:
         extra[axis + 1] = (0, (capacity - old) // shards)
         return jnp.pad(parts, extra).reshape(*x.shape[:axis], capacity, *x.shape[axis + 1 :])
 
-    def grower(axes: tuple[str | None, ...]) -> Callable[[Array], Array]:
+    def grow(axes: tuple[str | None, ...]) -> Callable[[Array], Array]:
         sharding = None if mesh is None else named_sharding(mesh, axes, DECODE)
-        compiled = jax.jit(partial(pad, axis=axes.index("cache_position")), out_shardings=sharding)
+        return jax.jit(partial(pad, axis=axes.index("cache_position")), out_shardings=sharding)
 
-        def grow(x: Array) -> Array:
-            grown = compiled(x)
-            x.delete()
-            return grown
-
-        return grow
-
-    keys, values = (grower(axes) for axes in CACHE_AXES)  # type: ignore[arg-type]
-    return tuple(LayerCache(keys(layer.keys), values(layer.values)) for layer in cache)
+    grow_keys, grow_values = (grow(axes) for axes in CACHE_AXES)  # type: ignore[arg-type]
+    grown = []
+    for keys, values in cache:
+        grown.append(LayerCache(grow_keys(keys), grow_values(values)))
+        keys.delete()
+        values.delete()
+    return tuple(grown)

@@ -81,14 +81,9 @@ class VQGANConfig(Checked, section="vqgan"):
         return 2 ** (len(self.channel_multipliers) - 1)
 
     @property
-    def codes_per_side(self) -> int:
-        """Return the codes of a side of an image of `image_size`."""
-        return self.image_size // self.downsampling
-
-    @property
     def codes_per_frame(self) -> int:
         """Return the codes of an image of `image_size`."""
-        return self.codes_per_side**2
+        return (self.image_size // self.downsampling) ** 2
 
 
 @jax.tree_util.register_dataclass
@@ -227,16 +222,16 @@ def encode_latents(
 ) -> Float[Array, "batch rows columns code_channels"]:
     """Encode images to latents, before each place takes its nearest entry."""
     network = weights.encoder
-    x = convolve(network.conv_in, pixels)
+    x = _convolve(network.conv_in, pixels)
     for level in network.levels:
         x = _blocks(level.blocks, x, config)
         if level.resample is not None:
-            x = _halve(level.resample, x)
+            # Pad one row at the bottom and one column at the right, as the original does.
+            padded = jnp.pad(x, ((0, 0), (0, 1), (0, 1), (0, 0)))
+            x = _convolve(level.resample, padded, stride=2)
     x = _blocks(network.middle, x, config)
-    x = convolve(
-        network.conv_out, jax.nn.silu(normalize_groups(network.norm, x, config.norm_groups))
-    )
-    return convolve(weights.to_codes, x)
+    x = _convolve(network.conv_out, _activate(network.norm, x, config))
+    return _convolve(weights.to_codes, x)
 
 
 def nearest_codes(
@@ -257,15 +252,13 @@ def decode_latents(
 ) -> Float[Array, "batch height width 3"]:
     """Decode entries of the codebook to images that are not yet clipped to [-1, 1]."""
     network = weights.decoder
-    x = convolve(network.conv_in, convolve(weights.from_codes, entries))
+    x = _convolve(network.conv_in, _convolve(weights.from_codes, entries))
     x = _blocks(network.middle, x, config)
     for level in network.levels:
         x = _blocks(level.blocks, x, config)
         if level.resample is not None:
-            x = convolve(level.resample, _double(x))
-    return convolve(
-        network.conv_out, jax.nn.silu(normalize_groups(network.norm, x, config.norm_groups))
-    )
+            x = _convolve(level.resample, _double(x))
+    return _convolve(network.conv_out, _activate(network.norm, x, config))
 
 
 def encode_images(
@@ -282,9 +275,7 @@ def decode_images(
     return jnp.clip(decode_latents(weights, weights.codebook[codes], config), -1, 1)
 
 
-def convolve(
-    weights: Convolution, x: Float[Array, "batch height width in"], *, stride: int = 1
-) -> Float[Array, "batch rows columns out"]:
+def _convolve(weights: Convolution, x: Array, *, stride: int = 1) -> Array:
     """Convolve; with a stride, only at places where the window lies inside the image."""
     x = jax.lax.conv_general_dilated(
         x,
@@ -296,11 +287,6 @@ def convolve(
     return x + weights.bias
 
 
-def _halve(weights: Convolution, x: Array) -> Array:
-    # Pad one row at the bottom and one column at the right, as the original does.
-    return convolve(weights, jnp.pad(x, ((0, 0), (0, 1), (0, 1), (0, 0))), stride=2)
-
-
 def _double(x: Array) -> Array:
     # Repeat each pixel four times. As a broadcast, since the gradient of a repetition is a slow
     # scatter.
@@ -309,12 +295,10 @@ def _double(x: Array) -> Array:
     return repeated.reshape(batch, 2 * height, 2 * width, channels)
 
 
-def normalize_groups(
-    weights: Norm, x: Float[Array, "batch height width channels"], groups: int
-) -> Float[Array, "batch height width channels"]:
-    """Normalize by mean and variance over all places and a group's channels."""
+def _activate(weights: Norm, x: Array, config: VQGANConfig) -> Array:
+    """Apply SiLU after normalizing by mean and variance over all places and a group's channels."""
     batch, height, width, channels = x.shape
-    places = x.reshape(batch, height * width, channels)
+    groups, places = config.norm_groups, x.reshape(batch, height * width, channels)
     share = groups / (height * width * channels)
 
     def mean(y: Array) -> Array:
@@ -324,14 +308,12 @@ def normalize_groups(
 
     centered = places - mean(places)
     scaled = centered * jax.lax.rsqrt(mean(centered**2) + NORM_EPSILON)
-    return scaled.reshape(x.shape) * weights.scale + weights.bias
+    return jax.nn.silu(scaled.reshape(x.shape) * weights.scale + weights.bias)
 
 
 def _blocks(blocks: tuple[ResidualBlock, ...], x: Array, config: VQGANConfig) -> Array:
     for block in blocks:
-        inner = jax.nn.silu(normalize_groups(block.norm_in, x, config.norm_groups))
-        inner = convolve(block.conv_in, inner)
-        inner = jax.nn.silu(normalize_groups(block.norm_out, inner, config.norm_groups))
-        inner = convolve(block.conv_out, inner)
-        x = inner + (x if block.skip is None else convolve(block.skip, x))
+        inner = _convolve(block.conv_in, _activate(block.norm_in, x, config))
+        inner = _convolve(block.conv_out, _activate(block.norm_out, inner, config))
+        x = inner + (x if block.skip is None else _convolve(block.skip, x))
     return x
