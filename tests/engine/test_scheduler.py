@@ -261,7 +261,7 @@ def test_requests_that_can_never_run_are_refused() -> None:
     with pytest.raises(CapacityError, match="2 slots"):
         scheduler.submit([[1], [2]], 1)
     scheduler.submit([[1] * 20], 12)
-    scheduler.grow(64)
+    scheduler.capacity = 64
     scheduler.submit([[1] * 20], 13)
 
 

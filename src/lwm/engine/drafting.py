@@ -1,10 +1,8 @@
 """Guess the next tokens of a request by looking them up in its own text.
 
-Text repeats itself: names, phrases quoted from a document, sentences of the answer. Where the last
-few tokens occurred before, the tokens that followed them are a draft of what comes next. The model
-checks a draft in one step that costs little more than a step of one token, and keeps the tokens
-that it would have generated anyway, so a wrong draft costs time and nothing else. After wrong
-drafts a drafter pauses; after right ones its drafts grow.
+Where the last few tokens occurred before, the tokens that followed them are a draft of what comes
+next. The model checks a draft in one step that costs little more than a step of one token, and
+keeps the tokens that it would have generated anyway, so a wrong draft costs only time.
 
 Source: prompt lookup decoding (Saxena 2023), after speculative decoding (Leviathan et al. 2023,
 arXiv 2211.17192).
@@ -27,8 +25,7 @@ class DraftSettings:
     """Set the size of drafts.
 
     Args:
-        widths: tokens per slot in a decode step with drafts, the certain token included,
-            ascending; each width compiles a step.
+        widths: tokens per slot in a decode step with drafts, the certain one included, ascending.
         shortest: fewest shared tokens; drafts from two are wrong too often (docs/log.md).
     """
 
@@ -42,12 +39,7 @@ often; from three shared tokens, short answers come later than without drafts (d
 
 
 class Drafter:
-    """Draft the next tokens of one request.
-
-    Args:
-        text: the prompt.
-        room: number of tokens that may be added to it.
-    """
+    """Draft the next tokens of one request, whose prompt `text` grows by at most `room` tokens."""
 
     def __init__(
         self, text: Sequence[int], room: int, settings: DraftSettings = DraftSettings()
@@ -83,10 +75,7 @@ class Drafter:
             self._remaining = self._pause
 
     def _earlier_place(self) -> int:
-        """Find the index after the latest place that shares most of the last tokens.
-
-        Returns the length of the text if no place shares enough.
-        """
+        """Find the index after the latest place that shares the most last tokens, or the end."""
         text, best = self._tokens[: self._length], self._length
         ends = np.flatnonzero(text[:-1] == text[-1])
         for size in range(2, LONGEST + 1):

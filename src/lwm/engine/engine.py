@@ -1,17 +1,13 @@
 """Run requests with continuous batching over the slots of one cache.
 
 On a mesh over several processes, each process runs an engine of its own with the same requests in
-the same order, and receives all tokens.
-
-The engine compiles two prefill steps for each chunk size (the last layer's is short), one decode
-step, and one for each width of drafts (see `drafting`), whatever the prompts' lengths and
-settings; requests join and leave between steps. A server calls `submit`, `step` and `cancel`;
-`stream` calls them for one request.
+the same order, and receives all tokens. The engine compiles a few steps, whatever the prompts'
+lengths and settings; requests join and leave between steps.
 """
 
 from collections.abc import Generator, Sequence
 from dataclasses import replace
-from typing import Any
+from itertools import chain
 
 import numpy as np
 from jax.sharding import Mesh
@@ -34,21 +30,13 @@ class Engine:
     """Generate tokens for several requests at a time.
 
     Args:
-        slots: requests that run at a time, rounded up to a multiple of the `data` axis; a guided
-            request takes two.
+        slots: rows of the cache, rounded up to a multiple of the `data` axis; a guided request
+            takes two.
         tokens: positions that a request may take, rounded up to whole units of the cache.
-        headroom: reserve more positions within the model's context, for longer requests later, if
-            they fit into memory.
+        headroom: reserve more positions, for longer requests later, if they fit into memory.
         dtype: of the cache.
         drafts: whether steps may check several drafted tokens (see `drafting`). The tokens are the
             same with and without, except for the rounding of sums.
-
-    Attributes:
-        scheduler: the record of requests, slots and cached tokens.
-        slots: number of slots.
-
-    Raises:
-        CapacityError: the cache or the dequantized weights do not fit into memory.
     """
 
     def __init__(
@@ -101,11 +89,7 @@ class Engine:
         return self._runner.cache
 
     def require(self, prompt: int, max_tokens: int) -> None:
-        """Make the cache long enough for a request, keeping its contents.
-
-        Raises:
-            CapacityError: the longer cache does not fit into memory.
-        """
+        """Make the cache long enough for a request, keeping its contents."""
         needed = self.scheduler.needed_capacity(prompt, max_tokens)
         if needed <= self.scheduler.capacity:
             return
@@ -115,24 +99,23 @@ class Engine:
         except BaseException:  # some layers are freed already
             self.forget()
             raise
-        self.scheduler.grow(self._runner.capacity)
+        self.scheduler.capacity = capacity
 
     def submit(self, request: Request) -> int:
-        """Queue a request, and return the number that its tokens have.
-
-        Raises:
-            InputError: a prompt is empty or contains ids outside the vocabulary.
-            CapacityError: the request does not fit into the cache.
-        """
-        for prompt in request.prompts:
-            for token in prompt:
-                if not 0 <= token < self._config.table_size:
-                    raise InputError(
-                        f"the prompt contains token {token}, outside the model's vocabulary of "
-                        f"{self._config.table_size:,}; check that the tokenizer is the model's"
-                    )
+        """Queue a request, and return the number that its tokens have."""
+        size = self._config.table_size
+        for token in chain.from_iterable(request.prompts):
+            if not 0 <= token < size:
+                raise InputError(
+                    f"the prompt contains token {token}, outside the model's vocabulary of "
+                    f"{size:,}; check that the tokenizer is the model's"
+                )
         number = self.scheduler.submit(request.prompts, request.max_tokens)
         self._requests[number] = request
+        if self._draft_settings.widths and request.allowed is None:
+            self._drafters[number] = Drafter(
+                request.prompt, request.max_tokens, self._draft_settings
+            )
         return number
 
     def cancel(self, request: int) -> None:
@@ -147,16 +130,21 @@ class Engine:
         self.scheduler.release(request)
 
     def step(self) -> list[Token]:
-        """Prefill at most one chunk, and generate one token for every request whose prompt is
-        prefilled, or several if a draft was right.
+        """Prefill at most one chunk, and generate tokens for every request that is prefilled.
 
         An exception discards the cache; requests that remain are prefilled again.
-
-        Raises:
-            CapacityError: a discarded cache does not fit into memory again.
         """
         try:
-            return self._step()
+            starting = self.scheduler.admit()
+            if self._runner.allocate():
+                starting = list(self.scheduler.active)
+            for number in starting:
+                for slot, text in self.scheduler.active[number].rows:
+                    self._runner.set_text(slot, text)
+            plan = self.scheduler.plan(self._draft)
+            if plan.chunk is not None:
+                self._runner.prefill(plan.chunk)
+            return self._decode(plan.feeds) if plan.feeds else []
         except BaseException:
             # Buffers were donated to steps that may not have run, or not to their end.
             self.forget()
@@ -167,24 +155,6 @@ class Engine:
         self.scheduler.forget()
         self._runner.release()
 
-    def _step(self) -> list[Token]:
-        starting = self.scheduler.admit()
-        if self._runner.allocate():
-            starting = list(self.scheduler.active)
-        for number in starting:
-            request, scheduled = self._requests[number], self.scheduler.active[number]
-            for slot, text in scheduled.rows:
-                self._runner.set_text(slot, text)
-            drafted = self._draft_settings.widths and request.allowed is None
-            if drafted and number not in self._drafters:
-                self._drafters[number] = Drafter(
-                    request.prompt, request.max_tokens, self._draft_settings
-                )
-        plan = self.scheduler.plan(self._draft)
-        if plan.chunk is not None:
-            self._runner.prefill(plan.chunk)
-        return self._decode(plan.feeds) if plan.feeds else []
-
     def _draft(self, request: int, limit: int) -> Sequence[int]:
         drafter = self._drafters.get(request)
         return () if drafter is None else drafter.draft(limit)
@@ -192,19 +162,17 @@ class Engine:
     def stream(
         self, request: Request, advance: Advance | None = None
     ) -> Generator[Token, None, None]:
-        """Iterate over the tokens of one request; closing the iterator ends the request.
-
-        Args:
-            advance: called with the number of prompt tokens after each step that prefills some,
-                those cached before included.
-        """
+        """Iterate over the tokens of one request; closing the iterator ends the request."""
         yield from self.follow([self.submit(request)], advance)
 
     def follow(
         self, requests: Sequence[int], advance: Advance | None = None
     ) -> Generator[Token, None, None]:
-        """Iterate over the tokens of submitted requests until all are finished; closing the
-        iterator ends the others."""
+        """Iterate over the tokens of submitted requests; closing the iterator ends them.
+
+        Args:
+            advance: called after each step with the number of prompt tokens it added to the cache.
+        """
         reported = 0
         try:
             while True:
@@ -234,8 +202,7 @@ class Engine:
         sampled = self._runner.decode(feeds, width, self._slot_sampling(decoding))
         tokens = []
         for one in decoding:
-            slot = one.slots[0]
-            tokens += self._accept(one.number, slot, fed[slot][1:], sampled)
+            tokens += self._accept(one.number, one.slots[0], fed[one.slots[0]][1:], sampled)
         return tokens
 
     def _accept(
@@ -263,12 +230,8 @@ class Engine:
         if token in request.stop_tokens:
             return Token(request=number, token=None, finish="stop")
         full = self.scheduler.record(number, token)
-        count = request.logprobs
-        top = zip(
-            sampled.top_tokens[slot, column, :count],
-            sampled.top_logprobs[slot, column, :count],
-            strict=True,
-        )
+        place = (slot, column, slice(request.logprobs))
+        top = zip(sampled.top_tokens[place], sampled.top_logprobs[place], strict=True)
         return Token(
             request=number,
             token=token,
@@ -283,16 +246,16 @@ class Engine:
         conditional = np.arange(self.slots, dtype=np.int32)
         unconditional = conditional.copy()
         logprobs = np.zeros(self.slots, bool)
-        allowed = [range(self._config.vocab_size)] * self.slots
+        bounds = np.array([(0, self._config.vocab_size)] * self.slots, np.int32)
         for one in decoding:
-            request, slots = self._requests[one.number], one.slots
-            rows[slots[0]] = request.sampling
+            request, slot = self._requests[one.number], one.slots[0]
+            rows[slot] = request.sampling
             if request.allowed is not None:
-                allowed[slots[0]] = request.allowed(len(one.texts[0]) - len(request.prompt))
-            logprobs[slots[0]] = request.logprobs > 0
-            if len(slots) == 2:
-                unconditional[slots[0]], conditional[slots[1]] = slots[1], slots[0]
-        bounds: Any = np.array([(ids.start, ids.stop) for ids in allowed], np.int32)
+                ids = request.allowed(len(one.texts[0]) - len(request.prompt))
+                bounds[slot] = ids.start, ids.stop
+            logprobs[slot] = request.logprobs > 0
+            for second in one.slots[1:]:
+                unconditional[slot], conditional[second] = second, slot
         return slot_sampling(
             rows,
             conditional=conditional,

@@ -16,13 +16,11 @@ class Request(Checked):
 
     Args:
         prompt: token ids.
-        unconditional: a second prompt that guides the first one (`Sampling.guidance`); both get
-            the same new tokens.
+        unconditional: a second prompt, for guidance; both get the same new tokens.
         stop_tokens: ids that end the answer and are not part of it.
         logprobs: how many of the likeliest alternatives to return with each token.
         allowed: return the range of ids that may come next, for a number of tokens answered so
-            far; a range of one id forces it. Such answers are not drafted. Defaults to the ids of
-            text.
+            far; defaults to the ids of text. Such answers are not drafted.
     """
 
     prompt: Sequence[int]
@@ -45,10 +43,9 @@ class Token:
 
     Args:
         request: the number that `Engine.submit` returned.
-        token: the id; None in a last event without a token, after a stop token.
-        logprob: log-probability of the token among the ids allowed, before temperature, penalty
-            and filters.
-        top: the likeliest alternatives and their log-probabilities, as many as requested.
+        token: the id; None for a stop token.
+        logprob: log-probability among the ids allowed, before temperature, penalty and filters.
+        top: the likeliest alternatives and their log-probabilities.
         finish: why this is the last token; None if it is not.
     """
 

@@ -1,6 +1,8 @@
 """Hold the weights and the cache on their devices, and run the compiled steps on them."""
 
+import math
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import replace
 from typing import Any
 
@@ -23,7 +25,7 @@ from lwm.models.forward import dequantized
 from lwm.models.llama import Llama, LlamaConfig
 from lwm.models.quantized import QUANTIZED_ROWS, QuantizedKernel, has_quantized
 
-CHUNKS = (32, 128, 512, 1024)
+_CHUNKS = (32, 128, 512, 1024)
 """Positions on each device of the `sequence` axis that one prefill step takes."""
 
 _MOST_LAYERS = 5
@@ -31,8 +33,7 @@ _MOST_LAYERS = 5
 
 
 def reserved_length(tokens: int, config: LlamaConfig) -> int:
-    """Return the length of cache to reserve for a request, with room to grow within the model's
-    context.
+    """Return a length of cache with room to grow within the model's context.
 
     There are few such lengths, because each one compiles a decode step.
     """
@@ -42,24 +43,12 @@ def reserved_length(tokens: int, config: LlamaConfig) -> int:
 
 
 def weights_for(weights: Llama, slots: int) -> Llama:
-    """Return the weights to run `slots` requests at a time with.
-
-    Quantized kernels are fast for few rows only; for more they are dequantized, once for all
-    steps.
-
-    Raises:
-        CapacityError: the dequantized copy does not fit into memory.
-    """
+    """Return the weights for `slots` requests; quantized ones are fast only for few rows."""
     if slots <= QUANTIZED_ROWS or not has_quantized(weights):
         return weights
     leaves = jax.tree.leaves(weights, is_leaf=lambda x: isinstance(x, QuantizedKernel))
-    sizes = [
-        kernel.shape[0] * kernel.shape[1]
-        for kernel in leaves
-        if isinstance(kernel, QuantizedKernel)
-    ]
     require_memory(
-        4 * sum(sizes),
+        4 * sum(math.prod(x.shape) for x in leaves if isinstance(x, QuantizedKernel)),
         None,
         what=f"a float32 copy of the quantized weights, for {slots} slots,",
         remedy=f"run at most {QUANTIZED_ROWS} at a time; guided generation takes two for each",
@@ -68,16 +57,7 @@ def weights_for(weights: Llama, slots: int) -> Llama:
 
 
 class Runner:
-    """Hold a model's weights and the cache of an engine, and run steps on them.
-
-    Args:
-        dtype: of the cache.
-        tokens: least number of positions in each slot.
-        headroom: reserve `reserved_length` positions if they fit into memory.
-
-    Attributes:
-        capacity: positions of a slot.
-    """
+    """Hold the weights and the cache of an engine, and run steps on them; see `Engine`."""
 
     def __init__(
         self,
@@ -90,8 +70,8 @@ class Runner:
         dtype: str,
         mesh: Mesh | None,
     ) -> None:
-        self._weights, self._config, self._slots = weights, config, slots
-        self._dtype, self._mesh = dtype, mesh
+        self._weights, self._config, self._slots, self._mesh = weights, config, slots, mesh
+        self._sizes: dict[str, Any] = {"slots": slots, "dtype": dtype, "mesh": mesh}
         self._shards = 1 if mesh is None else mesh.shape[SEQUENCE]
         self._without_layers = replace(weights, layers=())
         self._steps = compile_steps(config, mesh, weights.norm.dtype)
@@ -100,14 +80,9 @@ class Runner:
         self._run = max(n for n in range(1, _MOST_LAYERS + 1) if config.num_layers % n == 0)
         self._cache: list[LayerCache] = []
         self._present: Array | None = None
-        self.capacity = 0
+        self.chunks = [size * self._shards for size in _CHUNKS]
         self.capacity = self.affordable(tokens, headroom)
         self.allocate()
-
-    @property
-    def chunks(self) -> list[int]:
-        """Return the sizes of prefill steps."""
-        return [size * self._shards for size in CHUNKS]
 
     @property
     def cache(self) -> list[LayerCache]:
@@ -116,22 +91,10 @@ class Runner:
         return self._cache
 
     def allocate(self) -> bool:
-        """Make the cache if there is none; return whether a new one was made.
-
-        Raises:
-            CapacityError: the cache does not fit into memory.
-        """
+        """Make the cache if there is none; return whether a new one was made."""
         if self._cache:
             return False
-        self._cache = list(
-            make_cache(
-                self._config,
-                slots=self._slots,
-                capacity=self.capacity,
-                dtype=self._dtype,
-                mesh=self._mesh,
-            )
-        )
+        self._cache = list(make_cache(self._config, capacity=self.capacity, **self._sizes))
         whole = NamedSharding(self._mesh, PartitionSpec()) if self._mesh else jax.devices()[0]
         self._present = jnp.zeros((self._slots, self._config.table_size), bool, device=whole)
         return True
@@ -149,34 +112,16 @@ class Runner:
         self.capacity = capacity
 
     def affordable(self, tokens: int, headroom: bool) -> int:
-        """Return a capacity with room to grow if it fits into memory, else the least one.
-
-        Raises:
-            CapacityError: not even the least one fits.
-        """
-        least = cache_capacity(tokens, self._mesh)
+        """Return a capacity with room to grow if it fits into memory, else the least one."""
         if headroom:
-            padded = cache_capacity(reserved_length(tokens, self._config), self._mesh)
-            try:
-                self._require_memory(padded)
-                return padded
-            except CapacityError:
-                if padded == least:
-                    raise
-        self._require_memory(least)
-        return least
-
-    def _require_memory(self, capacity: int) -> None:
+            with suppress(CapacityError):
+                return self.affordable(reserved_length(tokens, self._config), headroom=False)
+        capacity = needed = cache_capacity(tokens, self._mesh)
         if self._cache:
             # While a cache grows, each old layer is freed after the new one is made.
-            capacity += capacity // self._config.num_layers - self.capacity
-        require_cache_memory(
-            self._config,
-            slots=self._slots,
-            capacity=capacity,
-            dtype=self._dtype,
-            mesh=self._mesh,
-        )
+            needed += capacity // self._config.num_layers - self.capacity
+        require_cache_memory(self._config, capacity=needed, **self._sizes)
+        return capacity
 
     def set_text(self, slot: int, tokens: Sequence[int]) -> None:
         """Set the tokens that the repetition penalty of a slot counts as present."""
@@ -206,14 +151,7 @@ class Runner:
             pace(cache[index])
 
     def decode(self, feeds: Sequence[Feed], width: int, settings: SlotSampling) -> Sampled:
-        """Compute the next tokens of all slots, and sample a token after each of them.
-
-        Args:
-            width: tokens of each slot, padding included.
-
-        Returns:
-            Arrays on the host, [slots, width].
-        """
+        """Compute the next tokens of all slots, `width` of each, and sample a token after each."""
         tokens = np.zeros((self._slots, width), np.int32)
         positions = np.full((self._slots, width), -1, np.int32)
         for feed in feeds:

@@ -33,16 +33,11 @@ class Sampling(Checked):
     Args:
         temperature: 0 takes the likeliest token; 1 samples from the model's distribution.
         top_k: keep the k likeliest ids; 0 keeps all.
-        top_p: keep the likeliest ids whose probabilities sum to p (Holtzman et al. 2020, arXiv
-            1904.09751).
-        min_p: keep ids at least this fraction as likely as the likeliest one (Nguyen et al. 2024,
-            arXiv 2407.01082).
-        repetition_penalty: divides the logits of ids that the text contains (Keskar et al. 2019,
-            arXiv 1909.05858); 1 changes nothing.
-        guidance: scale of classifier-free guidance, `u + guidance * (c - u)`, for requests with a
-            second prompt.
-        seed: of this request's random numbers; the same seed gives the same tokens whatever other
-            requests run.
+        top_p: keep the likeliest ids whose probabilities sum to p (arXiv 1904.09751).
+        min_p: keep ids at least this fraction as likely as the likeliest one (arXiv 2407.01082).
+        repetition_penalty: divides the logits of ids that the text contains (arXiv 1909.05858).
+        guidance: scale of classifier-free guidance, `u + guidance * (c - u)`.
+        seed: the same seed gives the same tokens whatever other requests run.
     """
 
     temperature: Annotated[float, Ge(0), Lt(math.inf)] = 1.0
@@ -54,11 +49,7 @@ class Sampling(Checked):
     seed: Annotated[int, Ge(0), Lt(2**32)] = 0
 
     def updated(self, settings: Mapping[str, Any]) -> "Sampling":
-        """Return a copy with some settings changed.
-
-        Raises:
-            ConfigError: a setting is unknown, of a wrong type or out of range.
-        """
+        """Return a copy with some settings changed; raise ConfigError if one is wrong."""
         try:
             return replace(self, **settings)
         except TypeError as error:
@@ -75,12 +66,10 @@ class SlotSampling:
     """Hold the `Sampling` of every slot, as arrays.
 
     Args:
-        conditional: the slot whose token this slot takes: itself, except for the second slot of a
-            guided request.
+        conditional: the slot whose token this one takes; differs for a request's second slot.
         unconditional: the slot of the request's second prompt; itself where there is none.
         logprobs: whether the slot's request needs alternatives.
-        low, high: the ids allowed, from `low` up to but not including `high`. All later rules, and
-            log-probabilities, count among these ids only.
+        low, high: range of the ids allowed; later rules and log-probabilities count only these.
     """
 
     temperature: Float[Array, " slots"]
@@ -101,28 +90,18 @@ _TYPES = {"top_k": np.int32, "seed": np.uint32}  # the other settings are float3
 
 
 def slot_sampling(rows: Sequence[Sampling], **slots: Any) -> SlotSampling:
-    """Stack the settings of all slots.
-
-    Args:
-        rows: settings of each slot.
-        slots: the fields of `SlotSampling` that `Sampling` does not have.
-    """
-    columns: dict[str, Any] = {
-        field.name: np.array(
-            [getattr(row, field.name) for row in rows], _TYPES.get(field.name, np.float32)
-        )
-        for field in fields(Sampling)
-    }
+    """Stack the settings of all slots, and add the fields that `Sampling` does not have."""
+    columns: dict[str, Any] = {}
+    for name in (field.name for field in fields(Sampling)):
+        dtype = _TYPES.get(name, np.float32)
+        columns[name] = np.array([getattr(row, name) for row in rows], dtype)
     return SlotSampling(**columns, **slots)
 
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True, kw_only=True)
 class Sampled:
-    """Hold one token per row, its log-probability, and alternatives (zeros if no slot needs them).
-
-    Rows are slots, or [slots, width] in a step with drafts.
-    """
+    """Hold a token per row, its log-probability, and alternatives (zeros if none are needed)."""
 
     tokens: Int[Array, "*rows"]
     logprobs: Float[Array, "*rows"]
@@ -145,10 +124,7 @@ def filter_top(
     top_k: Int[Array, " slots"],
     top_p: Float[Array, " slots"],
 ) -> Float[Array, "slots vocab"]:
-    """Set everything that top-k and top-p rule out to -inf; the likeliest id always stays.
-
-    Sorts the vocabulary of all slots, which costs more than the rest of sampling together.
-    """
+    """Set everything that top-k and top-p rule out to -inf; the likeliest id always stays."""
     vocab = logits.shape[-1]
     ordered = -jnp.sort(-logits, axis=-1)
     rank = jnp.arange(vocab)
@@ -165,10 +141,7 @@ def filter_top(
 def filter_min_p(
     logits: Float[Array, "slots vocab"], min_p: Float[Array, " slots"]
 ) -> Float[Array, "slots vocab"]:
-    """Set ids that are less than `min_p` times as likely as the likeliest one to -inf.
-
-    The ratio does not depend on what other filters ruled out.
-    """
+    """Set ids that are less than `min_p` times as likely as the likeliest one to -inf."""
     relative = jnp.exp(logits - logits.max(axis=-1, keepdims=True))
     return jnp.where(relative >= min_p[:, None], logits, -jnp.inf)
 

@@ -1,9 +1,8 @@
 """Decide which request runs in which slot, and what the next step computes.
 
-A slot is one row of the cache. A request takes one slot, or two when a second prompt guides it; it
-joins when enough slots are free and leaves when it is done, between any two steps. A slot keeps
-its cached tokens after its request has left, and a later request with the same prefix starts after
-that prefix.
+A slot is one row of the cache. A request takes one slot, or two when a second prompt guides it. A
+slot keeps its cached tokens after its request has left, and a later request with the same prefix
+starts after that prefix.
 
 Prefill covers all of a prompt except its last token. The first decode step takes that one, so
 tokens are sampled in decode steps only. A decode step may also take drafts after a request's last
@@ -13,6 +12,7 @@ token (see `drafting`); the right ones are cached already, and the wrong ones ar
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
+from itertools import count
 
 from lwm.core.errors import CapacityError, InputError
 
@@ -33,10 +33,7 @@ class Chunk:
 
 @dataclass(frozen=True)
 class Feed:
-    """Represent one slot's part of a decode step, from `position` of the slot.
-
-    The first token is certain and the others are drafts; a token is sampled after each of them.
-    """
+    """Represent one slot's part of a decode step: its last token, at `position`, and drafts."""
 
     slot: int
     tokens: tuple[int, ...]
@@ -60,18 +57,12 @@ class _Slot:
 
 @dataclass
 class ScheduledRequest:
-    """Hold the state of a request.
-
-    Args:
-        texts: prompt and answer so far, for each of its prompts.
-        remaining: tokens that may still be generated.
-        slots: one for each prompt; none while it waits.
-    """
+    """Hold the state of a request."""
 
     number: int
-    texts: list[list[int]]
-    remaining: int
-    slots: list[int] = field(default_factory=list)
+    texts: list[list[int]]  # prompt and answer so far, for each of its prompts
+    remaining: int  # tokens that may still be generated
+    slots: list[int] = field(default_factory=list)  # one for each prompt; none while it waits
 
     @property
     def rows(self) -> Iterable[tuple[int, list[int]]]:
@@ -83,9 +74,8 @@ class Scheduler:
     """Manage the slots, the queue of waiting requests, and the record of cached tokens.
 
     Args:
-        slots: rows of the cache.
-        capacity: positions of a row.
-        chunks: sizes in which prompts are prefilled, in any order.
+        capacity: positions of a slot.
+        chunks: sizes in which prompts are prefilled.
         alignment: chunks start at multiples of this, the size of the `sequence` axis.
 
     Attributes:
@@ -94,8 +84,6 @@ class Scheduler:
     """
 
     def __init__(self, *, slots: int, capacity: int, chunks: Sequence[int], alignment: int = 1):
-        assert slots > 0
-        assert chunks
         assert all(size % alignment == 0 for size in chunks)
         self.capacity = capacity
         self.reused = 0
@@ -105,38 +93,30 @@ class Scheduler:
         self.active: dict[int, ScheduledRequest] = {}
         self._waiting: deque[ScheduledRequest] = deque()
         self._clock = 0
-        self._next_request = 0
+        self._numbers = count()
 
     def needed_capacity(self, prompt: int, max_tokens: int) -> int:
         """Return the positions of a prompt and its answer, the last chunk's padding included."""
         return max(prompt + max_tokens, prompt - 1 + self._chunks[0])
 
     def submit(self, prompts: Sequence[Sequence[int]], max_tokens: int) -> int:
-        """Queue a request of one prompt or two, and return its number.
-
-        Raises:
-            InputError: a prompt is empty, or no token is to be generated.
-            CapacityError: the request can never fit.
-        """
-        if any(len(prompt) == 0 for prompt in prompts):
+        """Queue a request of one prompt or two, and return its number."""
+        lengths = [len(prompt) for prompt in prompts]
+        if min(lengths) == 0:
             raise InputError("the prompt is empty; give at least one token")
         if max_tokens < 1:
             raise InputError(f"max_tokens is {max_tokens}; it must be at least 1")
-        longest = max(len(prompt) for prompt in prompts)
-        needed = self.needed_capacity(longest, max_tokens)
+        needed = self.needed_capacity(max(lengths), max_tokens)
         if needed > self.capacity:
             raise CapacityError(
-                f"the prompt of {longest:,} tokens and {max_tokens:,} more need a cache of "
-                f"{needed:,} positions and this one has {self.capacity:,}; shorten the prompt or "
-                "max_tokens"
+                f"the prompt of {max(lengths):,} tokens and {max_tokens:,} more need {needed:,} "
+                f"positions and the cache has {self.capacity:,}; shorten the prompt or max_tokens"
             )
         if len(prompts) > len(self._slots):
             raise CapacityError(
-                f"the request needs {len(prompts)} slots and there are {len(self._slots)}; "
-                "make the engine with more"
+                f"the request needs {len(prompts)} slots; make an engine with more"
             )
-        request = self._next_request
-        self._next_request += 1
+        request = next(self._numbers)
         texts = [list(prompt) for prompt in prompts]
         self._waiting.append(ScheduledRequest(request, texts, max_tokens))
         return request
@@ -188,12 +168,12 @@ class Scheduler:
 
     def _shared(self, slot: int, prompt: Sequence[int]) -> int:
         """Count a prompt's cached tokens, rounded down to where a chunk may start."""
-        count = 0
+        shared = 0
         for cached, token in zip(self._slots[slot].cached, prompt[:-1], strict=False):
             if cached != token:
                 break
-            count += 1
-        return count // self._alignment * self._alignment if count < len(prompt) - 1 else count
+            shared += 1
+        return shared if shared == len(prompt) - 1 else shared - shared % self._alignment
 
     def plan(
         self, draft: Callable[[int, int], Sequence[int]] = lambda request, limit: ()
@@ -202,8 +182,7 @@ class Scheduler:
 
         Args:
             draft: return a draft of a request's next tokens, at most as many as its second
-                argument; called once for each request of one prompt that decodes and has more than
-                one token to go.
+                argument; called once for each request of one prompt that decodes.
         """
         chunk = self._next_chunk()
         feeds = []
@@ -234,11 +213,7 @@ class Scheduler:
         return None
 
     def _chunk_size(self, remaining: int, room: int) -> int:
-        fitting = [
-            size
-            for size in self._chunks
-            if size <= room and min(remaining, size) >= _WELL_FILLED * size
-        ]
+        fitting = (x for x in self._chunks if x <= room and remaining >= _WELL_FILLED * x)
         return max(fitting, default=self._chunks[0])
 
     def record(self, request: int, token: int) -> bool:
@@ -268,8 +243,3 @@ class Scheduler:
         """Record that nothing is cached; active requests are prefilled again."""
         for slot in self._slots:
             slot.cached.clear()
-
-    def grow(self, capacity: int) -> None:
-        """Record that rows of the cache have more positions."""
-        assert capacity >= self.capacity
-        self.capacity = capacity

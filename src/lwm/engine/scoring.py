@@ -1,9 +1,8 @@
 """Score whole sequences without a cache: compute logits, or how likely each token is.
 
-Sequences are padded to a few lengths, so that few programs are compiled, laid out in zigzag order
-over the `sequence` axis, and put back in order on the host. Log-likelihoods are computed one chunk
-of positions at a time: no array as large as [seq, vocab] exists, so a row may be as long as its
-hidden states allow.
+Sequences are padded to a few lengths, so that few programs are compiled, and laid out in zigzag
+order over the `sequence` axis. Log-likelihoods are computed one chunk of positions at a time, so
+no array as large as [seq, vocab] exists.
 """
 
 from collections.abc import Callable, Sequence
@@ -42,9 +41,7 @@ class TokenScores(NamedTuple):
     """Hold scores of each token after the first of its row, given all tokens before it."""
 
     log_likelihood: Float[np.ndarray, "batch targets"]
-    """Natural logarithms, float32."""
-    likeliest: Bool[np.ndarray, "batch targets"]
-    """Whether no other token is likelier."""
+    likeliest: Bool[np.ndarray, "batch targets"]  # whether no other token is likelier
 
 
 class Rows(NamedTuple):
@@ -164,10 +161,9 @@ class Scorer:
     def log_likelihoods(
         self, tokens: Int[np.ndarray, "batch seq"], lengths: Sequence[int] | None = None
     ) -> TokenScores:
-        """Compute how likely each token after the first is, given those before it.
+        """Compute how likely each token after the first is.
 
         Args:
-            tokens: ids, at least two per row.
             lengths: tokens of each row, if rows are padded; scores of the padding have no meaning.
         """
         counts = np.full(len(tokens), tokens.shape[1]) if lengths is None else np.array(lengths)
@@ -178,11 +174,7 @@ class Scorer:
     def _lay_out(
         self, tokens: np.ndarray, lengths: np.ndarray, targets: np.ndarray | None = None
     ) -> tuple[Rows, np.ndarray, np.ndarray]:
-        """Pad rows and put them into the order of the mesh.
-
-        Returns:
-            The rows, the targets in the same order, and the index that restores the order.
-        """
+        """Put rows and targets into the mesh's order; return also the index that restores it."""
         batch, length = tokens.shape
         shards, groups = 1, 1
         if self._mesh is not None:
@@ -204,11 +196,7 @@ class Scorer:
 
 
 def require_ids(ids: np.ndarray, count: int, what: str) -> None:
-    """Refuse ids outside a vocabulary of `count` ids.
-
-    Raises:
-        InputError: names the range of the ids.
-    """
+    """Refuse ids outside a vocabulary of `count` ids."""
     if ids.size and (ids.min() < 0 or ids.max() >= count):
         raise InputError(
             f"{what} run from {ids.min()} to {ids.max()}; the vocabulary has ids 0 to {count - 1}"

@@ -1,13 +1,9 @@
-"""Define and compile the steps of the engine.
-
-The steps are pure functions of weights, caches and settings: dequantize a layer's kernels, run a
-chunk through one layer, run the next tokens through several layers, and sample.
-"""
+"""Define and compile the steps of the engine, pure functions of weights, caches and settings."""
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import fields, replace
 from functools import lru_cache, partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -88,11 +84,9 @@ def _sample_tokens(
     config: LlamaConfig,
     mesh: Mesh | None,
 ) -> tuple[Sampled, Bool[Array, "slots vocab"]]:
-    """Sample a token after each token of a decode step, from the last layer's output.
+    """Sample after each token of a step, as if the tokens before it had come one per step.
 
-    Each token is sampled as if the tokens before it had come one per step: at the same position
-    and with the same tokens present. Returns also the ids that are present in each slot's text
-    after the step, up to the first wrong draft.
+    Returns also the ids present in each slot's text after the step, up to the first wrong draft.
     """
     slots, width = tokens.shape
     hidden = rms_norm(x, weights.norm, config.rms_norm_eps)
@@ -126,26 +120,37 @@ def _mark_present(
     return present.at[slot].set(row)
 
 
-class Steps(NamedTuple):
+class Steps:
     """Hold the compiled steps; each compiles once for every shape of its arguments."""
 
-    embed: Any
-    angles: Any
-    dequantize: Any
-    prefill: Any
-    prefill_last: Any
-    embed_next: Any
-    decode: Any
-    sample: Any
-    mark_present: Any
+    def __init__(self, config: LlamaConfig, mesh: Mesh | None, dtype: Any) -> None:
+        static = {"config": config, "mesh": mesh}
+        # Arrays that every device needs, or that every process reads, are not sharded.
+        whole = None if mesh is None else NamedSharding(mesh, PartitionSpec())
+
+        def jit(function: Callable[..., Any], **options: Any) -> Any:
+            return jax.jit(precise(function, dtype), **options)
+
+        angles = partial(rotary_angles, head_dim=config.head_dim, theta=config.rope_theta)
+        sample_tokens = partial(_sample_tokens, **static)
+        self.embed = jit(partial(embed_tokens, mesh=mesh, rules=PREFILL))
+        self.embed_next = jit(partial(embed_tokens, mesh=mesh, rules=DECODE))
+        self.angles = jit(angles, out_shardings=whole)
+        # The donated buffers are kept though nothing reads them: jit would drop the argument, and
+        # with it, silently, the donation.
+        self.dequantize = jit(_dequantize_kernels, donate_argnums=1, keep_unused=True)
+        self.prefill = jit(partial(_prefill_layer, **static), donate_argnums=(1, 3))
+        self.prefill_last = jit(partial(_prefill_last_layer, **static), donate_argnums=3)
+        self.decode = jit(partial(_decode_layers, **static), donate_argnums=(1, 3))
+        self.sample = jit(sample_tokens, donate_argnums=2, out_shardings=whole)
+        self.mark_present = jit(_mark_present, donate_argnums=0)
 
     def dequantized_layers(
         self, layers: Sequence[Layer | FusedLayer]
     ) -> Iterator[Layer | FusedLayer]:
         """Iterate over layers with dequantized kernels, for products of many rows.
 
-        Each layer's kernels take the buffers of those of the layer before, because fresh memory
-        costs more time than dequantizing.
+        Each layer reuses the buffers of the one before: fresh memory costs more than dequantizing.
         """
         buffers: dict[str, Array] = {}
         for layer in layers:
@@ -160,31 +165,6 @@ class Steps(NamedTuple):
             yield replace(layer, **{name: buffers[name] for name in kernels})
 
 
-@lru_cache(maxsize=8)
-def compile_steps(config: LlamaConfig, mesh: Mesh | None, dtype: Any) -> Steps:
-    """Return the steps of a configuration, a mesh and a type of weights.
-
-    All engines of the same three share them, so another engine, with more slots or a longer cache,
-    compiles only what is new to it.
-    """
-    static = {"config": config, "mesh": mesh}
-    # Arrays that every device needs, or that every process reads, are not sharded.
-    whole = None if mesh is None else NamedSharding(mesh, PartitionSpec())
-
-    def jit(function: Callable[..., Any], **options: Any) -> Any:
-        return jax.jit(precise(function, dtype), **options)
-
-    angles = partial(rotary_angles, head_dim=config.head_dim, theta=config.rope_theta)
-    return Steps(
-        embed=jit(partial(embed_tokens, mesh=mesh, rules=PREFILL)),
-        angles=jit(angles, out_shardings=whole),
-        # The donated buffers are kept though nothing reads them: jit would drop the argument, and
-        # with it, silently, the donation.
-        dequantize=jit(_dequantize_kernels, donate_argnums=1, keep_unused=True),
-        prefill=jit(partial(_prefill_layer, **static), donate_argnums=(1, 3)),
-        prefill_last=jit(partial(_prefill_last_layer, **static), donate_argnums=3),
-        embed_next=jit(partial(embed_tokens, mesh=mesh, rules=DECODE)),
-        decode=jit(partial(_decode_layers, **static), donate_argnums=(1, 3)),
-        sample=jit(partial(_sample_tokens, **static), donate_argnums=2, out_shardings=whole),
-        mark_present=jit(_mark_present, donate_argnums=0),
-    )
+# Engines of the same configuration, mesh and type of weights share their steps, so another engine,
+# with more slots or a longer cache, compiles only what is new to it.
+compile_steps = lru_cache(maxsize=8)(Steps)
