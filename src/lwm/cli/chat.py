@@ -29,7 +29,7 @@ def chat(
     load: Load = LoadFlags(),
     sampling: Sampling = SamplingFlags(),
 ) -> None:
-    """Chat with a model: answer one --prompt, or start an interactive session.
+    """Chat with a model: answer one --prompt, or talk interactively.
 
     Args:
         prompt: Question to answer once.

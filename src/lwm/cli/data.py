@@ -16,7 +16,7 @@ from lwm.core.progress import say
 
 
 def inspect(arguments: Sequence[str]) -> None:
-    """Show rows of a recipe's data, decoded, and count its tokens."""
+    """Show rows of a recipe's data, and count its tokens."""
     if not arguments or arguments[0].startswith("-"):
         raise UsageError(
             "lwm data inspect: the recipe must come first; see 'lwm train --list', and write "
@@ -51,7 +51,7 @@ def questions(
     seed: int = 0,
     load: Load = LoadFlags(),
 ) -> None:
-    """Let a model write questions and answers about a book, as long chat examples.
+    """Write long chat examples: a model asks and answers about a book.
 
     A repeated command continues an interrupted run, from OUT.chunks.jsonl.
 
@@ -103,7 +103,7 @@ def export(
     rows: int | None = None,
     characters: int | None = None,
 ) -> None:
-    """Export one field of a data set as JSON lines with the key 'text'.
+    """Export one field of a data set as JSON lines, with the key text.
 
     Args:
         source: hf:NAME, hf:NAME:CONFIGURATION:SPLIT, the directory of a Hugging Face data set, a

@@ -23,7 +23,7 @@ Next:
 
 
 def demo() -> None:
-    """Take a tour: a real model answers questions about a book, also over a ring of devices."""
+    """Take a tour: a small model answers questions about a book."""
     # The ring runs on four simulated devices, which must be configured before jax starts.
     os.environ.setdefault("JAX_PLATFORMS", "cpu")
     os.environ.setdefault("JAX_NUM_CPU_DEVICES", "4")
@@ -35,32 +35,34 @@ def demo() -> None:
     planted = f"{passage[:middle]}{NEEDLE} {passage[middle:]}"
 
     single = _Tour(None)
-    _title("1. A plain question")
+    print("\n1. A plain question", flush=True)
     single.ask("What is the capital of France?", expected="Paris")
     size = len(single.model.tokenizer.encode(passage))
-    _title(f"2. Questions about a passage: the Book of {BOOK}, King James Bible, {size:,} tokens")
+    print(
+        f"\n2. Questions about a passage: the Book of {BOOK}, King James Bible, {size:,} tokens",
+        flush=True,
+    )
     single.ask("What is the name of Naomi's husband?", expected="Elimelech", about=passage)
     single.ask("Which city did they come to?", expected="Bethlehem", about=passage)
-    _title("3. A needle planted in the middle of the passage")
+    print("\n3. A needle planted in the middle of the passage", flush=True)
     answer = single.ask(NEEDLE_QUESTION, expected="7421936", about=planted)
     del single.model  # frees its weights before the ring loads its own
 
-    _title(f"4. The same passage read over a ring of four simulated devices (--mesh {RING})")
+    print(
+        f"\n4. The same passage read over a ring of four simulated devices (--mesh {RING})",
+        flush=True,
+    )
     ring = _Tour(RING)
     same = ring.ask(NEEDLE_QUESTION, expected="7421936", about=planted) == answer
     print(f"      {'the same answer' if same else 'ANOTHER ANSWER'} as on one device")
 
-    _title("5. Speed, compiling included where a step ran for the first time")
+    print("\n5. Speed, compiling included where a step ran for the first time", flush=True)
     print(f"   one device    {single.speed()}")
     print(f"   ring of four  {ring.speed()}; simulated: the four share this machine's cores")
     print(f"\nDone in {time.perf_counter() - started:.0f} seconds.\n\n{NEXT}")
     if not (single.right and ring.right and same):
         print("lwm: the demo went wrong: see the answers marked above", file=sys.stderr)
         sys.exit(1)
-
-
-def _title(text: str) -> None:
-    print(f"\n{text}", flush=True)
 
 
 class _Tour:

@@ -20,7 +20,7 @@ def info(
     list: bool = False,
     config: str | None = None,
 ) -> None:
-    """Describe a checkpoint: sizes, context, RoPE theta, and memory by context length.
+    """Describe a checkpoint: sizes, context, memory by context length.
 
     Args:
         model: Any MODEL.

@@ -2,7 +2,6 @@
 
 import os
 import sys
-import textwrap
 import threading
 import warnings
 from collections.abc import Callable, Sequence
@@ -108,11 +107,8 @@ def _run(command: str, group: Group, arguments: Sequence[str]) -> None:
 def _help(command: str, group: Group) -> str:
     lines = [f"usage: {command} [-h] COMMAND ...", "", group.summary, "", "commands:"]
     for name, entry in group.commands.items():
-        summary = entry.summary if isinstance(entry, Group) else (entry.__doc__ or "")
-        first = " ".join(summary.partition("\n\n")[0].split())
-        lines += textwrap.wrap(
-            f"  {name:<14}{first}", width=80, subsequent_indent=" " * 16, break_long_words=False
-        )
+        summary = entry.summary if isinstance(entry, Group) else str(entry.__doc__)
+        lines.append(f"  {name:<14}{summary.splitlines()[0]}")
     return "\n".join([*lines, "", f"'{command} COMMAND --help' describes a command."])
 
 

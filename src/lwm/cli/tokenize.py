@@ -28,7 +28,7 @@ def tokenize(
     engine: Literal["local", "ray"] = "local",
     workers: int | None = None,
 ) -> None:
-    """Tokenize folders of captioned images and videos into training data.
+    """Encode captioned images and videos as training data.
 
     The caption of cat.jpg is the text in cat.txt beside it, or comes from --captions. Unreadable
     files are skipped. A repeated command continues an interrupted run, from OUT.partial.
