@@ -12,7 +12,6 @@ from annotated_types import Ge
 from lwm.cli.flags import ModelName, SharedLoad, SharedLoadFlags
 from lwm.core.config import Checked
 from lwm.core.distributed import first_process
-from lwm.core.errors import ConfigError
 from lwm.core.progress import say
 
 if TYPE_CHECKING:
@@ -249,10 +248,8 @@ def _video_needle(model: str, flags: VideoNeedleFlags, load: SharedLoadFlags) ->
     from lwm.generation.codec import decode_frames, encode_frames
     from lwm.generation.vision_prompts import require_vision
 
-    counts = parse_lengths(flags.frames, "frames")
+    counts = parse_lengths(flags.frames, "frames", least=2)  # a card and a frame of the video
     depths = parse_depths(flags.depths, flags.depth_spacing)
-    if counts[0] < 2:
-        raise ConfigError(f"frames has {counts[0]}; a card and a frame of the video need 2")
     vision = require_vision(open_checkpoint(model, config=load.config).config)
     room = counts[-1] * vision.tokens_per_frame + _VIDEO_ROOM + flags.max_tokens
     loaded = load.load(model, theta=flags.theta, length=None if flags.theta is None else room)

@@ -11,11 +11,11 @@ MAX_VALUES = 1000
 Spacing = Literal["linear", "sigmoid"]
 
 
-def parse_lengths(text: str, name: str = "lengths") -> list[int]:
-    """Parse distinct whole numbers of at least 1, ascending."""
+def parse_lengths(text: str, name: str = "lengths", least: int = 1) -> list[int]:
+    """Parse distinct whole numbers, ascending."""
     values = [round(value) for value in _parse(text, name, "1024,4096 or 1024:8192:4")]
-    if min(values) < 1:
-        raise ConfigError(f"{name} has {min(values)}; it must be at least 1")
+    if min(values) < least:
+        raise ConfigError(f"{name} has {min(values)}; it must be at least {least}")
     return sorted(set(values))
 
 

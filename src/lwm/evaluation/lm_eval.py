@@ -12,7 +12,7 @@ the left, the token before a text without a context, and where an answer ends.
 import os
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -29,7 +29,6 @@ from lwm.engine.request import Request
 from lwm.engine.sampling import Sampling
 from lwm.engine.scoring import Scorer
 from lwm.generation.load import load
-from lwm.generation.model import Model
 
 NAME = "lwm"
 BATCH_TOKENS = 8192
@@ -38,15 +37,8 @@ _SAMPLING = ("top_k", "top_p", "min_p", "repetition_penalty", "seed")
 
 Scored = tuple[Any, list[int], list[int]]
 """Cache key of the answer, tokens of the context, tokens of the continuation."""
-
-
-@dataclass(frozen=True)
-class _Generation:
-    index: int
-    prompt: list[int]
-    max_tokens: int
-    sampling: Sampling
-    stops: tuple[str, ...]
+Stoppable = tuple[Request, tuple[str, ...]]
+"""A request and its stop strings."""
 
 
 class LwmHarness(TemplateLM):
@@ -83,7 +75,13 @@ class LwmHarness(TemplateLM):
             context=None if theta is None else max_length,
         )  # fmt: skip
         if max_length is not None:
-            _shorten_context(self.model, max_length)
+            if max_length > self.max_length:
+                raise CapacityError(
+                    f"max_length is {max_length:,} and the context of {pretrained} is "
+                    f"{self.max_length:,}; shorten it, or extend the context with theta"
+                )
+            # Before anything is compiled.
+            self.model.config = replace(self.model.config, max_sequence_length=max_length)
         self.tokenizer = self.model.tokenizer
         self._scorer = Scorer(self.model.weights, self.model.config, self.model.mesh)
 
@@ -189,21 +187,20 @@ class LwmHarness(TemplateLM):
     def generate_until(
         self, requests: Sequence[Instance], disable_tqdm: bool = False
     ) -> list[str]:
-        generations = [self._parse(i, *request.args) for i, request in enumerate(requests)]
-        answers = [""] * len(generations)
-        sizes = {one.index: len(one.prompt) + one.max_tokens for one in generations}
-        with progress("answering", len(generations)) as advance:
+        parsed = [self._parse(*request.args) for request in requests]
+        answers = [""] * len(parsed)
+        sizes = {i: len(one.prompt) + one.max_tokens for i, (one, _) in enumerate(parsed)}
+        with progress("answering", len(parsed)) as advance:
             for batch, slots in self._batches(sizes):
-                for one, tokens in self._generate([generations[i] for i in batch], slots):
-                    text = postprocess_generated_text(
-                        self.tokenizer.decode(tokens), list(one.stops), None
-                    )
-                    answers[one.index] = text
-                    self.cache_hook.add_partial("generate_until", requests[one.index].args, text)
+                generated = self._generate([parsed[i] for i in batch], slots)
+                for i, tokens in zip(batch, generated, strict=True):
+                    text = self.tokenizer.decode(tokens)
+                    answers[i] = postprocess_generated_text(text, list(parsed[i][1]), None)
+                    self.cache_hook.add_partial("generate_until", requests[i].args, answers[i])
                     advance()
         return answers
 
-    def _parse(self, index: int, context: str, settings: Mapping[str, Any]) -> _Generation:
+    def _parse(self, context: str, settings: Mapping[str, Any]) -> Stoppable:
         rest: dict[str, Any] = dict(normalize_gen_kwargs(dict(settings), self.max_gen_toks))
         stops = (*rest.pop("until"), self.tokenizer.eos_text)
         max_tokens = rest.pop("max_gen_toks")
@@ -222,41 +219,30 @@ class LwmHarness(TemplateLM):
                 f"the task asks for {max_tokens:,} tokens and the context of {self.model.source} "
                 f"is {self.max_length:,}; set --gen_kwargs max_gen_toks=N"
             )
-        return _Generation(
-            index=index,
+        request = Request(
             prompt=self.tok_encode(context)[-room:],
             max_tokens=max_tokens,
             sampling=Sampling(temperature=temperature, **sampling),
-            stops=tuple(stop for stop in stops if stop),
+            stop_tokens=self.tokenizer.eos,
         )
+        return request, tuple(stop for stop in stops if stop)
 
-    def _generate(
-        self, batch: Sequence[_Generation], slots: int
-    ) -> Iterator[tuple[_Generation, list[int]]]:
-        longest = max(len(one.prompt) + one.max_tokens for one in batch)
+    def _generate(self, batch: Sequence[Stoppable], slots: int) -> list[list[int]]:
+        """Generate token ids, up to a stop string or a little further."""
+        longest = max(len(request.prompt) + request.max_tokens for request, _ in batch)
         engine = self.model.engine_for(longest - 1, 1, slots)
-        numbers = {
-            engine.submit(
-                Request(
-                    prompt=one.prompt,
-                    max_tokens=one.max_tokens,
-                    sampling=one.sampling,
-                    stop_tokens=self.tokenizer.eos,
-                )
-            ): one
-            for one in batch
-        }
-        answers: dict[int, list[int]] = {number: [] for number in numbers}
-        for event in engine.follow(list(numbers)):
+        stops_of = {engine.submit(request): stops for request, stops in batch}
+        answers: dict[int, list[int]] = {number: [] for number in stops_of}
+        for event in engine.follow(list(stops_of)):
             if event.token is None:
                 continue
-            tokens, stops = answers[event.request], numbers[event.request].stops
+            tokens, stops = answers[event.request], stops_of[event.request]
             tokens.append(event.token)
             # A character takes four tokens at most.
             end = self.tokenizer.decode(tokens[-4 * max(map(len, stops), default=0) - 4 :])
             if any(stop in end for stop in stops):
                 engine.cancel(event.request)
-        return ((one, answers[number]) for number, one in numbers.items())
+        return list(answers.values())
 
     def _batches(self, sizes: Mapping[int, int]) -> Iterator[tuple[list[int], int]]:
         """Yield the indices of each batch, longest rows first, and a power of two of rows to
@@ -276,16 +262,6 @@ def _batch_rows(batch_size: int | str) -> int:
     if not text.isdecimal() or int(text) < 1:
         raise ConfigError(f"batch_size is {batch_size!r}; it must be at least 1, or auto")
     return int(text)
-
-
-def _shorten_context(model: Model, max_length: int) -> None:
-    limit = model.config.max_sequence_length
-    if max_length > limit:
-        raise CapacityError(
-            f"max_length is {max_length:,} and the context of {model.source} is {limit:,}; "
-            "shorten it, or extend the context with theta"
-        )
-    model.config = replace(model.config, max_sequence_length=max_length)
 
 
 def register() -> None:

@@ -89,14 +89,13 @@ def evaluate(
     """Answer a task and return all rows; process 0 calls `on_row` with each new one."""
     units = task.units()
     pending = [unit for unit in units if any(key not in results for key in unit)]
-    verdicts_of = _generated if score == "generation" else _followed
     with progress("answering", sum(map(len, units))) as advance:
         advance(sum(map(len, units)) - sum(map(len, pending)))
         for unit in pending:
             answerer.restart()
             with together():  # a file may be missing on one machine
                 cases = [task.case(key) for key in unit]
-            answers = verdicts_of(task, answerer, cases)
+            answers = _verdicts(task, answerer, cases, score)
             for key, case, (response, verdict) in zip(unit, cases, answers, strict=True):
                 advance()
                 if key in results:  # a unit is always answered as a whole
@@ -111,16 +110,13 @@ def evaluate(
     return results.rows
 
 
-def _generated(
-    task: Task, answerer: Answerer, cases: Sequence[Case]
+def _verdicts(
+    task: Task, answerer: Answerer, cases: Sequence[Case], score: ScoreBy
 ) -> Iterator[tuple[str, Verdict]]:
-    for case, response in zip(cases, answerer.answer(cases), strict=True):
-        yield response, task.judge(case, response)
-
-
-def _followed(
-    task: Task, answerer: Answerer, cases: Sequence[Case]
-) -> Iterator[tuple[str, Verdict]]:
+    if score == "generation":
+        for case, response in zip(cases, answerer.answer(cases), strict=True):
+            yield response, task.judge(case, response)
+        return
     for case, hits in zip(cases, answerer.follow(cases), strict=True):
         spans = [[hits[i] for i in span] for span in case.answer_spans or [range(len(hits))]]
         correct = list(map(all, spans))

@@ -120,7 +120,7 @@ def test_perplexities_are_compared_on_the_same_tokens(tmp_path: Path) -> None:
         ([base, other], "c was not measured on the tokens of perplexity · a"),
         ([base, bare], "d does not say what text"),
         ([bare, base], "d does not say what text"),
-        ([base, scores], "e holds prompts .* perplexities"),
+        ([base, scores], "e has results by length .* perplexity"),
     ):
         with pytest.raises(InputError, match=words):
             compare_runs(paths)
@@ -144,7 +144,7 @@ def test_runs_without_common_ground_are_refused(tmp_path: Path) -> None:
     for paths, words in (
         ([], "no results"),
         ([tmp_path / "none"], "none holds no results"),
-        ([text, video], "video holds videos by frames and .*text holds prompts"),
+        ([text, video], "video has results by frames and .*text by length"),
         ([text, x], "compare runs of one kind"),
         ([x, y], "share no task"),
         ([text, unscored], "unscored has rows without a score"),

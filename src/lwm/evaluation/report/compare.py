@@ -27,13 +27,6 @@ from lwm.evaluation.report.scores import (
 )
 from lwm.evaluation.results import Rows, read_results
 
-_KINDS: dict[RowKind | Literal["perplexity"], str] = {
-    "length": "prompts by length",
-    "frames": "videos by frames",
-    "suite": "a suite's tasks",
-    "perplexity": "perplexities",
-}
-
 
 @dataclass(frozen=True, kw_only=True)
 class Comparison:
@@ -54,8 +47,7 @@ def compare_runs(paths: Sequence[Path]) -> Comparison:
     for path, (_, rows) in zip(paths, runs, strict=True):
         if (other := _kind_of_run(path, rows)) != kind:
             raise InputError(
-                f"{path} holds {_KINDS[other]} and {paths[0]} holds {_KINDS[kind]}; compare runs "
-                "of one kind"
+                f"{path} has results by {other} and {paths[0]} by {kind}; compare runs of one kind"
             )
     named = dict(zip(_names(paths, runs), runs, strict=True))
     if kind == "perplexity":
