@@ -1,5 +1,7 @@
 """Check from the file system that files and directories appear complete or not at all."""
 
+import errno
+import os
 from pathlib import Path
 
 import pytest
@@ -86,6 +88,30 @@ def test_a_failed_file_leaves_what_was_there(tmp_path: Path, replace: bool) -> N
         fill()
     assert sorted(tmp_path.iterdir()) == before
     assert not replace or destination.read_text() == "old"
+
+
+@pytest.mark.parametrize(
+    ("error", "reason"),
+    [
+        (OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)), "No space left on device"),
+        (OSError("encoder error -2 when writing"), "encoder error -2"),
+    ],
+)
+def test_a_disk_that_fills_up_is_refused_by_name(
+    tmp_path: Path, error: OSError, reason: str
+) -> None:
+    destination = tmp_path / "out.png"
+    destination.write_text("old")
+
+    def fill() -> None:
+        with new_file(destination, replace=True) as partial:
+            partial.write_text("half")
+            raise error
+
+    with pytest.raises(InputError, match=rf"out\.png cannot be written: {reason}.*name another"):
+        fill()
+    assert [path.name for path in tmp_path.iterdir()] == ["out.png"]
+    assert destination.read_text() == "old"
 
 
 def test_a_file_is_replaced_only_on_request(tmp_path: Path) -> None:

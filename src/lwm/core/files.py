@@ -39,8 +39,8 @@ def new_directory(destination: Path) -> Iterator[Path]:
 def new_file(destination: Path, *, replace: bool = False) -> Iterator[Path]:
     """Yield a path to write to; the file gets its name if the block succeeds, or is removed.
 
-    Raises InputError if the destination exists, unless `replace` is set, or if its directory is
-    missing or cannot be written.
+    Raises InputError if the destination exists, unless `replace` is set, if its directory is
+    missing, or if it cannot be written, as on a disk that fills up while the block writes.
     """
     if not replace:
         refuse_existing(destination)
@@ -53,18 +53,17 @@ def new_file(destination: Path, *, replace: bool = False) -> Iterator[Path]:
     partial = destination.with_name(name)
     try:
         partial.touch()
+        try:
+            yield partial
+            with partial.open("rb") as file:
+                os.fsync(file.fileno())
+            partial.replace(destination)
+        finally:
+            partial.unlink(missing_ok=True)
     except OSError as error:
         raise _not_writable(destination, error) from error
-    try:
-        yield partial
-        with partial.open("rb") as file:
-            os.fsync(file.fileno())
-        partial.replace(destination)
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def _not_writable(destination: Path, error: OSError) -> InputError:
-    return InputError(
-        f"{destination} cannot be written: {error.strerror}; name another destination"
-    )
+    reason = error.strerror or error  # libraries may raise an OSError without a number
+    return InputError(f"{destination} cannot be written: {reason}; name another destination")

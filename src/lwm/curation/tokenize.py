@@ -22,7 +22,7 @@ from jaxtyping import UInt8
 
 from lwm.core.config import Checked
 from lwm.core.errors import ConfigError, InputError
-from lwm.core.files import refuse_existing
+from lwm.core.files import new_file, refuse_existing
 from lwm.core.journal import append, discard_incomplete, read_journal
 from lwm.core.progress import progress
 from lwm.curation.captions import CaptionedFile
@@ -35,7 +35,6 @@ from lwm.data.text.tokenizer import Tokenizer
 from lwm.data.text.vision_texts import training_line
 from lwm.generation.codec import VqganCodec
 from lwm.media.choice import check_choice
-from lwm.media.files import replaced_file
 from lwm.media.images import read_image, to_unit
 from lwm.media.videos import is_video, iterate_frames
 from lwm.models.vision_tokens import VisionVocabulary
@@ -289,7 +288,7 @@ def _write(
     if tokenizer is not None:
         write_array_record(destination, _examples(lines, codec, tokenizer))
         return
-    with replaced_file(destination) as partial, partial.open("wb") as file:
+    with new_file(destination, replace=True) as partial, partial.open("wb") as file:
         if destination.suffix == ".gz":
             # Without name and time, so that equal data gives equal bytes.
             with gzip.GzipFile("", "wb", fileobj=file, mtime=0) as packed:

@@ -12,7 +12,6 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from lwm.core.errors import InputError, LwmError
-from lwm.core.files import new_file
 
 MediaSource = str | os.PathLike[str] | bytes
 BinaryFile = io.BufferedReader | io.BytesIO
@@ -178,22 +177,3 @@ def require_extension(path: str | os.PathLike[str], extensions: Collection[str],
             f"{path} cannot be written: there is no directory {path.parent}; create it"
         )
     return extension
-
-
-@contextmanager
-def replaced_file(path: str | os.PathLike[str]) -> Iterator[Path]:
-    """Write a file that replaces an existing one only when the block succeeds.
-
-    Yields the temporary path to write to.
-
-    Raises:
-        InputError: the file cannot be written.
-    """
-    try:
-        with new_file(Path(path), replace=True) as partial:
-            yield partial
-    except OSError as error:  # usually a full disk, reported by the encoding library
-        raise InputError(
-            f"{path} cannot be written: {error.strerror or error}; free the disk or name another "
-            "file"
-        ) from error

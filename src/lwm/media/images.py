@@ -13,12 +13,12 @@ from jaxtyping import Float, UInt8
 from PIL import Image
 
 from lwm.core.errors import InputError
+from lwm.core.files import new_file
 from lwm.media.files import (
     MediaSource,
     decoder_errors,
     image_format,
     open_media,
-    replaced_file,
     require_extension,
 )
 from lwm.media.framing import check_size, crop_center, resize_strips, resized_shape
@@ -110,7 +110,7 @@ def write_image(path: str | os.PathLike[str], pixels: UInt8[np.ndarray, "height 
             f"an image of {width} x {height} pixels is beyond JPEG's 65500; "
             f"write {Path(path).stem}.png"
         )
-    with replaced_file(path) as partial:
+    with new_file(Path(path), replace=True) as partial:
         Image.fromarray(pixels).save(partial, **options)
 
 

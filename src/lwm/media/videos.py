@@ -22,6 +22,7 @@ from jaxtyping import UInt8
 from PIL import Image
 
 from lwm.core.errors import InputError
+from lwm.core.files import new_file
 from lwm.media.choice import Timeline, check_choice, choose_frames
 from lwm.media.files import (
     BinaryFile,
@@ -30,7 +31,6 @@ from lwm.media.files import (
     image_format,
     open_media,
     refuse_truncated,
-    replaced_file,
     require_extension,
 )
 from lwm.media.framing import check_size, crop_square
@@ -223,7 +223,7 @@ def write_video(
             f"frames of {width} x {height} pixels cannot be written as {extension}, "
             f"whose sides are multiples of {step} up to 16384; crop or pad them"
         )
-    with replaced_file(path) as partial:
+    with new_file(Path(path), replace=True) as partial:
         write(partial, _same_shape(itertools.chain([first], rest), first.shape), fps)
 
 
