@@ -3,6 +3,7 @@
 import os
 import sys
 import time
+from functools import partial
 from typing import TYPE_CHECKING
 
 from lwm.cli.flags import print_stream
@@ -14,6 +15,7 @@ MODEL, BOOK = "smollm2", "Ruth"
 RING = "1,1,1,4"
 NEEDLE = "The special magic Paris number is: 7421936."
 NEEDLE_QUESTION = "What is the special magic Paris number?"
+show = partial(print, flush=True)
 NEXT = """\
 Next:
   lwm chat smollm2                                talk; --document FILE to talk about a document
@@ -35,28 +37,22 @@ def demo() -> None:
     planted = f"{passage[:middle]}{NEEDLE} {passage[middle:]}"
 
     single = _Tour(None)
-    print("\n1. A plain question", flush=True)
+    show("\n1. A plain question")
     single.ask("What is the capital of France?", expected="Paris")
     size = len(single.model.tokenizer.encode(passage))
-    print(
-        f"\n2. Questions about a passage: the Book of {BOOK}, King James Bible, {size:,} tokens",
-        flush=True,
-    )
+    show(f"\n2. Questions about a passage: the Book of {BOOK}, King James Bible, {size:,} tokens")
     single.ask("What is the name of Naomi's husband?", expected="Elimelech", about=passage)
     single.ask("Which city did they come to?", expected="Bethlehem", about=passage)
-    print("\n3. A needle planted in the middle of the passage", flush=True)
+    show("\n3. A needle planted in the middle of the passage")
     answer = single.ask(NEEDLE_QUESTION, expected="7421936", about=planted)
     del single.model  # frees its weights before the ring loads its own
 
-    print(
-        f"\n4. The same passage read over a ring of four simulated devices (--mesh {RING})",
-        flush=True,
-    )
+    show(f"\n4. The same passage read over a ring of four simulated devices (--mesh {RING})")
     ring = _Tour(RING)
     same = ring.ask(NEEDLE_QUESTION, expected="7421936", about=planted) == answer
     print(f"      {'the same answer' if same else 'ANOTHER ANSWER'} as on one device")
 
-    print("\n5. Speed, compiling included where a step ran for the first time", flush=True)
+    show("\n5. Speed, compiling included where a step ran for the first time")
     print(f"   one device    {single.speed()}")
     print(f"   ring of four  {ring.speed()}; simulated: the four share this machine's cores")
     print(f"\nDone in {time.perf_counter() - started:.0f} seconds.\n\n{NEXT}")
@@ -77,14 +73,14 @@ class _Tour:
 
     def ask(self, question: str, *, expected: str, about: str | None = None) -> str:
         content = question if about is None else f"{about}\n\n{question}"
-        print(f"   Q: {question}\n   A: ", end="", flush=True)
+        show(f"   Q: {question}\n   A: ", end="")
         message = [{"role": "user", "content": content}]
         answer = print_stream(self.model.chat(message, max_tokens=24, stream=True))
         right = expected in answer
         self.right &= right
         self._timings.append(self.model.timings)
         verdict = "right" if right else f"WRONG, it should say {expected}"
-        print(f"      {verdict}; {self.model.timings}", flush=True)
+        show(f"      {verdict}; {self.model.timings}")
         return answer
 
     def speed(self) -> str:

@@ -31,8 +31,7 @@ class LoadFlags:
     tokenizer: str | None = None
     """A tokenizer.json, a tokenizer.model, or a directory with one; defaults to the model's."""
     vqgan: str | None = None
-    """VQGAN for images and videos: a directory, a training run, or the original's pickle; defaults
-    to the model's."""
+    """VQGAN directory, training run, or pickle of the original; defaults to the model's."""
     vqgan_config: str | None = None
     """JSON file with the settings of a pickled VQGAN."""
     dtype: Literal["float32", "bfloat16"] | None = None

@@ -41,11 +41,9 @@ class VisionSamplingFlags:
     """Choose how images and frames are sampled."""
 
     guidance: float | None = None
-    """Strength of classifier-free guidance; 1 is none and takes half the time. Defaults to 5 for
-    images and the first frame of a video, and to 1 for later frames."""
+    """Strength of guidance, 1 for none; defaults to 5, and to 1 after a video's first frame."""
     top_k: int | None = None
-    """Sample from the k most likely codes; 0 means all. Defaults to 8192 for images and the first
-    frame of a video, and to 1000 for later frames."""
+    """Sample from the k most likely codes, 0 for all; defaults to 8192, later frames 1000."""
     temperature: float = 1.0
     """0 takes the most likely code; higher values are more varied."""
     top_p: float = 1.0

@@ -2,13 +2,12 @@
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from rich.table import Table
 
 from lwm.cli.info import print_table
-from lwm.cli.parsing import parse
-from lwm.core.errors import ConfigError
+from lwm.cli.parsing import UsageError, parse
 
 if TYPE_CHECKING:
     from lwm.recipes.settings import TrainingRun
@@ -16,7 +15,7 @@ if TYPE_CHECKING:
 
 def train(arguments: Sequence[str]) -> None:
     """Train a model by a recipe; --list shows the recipes."""
-    from lwm.recipes.catalogue.by_name import RECIPES, VQGAN_RECIPES, summaries, vqgan_recipe
+    from lwm.recipes.catalogue.by_name import VQGAN_RECIPES, summaries, vqgan_recipe
 
     if "--list" in arguments or not arguments or arguments[0] in ("-h", "--help"):
         table = Table("recipe", "what it trains")
@@ -27,17 +26,13 @@ def train(arguments: Sequence[str]) -> None:
         return
     name, *settings = arguments
     if name.startswith("-"):
-        raise ConfigError(
-            f"the recipe must come first, but got {name!r}; write 'lwm train RECIPE {name} ...' "
-            f"with one of {', '.join([*RECIPES, *VQGAN_RECIPES])}"
+        raise UsageError(
+            f"lwm train: the recipe must come first, not {name}; see 'lwm train --list'"
         )
     if name in VQGAN_RECIPES:
         from lwm.recipes.assemble_vqgan import train_vqgan
-        from lwm.recipes.settings import VqganRun
 
-        summary, default = VQGAN_RECIPES[name].__doc__, vqgan_recipe(name)
-        run = parse(VqganRun, f"lwm train {name}", settings, default=default, description=summary)
-        print(train_vqgan(run))
+        print(train_vqgan(_parse(name, settings, vqgan_recipe(name), VQGAN_RECIPES[name].__doc__)))
         return
     from lwm.recipes.assemble import train_model
 
@@ -47,11 +42,13 @@ def train(arguments: Sequence[str]) -> None:
 def configure(name: str, settings: Sequence[str]) -> "TrainingRun":
     """Return the run of a recipe with settings from the command line."""
     from lwm.recipes.catalogue.by_name import RECIPES
-    from lwm.recipes.settings import TrainingRun
 
-    default = default_run(name, settings)
-    summary = RECIPES[name].__doc__
-    return parse(TrainingRun, f"lwm train {name}", settings, default=default, description=summary)
+    return _parse(name, settings, default_run(name, settings), RECIPES[name].__doc__)
+
+
+def _parse(name: str, settings: Sequence[str], default: Any, summary: str | None) -> Any:
+    command = f"lwm train {name}"
+    return parse(type(default), command, settings, default=default, description=summary)
 
 
 def default_run(name: str, settings: Sequence[str]) -> "TrainingRun":
