@@ -30,7 +30,7 @@ from lwm.data.images import split_files
 from lwm.data.text.vision_texts import description_request
 from lwm.media.images import is_image, read_image, write_image
 from lwm.media.videos import is_video, read_video, write_video
-from lwm.recipes.catalogue.vqgan import vqgan_64
+from lwm.recipes.catalogue.small import vqgan_64
 
 SIDE, FRAMES, COUNT = 32, 4, 64
 PLACES = {

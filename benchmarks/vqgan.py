@@ -18,7 +18,7 @@ from lwm.data.images import read_image_files, split_files
 from lwm.media.images import to_pixels, write_image
 from lwm.models.likeness import psnr, ssim
 from lwm.recipes.assemble_vqgan import grid
-from lwm.recipes.catalogue.by_name import vqgan_recipe
+from lwm.recipes.catalogue.index import vqgan_recipe
 
 
 def likeness(codec: lwm.VqganCodec, frames: int, picture: Path | None) -> None:

@@ -7,7 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from lwm.recipes.catalogue.by_name import recipe
+from lwm.recipes.catalogue.index import recipe
 
 
 def test_a_million_tokens_at_7b_make_no_square_and_no_logits():

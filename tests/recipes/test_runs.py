@@ -19,7 +19,7 @@ from lwm.core.errors import CheckpointError, ConfigError, InputError
 from lwm.data.loader import Loader
 from lwm.data.text.tokenizer import read_tokenizer
 from lwm.recipes.assemble import train_model
-from lwm.recipes.directory import lock, make_run
+from lwm.recipes.learn import lock, make_run
 from lwm.training.loop import Diverged
 from lwm.training.metrics import read_metrics
 

@@ -12,7 +12,7 @@ from lwm.core.errors import ConfigError
 from lwm.models.llama import LlamaConfig
 from lwm.models.vision_tokens import VisionVocabulary
 from lwm.recipes.assemble import train_model
-from lwm.recipes.catalogue.by_name import recipe
+from lwm.recipes.catalogue.index import recipe
 from lwm.recipes.inspection import inspect_rows
 from lwm.recipes.settings import TrainingRun
 from lwm.training.metrics import read_metrics

@@ -15,11 +15,10 @@ from lwm.media.images import read_image, write_image
 from lwm.models.vqgan import VQGANConfig
 from lwm.recipes import assemble_vqgan
 from lwm.recipes.assemble_vqgan import train_vqgan
-from lwm.recipes.catalogue.by_name import recipe, summaries, vqgan_recipe
+from lwm.recipes.catalogue.index import recipe, summaries, vqgan_recipe
 from lwm.recipes.settings import VqganRun
 from lwm.training.checkpointing import CheckpointConfig
-from lwm.training.interruption import Interrupted
-from lwm.training.loop import LoopConfig
+from lwm.training.loop import Interrupted, LoopConfig
 from lwm.training.metrics import read_metrics
 
 
@@ -56,14 +55,12 @@ def test_a_stopped_run_resumes_exactly(tiny, tmp_path, monkeypatch) -> None:
     assert read_image(tiny.out / assemble_vqgan.GRID, None).shape == (16, 4 * 28, 3)
 
     stopped = replace(tiny, out=tmp_path / "stopped")
-    make = assemble_vqgan.Grid.__call__
 
-    def stop(self, step, state) -> None:
-        make(self, step, state)
-        if step == 3:
-            signal.raise_signal(signal.SIGTERM)
+    def stop(*written) -> None:  # at the first evaluation, at step 3
+        write_image(*written)
+        signal.raise_signal(signal.SIGTERM)
 
-    monkeypatch.setattr(assemble_vqgan.Grid, "__call__", stop)
+    monkeypatch.setattr(assemble_vqgan, "write_image", stop)
     with pytest.raises(Interrupted):
         train_vqgan(stopped)
     monkeypatch.undo()

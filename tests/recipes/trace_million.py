@@ -6,8 +6,8 @@ import sys
 import jax
 
 from lwm.core.mesh import make_mesh
-from lwm.recipes.catalogue.by_name import recipe
-from lwm.training.batches import BatchLayout
+from lwm.recipes.catalogue.index import recipe
+from lwm.training.batches import Batch, BatchLayout
 from lwm.training.text import TextTraining
 
 
@@ -24,6 +24,17 @@ def shapes_inside(jaxpr) -> set[tuple[int, ...]]:
     return shapes
 
 
+def abstract_batch(layout: BatchLayout) -> Batch:
+    return Batch(
+        **{
+            name: jax.ShapeDtypeStruct(
+                layout.shape, "float32" if name == "weights" else "int32", sharding=layout.sharding
+            )
+            for name in Batch.__dataclass_fields__
+        }
+    )
+
+
 def main() -> None:
     run = recipe("text-1m")
     mesh = make_mesh("1,4,16,8")
@@ -35,7 +46,7 @@ def main() -> None:
         compute=run.compute,
         steps=run.loop.steps,
     )
-    arguments = (training.template(), None, training.layout.template())
+    arguments = (training.template(), None, abstract_batch(training.layout))
     traced = jax.make_jaxpr(training.step())(*arguments)
     json.dump(sorted(shapes_inside(traced.jaxpr)), sys.stdout)
 

@@ -6,8 +6,8 @@ import jax
 import numpy as np
 import pytest
 
-from lwm.training import interruption
-from lwm.training.interruption import AGREEMENT_SECONDS, Interruption
+from lwm.training import loop
+from lwm.training.loop import AGREEMENT_SECONDS, Interruption
 
 
 @pytest.fixture
@@ -20,8 +20,8 @@ def processes(monkeypatch):
         return np.stack([np.array([0.0, 0.1], np.float32), values])
 
     monkeypatch.setattr(jax, "process_count", lambda: 2)
-    monkeypatch.setattr(interruption, "gather", gather)
-    monkeypatch.setattr(interruption.time, "perf_counter", lambda: now[0])
+    monkeypatch.setattr(loop, "gather", gather)
+    monkeypatch.setattr(loop.time, "perf_counter", lambda: now[0])
     return now, gathered
 
 
@@ -54,7 +54,7 @@ def test_the_interval_follows_the_slowest_process_and_is_agreed_at_need(processe
 
 
 def test_one_process_stops_after_the_current_step(monkeypatch):
-    monkeypatch.setattr(interruption, "gather", pytest.fail)
+    monkeypatch.setattr(loop, "gather", pytest.fail)
     with Interruption(first=0) as stop:
         assert not stop.agreed(1, now=True)
         signal.raise_signal(signal.SIGINT)

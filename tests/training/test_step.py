@@ -9,7 +9,15 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from tiny_training import CONFIG, TIED, packed_rows, tiny_training, trajectory, unpacked
+from tiny_training import (
+    CONFIG,
+    TIED,
+    abstract_batch,
+    packed_rows,
+    tiny_training,
+    trajectory,
+    unpacked,
+)
 
 from lwm.attention.api import AttentionConfig, attention
 from lwm.attention.mask import Side
@@ -20,7 +28,7 @@ from lwm.models.forward import hidden_states, text_logits
 from lwm.models.lora import LoraConfig
 from lwm.training.batches import BatchLayout, causal_pairs
 from lwm.training.optimizer import OptimizerConfig
-from lwm.training.step import ComputeConfig
+from lwm.training.text import ComputeConfig
 
 
 @pytest.fixture(scope="module")
@@ -142,7 +150,7 @@ def test_bfloat16_products_keep_float32_weights_and_stay_near(one_device):
 def test_float32_products_are_exact_on_accelerators(dtype, least):
     """Check the precision of every product, in the step's forward and backward pass."""
     training = tiny_training(compute=ComputeConfig(dtype=dtype))
-    arguments = (training.template(), None, training.layout.template())
+    arguments = (training.template(), None, abstract_batch(training.layout))
     for function in (training.step(), training.evaluate()):
         products = [
             line
@@ -242,7 +250,7 @@ def test_no_square_and_no_logits_at_length():
                     elif hasattr(part, "jaxpr"):
                         walk(part.jaxpr)
 
-    arguments = (training.template(), None, training.layout.template())
+    arguments = (training.template(), None, abstract_batch(training.layout))
     walk(jax.make_jaxpr(training.step())(*arguments).jaxpr)
     assert len(sizes) > 60  # the walk went inside the loops
     # The largest is the hidden activation of all four shards.

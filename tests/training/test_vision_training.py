@@ -14,8 +14,8 @@ from lwm.core.mesh import make_mesh
 from lwm.data.examples.examples import Example
 from lwm.data.rows.packing import PADDING, LossWeights, Packing, Position, pack_rows
 from lwm.models.vision_tokens import VisionVocabulary
-from lwm.training.loss import cross_entropy
-from lwm.training.step import Batch, loss_sums, means_by_kind
+from lwm.training.batches import Batch
+from lwm.training.loss import cross_entropy, means_by_kind
 
 VISION = VisionVocabulary(codes=16, codes_per_frame=4, size=24)
 TEXT = 40
@@ -105,9 +105,7 @@ def compiled_mean_loss() -> tuple[Any, Any]:
     training = tiny_training(config=WORLD)
 
     def mean(weights, batch):
-        sums = loss_sums(
-            weights, batch, config=WORLD, compute=training.compute, lora=training.lora, mesh=None
-        )
+        sums = training.loss_sums(weights, batch)
         return sums["loss"] / sums["weight"], sums
 
     return training.first_state().weights, jax.jit(jax.value_and_grad(mean, has_aux=True))

@@ -3,14 +3,14 @@
 from dataclasses import replace
 from typing import Any
 
+import jax
 import numpy as np
 
 from lwm.core.mesh import make_mesh
 from lwm.models.llama import LlamaConfig
-from lwm.training.batches import BatchLayout
+from lwm.training.batches import Batch, BatchLayout
 from lwm.training.optimizer import OptimizerConfig
-from lwm.training.step import ComputeConfig
-from lwm.training.text import TextTraining
+from lwm.training.text import ComputeConfig, TextTraining
 
 CONFIG = LlamaConfig(
     vocab_size=64, hidden_size=32, intermediate_size=48, num_layers=2, num_heads=4,
@@ -37,6 +37,17 @@ def tiny_training(
     }
     layout = BatchLayout(devices, rows, micro, length)
     return TextTraining(mesh=devices, layout=layout, **(settings | changes))
+
+
+def abstract_batch(layout: BatchLayout) -> Batch:
+    return Batch(
+        **{
+            name: jax.ShapeDtypeStruct(
+                layout.shape, "float32" if name == "weights" else "int32", sharding=layout.sharding
+            )
+            for name in Batch.__dataclass_fields__
+        }
+    )
 
 
 def packed_rows(seed: int, rows: int = ROWS, length: int = LENGTH) -> dict[str, np.ndarray]:

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 def train(arguments: Sequence[str]) -> None:
     """Train a model by a recipe; --list shows the recipes."""
-    from lwm.recipes.catalogue.by_name import VQGAN_RECIPES, summaries, vqgan_recipe
+    from lwm.recipes.catalogue.index import VQGAN_RECIPES, summaries, vqgan_recipe
 
     if "--list" in arguments or not arguments or arguments[0] in ("-h", "--help"):
         table = Table("recipe", "what it trains")
@@ -41,7 +41,7 @@ def train(arguments: Sequence[str]) -> None:
 
 def configure(name: str, settings: Sequence[str]) -> "TrainingRun":
     """Return the run of a recipe with settings from the command line."""
-    from lwm.recipes.catalogue.by_name import RECIPES
+    from lwm.recipes.catalogue.index import RECIPES
 
     return _parse(name, settings, default_run(name, settings), RECIPES[name].__doc__)
 
@@ -59,7 +59,7 @@ def default_run(name: str, settings: Sequence[str]) -> "TrainingRun":
     ways to choose fields. A setting of a data set that the mixture lacks adds that data set.
     """
     from lwm.data.config import DataSet
-    from lwm.recipes.catalogue.by_name import recipe
+    from lwm.recipes.catalogue.index import recipe
     from lwm.recipes.settings import ModelSettings
 
     run = recipe(name)

@@ -7,7 +7,6 @@ import numpy as np
 
 from lwm.core.errors import InputError
 from lwm.data.loader import Loader
-from lwm.models.llama import LlamaConfig
 from lwm.recipes.assemble import StartingPoint, open_starting_point
 from lwm.recipes.settings import TrainingRun
 
@@ -29,27 +28,26 @@ def inspect_rows(run: TrainingRun, rows: int) -> Iterator[str]:
             f"{loader.examples:,} examples; rows of {run.sequence_length:,} tokens, "
             f"{run.batch_size} per step, {run.data.packing}"
         )
-        totals, shown = np.zeros(5), 0
+        totals = np.zeros(5)
         batches = max(1, _COUNTED_TOKENS // (run.batch_size * run.sequence_length))
-        for _ in range(batches):
-            batch = next(loader)
-            for number in range(len(batch["tokens"])):
-                row = {name: x[number] for name, x in batch.items()}
-                if shown < rows:
-                    yield from _describe(shown, row, start)
-                    shown += 1
-                weighted = row["weights"] > 0
-                vision = weighted & (row["targets"] >= start.config.vocab_size)
-                real, segments = row["segments"] >= 0, len(_segments(row))
-                totals += [real.size, real.sum(), weighted.sum(), vision.sum(), segments]
-        places, tokens, targets, vision, segments = totals
-        kinds = f" ({vision:,.0f} of vision)" if start.config.vision else ""
-        yield ""
-        yield (
-            f"in {batches} batches: {places:,.0f} positions, {tokens:,.0f} tokens "
-            f"({1 - tokens / places:.1%} padding), {targets:,.0f} of them with loss{kinds}, "
-            f"{segments:,.0f} segments; {loader.broken} broken examples"
-        )
+        for number in range(batches * run.batch_size):
+            index = number % run.batch_size
+            batch = next(loader) if index == 0 else batch
+            row = {name: x[index] for name, x in batch.items()}
+            if number < rows:
+                yield from _describe(number, row, start)
+            weighted = row["weights"] > 0
+            vision = weighted & (row["targets"] >= start.config.vocab_size)
+            real, segments = row["segments"] >= 0, len(_segments(row))
+            totals += [real.size, real.sum(), weighted.sum(), vision.sum(), segments]
+    places, tokens, targets, vision, segments = totals
+    kinds = f" ({vision:,.0f} of vision)" if start.config.vision else ""
+    yield ""
+    yield (
+        f"in {batches} batches: {places:,.0f} positions, {tokens:,.0f} tokens "
+        f"({1 - tokens / places:.1%} padding), {targets:,.0f} of them with loss{kinds}, "
+        f"{segments:,.0f} segments; {loader.broken} broken examples"
+    )
 
 
 def _segments(row: dict[str, np.ndarray]) -> list[int]:
@@ -65,8 +63,9 @@ def _describe(number: int, row: dict[str, np.ndarray], start: StartingPoint) -> 
     )
     for segment in _segments(row):
         here = row["segments"] == segment
-        targets, weights = row["targets"][here], row["weights"][here]
-        positions = row["positions"][here]
+        targets, weights, positions = (
+            row[name][here] for name in ("targets", "weights", "positions")
+        )
         yield (
             f"  segment {segment}: positions {positions.min():,} to {positions.max():,}, "
             f"{(weights > 0).sum():,} of {len(targets):,} targets with loss"
@@ -80,24 +79,18 @@ def _describe(number: int, row: dict[str, np.ndarray], start: StartingPoint) -> 
 
 
 def _readable(ids: list[int], start: StartingPoint) -> Iterator[str]:
-    first_vision = start.config.vocab_size
-    for vision, run in groupby(ids, key=lambda token: token >= first_vision):
+    first_vision, vision = start.config.vocab_size, start.config.vision
+    for is_vision, run in groupby(ids, key=lambda token: token >= first_vision):
         tokens = list(run)
-        if vision:
-            yield _frames([token - first_vision for token in tokens], start.config)
-            continue
-        text = start.tokenizer.backend.decode(tokens, skip_special_tokens=False)
-        if len(text) > _SHOWN_CHARACTERS:
-            half = _SHOWN_CHARACTERS // 2
-            text = f"{text[:half]} ... {text[-half:]}"
-        yield repr(text)
-
-
-def _frames(tokens: list[int], config: LlamaConfig) -> str:
-    vision = config.vision
-    assert vision is not None
-    try:
-        frames = len(vision.split(np.array(tokens)))
-    except InputError:  # a row may cut a video in two
-        return f"<{len(tokens):,} tokens of a cut video>"
-    return f"<{frames:,} frame{'s' * (frames != 1)} of {vision.codes_per_frame} codes>"
+        if is_vision and vision:
+            try:
+                frames = len(vision.split(np.array(tokens) - first_vision))
+                yield f"<{frames:,} frame{'s' * (frames != 1)} of {vision.codes_per_frame} codes>"
+            except InputError:  # a row may cut a video in two
+                yield f"<{len(tokens):,} tokens of a cut video>"
+        else:
+            text = start.tokenizer.backend.decode(tokens, skip_special_tokens=False)
+            if len(text) > _SHOWN_CHARACTERS:
+                half = _SHOWN_CHARACTERS // 2
+                text = f"{text[:half]} ... {text[-half:]}"
+            yield repr(text)

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import tyro
 from annotated_types import Ge
@@ -22,9 +22,11 @@ from lwm.training.checkpointing import CheckpointConfig
 from lwm.training.loop import LoopConfig
 from lwm.training.metrics import TrackingConfig
 from lwm.training.optimizer import OptimizerConfig
-from lwm.training.step import ComputeConfig
-from lwm.training.vqgan.codebook import CodebookConfig
-from lwm.training.vqgan.training import ReconstructionConfig
+from lwm.training.text import ComputeConfig
+from lwm.training.vqgan import CodebookConfig, ReconstructionConfig
+
+# A stage may change these, and a size has the original's values for them.
+_FREE = ("max_sequence_length", "rope_theta", "initializer_range", "rms_norm_eps")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,32 +50,24 @@ class ModelSettings:
     """Vision vocabulary; defaults to that of --init, or none."""
 
     def resolve(self, sequence_length: int, start: LlamaConfig | None, source: str) -> LlamaConfig:
-        """Return the model's configuration, or raise ConfigError if it contradicts the start.
-
-        Args:
-            start: the configuration of the checkpoint `source` to start from, or None.
-        """
+        """Return the model's configuration; raise ConfigError if it contradicts `start`, the
+        configuration of the checkpoint `source`."""
         changes = {field.name: getattr(self, field.name) for field in fields(self)}
         del changes["size"]
         # Shorter rows do not reduce a model's context.
         context = 0 if start is None else start.max_sequence_length
         changes["max_sequence_length"] = max(sequence_length, context)
-        if self.size:
-            base = size(self.size)
-            if self.hidden_size or self.num_heads:  # the rest of attention follows by default
-                heads = self.num_heads or base.num_heads
-                head_dim = (self.hidden_size or base.hidden_size) // heads
-                changes["head_dim"] = self.head_dim or head_dim
-                changes["num_kv_heads"] = self.num_kv_heads or heads
-        elif start is not None:
-            base = start
-        else:
+        base = size(self.size) if self.size else start
+        if base is None:
             raise ConfigError("model.size is empty and there is no --init; set one of them")
+        if self.size and (self.hidden_size or self.num_heads):  # the rest of attention follows
+            heads = self.num_heads or base.num_heads
+            head_dim = (self.hidden_size or base.hidden_size) // heads
+            changes["head_dim"] = self.head_dim or head_dim
+            changes["num_kv_heads"] = self.num_kv_heads or heads
         config = override(base, **changes)
-        return config if start is None else self._require_same(config, start, source)
-
-    def _require_same(self, config: LlamaConfig, start: LlamaConfig, source: str) -> LlamaConfig:
-        """Refuse to change what a checkpoint's weights depend on; take the rest from it."""
+        if start is None:
+            return config
         if self.vision is None:  # a size has no vision vocabulary
             config = override(config, vision=start.vision)
         elif start.vision is None:
@@ -82,27 +76,26 @@ class ModelSettings:
                 f"add vision with 'lwm convert {source} DEST --add-vision', and use --init DEST"
             )
         else:
-            for field in fields(VisionVocabulary):
-                has, asked = getattr(start.vision, field.name), getattr(self.vision, field.name)
-                if has != asked:
-                    raise ConfigError(
-                        f"--init {source} has vision.{field.name} {has}, but this run has "
-                        f"{asked}; add --model.vision.{field.name.replace('_', '-')} {has}"
-                    )
-        # A stage may change these, and a size has the original's values for them.
-        free = {"max_sequence_length", "rope_theta", "initializer_range", "rms_norm_eps"}
-        for field in fields(LlamaConfig):
-            has, asked = getattr(start, field.name), getattr(config, field.name)
-            if field.name not in free and has != asked:
-                raise ConfigError(
-                    f"--init {source} has {field.name} {has}, but this run has {asked}; choose "
-                    "the --model.size of the checkpoint, or --model.size '' to take its own"
-                )
+            require_equal(source, start.vision, self.vision, prefix="vision.")
+        remedy = "choose its --model.size, or --model.size '' to take its own"
+        require_equal(source, start, config, remedy=remedy)
         return override(
             config,
             rope_theta=self.rope_theta or start.rope_theta,
             rms_norm_eps=self.rms_norm_eps or start.rms_norm_eps,
         )
+
+
+def require_equal(init: str, saved: Any, asked: Any, prefix: str = "", remedy: str = "") -> None:
+    """Refuse a model that differs from the one to start from, where a run cannot change it."""
+    for field in fields(saved):
+        has, other = getattr(saved, field.name), getattr(asked, field.name)
+        if field.name not in _FREE and has != other:
+            name = prefix + field.name
+            remedy = remedy or f"add --model.{name.replace('_', '-')} {has}"
+            raise ConfigError(
+                f"--init {init} has {name} {has}, but this run has {other}; {remedy}"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -175,8 +168,8 @@ class VqganRun(RunSettings):
             )
         if size > self.data.source_size:
             raise ConfigError(
-                f"example_size is {size}, more than data.source_size "
-                f"({self.data.source_size}); raise data.source_size"
+                f"example_size is {size}; data.source_size ({self.data.source_size}) must not be "
+                "smaller"
             )
         if self.loop.evaluate_every and not self.data.held_out:
             raise ConfigError(

@@ -1,8 +1,4 @@
-"""Put batches from the host onto the mesh.
-
-Each process reads the rows that its devices need. Positions are put in the balanced order of the
-sequence axis.
-"""
+"""Put batches from the host onto the mesh; each process reads the rows that its devices need."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -10,25 +6,36 @@ from functools import cached_property
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
-from jaxtyping import Int
+from jaxtyping import Array, Float, Int
 
 from lwm.attention.order import zigzag
 from lwm.core.errors import ConfigError
 from lwm.core.mesh import SEQUENCE
 from lwm.core.sharding import TRAINING, partition_spec, shard_count
-from lwm.training.step import Batch
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True, kw_only=True)
+class Batch:
+    """Hold rows of token ids, their positions in any order, and the loss weights of the targets.
+
+    Positions start at 0 in each segment; segment -1 is padding.
+    """
+
+    tokens: Int[Array, "*micro rows seq"]
+    targets: Int[Array, "*micro rows seq"]
+    weights: Float[Array, "*micro rows seq"]
+    positions: Int[Array, "*micro rows seq"]
+    segments: Int[Array, "*micro rows seq"]
 
 
 @dataclass(frozen=True)
 class BatchLayout:
     """Describe how a global batch [micro, rows, seq] is split over a mesh.
 
-    Args:
-        batch_size: rows of a step, over all microbatches and processes.
-        micro: microbatches whose gradients make one step.
+    `batch_size` counts the rows of all microbatches and processes.
     """
 
     mesh: Mesh
@@ -64,7 +71,7 @@ class BatchLayout:
 
     @cached_property
     def _local_rows(self) -> list[int]:
-        """Return the rows of each microbatch that this process's devices need."""
+        # Of each microbatch, the rows that this process's devices need.
         _, rows, _ = self.shape
         indices: Any = self.sharding.addressable_devices_indices_map(self.shape).values()
         return sorted({r for _, cut, _ in indices for r in range(*cut.indices(rows))})
@@ -92,16 +99,6 @@ class BatchLayout:
             return jax.make_array_from_callback(self.shape, self.sharding, shard)
 
         return Batch(**{name: spread(local[name]) for name in Batch.__dataclass_fields__})
-
-    def template(self) -> Batch:
-        """Return shapes, types and shardings of a batch, to compile for it."""
-
-        def abstract(dtype: Any) -> Any:
-            return jax.ShapeDtypeStruct(self.shape, dtype, sharding=self.sharding)
-
-        ids = abstract(jnp.int32)
-        weights = abstract(jnp.float32)
-        return Batch(tokens=ids, targets=ids, weights=weights, positions=ids, segments=ids)
 
 
 def causal_pairs(segments: Int[np.ndarray, "rows seq"]) -> int:

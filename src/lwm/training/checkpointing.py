@@ -8,7 +8,8 @@ import json
 import logging
 import math
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -26,11 +27,9 @@ from lwm.core.progress import say
 
 DIRECTORY = "checkpoints"
 
-STATE, DATA, FACTS = "state", "data", "facts"
-
+# Reading a checkpoint that a crash left incomplete raises one of these. Other errors, such as too
+# little memory or a missing permission, do not mean that the checkpoint is torn.
 _TORN = (FileNotFoundError, KeyError, TypeError, ValueError)
-"""Errors from reading a checkpoint that a crash left incomplete. Other errors, such as too little
-memory or a missing permission, do not mean that the checkpoint is torn."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,40 +50,32 @@ class Checkpoints:
     """Manage the checkpoints of one run, in `checkpoints/STEP` of its directory."""
 
     def __init__(self, run: Path, config: CheckpointConfig) -> None:
-        self._config = config
+        self.config = config
         self._directory = (run / DIRECTORY).absolute()
-        # Errors are reported by this class.
+        # This class reports errors.
         absl.logging.set_verbosity(absl.logging.FATAL)
         logging.getLogger("asyncio").setLevel(logging.CRITICAL)
         policies: list[Any] = [preservation_policy.LatestN(config.keep)]
         if config.milestones:
             policies.append(preservation_policy.EveryNSteps(config.milestones))
         if config.best:
-            policies.append(
-                preservation_policy.BestN(
-                    get_metric_fn=lambda metrics: metrics["loss"],
-                    reverse=True,  # the lowest is the best
-                    n=config.best,
-                    keep_checkpoints_without_metrics=False,
-                )
+            lowest = preservation_policy.BestN(
+                get_metric_fn=lambda metrics: metrics["loss"],
+                reverse=True,
+                n=config.best,
+                keep_checkpoints_without_metrics=False,
             )
-        self._manager = ocp.CheckpointManager(
-            self._directory,
-            options=ocp.CheckpointManagerOptions(
-                preservation_policy=preservation_policy.AnyPreservationPolicy(policies),
-                cleanup_tmp_directories=True,
-            ),
+            policies.append(lowest)
+        options = ocp.CheckpointManagerOptions(
+            preservation_policy=preservation_policy.AnyPreservationPolicy(policies),
+            cleanup_tmp_directories=True,
         )
-
-    @property
-    def keeps_best(self) -> bool:
-        """Return whether checkpoints of lowest evaluation loss stay."""
-        return self._config.best > 0
+        self._manager = ocp.CheckpointManager(self._directory, options=options)
 
     def due(self, step: int) -> bool:
         """Return whether a checkpoint is written at this step in any case."""
-        milestones = self._config.milestones
-        return step % self._config.every == 0 or (milestones > 0 and step % milestones == 0)
+        milestones = self.config.milestones
+        return step % self.config.every == 0 or (milestones > 0 and step % milestones == 0)
 
     def steps(self) -> list[int]:
         """Return the steps of the complete checkpoints, ascending."""
@@ -100,44 +91,40 @@ class Checkpoints:
     ) -> None:
         """Start to write a checkpoint, or raise CheckpointError if this or the last one fails.
 
-        The state may change as soon as this returns.
-
-        Args:
-            evaluation: loss on the held-out split, if it was measured at this step.
+        The state may change as soon as this returns. `evaluation` is the loss on the held-out
+        split, if it was measured at this step.
         """
         if step in self._manager.all_steps():
             return
         measured = evaluation is not None and math.isfinite(evaluation)
-        try:
-            self._manager.save(
-                step,
-                args=ocp.args.Composite(
-                    state=ocp.args.StandardSave(state),  # type: ignore[call-arg]
-                    data=grain.checkpoint.CheckpointSave(data),  # type: ignore[call-arg]
-                    facts=ocp.args.JsonSave(facts),  # type: ignore[call-arg]
-                ),
-                metrics={"loss": evaluation} if measured else None,
-            )
-        except Exception as error:
-            raise self._not_written(step, error) from error
+        items = ocp.args.Composite(
+            state=ocp.args.StandardSave(state),  # type: ignore[call-arg]
+            data=grain.checkpoint.CheckpointSave(data),  # type: ignore[call-arg]
+            facts=ocp.args.JsonSave(facts),  # type: ignore[call-arg]
+        )
+        metrics = {"loss": evaluation} if measured else None
+        with self._reporting(step):
+            self._manager.save(step, args=items, metrics=metrics)
 
     def wait(self) -> None:
         """Wait until the last checkpoint is complete; raise CheckpointError if it fails."""
-        try:
+        with self._reporting(None):
             self._manager.wait_until_finished()
             self._manager.check_for_errors()
-        except Exception as error:
-            raise self._not_written(None, error) from error
 
-    def _not_written(self, step: int | None, error: Exception) -> CheckpointError:
-        self._manager.reload()  # otherwise it omits checkpoints that it was about to delete
-        reason = " ".join(str(error).split())[:300]
-        complete = [name for name in self.steps() if name != step]
-        last = self._directory / str(complete[-1]) if complete else "missing"
-        return CheckpointError(
-            f"a checkpoint could not be written to {self._directory} ({reason}); the last good "
-            f"one is {last}; make room and start the same command again"
-        )
+    @contextmanager
+    def _reporting(self, step: int | None) -> Iterator[None]:
+        try:
+            yield
+        except Exception as error:
+            self._manager.reload()  # otherwise it omits checkpoints that it was about to delete
+            reason = " ".join(str(error).split())[:300]
+            complete = [name for name in self.steps() if name != step]
+            last = self._directory / str(complete[-1]) if complete else "missing"
+            raise CheckpointError(
+                f"a checkpoint could not be written to {self._directory} ({reason}); the last "
+                f"good one is {last}; make room and start the same command again"
+            ) from error
 
     def restore(
         self,
@@ -145,17 +132,14 @@ class Checkpoints:
         data: grain.DatasetIterator,
         require_same: Callable[[dict[str, Any]], None],
     ) -> tuple[int, Any, dict[str, Any]] | None:
-        """Restore the latest checkpoint that can be read, and move `data` to its position.
+        """Return step, state and facts of the latest readable checkpoint, or None without any.
 
-        A checkpoint that a crash left incomplete is renamed, with a warning.
+        Moves `data` to its position. Renames checkpoints that a crash left incomplete, with a
+        warning, and raises CheckpointError if no other is left.
 
         Args:
             template: shapes, types and shardings of the state.
             require_same: raises ConfigError if the saved facts belong to another run.
-
-        Returns:
-            Step, state and facts, or None if there are no checkpoints; if there are, but none can
-            be read, raises CheckpointError.
         """
         steps = self.steps()
         for step in reversed(steps):
@@ -181,29 +165,21 @@ class Checkpoints:
     def _read(
         self, step: int, template: Any, require_same: Callable[[dict[str, Any]], None]
     ) -> tuple[Any, dict[str, Any], dict[str, Any]]:
-        """Return state, position in the data, and facts of a checkpoint."""
         items = ocp.args.Composite(facts=ocp.args.JsonRestore())
-        facts = self._manager.restore(step, args=items)[FACTS]
+        facts = self._manager.restore(step, args=items)["facts"]
         require_same(facts)
-        position = self._data_state(step)
-        items = ocp.args.Composite(
-            state=ocp.args.StandardRestore(template)  # type: ignore[call-arg]
-        )
-        return self._manager.restore(step, args=items)[STATE], position, facts
-
-    def _data_state(self, step: int) -> dict[str, Any]:
-        """Merge the data positions of all processes, since their number may have changed."""
-        files = sorted((self._directory / str(step) / DATA).glob("process_*.json"))
-        states = [json.loads(file.read_text(encoding="utf-8")) for file in files]
-        if not states:
+        files = sorted((self._directory / str(step) / "data").glob("process_*.json"))
+        positions = [json.loads(file.read_text(encoding="utf-8")) for file in files]
+        if not positions:
             raise FileNotFoundError(f"the data's position is missing from step {step}")
-        merged = dict(states[0])
-        if "rows" in merged:
-            merged["rows"] = {row: at for state in states for row, at in state["rows"].items()}
-        return merged
+        position = positions[0]
+        if "rows" in position:  # merged, since the number of processes may have changed
+            position["rows"] = {row: at for part in positions for row, at in part["rows"].items()}
+        state = ocp.args.StandardRestore(template)  # type: ignore[call-arg]
+        items = ocp.args.Composite(state=state)
+        return self._manager.restore(step, args=items)["state"], position, facts
 
     def _set_aside(self, step: int) -> None:
-        """Rename a torn checkpoint, so that its step can be saved again and nothing is lost."""
         if first_process():
             aside = self._directory / f"torn-{step}"
             shutil.rmtree(aside, ignore_errors=True)

@@ -1,30 +1,36 @@
 """Run the training loop: read batches, take steps, record metrics, write checkpoints."""
 
 import itertools
+import math
 import signal
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Protocol, runtime_checkable
+from typing import Annotated, Any
 
-import grain
 import jax
 import numpy as np
 from annotated_types import Ge
 
 from lwm.core.config import Checked
+from lwm.core.distributed import gather
 from lwm.core.errors import LwmError
 from lwm.core.mesh import pace
-from lwm.core.progress import Bar, progress, say
+from lwm.core.progress import progress, say
+from lwm.data.images import Crops
+from lwm.data.loader import Loader
 from lwm.training.checkpointing import Checkpoints
-from lwm.training.interruption import Interrupted, Interruption
 from lwm.training.metrics import Metrics
 from lwm.training.training import Tally, Training
 
 _PROFILED = range(3, 6)  # steps of this process; the first ones compile
 _LOG_SECONDS = 10
+# A signal waits at most this long for the processes to agree, unless one step takes longer. Slurm,
+# Kubernetes and TPU preemption leave a process about 30 seconds, and saving needs most of them.
+AGREEMENT_SECONDS = 5.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,35 +53,72 @@ class Diverged(LwmError):
     """Signal that loss or gradient was not finite for too many steps in a row."""
 
 
-@runtime_checkable
-class BatchSource(Protocol):
-    """Yield this process's rows without end; checkpoints save the position of `iterator`."""
+class Interrupted(LwmError):
+    """Signal that SIGTERM or SIGINT ended the run and its state is saved."""
 
-    @property
-    def iterator(self) -> grain.DatasetIterator: ...
-
-    @property
-    def broken(self) -> int: ...
-
-    def __next__(self) -> dict[str, np.ndarray]: ...
+    def __init__(self, message: str, number: int) -> None:
+        super().__init__(message)
+        self.exit_code = 128 + number  # by the shell's convention
 
 
+class Interruption:
+    """Note SIGTERM and SIGINT within a `with` block; the second one of a kind acts as usual.
+
+    Several processes must stop after the same step. A message between them waits for the step on
+    the device, so they agree only as often as the slowest process takes `AGREEMENT_SECONDS`. All
+    compute that interval from the same gathered times.
+    """
+
+    signal: int | None = None
+
+    def __init__(self, first: int) -> None:
+        self._last, self._next = first, first + 1
+        self._clock = time.perf_counter()
+        self._handlers: dict[int, Any] = {}
+
+    def __enter__(self) -> "Interruption":
+        if threading.current_thread() is threading.main_thread():
+            numbers = (signal.SIGTERM, signal.SIGINT)
+            self._handlers = {number: signal.getsignal(number) for number in numbers}
+            for number in numbers:
+                signal.signal(number, self._note)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._handlers.items():
+            signal.signal(number, handler)
+
+    def _note(self, number: int, _: Any) -> None:
+        say(f"{signal.Signals(number).name}: finishing this step and saving; again to stop now")
+        self.signal = number
+        signal.signal(number, self._handlers[number])
+
+    def agreed(self, step: int, *, now: bool) -> bool:
+        """Return whether to stop after this step; `now` makes the processes agree at this one."""
+        if jax.process_count() == 1:
+            return self.signal is not None
+        if step < self._next and not now:
+            return False
+        seconds = (time.perf_counter() - self._clock) / max(1, step - self._last)
+        rows = gather(np.array([self.signal is not None, seconds], np.float32))
+        self._last, self._clock = step, time.perf_counter()
+        self._next = step + max(1, int(AGREEMENT_SECONDS / max(rows[:, 1].max(), 1e-6)))
+        return bool(rows[:, 0].any())
+
+
+# Reads the evaluation split from its start.
 HeldOut = Callable[[], Iterator[dict[str, np.ndarray]]]
 
 
 @dataclass(kw_only=True)
 class Loop:
-    """Train one run, from the given step, state and tally on.
+    """Train one run, starting from a step, a state and a tally.
 
-    Args:
-        held_out: reads the evaluation split from its start; None if there is none.
-        metrics: None in all processes but the first.
-        facts: saved with every checkpoint, beside step and tally.
-        directory: the run's directory.
+    Only the first process has metrics. Every checkpoint saves the facts beside step and tally.
     """
 
     training: Training
-    batches: BatchSource
+    batches: Loader | Crops
     held_out: HeldOut | None
     config: LoopConfig
     checkpoints: Checkpoints
@@ -84,26 +127,23 @@ class Loop:
     directory: Path
     step: int
     state: Any
-    frozen: Any
     tally: Tally
 
     def run(self) -> None:
-        """Train until step `config.steps` or until a signal, and save.
+        """Train until step `config.steps`, or raise Interrupted after a signal; both save.
 
-        Raises:
-            Interrupted: SIGTERM or SIGINT came; the state is saved.
-            Diverged: too many steps in a row were skipped.
-            CheckpointError: a checkpoint cannot be written.
+        Raises Diverged after too many skipped steps in a row.
         """
         self._first, last = self.step, self.config.steps
-        self._waiting: tuple[dict[str, Any], float, Any] | None = None
+        self._pending: tuple[dict[str, Any], float, Any] | None = None
         self._clock = self._logged = time.perf_counter()
+        self._frozen = self.training.frozen()
         train, evaluate = self.training.step(), self.training.evaluate()
         profiled = min(_PROFILED.start, last - self._first - 1) if self.config.profile else -1
         with ExitStack() as stack:
             interruption = stack.enter_context(Interruption(self._first))
             tracing = stack.enter_context(ExitStack())
-            self._bar: Bar = stack.enter_context(progress("training", last - self._first))
+            self._bar = stack.enter_context(progress("training", last - self._first))
             stopping = False
             while self.step < last and not stopping:
                 if self.step - self._first == profiled:
@@ -124,20 +164,17 @@ class Loop:
             )
 
     def _take_step(self, train: Any) -> None:
-        waited = time.perf_counter()
+        start = time.perf_counter()
         local = next(self.batches)
-        waited = time.perf_counter() - waited
+        row = {"data_wait_seconds": time.perf_counter() - start, "broken": self.batches.broken}
         batch = self.training.place(local)
         # Any other transfer between host and device would be a mistake, and slow.
         with jax.transfer_guard("disallow"):
-            self.state, metrics = train(self.state, self.frozen, batch)
+            self.state, metrics = train(self.state, self._frozen, batch)
         work = self.training.measure(local)
         self._record()  # the step before, while the device computes this one
         self.step += 1
-        row = {
-            "step": self.step, "data_wait_seconds": waited, "broken": self.batches.broken,
-        }  # fmt: skip
-        self._waiting = row, work, metrics
+        self._pending = {"step": self.step, **row}, work, metrics
 
     def _evaluate_and_save(self, evaluate: Any, interruption: Interruption) -> bool:
         """Do what is due after a step; return whether a signal ends the run."""
@@ -151,34 +188,35 @@ class Loop:
             loss = self._evaluate(evaluate)
             if self.training.show is not None:
                 self.training.show(self.step, self.state)
-        best = loss is not None and self.tally.is_best(loss) and self.checkpoints.keeps_best
-        if saving or stopping or best:
+        lowest = math.inf if self.tally.best is None else self.tally.best
+        if best := loss is not None and loss < lowest:
+            self.tally.best = loss
+        if saving or stopping or (best and self.checkpoints.config.best):
             self._record()
             facts = {**self.facts, "step": self.step, "tally": vars(self.tally)}
             self.checkpoints.save(self.step, self.state, self.batches.iterator, facts, loss)
         return stopping
 
     def _evaluate(self, evaluate: Any) -> float:
-        """Record an evaluation on the first batches of the held-out split; return its loss."""
         assert self.held_out is not None
         total: Any = None
         for local in itertools.islice(self.held_out(), self.config.evaluation_batches):
-            sums = evaluate(self.state, self.frozen, self.training.place(local))
+            sums = evaluate(self.state, self._frozen, self.training.place(local))
             total = sums if total is None else jax.tree.map(lambda a, b: a + b, total, sums)
             pace(total)
         row = self.training.evaluation_row(jax.device_get(total))
         if self.metrics is not None:
             self.metrics.write({"step": self.step, "split": "evaluation", **row})
-            say(f"step {self.step:,}: {self.training.evaluation_note(row)}")
+            say(f"step {self.step:,}: {self.training.evaluation_note.format(**row)}")
         self._clock = time.perf_counter()  # the next step's time does not include the evaluation
         return row["loss"]
 
     def _record(self) -> None:
         """Wait for the latest step, if it is not recorded, and write its row."""
-        if self._waiting is None:
+        if self._pending is None:
             return
-        (row, work, waiting), self._waiting = self._waiting, None
-        metrics: Any = jax.device_get(waiting)
+        (row, work, pending), self._pending = self._pending, None
+        metrics: Any = jax.device_get(pending)
         now = time.perf_counter()
         seconds, self._clock = now - self._clock, now
         tally, skipped = self.tally, bool(metrics["skipped"])
@@ -204,8 +242,8 @@ class Loop:
             )
 
     def _log(self, row: dict[str, Any], skipped: bool) -> None:
-        """Advance the bar on a terminal; elsewhere, log a line from time to time."""
-        note, step, last = self.training.step_note(row), row["step"], self.config.steps
+        step, last = row["step"], self.config.steps
+        note = self.training.step_note.format(**row)
         self._bar(1, note=note)
         due = self._clock - self._logged > _LOG_SECONDS or step in (self._first + 1, last)
         if self._bar.silent and due:

@@ -1,15 +1,14 @@
 """Compute cross-entropy over a large vocabulary, one chunk of positions at a time.
 
 Logits exist for one chunk only. In training, each chunk yields its part of the loss and of the
-gradients together, so that the backward pass neither stores nor recomputes logits. On a mesh,
-every device works on its positions and its part of the vocabulary. Where text and vision share the
-head, the softmax of a target runs over the ids of the target's kind, as if there were two heads.
+gradients together, so that the backward pass neither stores nor recomputes logits. Where text and
+vision share the head, the softmax of a target runs over the ids of the target's kind only.
 
 Sources: the loss of a packed row, LargeWorldModel paper (arXiv 2402.08268, section 4.2); gradients
 in the forward pass, Wijmans et al. 2024 (arXiv 2411.09009) and Hsu et al. 2024 (arXiv 2410.10989).
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -31,6 +30,24 @@ vision, `vision_nll`, `vision_correct` and `vision_targets` are the same over vi
 """
 
 _TARGET_SUMS = ("nll", "correct", "targets")
+
+
+def means_by_kind(sums: Mapping[str, Any]) -> dict[str, Any]:
+    """Return mean loss, accuracy and number of text targets and of vision targets.
+
+    The result has names such as `vision_loss`, and is empty for a text model.
+    """
+    if "vision_nll" not in sums:
+        return {}
+    vision = {name: sums[f"vision_{name}"] for name in _TARGET_SUMS}
+    text = {name: sums[name] - vision[name] for name in _TARGET_SUMS}
+    means = {}
+    for kind, part in {"text": text, "vision": vision}.items():
+        count = jnp.maximum(part["targets"], 1.0)
+        means[f"{kind}_loss"] = part["nll"] / count
+        means[f"{kind}_accuracy"] = part["correct"] / count
+        means[f"{kind}_targets"] = part["targets"]
+    return means
 
 
 class _Options(NamedTuple):
@@ -200,15 +217,13 @@ def _over_vocabulary(reduce: Callable[..., Array], x: Array, options: _Options) 
 
 
 def _all_devices(sums: LossSums, options: _Options) -> LossSums:
-    """Add up the sums of devices that have different positions."""
     if options.mesh is None:
         return sums
-    others = tuple(axis for axis in AXES if axis != TENSOR)
+    others = tuple(axis for axis in AXES if axis != TENSOR)  # along these, positions differ
     return jax.tree.map(lambda x: jax.lax.psum(x, others), sums)
 
 
 def _filled(value: Any, options: _Options) -> dict[str, Any]:
-    """Return one value for each of the sums."""
     names = ["loss", "weight", *_TARGET_SUMS]
     if options.text_vocab is not None:
         names += [f"vision_{name}" for name in _TARGET_SUMS]

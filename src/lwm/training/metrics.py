@@ -1,10 +1,12 @@
 """Write a run's metrics to JSON lines, TensorBoard and Weights & Biases, and plot the loss."""
 
 import importlib.util
+import itertools
 import json
 import math
 import secrets
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -13,10 +15,8 @@ from lwm.core.errors import ConfigError
 from lwm.core.files import new_file
 from lwm.core.journal import append, read_journal
 
-FILE, CURVE = "metrics.jsonl", "loss.png"
-
+# Functions that write scalars at a step, and that close the tracker.
 _Tracker = tuple[Callable[[int, dict[str, Any]], None], Callable[[], None]]
-"""Functions that write scalars at a step, and that close the tracker."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,15 +34,13 @@ class TrackingConfig:
 class Metrics:
     """Append the metrics of one run, one JSON object per line.
 
-    Args:
-        after: rows of later steps are discarded, because a resumed run writes them again.
-        settings: the run's settings, for Weights & Biases.
+    Rows of steps `after` the one to resume from are discarded, because they are written again.
     """
 
     def __init__(
         self, run: Path, tracking: TrackingConfig, *, after: int, settings: dict[str, Any]
     ) -> None:
-        self._path = run / FILE
+        self._path = run / "metrics.jsonl"
         self._trackers: list[_Tracker] = []
         if tracking.tensorboard:
             self._trackers.append(_tensorboard(run / "tensorboard", after))
@@ -68,14 +66,12 @@ class Metrics:
             write(row["step"], scalars)
 
     def close(self) -> None:
-        """Close the trackers."""
+        """Close the trackers, and plot the losses to `loss.png`."""
         for _, close in self._trackers:
             close()
-
-    def plot(self) -> Path | None:
-        """Write the loss curve as a PNG file beside the metrics; do nothing without rows."""
-        rows = read_metrics(self._path)
-        return plot_losses(rows, self._path.with_name(CURVE)) if rows else None
+        with suppress(OSError):  # a full disk must not hide the error that ended the run
+            if rows := read_metrics(self._path):
+                plot_losses(rows, self._path.with_name("loss.png"))
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
@@ -83,7 +79,7 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
     return [row for _, row in read_journal(path)]
 
 
-def plot_losses(rows: list[dict[str, Any]], path: Path) -> Path:
+def plot_losses(rows: list[dict[str, Any]], path: Path) -> None:
     """Plot by step the training loss, its running mean, and the evaluation loss."""
     from matplotlib.figure import Figure
 
@@ -96,22 +92,16 @@ def plot_losses(rows: list[dict[str, Any]], path: Path) -> Path:
     if train:
         steps, losses = zip(*train, strict=True)
         axes.plot(steps, losses, color="#9bb8d3", linewidth=0.8, label="training, each step")
-        means, mean = [], losses[0]
-        for loss in losses:
-            mean += (loss - mean) * 0.05
-            means.append(mean)
+        means = list(itertools.accumulate(losses, lambda mean, loss: 0.95 * mean + 0.05 * loss))
         axes.plot(steps, means, color="#1f4e79", linewidth=1.6, label="training, running mean")
     if evaluation:
-        axes.plot(
-            *zip(*evaluation, strict=True), "o-", color="#c55a11", markersize=4, label="held out"
-        )
-    axes.set_xlabel("step")
-    axes.set_ylabel("loss, nats per token")
+        steps, losses = zip(*evaluation, strict=True)
+        axes.plot(steps, losses, "o-", color="#c55a11", markersize=4, label="held out")
+    axes.set(xlabel="step", ylabel="loss, nats per token")
     axes.grid(alpha=0.3)
     if train or evaluation:
         axes.legend()
     figure.savefig(path, dpi=120)
-    return path
 
 
 def require_tracking(tracking: TrackingConfig) -> None:
@@ -151,8 +141,9 @@ def _weights_and_biases(run: Path, tracking: TrackingConfig, settings: dict[str,
             config=settings,
         )
     except wandb.Error as error:
+        reason = " ".join(str(error).split())[:200]
         raise ConfigError(
-            f"Weights & Biases cannot be reached ({' '.join(str(error).split())[:200]}); log in "
-            "first, or add --tracking.wandb-mode offline"
+            f"Weights & Biases cannot be reached ({reason}); log in, or add --tracking.wandb-mode "
+            "offline"
         ) from error
     return lambda step, scalars: tracked.log(scalars, step=step), tracked.finish

@@ -12,7 +12,6 @@ from annotated_types import Ge, Gt, Lt
 
 from lwm.core.config import Checked
 from lwm.core.params import ParamSpec
-from lwm.training.learning_rate import Schedule, learning_rate
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,7 +22,7 @@ class OptimizerConfig(Checked, section="optimizer"):
     """Highest learning rate, reached at the end of the warm-up."""
     final_learning_rate: Annotated[float, Ge(0)] = 0.0
     """Learning rate at the end of a cosine schedule."""
-    schedule: Schedule = "cosine"
+    schedule: Literal["cosine", "constant"] = "cosine"
     """Learning-rate schedule after the warm-up."""
     warmup_steps: Annotated[int, Ge(0)] = 0
     """Steps over which the learning rate rises."""
@@ -42,34 +41,34 @@ class OptimizerConfig(Checked, section="optimizer"):
 
     def rate_over(self, steps: int) -> optax.Schedule:
         """Return the learning rate by number of updates made, for a run of `steps`."""
-        return learning_rate(
-            self.schedule,
-            highest=self.learning_rate,
-            final=self.final_learning_rate,
-            warmup_steps=self.warmup_steps,
-            steps=steps,
+        highest, warmup_steps = self.learning_rate, self.warmup_steps
+        match self.schedule:
+            case "cosine":
+                decay_steps = max(1, steps - warmup_steps)
+                alpha = self.final_learning_rate / highest
+                after = optax.cosine_decay_schedule(highest, decay_steps, alpha=alpha)
+            case "constant":
+                after = optax.constant_schedule(highest)
+        if not warmup_steps:
+            return after
+        # The warm-up does not begin at 0, because an update at rate 0 would waste a batch.
+        warmup = optax.linear_schedule(highest / warmup_steps, highest, max(1, warmup_steps - 1))
+        return optax.join_schedules([warmup, after], [warmup_steps])
+
+    def transformation(self, specs: Any, steps: int) -> optax.GradientTransformation:
+        """Return the optimizer of the weights that `specs` declare, for a run of `steps`."""
+
+        def decays(spec: ParamSpec) -> bool:
+            axes = [axis for axis in spec.axes if axis != "layers"]
+            # A kernel is neither a norm's scale nor an embedding, whose rows are ids.
+            return self.decay == "all" or (len(axes) > 1 and axes[0] not in ("vocab", "codes"))
+
+        adamw = optax.adamw(
+            self.rate_over(steps),
+            b1=self.beta1,
+            b2=self.beta2,
+            eps=self.epsilon,
+            weight_decay=self.weight_decay,
+            mask=jax.tree.map(decays, specs),
         )
-
-
-def make_optimizer(
-    config: OptimizerConfig, specs: Any, steps: int
-) -> optax.GradientTransformation:
-    """Return the optimizer for the weights that `specs` declare, for a run of `steps`."""
-    decays = jax.tree.map(lambda spec: config.decay == "all" or _is_kernel(spec), specs)
-    return optax.chain(
-        optax.clip_by_global_norm(config.clip_norm),
-        optax.adamw(
-            config.rate_over(steps),
-            b1=config.beta1,
-            b2=config.beta2,
-            eps=config.epsilon,
-            weight_decay=config.weight_decay,
-            mask=decays,
-        ),
-    )
-
-
-def _is_kernel(spec: ParamSpec) -> bool:
-    """Return whether a weight is neither a norm's scale nor an embedding, whose rows are ids."""
-    axes = tuple(axis for axis in spec.axes if axis != "layers")
-    return len(axes) > 1 and axes[0] not in ("vocab", "codes")
+        return optax.chain(optax.clip_by_global_norm(self.clip_norm), adamw)

@@ -1,26 +1,41 @@
 """Define what the training loop needs of a kind of training, text or VQGAN.
 
-`text.TextTraining` and `vqgan.training.VqganTraining` fill it in. Only `first_state` and `frozen`
-make arrays, so a run can be traced for devices that this machine does not have.
+Only `first_state` and `frozen` make arrays, so a run can be traced for devices that this machine
+does not have.
 """
 
-import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jaxtyping import Array, Bool, Int
 
 from lwm.core import params
 from lwm.core.hardware import precise
 from lwm.core.sharding import TRAINING
-from lwm.training.optimizer import OptimizerConfig, make_optimizer
+from lwm.training.optimizer import OptimizerConfig
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True, kw_only=True)
+class TrainState:
+    """Hold what a step changes; `step` counts the batches used so far."""
+
+    weights: Any
+    optimizer: Any
+    step: Int[Array, ""]
+
+
+def select_finite(finite: Bool[Array, ""], new: Any, old: Any) -> Any:
+    """Return the tree `new` if a step was finite, and `old` otherwise."""
+    return jax.tree.map(lambda new, old: jnp.where(finite, new, old), new, old)
 
 
 @dataclass
@@ -30,14 +45,7 @@ class Tally:
     tokens: int = 0
     skipped: int = 0
     skipped_in_a_row: int = 0
-    best: float | None = None
-
-    def is_best(self, loss: float) -> bool:
-        """Return whether an evaluation loss is the lowest so far, and record it."""
-        if not math.isfinite(loss) or (self.best is not None and loss >= self.best):
-            return False
-        self.best = loss
-        return True
+    best: float | None = None  # the lowest evaluation loss
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,9 +54,12 @@ class Training(ABC):
 
     Args:
         steps: length of the run, which the learning rate depends on.
-        seed: seed of the random weights.
         show: called with the step and the state after each evaluation, to write samples.
     """
+
+    # Formats of a log line, from the values of `step_row` or `evaluation_row`.
+    step_note: ClassVar[str]
+    evaluation_note: ClassVar[str]
 
     mesh: Mesh
     optimizer: OptimizerConfig
@@ -62,14 +73,14 @@ class Training(ABC):
         """Return the tree of `ParamSpec` that is trained."""
 
     @property
-    @abstractmethod
     def dtype(self) -> Any:
         """Return the type that products are computed in."""
+        return jnp.float32
 
     @property
-    @abstractmethod
     def shardings(self) -> Any:
-        """Return the shardings of the state."""
+        """Return the shardings of the state; every device has the whole state by default."""
+        return self.replicated
 
     @abstractmethod
     def initial_state(self, weights: Any) -> Any:
@@ -105,40 +116,32 @@ class Training(ABC):
         """Return the global batch on the mesh, from this process's rows."""
 
     @abstractmethod
-    def train_step(self, state: Any, frozen: Any, batch: Any) -> tuple[Any, Any]:
-        """Compute the next state and a dict of metrics, among them `loss` and `skipped`."""
+    def train_step(self, state: Any, frozen: Any, batch: Any) -> tuple[Any, dict[str, Any]]:
+        """Compute the next state and metrics, among them `loss` and `skipped`."""
 
     @abstractmethod
-    def evaluate_batch(self, state: Any, frozen: Any, batch: Any) -> Any:
-        """Compute a dict of sums over one batch, which add up over batches."""
+    def evaluate_batch(self, state: Any, frozen: Any, batch: Any) -> dict[str, Any]:
+        """Compute sums over one batch, which add up over batches."""
 
     @abstractmethod
     def measure(self, local: Mapping[str, np.ndarray]) -> float:
         """Measure the work of a step from this process's rows, in the unit of `step_row`."""
 
     @abstractmethod
-    def step_row(self, metrics: Any, seconds: float, work: float, tally: Tally) -> dict[str, Any]:
+    def step_row(
+        self, metrics: Mapping[str, Any], seconds: float, work: float, tally: Tally
+    ) -> dict[str, Any]:
         """Return one step's values for `metrics.jsonl`, with `loss`, and count in `tally`."""
 
     @abstractmethod
-    def step_note(self, row: dict[str, Any]) -> str:
-        """Summarize one step for a log line."""
-
-    @abstractmethod
-    def evaluation_row(self, sums: Any) -> dict[str, float]:
+    def evaluation_row(self, sums: Mapping[str, Any]) -> dict[str, float]:
         """Return an evaluation's values, with `loss`, from the sums over its batches."""
-
-    @abstractmethod
-    def evaluation_note(self, row: dict[str, float]) -> str:
-        """Summarize one evaluation for a log line."""
 
     def step(self) -> Any:
         """Compile `train_step`; the compiled function reuses the buffers of the state."""
-        return jax.jit(
-            precise(self.train_step, self.dtype),
-            donate_argnums=0,
-            out_shardings=(self.shardings, self.replicated),
-        )
+        outputs = self.shardings, self.replicated
+        step = precise(self.train_step, self.dtype)
+        return jax.jit(step, donate_argnums=0, out_shardings=outputs)
 
     def evaluate(self) -> Any:
         """Compile `evaluate_batch`."""
@@ -147,7 +150,7 @@ class Training(ABC):
     @property
     def transformation(self) -> optax.GradientTransformation:
         """Return the optimizer of the trained weights."""
-        return make_optimizer(self.optimizer, self.specs, self.steps)
+        return self.optimizer.transformation(self.specs, self.steps)
 
     @cached_property
     def learning_rates(self) -> np.ndarray:

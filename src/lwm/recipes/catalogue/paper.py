@@ -14,10 +14,10 @@ from lwm.recipes.settings import ModelSettings, TrainingRun
 from lwm.training.checkpointing import CheckpointConfig
 from lwm.training.loop import LoopConfig
 from lwm.training.optimizer import OptimizerConfig
-from lwm.training.step import ComputeConfig
+from lwm.training.text import ComputeConfig
 
 _TEXT_BATCH, _VISION_BATCH = 4 << 20, 8 << 20
-_FRAMES = 30  # of a video in the second vision stage
+_IMAGES, _VIDEOS = ("text-image", "image-text"), ("text-video", "video-text")
 VISION_DATA = DataConfig(
     fields_from_example="fields",  # examples name their own fields, or alternatives of them
     packing="pack",
@@ -26,40 +26,22 @@ VISION_DATA = DataConfig(
 )
 
 
-def _stage(
-    *,
-    model: ModelSettings,
-    length: int,
-    batch: int,
-    mesh: str,
-    steps: int,
-    data: DataConfig,
-    optimizer: OptimizerConfig,
-) -> TrainingRun:
-    return TrainingRun(
-        model=model,
-        sequence_length=length,
-        batch_size=batch // length,
-        mesh=mesh,
-        loop=LoopConfig(steps=steps),
-        data=data,
-        optimizer=optimizer,
-        compute=ComputeConfig(remat="full"),
-        checkpoint=CheckpointConfig(every=50),
-    )
+_COMPUTE, _CHECKPOINT = ComputeConfig(remat="full"), CheckpointConfig(every=50)
 
 
 def _text_stage(*, length: int, theta: float, steps: int, warmup: int, mesh: str) -> TrainingRun:
-    return _stage(
+    return TrainingRun(
         model=ModelSettings(size="7b", rope_theta=theta),
-        length=length,
-        batch=_TEXT_BATCH,
+        sequence_length=length,
+        batch_size=_TEXT_BATCH // length,
         mesh=mesh,
-        steps=steps,
+        loop=LoopConfig(steps=steps),
         data=DataConfig(packing="concatenate", loss_weights="example"),
         optimizer=OptimizerConfig(
             learning_rate=4e-5, schedule="constant", warmup_steps=warmup, weight_decay=0.1
         ),
+        compute=_COMPUTE,
+        checkpoint=_CHECKPOINT,
     )
 
 
@@ -88,6 +70,14 @@ def text_1m() -> TrainingRun:
     return _text_stage(length=1 << 20, theta=5e7, steps=450, warmup=25, mesh="1,-1,16,4")
 
 
+def _vision_data(*kinds: str, text: float = 0.0, max_frames: int = 0) -> DataConfig:
+    """Mix the kinds of data in equal parts, with a share of pure text."""
+    mixture = {kind: DataSet(weight=(1 - text) / len(kinds)) for kind in kinds}
+    if text:
+        mixture["text"] = DataSet(weight=text, fields="text")
+    return replace(VISION_DATA, mixture=mixture, max_frames=max_frames)
+
+
 def _vision_stage(
     *,
     length: int,
@@ -95,61 +85,44 @@ def _vision_stage(
     warmup: int,
     rates: tuple[float, float],
     mesh: str,
-    kinds: tuple[str, ...],
-    text: float = 0.0,
-    max_frames: int = 0,
+    data: DataConfig,
 ) -> TrainingRun:
-    """Mix the kinds of data in equal parts, with a share of pure text."""
-    mixture = {kind: DataSet(weight=(1 - text) / len(kinds)) for kind in kinds}
-    if text:
-        mixture["text"] = DataSet(weight=text, fields="text")
-    return _stage(
+    highest, final = rates
+    return TrainingRun(
         model=ModelSettings(size="7b", rope_theta=5e7, vision=VisionVocabulary()),
-        length=length,
-        batch=_VISION_BATCH,
+        sequence_length=length,
+        batch_size=_VISION_BATCH // length,
         mesh=mesh,
-        steps=steps,
-        data=replace(VISION_DATA, mixture=mixture, max_frames=max_frames),
+        loop=LoopConfig(steps=steps),
+        data=data,
         optimizer=OptimizerConfig(
-            learning_rate=rates[0],
-            final_learning_rate=rates[1],
-            warmup_steps=warmup,
-            weight_decay=0.1,
+            learning_rate=highest, final_learning_rate=final, warmup_steps=warmup, weight_decay=0.1
         ),
+        compute=_COMPUTE,
+        checkpoint=_CHECKPOINT,
     )
 
 
 def vision_1k() -> TrainingRun:
     """Train the paper's vision stage 1: 7B, 1K tokens, images; --init text-1m with vision."""
+    data, rates = _vision_data(*_IMAGES, text=0.16), (6e-4, 6e-5)
     return _vision_stage(
-        length=1 << 10,
-        steps=45_000,
-        warmup=1000,
-        rates=(6e-4, 6e-5),
-        mesh="1,-1,1,1",
-        kinds=("text-image", "image-text"),
-        text=0.16,
+        length=1 << 10, steps=45_000, warmup=1000, rates=rates, mesh="1,-1,1,1", data=data
     )
 
 
 def vision_8k() -> TrainingRun:
     """Train vision stage 2: 7B, 8K tokens, videos of 30 frames; --init the result of vision-1k."""
+    data, rates = _vision_data(*_VIDEOS, text=0.16, max_frames=30), (6e-4, 6e-5)
     return _vision_stage(
-        length=8 << 10,
-        steps=14_000,
-        warmup=500,
-        rates=(6e-4, 6e-5),
-        mesh="1,-1,1,1",
-        kinds=("text-video", "video-text"),
-        text=0.16,
-        max_frames=_FRAMES,
+        length=8 << 10, steps=14_000, warmup=500, rates=rates, mesh="1,-1,1,1", data=data
     )
 
 
 def _chat_stage(*, length: int, steps: int, warmup: int, mesh: str) -> TrainingRun:
-    kinds = ("text-image", "image-text", "text-video", "video-text")
+    data, rates = _vision_data(*_IMAGES, *_VIDEOS), (8e-5, 8e-5)
     return _vision_stage(
-        length=length, steps=steps, warmup=warmup, rates=(8e-5, 8e-5), mesh=mesh, kinds=kinds
+        length=length, steps=steps, warmup=warmup, rates=rates, mesh=mesh, data=data
     )
 
 

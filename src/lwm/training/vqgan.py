@@ -1,19 +1,21 @@
-"""Train a VQGAN: reconstruct images, and move codebook entries to the latents that choose them.
+"""Train a VQGAN with the same loop as the language model.
 
-Source: Esser et al. 2021 (arXiv 2012.09841), section 3.1.
+Sources: Esser et al. 2021 (arXiv 2012.09841), section 3.1; for the codebook's moving averages, van
+den Oord et al. 2017 (arXiv 1711.00937), appendix A.1; for the revival of unused entries, Dhariwal
+et al. 2020 (arXiv 2005.00341), section 3.1.
 """
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Annotated, Any
+from typing import Annotated, Any, ClassVar, Literal
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from annotated_types import Ge
+from annotated_types import Ge, Lt
 from jax.sharding import NamedSharding
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from lwm.core.config import Checked
 from lwm.core.errors import ConfigError
@@ -27,17 +29,81 @@ from lwm.models.vqgan import (
     nearest_codes,
     vqgan_params,
 )
-from lwm.training.step import StepMetrics, select_finite
-from lwm.training.training import Tally, Training
-from lwm.training.vqgan.codebook import (
-    CodebookConfig,
-    Usage,
-    average_entries,
-    codebook_perplexity,
-    no_usage,
-    revive_entries,
-    update_usage,
-)
+from lwm.training.training import Tally, Training, TrainState, select_finite
+
+
+@dataclass(frozen=True, kw_only=True)
+class CodebookConfig(Checked, section="codebook"):
+    """Set how codebook entries are trained."""
+
+    learning: Literal["average", "gradient"] = "average"
+    """Set entries to moving averages of the latents that choose them, or train them by the
+    gradient of the codebook loss."""
+    decay: Annotated[float, Ge(0), Lt(1)] = 0.99
+    """Decay rate of the moving averages, per step."""
+    commitment: Annotated[float, Ge(0)] = 0.25
+    """Weight of the loss that moves latents toward their entries."""
+    dead_below: Annotated[float, Ge(0)] = 0.1
+    """An entry whose moving average of use falls below this share of even use takes the value of a
+    random latent; 0 disables this."""
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True, kw_only=True)
+class Usage:
+    """Hold, for each entry, moving averages of how often it is chosen and of its latents' sum."""
+
+    counts: Float[Array, " codes"]
+    sums: Float[Array, "codes channels"]
+
+
+def update_usage(
+    usage: Usage,
+    latents: Float[Array, "places channels"],
+    codes: Int[Array, " places"],
+    decay: float,
+) -> tuple[Usage, Float[Array, " codes"]]:
+    """Return the averages after one more step, and how often each entry was chosen in it."""
+    counts = jnp.zeros_like(usage.counts).at[codes].add(1.0)
+    sums = jnp.zeros_like(usage.sums).at[codes].add(latents)
+    return Usage(
+        counts=decay * usage.counts + (1 - decay) * counts,
+        sums=decay * usage.sums + (1 - decay) * sums,
+    ), counts
+
+
+def average_entries(usage: Usage, codebook: Float[Array, "codes channels"]) -> Array:
+    """Return entries as means of the latents that chose them; entries never chosen stay."""
+    counts = usage.counts[:, None]
+    return jnp.where(counts > 0, usage.sums / jnp.where(counts > 0, counts, 1.0), codebook)
+
+
+def revive_entries(
+    codebook: Float[Array, "codes channels"],
+    usage: Usage,
+    latents: Float[Array, "places channels"],
+    key: PRNGKeyArray,
+    dead_below: float,
+) -> tuple[Float[Array, "codes channels"], Usage, Float[Array, ""]]:
+    """Give entries with fewer than `dead_below` places per step the values of random latents.
+
+    Returns codebook, usage, and the number of revived entries. A revived entry counts as chosen
+    by twice `dead_below` places, which gives it time to be chosen.
+    """
+    dead = usage.counts < dead_below
+    chosen = latents[jax.random.randint(key, dead.shape, 0, len(latents))]
+    count = 2 * dead_below
+    counts = jnp.where(dead, count, usage.counts)
+    sums = jnp.where(dead[:, None], count * chosen, usage.sums)
+    codebook = jnp.where(dead[:, None], chosen, codebook)
+    return codebook, Usage(counts=counts, sums=sums), dead.sum(dtype=jnp.float32)
+
+
+def codebook_perplexity(counts: Float[Array, " codes"]) -> Float[Array, ""]:
+    """Compute the number of entries that, evenly used, would carry as much information."""
+    shares = counts / jnp.maximum(counts.sum(), 1.0)
+    logs = jnp.log(jnp.where(shares > 0, shares, 1))
+    return jnp.exp(-jnp.sum(jnp.where(shares > 0, shares * logs, 0)))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,10 +120,7 @@ class ReconstructionConfig(Checked, section="reconstruction"):
     def __post_init__(self) -> None:
         super().__post_init__()
         if not self.absolute + self.squared + self.structure > 0:
-            raise ConfigError(
-                "reconstruction.absolute, squared and structure are all 0; set at least one of "
-                "them above 0"
-            )
+            raise ConfigError("the weights of reconstruction are all 0; raise one of them")
 
 
 def _reconstruction_loss(
@@ -75,32 +138,27 @@ def _reconstruction_loss(
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True, kw_only=True)
-class VqganBatch:
-    """Hold images in [-1, 1]; a weight of 0 marks one that only fills up the batch."""
+class VqganState(TrainState):
+    """Hold what a step changes; `usage` is that of the codebook's entries."""
 
-    pixels: Float[Array, "batch height width 3"]
-    weights: Float[Array, " batch"]
-
-
-@jax.tree_util.register_dataclass
-@dataclass(frozen=True, kw_only=True)
-class VqganState:
-    """Hold what a step changes; `step` counts the batches used so far."""
-
-    weights: VQGAN
     usage: Usage
-    optimizer: Any
-    step: Int[Array, ""]
 
 
 @dataclass(frozen=True, kw_only=True)
 class VqganTraining(Training):
-    """Train a VQGAN on images; rows are split over the mesh's data and fsdp axes.
+    """Train a VQGAN on `pixels` in [-1, 1]; images of weight 0 only fill up an evaluation batch.
 
-    Args:
-        seed: seed of the random weights, and of the latents that revive dead entries.
-        weights: weights to start from; None for random ones.
+    `seed` also chooses the latents that revive dead entries.
     """
+
+    step_note: ClassVar[str] = (
+        "loss {loss:.4f}, PSNR {psnr:.2f} dB, {used:,.0f} entries used, "
+        "{images_per_second:,.1f} images/s"
+    )
+    evaluation_note: ClassVar[str] = (
+        "held-out PSNR {psnr:.2f} dB, SSIM {ssim:.3f}, {used:,} entries used, "
+        "perplexity {perplexity:,.0f}"
+    )
 
     config: VQGANConfig
     codebook: CodebookConfig = CodebookConfig()
@@ -111,21 +169,13 @@ class VqganTraining(Training):
     def specs(self) -> VQGAN:
         return vqgan_params(self.config)
 
-    @property
-    def dtype(self) -> Any:
-        return jnp.float32
-
-    @property
-    def shardings(self) -> Any:
-        return self.replicated
-
     def initial_state(self, weights: Any) -> VqganState:
-        usage = no_usage(self.config.codebook_size, self.config.code_channels)
+        counts, sums = jnp.zeros(self.config.codebook_size), jnp.zeros_like(weights.codebook)
         if self.weights is not None:  # trained entries do not count as dead
-            usage = Usage(counts=jnp.ones_like(usage.counts), sums=weights.codebook)
+            counts, sums = jnp.ones_like(counts), weights.codebook
         return VqganState(
             weights=weights,
-            usage=usage,
+            usage=Usage(counts=counts, sums=sums),
             optimizer=self.transformation.init(weights),
             step=jnp.zeros((), jnp.int32),
         )
@@ -135,21 +185,20 @@ class VqganTraining(Training):
             return super().initial_weights()
         return jax.device_put(self.weights, self.replicated)
 
-    def place(self, local: Mapping[str, np.ndarray]) -> VqganBatch:
+    def place(self, local: Mapping[str, np.ndarray]) -> dict[str, Array]:
         rows = NamedSharding(self.mesh, partition_spec(("batch",), TRAINING))
-        return VqganBatch(**{name: jax.device_put(x, rows) for name, x in local.items()})
+        return {name: jax.device_put(x, rows) for name, x in local.items()}
 
     def train_step(
-        self, state: VqganState, frozen: None, batch: VqganBatch
-    ) -> tuple[VqganState, StepMetrics]:
+        self, state: VqganState, frozen: None, batch: dict[str, Array]
+    ) -> tuple[VqganState, dict[str, Array]]:
         (loss, result), gradient = jax.value_and_grad(self._loss, has_aux=True)(
-            state.weights, batch.pixels
+            state.weights, batch["pixels"]
         )
         norm = optax.tree.norm(gradient)
         finite = jnp.isfinite(loss) & jnp.isfinite(norm)
-        before: Any = state.weights
-        change, moments = self.transformation.update(gradient, state.optimizer, before)
-        weights: Any = optax.apply_updates(before, change)
+        change, moments = self.transformation.update(gradient, state.optimizer, state.weights)
+        weights: Any = optax.apply_updates(state.weights, change)
         codebook, usage, counts, revived = self._update_codebook(state, weights.codebook, result)
         weights, usage, moments = select_finite(
             finite,
@@ -160,8 +209,8 @@ class VqganTraining(Training):
             "loss": loss,
             "reconstruction": result["reconstruction"],
             "commitment": result["commitment"],
-            "psnr": psnr(batch.pixels, result["pixels"]).mean(),
-            "ssim": ssim(batch.pixels, result["pixels"]).mean(),
+            "psnr": psnr(batch["pixels"], result["pixels"]).mean(),
+            "ssim": ssim(batch["pixels"], result["pixels"]).mean(),
             "used": (counts > 0).sum(dtype=jnp.float32),
             "perplexity": codebook_perplexity(counts),
             "revived": revived,
@@ -174,7 +223,7 @@ class VqganTraining(Training):
     def _update_codebook(
         self, state: VqganState, codebook: Array, result: dict[str, Array]
     ) -> tuple[Array, Usage, Array, Array]:
-        """Return entries, usage, how often each was chosen, and the number of revived ones."""
+        # Entries, usage, how often each was chosen, and the number of revived ones.
         usage, counts = update_usage(
             state.usage, result["latents"], result["codes"], self.codebook.decay
         )
@@ -211,24 +260,24 @@ class VqganTraining(Training):
         }
 
     def evaluate_batch(
-        self, state: VqganState, frozen: None, batch: VqganBatch
+        self, state: VqganState, frozen: None, batch: dict[str, Array]
     ) -> dict[str, Array]:
-        """Sum over the images, and count how often each entry is chosen."""
         weights = state.weights
-        codes = nearest_codes(weights.codebook, encode_latents(weights, batch.pixels, self.config))
+        codes = nearest_codes(
+            weights.codebook, encode_latents(weights, batch["pixels"], self.config)
+        )
         decoded = jnp.clip(decode_latents(weights, weights.codebook[codes], self.config), -1, 1)
-        places = jnp.broadcast_to(batch.weights[:, None, None], codes.shape)
-        loss = _reconstruction_loss(batch.pixels, decoded, self.reconstruction)
+        places = jnp.broadcast_to(batch["weights"][:, None, None], codes.shape)
+        loss = _reconstruction_loss(batch["pixels"], decoded, self.reconstruction)
         return {
-            "loss": batch.weights @ loss,
-            "psnr": batch.weights @ psnr(batch.pixels, decoded),
-            "ssim": batch.weights @ ssim(batch.pixels, decoded),
-            "images": batch.weights.sum(),
+            "loss": batch["weights"] @ loss,
+            "psnr": batch["weights"] @ psnr(batch["pixels"], decoded),
+            "ssim": batch["weights"] @ ssim(batch["pixels"], decoded),
+            "images": batch["weights"].sum(),
             "counts": jnp.zeros(self.config.codebook_size).at[codes].add(places),
         }
 
     def measure(self, local: Mapping[str, np.ndarray]) -> float:
-        """Count the images of a step."""
         return float(len(local["pixels"]))
 
     def step_row(
@@ -236,12 +285,6 @@ class VqganTraining(Training):
     ) -> dict[str, Any]:
         values = {name: float(x) for name, x in metrics.items()}
         return {**values, "images_per_second": work / seconds}
-
-    def step_note(self, row: dict[str, Any]) -> str:
-        return (
-            f"loss {row['loss']:.4f}, PSNR {row['psnr']:.2f} dB, {row['used']:,.0f} entries used, "
-            f"{row['images_per_second']:,.1f} images/s"
-        )
 
     def evaluation_row(self, sums: Mapping[str, Any]) -> dict[str, float]:
         images, counts = max(float(sums["images"]), 1.0), np.asarray(sums["counts"])
@@ -253,9 +296,3 @@ class VqganTraining(Training):
             "used": int((counts > 0).sum()),
             "perplexity": float(np.exp(-(shares * np.log(shares)).sum())),
         }
-
-    def evaluation_note(self, row: dict[str, float]) -> str:
-        return (
-            f"held-out PSNR {row['psnr']:.2f} dB, SSIM {row['ssim']:.3f}, "
-            f"{row['used']:,} entries used, perplexity {row['perplexity']:,.0f}"
-        )

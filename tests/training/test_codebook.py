@@ -6,12 +6,11 @@ import numpy as np
 import pytest
 
 from lwm.core.errors import ConfigError
-from lwm.training.vqgan.codebook import (
+from lwm.training.vqgan import (
     CodebookConfig,
     Usage,
     average_entries,
     codebook_perplexity,
-    no_usage,
     revive_entries,
     update_usage,
 )
@@ -22,7 +21,7 @@ DECAY = 0.9
 def test_entries_are_moving_averages_of_the_latents_that_choose_them() -> None:
     random = np.random.default_rng(0)
     start = random.normal(size=(5, 2)).astype(np.float32)
-    codebook, usage = jnp.asarray(start), no_usage(5, 2)
+    codebook, usage = jnp.asarray(start), Usage(counts=jnp.zeros(5), sums=jnp.zeros((5, 2)))
     counts, sums = np.zeros(5), np.zeros((5, 2))
     for _ in range(4):
         latents = random.normal(size=(7, 2)).astype(np.float32)

@@ -10,8 +10,7 @@ from lwm.core.errors import ConfigError
 from lwm.core.mesh import make_mesh
 from lwm.models.vqgan import VQGANConfig
 from lwm.training.optimizer import OptimizerConfig
-from lwm.training.vqgan.codebook import CodebookConfig
-from lwm.training.vqgan.training import ReconstructionConfig, VqganTraining
+from lwm.training.vqgan import CodebookConfig, ReconstructionConfig, VqganTraining
 
 CONFIG = VQGANConfig(
     image_size=12, hidden_channels=4, channel_multipliers=(1, 2), residual_blocks=1,

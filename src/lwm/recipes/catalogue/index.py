@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from lwm.core.errors import ConfigError
-from lwm.recipes.catalogue import paper, small, vqgan
+from lwm.recipes.catalogue import paper, small
 from lwm.recipes.settings import TrainingRun, VqganRun
 
 RECIPES: dict[str, Callable[[], TrainingRun]] = {
@@ -30,8 +30,8 @@ RECIPES: dict[str, Callable[[], TrainingRun]] = {
 }
 
 VQGAN_RECIPES: dict[str, Callable[[], VqganRun]] = {
-    "vqgan": vqgan.vqgan_64,
-    "vqgan-256": vqgan.vqgan_256,
+    "vqgan": small.vqgan_64,
+    "vqgan-256": small.vqgan_256,
 }
 
 
@@ -44,12 +44,8 @@ def recipe(name: str) -> TrainingRun:
         )
     if name not in RECIPES:
         names = [*RECIPES, *VQGAN_RECIPES]
-        close = difflib.get_close_matches(name, names, n=3, cutoff=0.5)
-        remedy = (
-            f"did you mean {' or '.join(close)}?"
-            if close
-            else (f"choose one of {', '.join(names)}")
-        )
+        close = " or ".join(difflib.get_close_matches(name, names, n=3, cutoff=0.5))
+        remedy = f"did you mean {close}?" if close else f"choose one of {', '.join(names)}"
         raise ConfigError(f"there is no recipe {name!r}; {remedy}")
     return replace(RECIPES[name](), out=Path("runs") / name)
 

@@ -1,1 +1,0 @@
-"""Train a VQGAN with the same loop as the language model."""
