@@ -27,6 +27,11 @@ ENDLESS = (
     "--steps", "100000", "--optimizer.schedule", "constant", "--checkpoint.every", "9999",
 )  # fmt: skip
 
+# Without a schedule, runs of any length share one compiled step.
+LORA = (
+    "--lora.rank", "4", "--optimizer.learning-rate", "1e-2", "--optimizer.schedule", "constant",
+)  # fmt: skip
+
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory) -> Path:
@@ -177,8 +182,7 @@ def test_a_checkpoint_of_another_size_is_refused(whole, data, tmp_path):
 
 def test_adapters_are_trained_saved_loaded_and_merged(whole, data, tmp_path):
     out = tmp_path / "run"
-    lora = ("--init", str(whole), "--lora.rank", "4", "--optimizer.learning-rate", "1e-2")
-    values = train(out, data, *lora)
+    values = train(out, data, "--init", str(whole), *LORA)
     assert values[0] < losses(whole)[0] - 0.2
     assert values[-1] < values[0]
     tokens = np.arange(20)[None]
@@ -195,7 +199,7 @@ def test_adapters_do_not_need_the_checkpoint_they_started_from(whole, data, tmp_
     """Check it with the checkpoint gone, as when its own run deletes it."""
     base, out = tmp_path / "base", tmp_path / "adapters"
     shutil.copytree(whole, base)
-    lora = ("--init", str(base), "--lora.rank", "2")
+    lora = ("--init", str(base), *LORA)
     train(out, data, *lora, "--steps", "4")
     tokens = np.arange(20)[None]
     before = lwm.load(out).logits(tokens).text

@@ -5,6 +5,7 @@ import json
 import time
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack, closing
+from functools import partial
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -44,15 +45,15 @@ def learn(
         existed = run.out.is_dir()
         _lock(run.out, stack)  # before anything in it is read, removed or renamed
         resumes = (run.out / DIRECTORY).is_dir() and not run.fresh
+        prepare = partial(_prepare, run, facts, save_inputs)
         if not resumes:
-            _prepare(run, facts, save_inputs)
+            prepare()
         checkpoints = stack.enter_context(closing(Checkpoints(run.out, run.checkpoint)))
         restored = None
         if resumes:
-            restored = checkpoints.restore(
-                training.template(), batches.iterator, lambda old: _same(run.out, old, facts)
-            )
-            _prepare(run, facts, save_inputs)
+            same = partial(_require_same, run.out, facts)
+            restored = checkpoints.restore(training.template(), batches.iterator, same)
+            prepare()
         if run.fresh or not existed:
             _lock(run.out, stack)
         if restored is None:
@@ -69,15 +70,11 @@ def learn(
             metrics = Metrics(run.out, run.tracking, after=first, settings=to_dict(run))
             stack.callback(metrics.close)
         say(description)
-        started = time.perf_counter()
         Loop(
             training=training, batches=batches, held_out=held_out, config=run.loop,
             checkpoints=checkpoints, metrics=metrics, facts=facts, directory=run.out,
             step=first, state=state, tally=tally,
         ).run()  # fmt: skip
-    minutes, broken = (time.perf_counter() - started) / 60, batches.broken
-    skipped = f", {broken:,} broken example{'s' * (broken > 1)} skipped" if broken else ""
-    say(f"done: {last - first:,} steps in {minutes:.1f} minutes{skipped}; see {run.out}")
     return run.out
 
 
@@ -99,7 +96,7 @@ def _lock(directory: Path, stack: ExitStack) -> None:
             stack.enter_context(lock(directory))
 
 
-def _same(directory: Path, saved: Mapping[str, Any], facts: Mapping[str, Any]) -> None:
+def _require_same(directory: Path, facts: Mapping[str, Any], saved: Mapping[str, Any]) -> None:
     """Refuse to resume a run with other settings of the model than its checkpoints have."""
     has, asked = _comparable(saved), _comparable(facts)
     for name in {**has, **asked}:

@@ -34,7 +34,7 @@ class ModelSettings:
     """Set the model to train: a size by name, and what differs from it."""
 
     size: str = ""
-    """A size: debug, 200m, 1b, 3b, 7b, 13b, 30b, 65b; empty for that of --init."""
+    """A size: debug, 200m, 1b, 3b, 7b, 13b, 30b, 65b; empty takes the size of --init."""
     rope_theta: float | None = None
     """Base of the rotary embedding; raise it to extend the context."""
     vocab_size: int | None = None
@@ -47,7 +47,7 @@ class ModelSettings:
     rms_norm_eps: float | None = None
     tie_embeddings: bool | None = None
     vision: Annotated[VisionVocabulary | None, tyro.conf.AvoidSubcommands] = None
-    """Vision vocabulary; defaults to that of --init, or none."""
+    """Vision vocabulary; defaults to the one of --init, or none."""
 
     def resolve(self, sequence_length: int, start: LlamaConfig | None, source: str) -> LlamaConfig:
         """Return the model's configuration; raise ConfigError if it contradicts `start`, the
@@ -129,7 +129,7 @@ class TrainingRun(RunSettings):
     """Tokenizer file or directory; defaults to the tokenizer of --init, or to one trained on the
     data."""
     vqgan: str = ""
-    """VQGAN that produced the data's codes, saved with the run; defaults to that of --init."""
+    """VQGAN that produced the data's codes, saved with the run; defaults to the one of --init."""
     sequence_length: Annotated[int, Ge(2)] = 1024
     """Tokens per row."""
     accumulate: Annotated[int, Ge(1)] = 1

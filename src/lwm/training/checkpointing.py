@@ -1,7 +1,6 @@
 """Save a run's checkpoints in the background with Orbax, and restore the latest readable one.
 
-A checkpoint holds the training state, the position in the data of every process, and the facts
-that `checkpoints.formats.run` needs to open it as a model.
+A checkpoint holds the training state, the data position of every process, and facts on the model.
 """
 
 import json

@@ -136,7 +136,7 @@ class Loop:
         """
         self._first, last = self.step, self.config.steps
         self._pending: tuple[dict[str, Any], float, Any] | None = None
-        self._clock = self._logged = time.perf_counter()
+        started = self._clock = self._logged = time.perf_counter()
         self._frozen = self.training.frozen()
         train, evaluate = self.training.step(), self.training.evaluate()
         profiled = min(_PROFILED.start, last - self._first - 1) if self.config.profile else -1
@@ -162,6 +162,10 @@ class Loop:
                 "which is saved; start the same command again to resume",
                 number,
             )
+        steps, minutes = last - self._first, (time.perf_counter() - started) / 60
+        count = self.batches.broken
+        broken = f", {count:,} broken example{'s' * (count > 1)} skipped" if count else ""
+        say(f"done: {steps:,} steps in {minutes:.1f} minutes{broken}; see {self.directory}")
 
     def _take_step(self, train: Any) -> None:
         start = time.perf_counter()

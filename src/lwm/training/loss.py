@@ -108,6 +108,7 @@ _sums.defvjp(_forward, _backward)
 
 _BATCH = partition_spec(("batch", "position"), TRAINING)
 _STATES = partition_spec(("batch", "position", None), TRAINING)
+_POSITION_AXES = tuple(axis for axis in AXES if axis != TENSOR)
 
 
 def _on_mesh(local: Callable[..., Any], options: _Options, outputs: Any) -> Callable[..., Any]:
@@ -134,7 +135,7 @@ def _local_sums(
 
     zeros = _filled(jnp.zeros((), jnp.float32), options)
     sums, _ = jax.lax.scan(forward_chunk, zeros, _chunks(options, hidden, targets, weights))
-    return _all_devices(sums, options)
+    return _reduce(jax.lax.psum, sums, options, _POSITION_AXES)
 
 
 def _local_gradients(
@@ -153,7 +154,7 @@ def _local_gradients(
         by_logits = by_logits.astype(hidden.dtype)
         by_head += jnp.dot(states.T, by_logits, preferred_element_type=jnp.float32)
         by_states = jnp.dot(by_logits, kernel.T, preferred_element_type=jnp.float32)
-        by_states = _over_vocabulary(jax.lax.psum, by_states, options).astype(hidden.dtype)
+        by_states = _reduce(jax.lax.psum, by_states, options).astype(hidden.dtype)
         return (jax.tree.map(jnp.add, sums, scores.sums), by_head), by_states
 
     zeros = _filled(jnp.zeros((), jnp.float32), options)
@@ -166,7 +167,7 @@ def _local_gradients(
         by_head = jax.lax.psum(by_head, tuple(a for a in AXES if a not in (TENSOR, FSDP)))
         by_head = jax.lax.psum_scatter(by_head, FSDP, tiled=True)
     by_hidden = by_hidden.reshape(-1, head.shape[0])[: targets.size].reshape(hidden.shape)
-    return _all_devices(sums, options), by_hidden, by_head
+    return _reduce(jax.lax.psum, sums, options, _POSITION_AXES), by_hidden, by_head
 
 
 class _Scores(NamedTuple):
@@ -188,13 +189,13 @@ def _score(kernel: Array, chunk: tuple[Array, Array, Array], options: _Options) 
         is_vision = first + jnp.arange(columns, dtype=target.dtype) >= options.text_vocab
         logits = jnp.where(is_vision == (target >= options.text_vocab)[:, None], logits, -jnp.inf)
         vision = counted & (target >= options.text_vocab)
-    maximum = _over_vocabulary(jax.lax.pmax, logits.max(axis=-1), options)
+    maximum = _reduce(jax.lax.pmax, logits.max(axis=-1), options)
     powers = jnp.exp(logits - maximum[:, None])
-    total = _over_vocabulary(jax.lax.psum, powers.sum(axis=-1), options)
+    total = _reduce(jax.lax.psum, powers.sum(axis=-1), options)
     column = target - first
     here = (column >= 0) & (column < columns)
     local = jnp.take_along_axis(logits, jnp.where(here, column, 0)[:, None], axis=-1)[:, 0]
-    score = _over_vocabulary(jax.lax.psum, jnp.where(here, local, 0.0), options)
+    score = _reduce(jax.lax.psum, jnp.where(here, local, 0.0), options)
     nll = maximum + jnp.log(total) - score
 
     def over(included: Array) -> LossSums:
@@ -212,15 +213,11 @@ def _score(kernel: Array, chunk: tuple[Array, Array, Array], options: _Options) 
     return _Scores(sums, powers, total, column)
 
 
-def _over_vocabulary(reduce: Callable[..., Array], x: Array, options: _Options) -> Array:
-    return x if options.mesh is None else reduce(x, TENSOR)
-
-
-def _all_devices(sums: LossSums, options: _Options) -> LossSums:
-    if options.mesh is None:
-        return sums
-    others = tuple(axis for axis in AXES if axis != TENSOR)  # along these, positions differ
-    return jax.tree.map(lambda x: jax.lax.psum(x, others), sums)
+def _reduce(
+    reduce: Callable[..., Any], x: Any, options: _Options, axes: str | tuple[str, ...] = TENSOR
+) -> Any:
+    """Reduce over the vocabulary's axis by default."""
+    return x if options.mesh is None else reduce(x, axes)
 
 
 def _filled(value: Any, options: _Options) -> dict[str, Any]:

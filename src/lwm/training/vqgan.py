@@ -139,7 +139,7 @@ def _reconstruction_loss(
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True, kw_only=True)
 class VqganState(TrainState):
-    """Hold what a step changes; `usage` is that of the codebook's entries."""
+    """Hold what a step changes, with the usage of the codebook's entries."""
 
     usage: Usage
 
