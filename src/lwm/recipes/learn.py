@@ -36,9 +36,8 @@ def learn(
 ) -> Path:
     """Train from the beginning, or from the last checkpoint; return the run's directory.
 
-    Args:
-        facts: what describes the model; saved with every checkpoint, and compared on resuming.
-        save_inputs: copies what belongs to the model to the run's directory, in process 0.
+    Every checkpoint saves `facts` on the model, and a resumed run must have the same.
+    `save_inputs` copies what belongs to the model to the run's directory, in process 0.
     """
     last = run.loop.steps
     with ExitStack() as stack:
