@@ -2,6 +2,7 @@
 
 import json
 import sys
+from typing import Any
 
 import jax
 
@@ -24,15 +25,13 @@ def shapes_inside(jaxpr) -> set[tuple[int, ...]]:
     return shapes
 
 
-def abstract_batch(layout: BatchLayout) -> Batch:
-    return Batch(
-        **{
-            name: jax.ShapeDtypeStruct(
-                layout.shape, "float32" if name == "weights" else "int32", sharding=layout.sharding
-            )
-            for name in Batch.__dataclass_fields__
-        }
+def abstract_batch(layout: BatchLayout) -> Any:
+    ids, weights = (
+        jax.ShapeDtypeStruct(layout.shape, dtype, sharding=layout.sharding)
+        for dtype in ("int32", "float32")
     )
+    arrays: Any = dict.fromkeys(Batch.__dataclass_fields__, ids) | {"weights": weights}
+    return Batch(**arrays)
 
 
 def main() -> None:

@@ -39,15 +39,13 @@ def tiny_training(
     return TextTraining(mesh=devices, layout=layout, **(settings | changes))
 
 
-def abstract_batch(layout: BatchLayout) -> Batch:
-    return Batch(
-        **{
-            name: jax.ShapeDtypeStruct(
-                layout.shape, "float32" if name == "weights" else "int32", sharding=layout.sharding
-            )
-            for name in Batch.__dataclass_fields__
-        }
+def abstract_batch(layout: BatchLayout) -> Any:
+    ids, weights = (
+        jax.ShapeDtypeStruct(layout.shape, dtype, sharding=layout.sharding)
+        for dtype in ("int32", "float32")
     )
+    arrays: Any = dict.fromkeys(Batch.__dataclass_fields__, ids) | {"weights": weights}
+    return Batch(**arrays)
 
 
 def packed_rows(seed: int, rows: int = ROWS, length: int = LENGTH) -> dict[str, np.ndarray]:

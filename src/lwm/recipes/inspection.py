@@ -28,11 +28,11 @@ def inspect_rows(run: TrainingRun, rows: int) -> Iterator[str]:
             f"{loader.examples:,} examples; rows of {run.sequence_length:,} tokens, "
             f"{run.batch_size} per step, {run.data.packing}"
         )
-        totals = np.zeros(5)
+        totals, batch = np.zeros(5), {}
         batches = max(1, _COUNTED_TOKENS // (run.batch_size * run.sequence_length))
         for number in range(batches * run.batch_size):
-            index = number % run.batch_size
-            batch = next(loader) if index == 0 else batch
+            if (index := number % run.batch_size) == 0:
+                batch = next(loader)
             row = {name: x[index] for name, x in batch.items()}
             if number < rows:
                 yield from _describe(number, row, start)
