@@ -13,7 +13,7 @@ from PIL import Image
 from small_media import encoded, smooth_image
 
 from lwm.core.errors import InputError
-from lwm.media import still_images
+from lwm.media import images
 from lwm.media.images import is_image, read_image, to_pixels, to_unit, write_image
 
 
@@ -38,7 +38,7 @@ def test_every_format_equals_framing_with_pillow(kind: str, width: int, height: 
 def test_reading_in_strips_equals_reading_the_whole(monkeypatch: pytest.MonkeyPatch) -> None:
     image = smooth_image(123, 77)
     data = encoded(image, "PNG")
-    monkeypatch.setattr(still_images, "_STRIP_PIXELS", 500)
+    monkeypatch.setattr(images, "_STRIP_PIXELS", 500)
     np.testing.assert_array_equal(read_image(data, 20), framed(image, 20))
     np.testing.assert_array_equal(read_image(data, None), np.array(image))
 

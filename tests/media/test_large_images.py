@@ -9,14 +9,14 @@ from PIL import Image
 from small_media import encoded, smooth_image
 
 from lwm.core.errors import InputError
-from lwm.media import still_images
+from lwm.media import images
 from lwm.media.images import read_image
 
 
 @pytest.fixture
 def low_limit(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(still_images, "MAX_BYTES", 20_000)
-    monkeypatch.setattr(still_images, "_STRIP_PIXELS", 700)
+    monkeypatch.setattr(images, "MAX_BYTES", 20_000)
+    monkeypatch.setattr(images, "_STRIP_PIXELS", 700)
 
 
 def refuse_whole(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -53,8 +53,8 @@ def test_a_png_in_strips_equals_the_whole(
     exif[0x0112] = number
     data = encoded(image, "PNG", exif=exif, **options)
     whole = read_image(data, 16)
-    monkeypatch.setattr(still_images, "MAX_BYTES", 20_000)
-    monkeypatch.setattr(still_images, "_STRIP_PIXELS", 700)
+    monkeypatch.setattr(images, "MAX_BYTES", 20_000)
+    monkeypatch.setattr(images, "_STRIP_PIXELS", 700)
     refuse_whole(monkeypatch)
     strips = read_image(data, 16)
     if number == 1:
@@ -92,7 +92,7 @@ def test_a_broken_png_in_strips_is_refused(low_limit: None) -> None:
 def test_a_jpeg_is_reduced_by_its_decoder(monkeypatch: pytest.MonkeyPatch) -> None:
     data = encoded(smooth_image(400, 301), "JPEG", quality=95)
     whole = read_image(data, 16)
-    monkeypatch.setattr(still_images, "MAX_BYTES", 20_000)
+    monkeypatch.setattr(images, "MAX_BYTES", 20_000)
     refuse_whole(monkeypatch)
     assert np.abs(read_image(data, 16).astype(int) - whole).max() <= 6
 

@@ -45,11 +45,7 @@ def sentences(text: str) -> list[str]:
 
 
 def split_point(text: str, ends: list[int], begin: int, limit: int) -> int:
-    """Return where to split a text after `begin` and not after `limit`.
-
-    This is the last end of a sentence in the second half between them, else of a word, else the
-    limit.
-    """
+    """Return the last end of a sentence, or else of a word, in the second half before `limit`."""
     middle = begin + (limit - begin) // 2
     before = bisect_right(ends, limit)
     if before and ends[before - 1] > middle:
@@ -105,8 +101,8 @@ def question_fault(question: str, sentence: str, text: str) -> str | None:
 def answer_fault(answer: str, question: str, text: str) -> str | None:
     """Return why an answer is unusable, or None if it is usable.
 
-    An answer is supported if one sentence of the text, together with the next one, contains most
-    words of the question and most words that the answer adds, and all its names occur in the text.
+    One sentence of the text, together with the next one, must contain most words of the question
+    and most words that the answer adds; all names of the answer must occur in the text.
     """
     if not answer:
         return "answer empty"
@@ -121,18 +117,15 @@ def answer_fault(answer: str, question: str, text: str) -> str | None:
     if not added:
         return "answer adds nothing to the question"
     lines = [content_stems(line) for line in sentences(text)]
-    windows = [
-        line | following for line, following in zip(lines, [*lines[1:], set()], strict=True)
-    ]
-
-    def contains_most(window: set[str], words: set[str]) -> bool:
-        return len(words & window) >= SUPPORT * len(words)
-
-    if not any(
-        contains_most(window, added) and contains_most(window, asked | added) for window in windows
-    ):
-        return "answer without support"
-    return None if name_stems(answer) <= content_stems(text) else "answer without support"
+    supported = any(
+        all(
+            len(words & (line | following)) >= SUPPORT * len(words)
+            for words in (added, asked | added)
+        )
+        for line, following in pairwise([*lines, set()])
+    )
+    named = name_stems(answer) <= content_stems(text)
+    return None if supported and named else "answer without support"
 
 
 def _repeats(text: str, run: int = 5) -> bool:

@@ -12,8 +12,9 @@ import hashlib
 import json
 import random
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from importlib.resources import files
 from pathlib import Path
 from typing import Annotated, Any, Protocol, runtime_checkable
 
@@ -32,15 +33,13 @@ from lwm.curation.answer_checks import (
     question_fault,
     sentences,
 )
-from lwm.curation.long_chat import ChunkRecord, chat_examples, min_length, seed_of, split_text
-from lwm.curation.question_prompts import (
-    ANSWER,
-    QUESTION,
-    SYSTEM,
-    WORKED_EXAMPLES,
-    answer_messages,
-    copied_fault,
-    question_messages,
+from lwm.curation.long_chat import (
+    ChunkRecord,
+    chat_examples,
+    message,
+    min_length,
+    seed_of,
+    split_text,
 )
 from lwm.data.text.templates import Message, choose_template, render
 from lwm.data.text.tokenizer import Tokenizer
@@ -48,6 +47,29 @@ from lwm.data.text.tokenizer import Tokenizer
 QUESTION_TOKENS, ANSWER_TOKENS = 48, 64
 # Limits of a sentence to ask about; a weak model fails with longer ones.
 _MIN_WORDS, _EASY_WORDS, _SENTENCE_TOKENS = 6, 30, 96
+
+_SYSTEM = "You write questions about passages of a book and answer them from the passage."
+_QUESTION = "Write a question that this sentence answers: {sentence}"
+_ANSWER = "Answer the question in one sentence. The answer stands here: {sentence}"
+
+# Passages, and for each some sentences with a question and its answer. A weak model writes nothing
+# usable from instructions only, but does from these; one passage has the style of old books.
+_EXAMPLES = tuple(
+    (passage, tuple(map(tuple, examples)))
+    for passage, examples in json.loads(
+        files("lwm.curation").joinpath("question_examples.json").read_text(encoding="utf-8")
+    )
+)
+
+# Texts that a generation must not copy.
+_PROMPT_TEXTS = tuple(
+    text.lower()
+    for text in (
+        _SYSTEM,
+        *(text.partition("{")[0].strip() for text in (_QUESTION, _ANSWER)),
+        *(text for _, examples in _EXAMPLES for one in examples for text in one[1:]),
+    )
+)
 
 
 @runtime_checkable
@@ -117,11 +139,6 @@ def write_questions(
         length: maximum length of an example in tokens.
         most_chunks: number of chunks to use, from the start of the book; None uses all.
         report: called with each new record and the number of chunks.
-
-    Raises:
-        InputError: the book is empty, the journal does not match, or no chunk has a question.
-        ConfigError: `length` is too small for a chunk.
-        CapacityError: a chunk is too long for the model.
     """
     tokenizer = writer.tokenizer
     context = _require_context(writer, config.chunk_tokens)
@@ -132,8 +149,36 @@ def write_questions(
             f"question and answer needs at least {minimum:,}"
         )
     chunks = split_text(book, tokenizer, config.chunk_tokens)[:most_chunks]
+    records = _write_records(writer, chunks, context, chunks_file(destination), config, report)
+    written = sum(record.question is not None for record in records)
+    refused = Counter(reason for record in records for reason in record.refused)
+    if not written:
+        reasons = ", ".join(f"{reason} {count}" for reason, count in refused.most_common(3))
+        raise InputError(
+            f"{writer.source} wrote no usable question about {len(chunks):,} chunks ({reasons}); "
+            "take a stronger model or more tries"
+        )
+    examples = list(chat_examples(chunks, records, tokenizer, length=length, seed=config.seed))
+    with (
+        new_file(destination, replace=True) as partial,
+        partial.open("w", encoding="utf-8", newline="\n") as file,
+    ):
+        file.writelines(json.dumps(example, ensure_ascii=False) + "\n" for example in examples)
+    return QuestionSummary(
+        chunks=len(chunks), written=written, examples=len(examples), refused=refused
+    )
+
+
+def _write_records(
+    writer: Writer,
+    chunks: Sequence[str],
+    context: int,
+    journal: Path,
+    config: QuestionConfig,
+    report: Callable[[ChunkRecord, int], Any],
+) -> list[ChunkRecord]:
+    """Read the records of the journal, and append those of the other chunks."""
     fingerprints = [_fingerprint(writer, config, chunk) for chunk in chunks]
-    journal = chunks_file(destination)
     records = _read_records(journal, fingerprints)
     for number in range(len(records), len(chunks)):
         # Each chunk starts from the same state, whether or not the run was interrupted before it.
@@ -143,24 +188,7 @@ def write_questions(
         append(journal, {"fingerprint": fingerprints[number], **asdict(record)})
         records.append(record)
         report(record, len(chunks))
-    written = sum(record.question is not None for record in records)
-    refused = Counter(reason for record in records for reason in record.refused)
-    if not written:
-        raise InputError(
-            f"{writer.source} wrote no usable question about {len(chunks):,} chunks "
-            f"({', '.join(f'{reason} {count}' for reason, count in refused.most_common(3))}); "
-            "take a stronger model or more tries"
-        )
-    examples = list(chat_examples(chunks, records, tokenizer, length=length, seed=config.seed))
-    with (
-        new_file(destination, replace=True) as partial,
-        partial.open("w", encoding="utf-8", newline="\n") as file,
-    ):
-        for example in examples:
-            file.write(json.dumps(example, ensure_ascii=False) + "\n")
-    return QuestionSummary(
-        chunks=len(chunks), written=written, examples=len(examples), refused=refused
-    )
+    return records
 
 
 def chunks_file(destination: Path) -> Path:
@@ -170,7 +198,7 @@ def chunks_file(destination: Path) -> Path:
 
 def _require_context(writer: Writer, chunk_tokens: int) -> int:
     """Return the tokens of the longest conversation about a chunk, which the model must have."""
-    messages = answer_messages(question_messages("", ""), "", "")
+    messages = _answer_messages(_question_messages("", ""), "", "")
     tokenizer = writer.tokenizer
     prompt = render(choose_template("auto", tokenizer), messages, tokenizer)
     context = len(tokenizer.encode(prompt, specials=False)) + chunk_tokens
@@ -180,14 +208,11 @@ def _require_context(writer: Writer, chunk_tokens: int) -> int:
     if context <= limit:
         return context
     fitting = chunk_tokens - (context - limit)
+    smaller = f"take chunk_tokens of at most {fitting:,}"
     raise CapacityError(
         f"a chunk of {chunk_tokens:,} tokens needs {context:,} with its prompt, question and "
         f"answer, and the context of {writer.source} is {limit:,}; "
-        + (
-            f"take chunk_tokens of at most {fitting:,}"
-            if fitting > 0
-            else "take a model of longer context"
-        )
+        f"{smaller if fitting > 0 else 'take a model of longer context'}"
     )
 
 
@@ -211,20 +236,17 @@ def _ask(
     tries = config.tries if config.temperature else min(config.tries, len(order))
     refused: list[str] = []
     for attempt in range(tries):
-        settings = {
-            "stop": "\n",
-            "temperature": config.temperature,
-            "seed": seed_of(config.seed, number, attempt),
-        }
+        seed = seed_of(config.seed, number, attempt)
+        settings = {"stop": "\n", "temperature": config.temperature, "seed": seed}
         sentence = order[attempt % len(order)]
-        asking = question_messages(chunk, sentence)
+        asking = _question_messages(chunk, sentence)
         text = _unquoted(writer.chat(asking, max_tokens=QUESTION_TOKENS, **settings))
         question = text[: text.find("?") + 1] or text
-        fault = copied_fault(question, asked) or question_fault(question, sentence, chunk)
+        fault = _copied_fault(question, asked) or question_fault(question, sentence, chunk)
         if fault is None:
-            answering = answer_messages(asking, question, sentence)
+            answering = _answer_messages(asking, question, sentence)
             answer = _unquoted(writer.chat(answering, max_tokens=ANSWER_TOKENS, **settings))
-            fault = copied_fault(answer) or answer_fault(answer, question, chunk)
+            fault = _copied_fault(answer) or answer_fault(answer, question, chunk)
             if fault is None:
                 return ChunkRecord(
                     chunk=number, question=question, answer=answer, refused=tuple(refused)
@@ -241,7 +263,7 @@ def _unquoted(text: str) -> str:
 
 def _fingerprint(writer: Writer, config: QuestionConfig, chunk: str) -> str:
     """Identify everything that the record of a chunk depends on."""
-    prompts = (SYSTEM, QUESTION, ANSWER, WORKED_EXAMPLES, SUPPORT)
+    prompts = (_SYSTEM, _QUESTION, _ANSWER, _EXAMPLES, SUPPORT)
     text = repr((*prompts, writer.source, config, chunk))
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
@@ -257,8 +279,7 @@ def _read_records(journal: Path, fingerprints: Sequence[str]) -> list[ChunkRecor
             record = ChunkRecord(**{**value, "refused": tuple(value["refused"])})
         except (KeyError, TypeError, AttributeError) as error:
             raise InputError(
-                f"{journal}, line {line}, is not a record of a chunk; remove the file to start "
-                "again"
+                f"{journal}, line {line}, is not a record of a chunk; remove it to start again"
             ) from error
         if (record.chunk, written_with) != (len(records), fingerprint):
             raise InputError(
@@ -267,3 +288,35 @@ def _read_records(journal: Path, fingerprints: Sequence[str]) -> list[ChunkRecor
             )
         records.append(record)
     return records
+
+
+def _question_messages(chunk: str, sentence: str) -> list[dict[str, str]]:
+    """Build the conversation in which a model writes a question about a sentence of a chunk.
+
+    The chunk comes before the parts that differ between tries, so that it is prefilled once.
+    """
+    messages = [message("system", _SYSTEM)]
+    for passage, examples in _EXAMPLES:
+        for number, (example_sentence, question, answer) in enumerate(examples):
+            request = _QUESTION.format(sentence=example_sentence)
+            messages += [
+                message("user", request if number else f"{passage}\n\n{request}"),
+                message("assistant", question),
+                message("user", _ANSWER.format(sentence=example_sentence)),
+                message("assistant", answer),
+            ]
+    request = _QUESTION.format(sentence=sentence)
+    return [*messages, message("user", f"{chunk.strip()}\n\n{request}")]
+
+
+def _answer_messages(asking: Sequence[Message], question: str, sentence: str) -> list[Message]:
+    """Continue the conversation with the request for an answer."""
+    request = _ANSWER.format(sentence=sentence)
+    return [*asking, message("assistant", question), message("user", request)]
+
+
+def _copied_fault(text: str, asked: Container[str] = ()) -> str | None:
+    """Return a fault if a generation copies the prompt or one of the `asked` questions."""
+    if any(prompt in text.lower() for prompt in _PROMPT_TEXTS):
+        return "prompt copied"
+    return "question asked before" if text.lower() in asked else None

@@ -50,11 +50,6 @@ def captioned_files(
 
     Args:
         manifest: captions; a file that it does not name may still have a text file beside it.
-        uncaptioned: skip files without a caption, or keep them.
-
-    Raises:
-        InputError: a path is missing or has no images or videos, the manifest is broken or names
-            a missing file, or no file is left.
     """
     files = list(find_media(paths))
     by_file = {} if manifest is None else _read_manifest(manifest, files)
@@ -82,11 +77,7 @@ def captioned_files(
 
 
 def find_media(paths: Sequence[Path]) -> Iterator[CaptionedFile]:
-    """Yield the images and videos of files and folders, each once, without captions.
-
-    Raises:
-        InputError: there is no path, one is missing, or a folder has no images or videos.
-    """
+    """Yield the images and videos of files and folders, each once, without captions."""
     if not paths:
         raise InputError("there is nothing to look at; name a folder of images and videos")
     visited: set[Path] = set()
@@ -113,7 +104,7 @@ def _caption_beside(image: Path) -> tuple[str, ...]:
     try:
         if file.stat().st_size > _MAX_CAPTION_BYTES:
             raise InputError(
-                f"the caption {file} is longer than {_MAX_CAPTION_BYTES >> 20} MB; shorten it"
+                f"the caption {file} is over {_MAX_CAPTION_BYTES >> 20} MB; shorten it"
             )
         caption = file.read_text(encoding="utf-8-sig").strip()
     except UnicodeDecodeError as error:
@@ -159,26 +150,22 @@ def _read_manifest(manifest: Path, files: Sequence[CaptionedFile]) -> dict[Path,
 
 def _entries(manifest: Path) -> Iterator[tuple[int, str, str]]:
     """Yield the line, the file and the caption of each entry."""
-    readers = {".csv": _csv_entries, ".jsonl": _json_entries}
-    read = readers.get(manifest.suffix.lower())
+    read = {".csv": _csv_entries, ".jsonl": _json_entries}.get(manifest.suffix.lower())
     if read is None:
         raise InputError(f"the captions {manifest} must be a .csv or a .jsonl file")
     try:
         for line, name, caption in read(manifest):
             if not isinstance(name, str) or not name or not isinstance(caption, str):
                 raise InputError(
-                    f"{manifest}, line {line}: a file and a caption are needed, both of them text"
+                    f"{manifest}, line {line}: a file and a caption are needed as text"
                 )
             if any("\ud800" <= character <= "\udfff" for character in name + caption):
                 raise InputError(
-                    f"{manifest}, line {line}: half of a surrogate pair is not a character; write "
-                    "both halves"
+                    f"{manifest}, line {line}: half of a surrogate pair; write both halves"
                 )
             yield line, name, caption
     except OSError as error:
-        raise InputError(
-            f"the captions {manifest} cannot be read ({error.strerror}); check the path"
-        ) from error
+        raise InputError(f"the captions {manifest} cannot be read ({error.strerror})") from error
     except UnicodeError as error:
         raise InputError(f"the captions {manifest} are not UTF-8; save them as UTF-8") from error
 
@@ -187,11 +174,10 @@ def _csv_entries(manifest: Path) -> Iterator[tuple[int, object, object]]:
     with manifest.open(encoding="utf-8-sig", newline="") as file:
         reader = csv.DictReader(file)
         try:
-            header = reader.fieldnames or ()
-            if not {"file", "caption"} <= set(header):
+            header = ",".join(reader.fieldnames or ())
+            if not {"file", "caption"} <= set(reader.fieldnames or ()):
                 raise InputError(
-                    f"{manifest}, line 1: the header is {','.join(header)!r}; it must have the "
-                    "columns file and caption"
+                    f"{manifest}, line 1: the header is {header!r}; it needs file and caption"
                 )
             for row in reader:
                 yield reader.line_num, row["file"], row["caption"]

@@ -5,7 +5,7 @@ PG-19. Only one row is in memory at a time.
 """
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ from lwm.data.sources.source import Record
 
 _FIELD = "text"
 _Place = tuple[str, int]  # file and line
+_Row = tuple[_Place, Record | Broken | None]
 
 
 @dataclass(kw_only=True)
@@ -55,11 +56,6 @@ def export_texts(
         source: as for `open_records`; a directory is a Hugging Face data set.
         rows: maximum number of rows.
         characters: maximum number of characters; the last text is truncated to fit.
-
-    Raises:
-        InputError: the source cannot be read or has no text in the field, or the destination
-            exists or cannot be written.
-        ConfigError: a limit is below 1.
     """
     for name, limit in (("rows", rows), ("characters", characters)):
         if limit is not None and limit < 1:
@@ -73,18 +69,8 @@ def export_texts(
         partial.open("w", encoding="utf-8", newline="\n") as file,
         progress("exporting", expected) as advance,
     ):
-        for number, (place, record) in enumerate(records):
-            advance()
-            if isinstance(record, Broken):
-                summary.broken += 1
-                summary.first_broken = summary.first_broken or Report(number, *place, str(record))
-                continue
-            text = _text(record, field, place)
-            if not text.strip():
-                summary.empty += 1
-                continue
-            if characters is not None:
-                text = text[: characters - summary.characters]
+        for text in _texts(records, field, summary, advance):
+            text = text if characters is None else text[: characters - summary.characters]
             file.write(json.dumps({_FIELD: text}, ensure_ascii=False) + "\n")
             summary.rows += 1
             summary.characters += len(text)
@@ -97,7 +83,22 @@ def export_texts(
     return summary
 
 
-def _open(source: str) -> tuple[Iterator[tuple[_Place, Record | Broken | None]], int | None]:
+def _texts(
+    records: Iterator[_Row], field: str, summary: ExportSummary, advance: Callable[[], object]
+) -> Iterator[str]:
+    """Yield the texts that are not blank; count the other rows in the summary."""
+    for number, (place, record) in enumerate(records):
+        advance()
+        if isinstance(record, Broken):
+            summary.broken += 1
+            summary.first_broken = summary.first_broken or Report(number, *place, str(record))
+        elif (text := _text(record, field, place)).strip():
+            yield text
+        else:
+            summary.empty += 1
+
+
+def _open(source: str) -> tuple[Iterator[_Row], int | None]:
     """Return the records with their places, and their number where it is known."""
     path = Path(source).expanduser()
     if path.is_dir() or source.startswith(PREFIX):
@@ -105,7 +106,7 @@ def _open(source: str) -> tuple[Iterator[tuple[_Place, Record | Broken | None]],
         return (((name, line), row) for line, row in enumerate(stream_rows(name), 1)), None
     opened = open_records(source)
 
-    def read() -> Iterator[tuple[_Place, Record | Broken | None]]:
+    def read() -> Iterator[_Row]:
         for index in range(len(opened)):
             try:
                 record: Record | Broken | None = opened.read(index)

@@ -12,7 +12,6 @@ from typing import Any
 
 from lwm.core.errors import InputError
 from lwm.curation.answer_checks import sentence_ends, split_point
-from lwm.curation.question_prompts import message
 from lwm.data.text.templates import choose_template, render
 from lwm.data.text.tokenizer import Tokenizer
 
@@ -32,9 +31,6 @@ def split_text(text: str, tokenizer: Tokenizer, size: int) -> list[str]:
 
     Args:
         size: maximum tokens of a chunk; one that divides a token may have one or two more.
-
-    Raises:
-        InputError: the text is empty.
     """
     if not text.strip():
         raise InputError("the book holds no text; name one that does")
@@ -50,6 +46,11 @@ def split_text(text: str, tokenizer: Tokenizer, size: int) -> list[str]:
         chunks.append(text[begin:end])
         begin = end
     return chunks
+
+
+def message(role: str, content: str) -> dict[str, str]:
+    """Return a message in OpenAI's format."""
+    return {"role": role, "content": content}
 
 
 def seed_of(*parts: object) -> int:
@@ -82,11 +83,7 @@ class _Lengths:
 
 
 def min_length(tokenizer: Tokenizer, texts: int) -> int:
-    """Return the length in tokens at which every chunk fits in an example.
-
-    Args:
-        texts: maximum tokens of a chunk, its question and its answer together.
-    """
+    """Return the tokens of an example that fits `texts`: a chunk, its question and answer."""
     lengths = _Lengths(tokenizer)
     return lengths.opening + lengths.pair + texts + 16
 
@@ -120,7 +117,7 @@ def chat_examples(
         total += tokens
     for group in groups:
         document = "".join(chunks[number] for number in group).strip()
-        turns = [records[number] for number in group if records[number].question is not None]
+        turns = [records[number] for number in group if records[number].question]
         random.Random(seed_of(seed, group[0])).shuffle(turns)
         messages = []
         for record in turns:

@@ -10,9 +10,10 @@ import gzip
 import hashlib
 import json
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import cache, partial
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
 
@@ -111,19 +112,13 @@ def encode_group(
             pending.clear()
 
     size = codec.config.image_size
+    sample = partial(iterate_frames, size=size, max_frames=settings.max_frames, fps=settings.fps)
     with ThreadPoolExecutor(_READERS) as pool:
         images = [pool.submit(_image, path, size) for path in paths]
         for number, path in enumerate(paths):
             try:
                 image = images[number].result()
-                frames: Iterable[np.ndarray] = (
-                    [image]
-                    if image is not None
-                    else iterate_frames(
-                        path, size, max_frames=settings.max_frames, fps=settings.fps
-                    )
-                )
-                for frame in frames:
+                for frame in sample(path) if image is None else [image]:
                     pending.append((number, frame))
                     if len(pending) == settings.batch_size:
                         encode()
@@ -131,8 +126,8 @@ def encode_group(
                 faults[number] = str(error)
     encode()
     return [
-        Outcome([], faults[number]) if number in faults else Outcome(codes[number])
-        for number in range(len(paths))
+        Outcome([] if number in faults else rows, faults.get(number))
+        for number, rows in enumerate(codes)
     ]
 
 
@@ -154,31 +149,22 @@ def encode_locally(codec: VqganCodec, settings: FrameSettings) -> EncodeGroups:
 
 
 def require_destination(destination: Path, tokenizer: Path | None) -> None:
-    """Refuse a destination that cannot be written, before any work.
-
-    Raises:
-        InputError: it exists, its directory does not, or its extension is unknown.
-        ConfigError: the format needs a tokenizer, or does not use one.
-    """
+    """Raise InputError or ConfigError for a destination that cannot be written."""
     refuse_existing(destination)
     if not destination.parent.is_dir():
         raise InputError(
             f"the directory {destination.parent} does not exist; create it or name another"
         )
     if not destination.name.endswith(_EXTENSIONS):
-        raise InputError(
-            f"{destination} must end in {', '.join(_EXTENSIONS[:-1])} or {_EXTENSIONS[-1]}"
-        )
+        raise InputError(f"{destination} must end in .jsonl, .jsonl.gz or {ARRAY_RECORD}")
     tokens = destination.name.endswith(ARRAY_RECORD)
     if tokens and tokenizer is None:
         raise ConfigError(
-            f"{destination} stores captions as tokens; give the tokenizer of the model with "
-            "--tokenizer, or write .jsonl"
+            f"{destination} stores tokens; give the model's with --tokenizer, or write .jsonl"
         )
     if tokenizer is not None and not tokens:
         raise ConfigError(
-            f"{destination} stores captions as text, which any tokenizer can read; leave "
-            f"--tokenizer out, or write {ARRAY_RECORD}"
+            f"{destination} stores text; leave --tokenizer out, or write {ARRAY_RECORD}"
         )
 
 
@@ -192,14 +178,8 @@ def tokenize_files(
 ) -> TokenizeSummary:
     """Write training data of images and videos, in the order of the files.
 
-    An interrupted call resumes after the last finished group and writes the same file.
-
-    Args:
-        tokenizer: for a destination of tokens.
-
-    Raises:
-        InputError: the journal is of another run, no file can be read, or the destination cannot
-            be written.
+    An interrupted call resumes after the last finished group and writes the same file. A tokenizer
+    is needed for a destination of tokens.
     """
     groups = groups_of(files, settings)
     journal = journal_file(destination)
@@ -288,7 +268,7 @@ def _write(
     if tokenizer is not None:
         write_array_record(destination, _examples(lines, codec, tokenizer))
         return
-    with new_file(destination, replace=True) as partial, partial.open("wb") as file:
+    with new_file(destination, replace=True) as path, path.open("wb") as file:
         if destination.suffix == ".gz":
             # Without name and time, so that equal data gives equal bytes.
             with gzip.GzipFile("", "wb", fileobj=file, mtime=0) as packed:
@@ -311,18 +291,15 @@ def _examples(
         codes=config.codebook_size,
         codes_per_frame=config.codes_per_frame,
     )
-    encoders: list[FieldsEncoder] = []
+
+    @cache
+    def encoder(index: int) -> FieldsEncoder:
+        return FieldsEncoder(
+            tokenizer=tokenizer, fields_from_example="fields", fields_index=index, vision=vision
+        )
+
     for number, line in enumerate(lines):
         for index in range(len(line["fields"])):
-            if index == len(encoders):
-                encoders.append(
-                    FieldsEncoder(
-                        tokenizer=tokenizer,
-                        fields_from_example="fields",
-                        fields_index=index,
-                        vision=vision,
-                    )
-                )
-            example = encoders[index](line, number)
+            example = encoder(index)(line, number)
             assert example is not None  # it has codes
             yield example

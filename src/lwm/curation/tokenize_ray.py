@@ -15,7 +15,7 @@ from lwm.generation.codec import load_vqgan
 
 
 class _Worker:
-    def __init__(self, vqgan: str, config: str | None, settings: FrameSettings) -> None:
+    def __init__(self, vqgan: Path, config: Path | None, settings: FrameSettings) -> None:
         self._codec = load_vqgan(vqgan, config=config)
         self._settings = settings
 
@@ -34,9 +34,6 @@ def encode_on_ray(
     Args:
         config: as for `load_vqgan`.
         workers: defaults to one for each GPU, or one for each machine without GPUs.
-
-    Raises:
-        ConfigError: Ray is not installed, or `workers` is out of range.
     """
     try:
         import ray.data  # type: ignore[import-not-found]
@@ -47,6 +44,7 @@ def encode_on_ray(
         ) from error
     if workers is not None and workers < 1:
         raise ConfigError(f"workers is {workers}; it must be at least 1")
+    arguments = (vqgan.absolute(), config and config.absolute(), settings)
 
     def encode(groups: Sequence[Group]) -> Iterator[list[Outcome]]:
         if not groups:
@@ -54,34 +52,8 @@ def encode_on_ray(
         started = not ray.is_initialized()
         if started:
             ray.init(log_to_driver=False, logging_level="warning")
-        gpus = int(ray.cluster_resources().get("GPU", 0))
-        machines = sum(node["Alive"] for node in ray.nodes())
-        context = ray.data.DataContext.get_current()
-        context.enable_progress_bars = False  # `tokenize_files` shows one
-        context.execution_options.preserve_order = True
-        rows = [
-            {"group": number, "paths": json.dumps([str(file.path.absolute()) for file in group])}
-            for number, group in enumerate(groups)
-        ]
-        encoded = ray.data.from_items(rows, override_num_blocks=len(rows)).map(
-            _Worker,
-            fn_constructor_args=(
-                str(vqgan.absolute()),
-                None if config is None else str(config.absolute()),
-                settings,
-            ),
-            compute=ray.data.ActorPoolStrategy(size=min(workers or gpus or machines, len(rows))),
-            num_gpus=1 if gpus else 0,
-            num_cpus=1,
-        )
-        early: dict[int, list[Outcome]] = {}
-        following = 0
         try:
-            for row in encoded.iter_rows():
-                early[row["group"]] = [Outcome(*one) for one in json.loads(row["outcomes"])]
-                while following in early:
-                    yield early.pop(following)
-                    following += 1
+            yield from _in_order(_encoded_rows(ray, groups, arguments, workers))
         except ray.exceptions.RayError as error:
             reason = str(error).strip().splitlines()[-1]  # after the worker's traceback
             raise InputError(
@@ -92,3 +64,35 @@ def encode_on_ray(
                 ray.shutdown()
 
     return encode
+
+
+def _encoded_rows(
+    ray: Any, groups: Sequence[Group], arguments: tuple[Any, ...], workers: int | None
+) -> Iterator[dict[str, Any]]:
+    gpus = int(ray.cluster_resources().get("GPU", 0))
+    machines = sum(node["Alive"] for node in ray.nodes())
+    context = ray.data.DataContext.get_current()
+    context.enable_progress_bars = False  # `tokenize_files` shows one
+    context.execution_options.preserve_order = True
+    rows = [
+        {"group": number, "paths": json.dumps([str(file.path.absolute()) for file in group])}
+        for number, group in enumerate(groups)
+    ]
+    encoded = ray.data.from_items(rows, override_num_blocks=len(rows)).map(
+        _Worker,
+        fn_constructor_args=arguments,
+        compute=ray.data.ActorPoolStrategy(size=min(workers or gpus or machines, len(rows))),
+        num_gpus=1 if gpus else 0,
+        num_cpus=1,
+    )
+    return encoded.iter_rows()
+
+
+def _in_order(rows: Iterator[dict[str, Any]]) -> Iterator[list[Outcome]]:
+    early: dict[int, list[Outcome]] = {}
+    following = 0
+    for row in rows:
+        early[row["group"]] = [Outcome(*one) for one in json.loads(row["outcomes"])]
+        while following in early:
+            yield early.pop(following)
+            following += 1

@@ -25,11 +25,7 @@ class Timeline:
 
 
 def check_choice(max_frames: int | None, fps: float | None) -> None:
-    """Check the arguments of `choose_frames`.
-
-    Raises:
-        InputError: one of them is out of range.
-    """
+    """Raise InputError if an argument of `choose_frames` is out of range."""
     if max_frames is not None and max_frames < 1:
         raise InputError(f"max_frames is {max_frames}; it must be at least 1")
     if fps is not None and not (math.isfinite(fps) and 0 < fps <= 1000):
@@ -46,15 +42,9 @@ def choose_frames(
             None sets no limit.
         fps: take the frame that is visible at each time k / fps after the first frame, so one
             frame may come several times; None takes every frame once.
-
-    Raises:
-        InputError: the rate results in too many frames.
     """
     if fps is None:
-        count = len(timeline.times)
-        if max_frames is None or count <= max_frames:
-            return range(count)
-        return _spaced_evenly(count, max_frames)
+        return _spaced_evenly(len(timeline.times), max_frames)
     start = timeline.times[0]
     # Containers round times to a millisecond at worst. A time slightly before a frame means that
     # frame; otherwise sampling at the video's rate would skip some frames and repeat others.
@@ -65,12 +55,11 @@ def choose_frames(
             f"the video says it lasts {timeline.end - start:.0f} seconds, which at {fps} "
             f"frames a second are {count} frames; up to {_MAX_FRAMES} are taken, so lower fps"
         )
-    if max_frames is None or count <= max_frames:
-        steps: Sequence[int] = range(count)
-    else:
-        steps = _spaced_evenly(count, max_frames)
+    steps = _spaced_evenly(count, max_frames)
     return [bisect.bisect_right(timeline.times, start + k / fps + tolerance) - 1 for k in steps]
 
 
-def _spaced_evenly(count: int, limit: int) -> list[int]:
+def _spaced_evenly(count: int, limit: int | None) -> Sequence[int]:
+    if limit is None or count <= limit:
+        return range(count)
     return np.linspace(0, count - 1, limit).astype(int).tolist()

@@ -34,11 +34,7 @@ _BOXES = frozenset(
 
 @contextmanager
 def open_media(source: MediaSource) -> Iterator[tuple[BinaryFile, str]]:
-    """Open a file or its bytes; yield the file and its name for error messages.
-
-    Raises:
-        InputError: the file is missing, empty, not a regular file, or cannot be read.
-    """
+    """Open a file or its bytes; yield it and its name; raise InputError if it is unreadable."""
     if isinstance(source, bytes):
         name = f"the file of {len(source)} bytes"
         file: BinaryFile = io.BytesIO(source)
@@ -63,10 +59,7 @@ def open_media(source: MediaSource) -> Iterator[tuple[BinaryFile, str]]:
 
 
 def image_format(file: BinaryFile) -> str | None:
-    """Return PNG, JPEG, GIF, WEBP or BMP by the first bytes, or None for other files.
-
-    Leaves the file at its start.
-    """
+    """Return PNG, JPEG, GIF, WEBP or BMP by the first bytes, else None; rewind the file."""
     file.seek(0)
     head = file.read(_HEAD)
     file.seek(0)
@@ -74,12 +67,9 @@ def image_format(file: BinaryFile) -> str | None:
 
 
 def refuse_truncated(file: BinaryFile, name: str) -> None:
-    """Refuse a file that is shorter than its outermost structure declares.
+    """Raise InputError if a file is shorter than its outermost structure declares.
 
     Decoders would return the frames that are present and not report the missing ones.
-
-    Raises:
-        InputError: the file is truncated.
     """
     length = file.seek(0, io.SEEK_END)
     file.seek(0)
@@ -136,13 +126,10 @@ def _mp4_size(file: BinaryFile, length: int) -> int:
 
 @contextmanager
 def decoder_errors(name: str, kind: str) -> Iterator[None]:
-    """Convert any exception of a decoder into one sentence.
+    """Convert any exception of a decoder into an InputError of one sentence.
 
     Decoders report invalid bytes by a dozen exception types, from `struct.error` to `SyntaxError`,
     so this catches every exception; enclose only calls of a decoder.
-
-    Raises:
-        InputError: the decoder raised an exception.
     """
     try:
         yield
@@ -158,11 +145,7 @@ def decoder_errors(name: str, kind: str) -> Iterator[None]:
 
 
 def require_extension(path: str | os.PathLike[str], extensions: Collection[str], kind: str) -> str:
-    """Return the lower-case extension of a file to write, such as `.png`.
-
-    Raises:
-        InputError: the extension is not one of these, or no file can have this path.
-    """
+    """Return the lower-case extension of a file to write; raise InputError if it cannot be."""
     path = Path(path)
     extension = path.suffix.lower()
     if extension not in extensions:

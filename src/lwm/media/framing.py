@@ -17,11 +17,7 @@ _MAX_PIXELS = 1 << 27  # of the image between the two passes, and of the resized
 
 
 def check_size(size: int) -> None:
-    """Check the side of a square image, in pixels.
-
-    Raises:
-        InputError: the size is out of range.
-    """
+    """Raise InputError if the side of a square image, in pixels, is out of range."""
     if not 1 <= size <= 8192:
         raise InputError(f"size is {size}; it must lie between 1 and 8192 pixels")
 
@@ -34,11 +30,7 @@ def resized_shape(width: int, height: int, size: int) -> tuple[int, int]:
 
 
 def refuse_thin(shape: tuple[int, int], size: int, name: str) -> None:
-    """Refuse an image of `shape` (width, height) so thin that resizing it takes too much memory.
-
-    Raises:
-        InputError: the image is too thin.
-    """
+    """Raise InputError if an image of `shape` (width, height) is too thin to resize in memory."""
     width, height = resized_shape(*shape, size)
     if max(width * shape[1], width * height) > _MAX_PIXELS:
         raise InputError(
@@ -73,11 +65,7 @@ def crop_center(image: Image.Image, size: int) -> UInt8[np.ndarray, "size size 3
 
 
 def crop_square(image: Image.Image, size: int, name: str) -> UInt8[np.ndarray, "size size 3"]:
-    """Resize and crop one RGB image.
-
-    Raises:
-        InputError: the image is too thin.
-    """
+    """Resize and crop one RGB image."""
     refuse_thin(image.size, size, name)
     to = resized_shape(image.width, image.height, size)
     return crop_center(resize_strips([image], image.size, to), size)

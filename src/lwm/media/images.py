@@ -1,41 +1,98 @@
-"""Read images as RGB arrays, write arrays as PNG and JPEG, and convert pixels to floats and back.
+"""Read images as RGB arrays in bounded memory, and write arrays as PNG and JPEG.
 
 Transparent pixels become white, EXIF rotation is applied, 16-bit levels become 8-bit, and an
-animation gives its first image. With a size, an image is framed as in `framing`. `still_images`
-gives the limits on size and memory.
+animation gives its first image. With a size, an image is framed as in `framing`.
+
+An image may have up to 2^29 pixels, which admits 20,000 x 20,000. Pillow decodes images whose
+bitmap takes up to 512 MiB; rotating one upright takes a second bitmap. Of larger images, libvips
+reads PNGs one strip at a time, libjpeg reduces JPEGs while decoding, and others are refused.
 """
 
+import io
+import logging
 import os
+import threading
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float, UInt8
-from PIL import Image
+from PIL import (
+    BmpImagePlugin,
+    GifImagePlugin,
+    Image,
+    JpegImagePlugin,
+    PngImagePlugin,
+    WebPImagePlugin,
+)
 
 from lwm.core.errors import InputError
 from lwm.core.files import new_file
 from lwm.media.files import (
+    BinaryFile,
     MediaSource,
     decoder_errors,
     image_format,
     open_media,
     require_extension,
 )
-from lwm.media.framing import check_size, crop_center, resize_strips, resized_shape
-from lwm.media.still_images import ImageStrips, decode_image, open_image
+from lwm.media.framing import (
+    check_size,
+    crop_center,
+    refuse_thin,
+    resize_strips,
+    resized_shape,
+)
+
+_MAX_PIXELS = 1 << 29
+MAX_BYTES = 1 << 29
+
+_STRIP_PIXELS = 1 << 20
+
+# `Image.open` would apply Pillow's process-wide limit on pixels, which is too low for a scan and
+# too high for WebP.
+_OPENERS = {
+    "PNG": PngImagePlugin.PngImageFile,
+    "JPEG": JpegImagePlugin.jpeg_factory,
+    "GIF": GifImagePlugin.GifImageFile,
+    "WEBP": WebPImagePlugin.WebPImageFile,
+    "BMP": BmpImagePlugin.BmpImageFile,
+}
+
+# By the value of the EXIF orientation tag.
+_TRANSPOSES = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+_SWAP_SIDES = {_TRANSPOSES[orientation] for orientation in (5, 6, 7, 8)}
 
 _JPEG = {"format": "JPEG", "quality": 95, "subsampling": 0}
 _WRITERS = {".png": {"format": "PNG"}, ".jpg": _JPEG, ".jpeg": _JPEG}
 
+_filter_lock = threading.Lock()
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Strips:
+    """An image as strips of rows, from top to bottom."""
+
+    shape: tuple[int, int]  # width and height of the strips together
+    full_shape: tuple[int, int]  # of the image; larger than `shape` if a JPEG was reduced
+    strips: Iterator[Image.Image]
+    transpose: Image.Transpose | None  # remaining step that makes the image upright
+
 
 def is_image(source: MediaSource) -> bool:
-    """Return whether `read_image` supports the format of a file, animations included.
-
-    Reads only the header; the rest of the file may be broken.
-
-    Raises:
-        InputError: the file is missing or empty.
-    """
+    """Return whether `read_image` supports a file, animations included, by its header only."""
     with open_media(source) as (file, name):
         if image_format(file) is None:
             return False
@@ -52,14 +109,11 @@ def read_image(source: MediaSource, size: int | None) -> UInt8[np.ndarray, "heig
 
     Args:
         size: side of the square to frame it to; None keeps the image as it is.
-
-    Raises:
-        InputError: the file is missing, broken, not an image, or too large.
     """
     if size is not None:
         check_size(size)
     with open_media(source) as (file, name), decoder_errors(name, "an image"):
-        image = decode_image(file, name, size)
+        image = _decode(file, name, size)
         if size is None:
             return _full_image(image)
         to = resized_shape(*image.full_shape, size)
@@ -69,7 +123,7 @@ def read_image(source: MediaSource, size: int | None) -> UInt8[np.ndarray, "heig
         return crop_center(resized, size)
 
 
-def _full_image(image: ImageStrips) -> UInt8[np.ndarray, "height width 3"]:
+def _full_image(image: _Strips) -> UInt8[np.ndarray, "height width 3"]:
     width, height = image.shape
     pixels = np.empty((height, width, 3), np.uint8)
     top = 0
@@ -82,11 +136,7 @@ def _full_image(image: ImageStrips) -> UInt8[np.ndarray, "height width 3"]:
 
 
 def require_image_name(path: str | os.PathLike[str]) -> None:
-    """Check that `write_image` accepts the name of a file.
-
-    Raises:
-        InputError: `write_image` would refuse it.
-    """
+    """Raise InputError if `write_image` would refuse the name of a file."""
     require_extension(path, _WRITERS, "an image")
 
 
@@ -94,16 +144,10 @@ def write_image(path: str | os.PathLike[str], pixels: UInt8[np.ndarray, "height 
     """Write .png, or .jpg and .jpeg at quality 95 without chroma subsampling.
 
     An existing file is replaced when the new one is complete.
-
-    Raises:
-        InputError: the extension is another, the image has no pixels, or the file cannot be
-            written.
     """
     height, width = pixels.shape[:2]
     if not height or not width:
-        raise InputError(
-            f"an image of {width} x {height} pixels cannot be written; give it pixels"
-        )
+        raise InputError(f"an image of {width} x {height} pixels cannot be written; give it some")
     options = _WRITERS[require_extension(path, _WRITERS, "an image")]
     if options is _JPEG and max(width, height) > 65500:
         raise InputError(
@@ -126,3 +170,162 @@ def to_pixels(values: Float[np.ndarray, "*shape"]) -> UInt8[np.ndarray, "*shape"
     """
     scaled = (values.astype(np.float32) + np.float32(1)) * np.float32(127.5)
     return np.rint(scaled.clip(0, 255)).astype(np.uint8)
+
+
+def open_image(file: BinaryFile, name: str) -> Image.Image:
+    """Read the header of an image; raise InputError if it is of another format or too large."""
+    kind = image_format(file)
+    if kind is None:
+        raise InputError(f"{name} is not an image; PNG, JPEG, WebP, GIF and BMP can be read")
+    with _without_warnings():
+        image = _OPENERS[kind](file)
+    width, height = image.size
+    if width < 1 or height < 1 or width * height > _MAX_PIXELS:
+        raise InputError(
+            f"{name} says it is {width} x {height} pixels; between 1 and {_MAX_PIXELS} are read"
+        )
+    return image
+
+
+def bitmap_bytes(image: Image.Image) -> int:
+    """Return an upper bound, by measurement, on the bytes that Pillow decodes an image into.
+
+    Pillow takes four bytes for a pixel unless the image is gray or has a palette; WebP takes three
+    canvases beside the image.
+    """
+    size = {"1": 1, "L": 1, "P": 1}.get(image.mode, 2 if image.mode.startswith("I;16") else 4)
+    size = 16 if image.format == "WEBP" else size
+    return image.width * image.height * size
+
+
+def _decode(file: BinaryFile, name: str, size: int | None) -> _Strips:
+    """Decode the first image of a file, to resize its short side to `size` if it is not None."""
+    image = open_image(file, name)
+    shape = width, height = image.size
+    if size is not None:
+        refuse_thin(shape, size, name)
+    elif width * height * 3 > MAX_BYTES:
+        raise InputError(
+            f"{name} is {width} x {height} pixels, more than {MAX_BYTES >> 20} MiB; scale it down "
+            "or read it at a size"
+        )
+    coefficients = _coefficient_bytes(image, file)
+    large = bitmap_bytes(image) + coefficients > MAX_BYTES
+    if large and size is not None and isinstance(image, JpegImagePlugin.JpegImageFile):
+        # libjpeg reduces the image while decoding it, to at least twice the size, so that the
+        # final resizing determines the quality.
+        short = min(shape)
+        image.draft(None, (width * 2 * size // short, height * 2 * size // short))
+    if bitmap_bytes(image) + coefficients <= MAX_BYTES:
+        image.load()
+        transpose = _exif_transpose(image)
+        if transpose is not None:
+            image = image.transpose(transpose)
+        full_shape = (height, width) if transpose in _SWAP_SIDES else shape
+        return _Strips(
+            shape=image.size, full_shape=full_shape, strips=_pillow_strips(image), transpose=None
+        )
+    if image.format != "PNG" or image.info.get("interlace"):
+        raise InputError(
+            f"{name} is a {image.format} of {width} x {height} pixels ({image.mode}), which takes "
+            f"more than {MAX_BYTES >> 20} MiB to decode; scale it down or save it as an 8-bit PNG "
+            "without interlace"
+        )
+    return _Strips(
+        shape=shape,
+        full_shape=shape,
+        strips=_libvips_strips(file),
+        transpose=_exif_transpose(image),
+    )
+
+
+def opaque(image: Image.Image) -> Image.Image:
+    """Convert an image of any mode to 8-bit RGB, over white where it is transparent."""
+    if image.mode.startswith("I"):
+        # 16-bit gray, which Pillow would clip at 255 instead of scaling it.
+        levels = np.asarray(image).astype(np.int64).clip(0, 65535)
+        gray = (levels >> 8).astype(np.uint8)
+        transparent = image.info.get("transparency")
+        if isinstance(transparent, int):
+            gray[levels == transparent] = 255
+        return Image.fromarray(gray).convert("RGB")
+    if image.has_transparency_data:
+        layered = image.convert("RGBA")
+        white = Image.new("RGB", image.size, "white")
+        white.paste(layered, mask=layered.getchannel("A"))
+        return white
+    return image if image.mode == "RGB" else image.convert("RGB")
+
+
+def _pillow_strips(image: Image.Image) -> Iterator[Image.Image]:
+    # A conversion copies the image, so it takes some rows at a time.
+    rows = max(1, _STRIP_PIXELS // image.width)
+    for top in range(0, image.height, rows):
+        yield opaque(image.crop((0, top, image.width, min(top + rows, image.height))))
+
+
+def _libvips_strips(file: BinaryFile) -> Iterator[Image.Image]:
+    import pyvips
+
+    image = _open_with_libvips(file, "png")
+    region = pyvips.Region.new(image)
+    mode = ("L", "LA", "RGB", "RGBA")[image.bands - 1]
+    dtype = np.uint16 if image.format == "ushort" else np.uint8
+    rows = max(1, _STRIP_PIXELS // image.width)
+    for top in range(0, image.height, rows):
+        count = min(rows, image.height - top)
+        levels = np.frombuffer(region.fetch(0, top, image.width, count), dtype)
+        if dtype == np.uint16:
+            levels = (levels >> 8).astype(np.uint8)
+        yield opaque(Image.frombytes(mode, (image.width, count), levels.tobytes()))
+
+
+def _coefficient_bytes(image: Image.Image, file: BinaryFile) -> int:
+    """Return the size of the coefficients that libjpeg stores while it decodes several scans."""
+    if not isinstance(image, JpegImagePlugin.JpegImageFile):
+        return 0
+    size = 2 * image.width * image.height * image.layers
+    # Only a large image needs the number of scans, which Pillow does not report.
+    large = bitmap_bytes(image) + size > MAX_BYTES
+    return size if large and _open_with_libvips(file, "jpeg").get_typeof("interlaced") else 0
+
+
+def _open_with_libvips(file: BinaryFile, kind: str) -> Any:
+    """Read the header of an image whose rows can then be decoded from top to bottom."""
+    import pyvips
+
+    # Refuse the loaders that libvips does not fuzz, and cache nothing, so that files are closed.
+    # Errors are raised as well as logged.
+    pyvips.block_untrusted_set(True)
+    pyvips.cache_set_max(0)
+    logging.getLogger("pyvips").setLevel(logging.CRITICAL)
+    options = {"access": "sequential", "fail_on": "truncated"}
+    if isinstance(file, io.BytesIO):
+        return pyvips.Operation.call(f"{kind}load_buffer", file.getvalue(), **options)
+    return pyvips.Operation.call(f"{kind}load", file.name, **options)
+
+
+def _exif_transpose(image: Image.Image) -> Image.Transpose | None:
+    """Return what makes an image upright by its EXIF data; None if that is broken."""
+    data = image.info.get("exif")
+    if not isinstance(data, bytes):
+        return None
+    exif = Image.Exif()
+    with _without_warnings():
+        try:
+            exif.load(data)
+            return _TRANSPOSES.get(exif.get(0x0112, 1))
+        except Exception:
+            # The pixels are intact; like viewers, show the image as it is stored.
+            return None
+
+
+@contextmanager
+def _without_warnings() -> Iterator[None]:
+    """Silence Pillow's warnings about malformed metadata, which we do not use.
+
+    The lock is needed because warning filters belong to the process and loaders read in threads.
+    """
+    with _filter_lock, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield

@@ -25,15 +25,13 @@ from PIL import Image
 from lwm.core.errors import InputError
 from lwm.media.choice import Timeline
 from lwm.media.files import BinaryFile, decoder_errors
-from lwm.media.still_images import opaque
+from lwm.media.images import opaque
 
 MAX_FRAME_PIXELS = 1 << 25  # admits 8K; a decoder stores up to about twenty frames
 
 # Without playlists, which name other files, and without text and raw streams, which any file
 # could pass for.
 _DEMUXERS = "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,gif,apng,mpegts,mpeg,flv,ogg,asf"
-
-_KINDS = "MP4, MOV, WebM, MKV, AVI, MPEG, FLV, Ogg, animated GIF and WebP"
 
 # Seeking empties the decoder's pipeline; to skip fewer frames than this, decoding them is faster.
 _MIN_SKIPPED = 12
@@ -77,11 +75,7 @@ class FrameIndex:
 
 @contextmanager
 def open_video(file: BinaryFile, name: str) -> Iterator[VideoFile]:
-    """Open a container and its video stream; the cover image of a song is not one.
-
-    Raises:
-        InputError: the container is not supported, or has no video stream that can be decoded.
-    """
+    """Open a container and its video stream, or raise InputError; a cover image is not one."""
     file.seek(0)
     try:
         container = av.open(
@@ -95,7 +89,7 @@ def open_video(file: BinaryFile, name: str) -> Iterator[VideoFile]:
         # A broken video cannot be distinguished from a file that never was a video.
         raise InputError(
             f"{name} is not a video that can be read, or is broken or cut short; "
-            f"{_KINDS} can be read"
+            "MP4, MOV, WebM, MKV, AVI, MPEG, FLV, Ogg, animated GIF and WebP can be read"
         ) from error
     with container:
         for stream in container.streams.video:
@@ -104,9 +98,7 @@ def open_video(file: BinaryFile, name: str) -> Iterator[VideoFile]:
         else:
             kinds = sorted({other.type for other in container.streams})
             content = f"only {' and '.join(kinds)}" if kinds else "no stream at all"
-            raise InputError(
-                f"{name} has no video stream, {content}; name a file with a video stream"
-            )
+            raise InputError(f"{name} has no video stream, {content}; name a file with one")
         if stream.codec_context is None:
             raise InputError(f"{name} uses an unknown codec; save it as H.264")
         if stream.width * stream.height > MAX_FRAME_PIXELS:
@@ -122,28 +114,20 @@ def open_video(file: BinaryFile, name: str) -> Iterator[VideoFile]:
 
 
 def index_frames(video: VideoFile) -> FrameIndex:
-    """Read every packet of a stream without decoding.
-
-    Raises:
-        InputError: there is no frame, or the file ends before its index says.
-    """
+    """Read every packet of a stream without decoding."""
     name, stream, kind = video.name, video.stream, video.container.format.name
     ticks: list[int | None] = []
     keyframes: list[tuple[int, int]] = []
-    duration = 0
-    packets = 0
+    duration = packets = 0
     with decoder_errors(name, "a video"):
         for packet in video.container.demux(stream):
             if packet.size == 0:
                 continue
             packets += 1
             if packet.is_corrupt:
-                raise InputError(
-                    f"{name} is cut short or broken inside; get a complete copy of it"
-                )
+                raise InputError(f"{name} is cut short or broken; get a complete copy of it")
             if packet.is_keyframe and packet.pts is not None:
-                decoded = packet.pts if packet.dts is None else packet.dts
-                keyframes.append((packet.pts, decoded))
+                keyframes.append((packet.pts, packet.pts if packet.dts is None else packet.dts))
             if not packet.is_discard:
                 ticks.append(packet.pts)
                 duration = packet.duration or duration
@@ -162,23 +146,17 @@ def index_frames(video: VideoFile) -> FrameIndex:
     guessed = "avi" in kind and stream.codec_context.has_b_frames
     if len(known) < len(ticks) or base is None or guessed:
         times = [float(index / rate) for index in range(len(ticks))]
-        timeline = Timeline(times=times, end=times[-1] + float(1 / rate))
-        return FrameIndex(timeline)
+        return FrameIndex(Timeline(times=times, end=times[-1] + float(1 / rate)))
     step = duration or max(1, round(1 / (rate * base)))
-    timeline = Timeline(
-        times=[float(tick * base) for tick in known], end=float((known[-1] + step) * base)
-    )
+    times = [float(tick * base) for tick in known]
+    timeline = Timeline(times=times, end=float((known[-1] + step) * base))
     return FrameIndex(timeline, known, sorted(keyframes))
 
 
 def decode_frames_at(
     video: VideoFile, frames: FrameIndex, indices: Sequence[int]
 ) -> Iterator[Image.Image]:
-    """Yield the frames of these ascending indices as upright RGB images.
-
-    Raises:
-        InputError: the stream is broken.
-    """
+    """Yield the frames of these ascending indices as upright RGB images."""
     reader = _Reader(video)
     if frames.ticks is None:
         reader.rewind()
@@ -236,7 +214,6 @@ class _Reader:
         return True
 
     def image(self) -> Image.Image:
-        """Convert the current frame to an upright RGB image."""
         if self.frame is None:
             raise InputError(
                 f"no frame of {self._video.name} can be decoded; get a complete copy of it"

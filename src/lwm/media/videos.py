@@ -34,7 +34,7 @@ from lwm.media.files import (
     require_extension,
 )
 from lwm.media.framing import check_size, crop_square
-from lwm.media.still_images import MAX_BYTES, bitmap_bytes, opaque, open_image
+from lwm.media.images import MAX_BYTES, bitmap_bytes, opaque, open_image
 from lwm.media.streams import decode_frames_at, index_frames, open_video
 
 _MAX_BYTES = 1 << 32  # of frames that one call returns
@@ -44,9 +44,6 @@ def is_video(source: MediaSource) -> bool:
     """Return whether a file holds a video, by its content.
 
     An animated GIF or WebP is a video as well as an image; a still one is not a video.
-
-    Raises:
-        InputError: the file is missing or empty.
     """
     with open_media(source) as (file, name):
         kind = image_format(file)
@@ -68,10 +65,6 @@ def read_video(
     Args:
         max_frames: maximum number of frames, spaced evenly from the first to the last.
         fps: frames per second of video to take, each as visible at that time.
-
-    Raises:
-        InputError: the file is missing, broken, not a video, or the frames take too much memory;
-            `iterate_frames` has no such limit.
     """
     with _sampled(source, size, max_frames, fps) as (count, frames, name):
         if count * size * size * 3 > _MAX_BYTES:
@@ -88,11 +81,7 @@ def read_video(
 def iterate_frames(
     source: MediaSource, size: int, *, max_frames: int | None = None, fps: float | None = None
 ) -> Iterator[UInt8[np.ndarray, "size size 3"]]:
-    """Yield the frames of `read_video` one by one, for more frames than fit in memory.
-
-    Raises:
-        InputError: as for `read_video`, at the first frame or where the file breaks.
-    """
+    """Yield the frames of `read_video` one by one, for more frames than fit in memory."""
     with _sampled(source, size, max_frames, fps) as (_, frames, _):
         yield from frames
 
@@ -113,7 +102,7 @@ def _sampled(
             if timeline is None:
                 raise still
             indices = choose_frames(timeline, max_frames=max_frames, fps=fps)
-            images = _webp_frames(file, _distinct(indices), name)
+            images = _webp_frames(file, sorted(set(indices)), name)
             yield len(indices), _framed(indices, images, size, name), name
             return
         if kind in ("JPEG", "BMP"):
@@ -123,12 +112,8 @@ def _sampled(
             if kind == "GIF" and len(index.timeline.times) == 1:
                 raise still
             indices = choose_frames(index.timeline, max_frames=max_frames, fps=fps)
-            images = decode_frames_at(video, index, _distinct(indices))
+            images = decode_frames_at(video, index, sorted(set(indices)))
             yield len(indices), _framed(indices, images, size, name), name
-
-
-def _distinct(indices: Sequence[int]) -> list[int]:
-    return [index for index, _ in itertools.groupby(indices)]
 
 
 def _framed(
@@ -182,13 +167,9 @@ def _webp_frames(file: BinaryFile, indices: Sequence[int], name: str) -> Iterato
 
 
 def require_video_name(path: str | os.PathLike[str], fps: float) -> None:
-    """Check that `write_video` accepts the name of a file and the rate.
-
-    Raises:
-        InputError: `write_video` would refuse one of them.
-    """
+    """Raise InputError if `write_video` would refuse the name of a file or the rate."""
     extension = require_extension(path, _WRITERS, "a video")
-    _, _, max_fps = _WRITERS[extension]
+    max_fps = _WRITERS[extension][2]
     if not (math.isfinite(fps) and 0.01 <= fps <= max_fps):
         raise InputError(f"fps is {fps}; {extension} takes from 0.01 to {max_fps} frames a second")
 
@@ -203,10 +184,6 @@ def write_video(
 
     The frames may come from a generator. An existing file is replaced when the new one is
     complete. A GIF stores times in hundredths of a second, and merges equal frames.
-
-    Raises:
-        InputError: the extension or the rate is out of range, there are no frames, their sizes
-            differ or do not fit the format, or the file cannot be written.
     """
     require_video_name(path, fps)
     extension = Path(path).suffix.lower()
@@ -216,9 +193,7 @@ def write_video(
     if first is None:
         raise InputError(f"there are no frames to write to {path}; give it at least one")
     height, width = first.shape[:2]
-    if not (min(height, width) > 0 and max(height, width) <= 16384) or (
-        height % step or width % step
-    ):
+    if not all(0 < side <= 16384 and side % step == 0 for side in (height, width)):
         raise InputError(
             f"frames of {width} x {height} pixels cannot be written as {extension}, "
             f"whose sides are multiples of {step} up to 16384; crop or pad them"
