@@ -1,4 +1,4 @@
-"""Check which files are result, how they are named, and which captions they get."""
+"""Check which files are found, how they are named, and which captions they get."""
 
 from pathlib import Path
 

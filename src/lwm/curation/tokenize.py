@@ -160,7 +160,7 @@ def require_destination(destination: Path, tokenizer: Path | None) -> None:
     tokens = destination.name.endswith(ARRAY_RECORD)
     if tokens and tokenizer is None:
         raise ConfigError(
-            f"{destination} stores tokens; give the model's with --tokenizer, or write .jsonl"
+            f"{destination} stores tokens; give the tokenizer with --tokenizer, or write .jsonl"
         )
     if tokenizer is not None and not tokens:
         raise ConfigError(
