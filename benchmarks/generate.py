@@ -20,7 +20,7 @@ import time
 from pathlib import Path
 
 from lwm.checkpoints.open import KNOWN_MODELS
-from lwm.data.text.books import king_james_bible
+from lwm.data.text.documents import read_text
 
 
 def peak() -> float:
@@ -35,7 +35,7 @@ def ours(prefill: int, short: int, long: int) -> dict[str, float]:
     from lwm.engine.sampling import Sampling
 
     model = lwm.load("smollm2")
-    tokens = model.tokenizer.encode(king_james_bible()[: prefill * 8])[: prefill + 1]
+    tokens = model.tokenizer.encode(read_text("book")[: prefill * 8])[: prefill + 1]
     greedy = Sampling(temperature=0.0)
 
     def run(engine: Engine, prompt: list[int], count: int) -> tuple[float, list[float]]:
@@ -68,7 +68,7 @@ def transformers(prefill: int, short: int, long: int) -> dict[str, float]:
     source = {"pretrained_model_name_or_path": str(file.parent), "gguf_file": file.name}
     tokenizer = AutoTokenizer.from_pretrained(**source)
     model = AutoModelForCausalLM.from_pretrained(**source, dtype=torch.float32).eval()
-    ids = tokenizer(king_james_bible()[: prefill * 8], return_tensors="pt").input_ids
+    ids = tokenizer(read_text("book")[: prefill * 8], return_tensors="pt").input_ids
     ids = ids[:, :prefill]
     assert ids.shape[1] == prefill, ids.shape
     with torch.inference_mode():

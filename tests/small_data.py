@@ -11,8 +11,7 @@ import numpy as np
 from lwm.data.config import DataConfig
 from lwm.data.loader import Loader
 from lwm.data.rows.packing import Row
-from lwm.data.text.tokenizer import Tokenizer
-from lwm.data.text.tokenizer_train import train_tokenizer
+from lwm.data.text.tokenizer import Tokenizer, train_tokenizer
 
 TEXTS = [f"In the beginning was line {i}, and {'so it went on ' * (i % 7)}." for i in range(60)]
 

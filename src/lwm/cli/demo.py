@@ -29,10 +29,10 @@ def demo() -> None:
     # The ring runs on four simulated devices, which must be configured before jax starts.
     os.environ.setdefault("JAX_PLATFORMS", "cpu")
     os.environ.setdefault("JAX_NUM_CPU_DEVICES", "4")
-    from lwm.data.text.books import king_james_bible
+    from lwm.data.text.documents import read_text
 
     started = time.perf_counter()
-    passage = king_james_bible(BOOK)
+    passage = read_text(f"book:{BOOK}")
     middle = passage.index(". ", len(passage) // 2) + 2
     planted = f"{passage[:middle]}{NEEDLE} {passage[middle:]}"
 

@@ -14,8 +14,7 @@ from lwm.core.errors import ConfigError, InputError
 from lwm.core.files import new_file, refuse_existing
 from lwm.core.progress import progress
 from lwm.data.examples.examples import Broken, Example, Report
-from lwm.data.sources.huggingface import PREFIX, stream_rows
-from lwm.data.sources.opening import open_records
+from lwm.data.sources.opening import PREFIX, open_records, stream_rows
 from lwm.data.sources.source import Record
 
 _FIELD = "text"

@@ -10,7 +10,7 @@ from lwm.data.examples.fields import is_vision, parse_fields
 from lwm.data.rows.draws import Order, Split
 from lwm.data.splits import first_usable, open_split
 from lwm.data.text.templates import text_content
-from lwm.data.text.tokenizer_train import LEAST_VOCABULARY, train_tokenizer
+from lwm.data.text.tokenizer import LEAST_VOCABULARY, train_tokenizer
 from lwm.models.vision_tokens import VisionVocabulary
 
 

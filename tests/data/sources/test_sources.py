@@ -72,9 +72,9 @@ def test_lines_are_where_newlines_say(
         patch.setattr(json_lines, "_PART", chunk)
         if not expected:
             with pytest.raises(InputError, match=r"is empty|holds only blank lines"):
-                json_lines.JsonLines(path)
+                json_lines.JsonLines(path, "a.jsonl")
             return
-        found = json_lines.JsonLines(path)
+        found = json_lines.JsonLines(path, "a.jsonl")
     assert [found.place(i)[1] for i in range(len(found))] == expected
 
 
@@ -110,7 +110,7 @@ def test_broken_lines(tmp_path: Path, line: bytes, message: str) -> None:
 
 
 def test_long_lines_are_not_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(json_lines, "MAX_LINE_BYTES", 1 << 20)
+    monkeypatch.setattr(json_lines, "_MAX_LINE_BYTES", 1 << 20)
     path = write_lines(tmp_path / "a.jsonl", [{"text": "a" * (1 << 20)}, RECORDS[0]])
     source = open_records(str(path))
     assert source.read(1) == RECORDS[0]
@@ -191,7 +191,7 @@ def test_processes_write_one_index_together(tmp_path: Path, cache: Path) -> None
     code = (
         "import sys; from pathlib import Path; from lwm.data.sources import json_lines\n"
         "json_lines._INDEXED_BYTES = 1\n"
-        "print(len(json_lines.JsonLines(Path(sys.argv[1]))))"
+        "print(len(json_lines.JsonLines(Path(sys.argv[1]), sys.argv[1])))"
     )
     started = [
         subprocess.Popen([sys.executable, "-c", code, str(path)], stdout=subprocess.PIPE)

@@ -9,8 +9,7 @@ from small_data import TEXTS, tokenizer
 
 from lwm.core.errors import ConfigError, InputError
 from lwm.data.text import documents
-from lwm.data.text.tokenizer import read_tokenizer
-from lwm.data.text.tokenizer_train import train_tokenizer
+from lwm.data.text.tokenizer import read_tokenizer, train_tokenizer
 
 
 def test_deterministic_whatever_the_order() -> None:

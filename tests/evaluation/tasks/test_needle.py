@@ -15,8 +15,7 @@ from hypothesis import strategies as st
 
 from lwm.cli.ranges import parse_depths, parse_lengths
 from lwm.core.errors import ConfigError, InputError
-from lwm.data.text.tokenizer import Tokenizer, read_tokenizer
-from lwm.data.text.tokenizer_train import train_tokenizer
+from lwm.data.text.tokenizer import Tokenizer, read_tokenizer, train_tokenizer
 from lwm.evaluation.results import Results, read_results
 from lwm.evaluation.task import Case, evaluate
 from lwm.evaluation.tasks.haystack import read_haystack, read_texts

@@ -16,8 +16,7 @@ from hypothesis import strategies as st
 from tokenizers import decoders, models, pre_tokenizers
 
 from lwm.core.errors import ConfigError, InputError
-from lwm.data.text.tokenizer import Tokenizer
-from lwm.data.text.tokenizer_train import train_tokenizer
+from lwm.data.text.tokenizer import Tokenizer, train_tokenizer
 from lwm.evaluation.report.scores import by_length, by_task, effective_length, points_of
 from lwm.evaluation.results import Results
 from lwm.evaluation.task import Case, evaluate

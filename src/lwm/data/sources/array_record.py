@@ -2,10 +2,12 @@
 
 One record is one example, little-endian: the four bytes `LWM1`, the number of tokens n as uint32,
 n tokens as int32, n flags of one byte (bit 0: the token carries loss; bit 1: it is a vision code).
-Every record is checked, and its declared size is compared with its bytes.
 """
 
+import struct
 from collections.abc import Iterable
+from contextlib import closing
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -14,33 +16,26 @@ import numpy as np
 from lwm.core.errors import InputError
 from lwm.core.files import new_file
 from lwm.data.examples.examples import MAX_TOKENS, Broken, Example
-from lwm.data.sources.source import Record
+from lwm.data.sources.source import NamedSource, Record, input_errors
 
 MAGIC = bytes.fromhex("83af70d10d884a3f")  # of the container, Riegeli
 SUFFIX = ".array_record"
 _RECORD = b"LWM1"
-_HEADER = len(_RECORD) + 4
+_HEADER = struct.Struct("<4sI")
 _LOSS, _VISION = 1, 2
-_RANDOM_ACCESS = "readahead_buffer_size:0,max_parallelism:0"
+_READ_RANDOM = "readahead_buffer_size:0,max_parallelism:0"
+_WRITE_RANDOM = "group_size:1"
 
 
-class ArrayRecord:
-    """Read the examples of an ArrayRecord file.
+class ArrayRecord(NamedSource):
+    """Read the examples of a local ArrayRecord file."""
 
-    Args:
-        path: a local file.
-        name: the original's name for reports, where `path` is a copy.
-
-    Raises:
-        InputError: the file is broken, empty, or of another format.
-    """
-
-    def __init__(self, path: Path, name: str | None = None) -> None:
-        self._path, self._name = path, name or str(path)
-        self._reader: Any = None
-        self._count = self._open().num_records()
+    def __init__(self, path: Path, name: str) -> None:
+        super().__init__(name)
+        self._path = path
+        self._count = self._reader.num_records()
         if not self._count:
-            raise InputError(f"{self._name} has no records; give a file that does")
+            raise InputError(f"{name} has no records; give a file that does")
 
     def __len__(self) -> int:
         return self._count
@@ -48,75 +43,54 @@ class ArrayRecord:
     def read(self, index: int) -> Record | None:
         """Return one example; raise `Broken` if it cannot be read."""
         try:
-            record = self._open().read([index])[0]
+            record = self._reader.read([index])[0]
         except RuntimeError as error:  # the library raises no other
             raise Broken(f"the record cannot be read ({' '.join(str(error).split())})") from error
         return decode_example(record)
 
-    def place(self, index: int) -> tuple[str, int]:
-        """Return the file and the record's number."""
-        return self._name, index + 1
-
-    def _open(self) -> Any:
-        if self._reader is None:
-            reader = _module().ArrayRecordReader(str(self._path), _RANDOM_ACCESS)
-            if not reader.ok():
-                raise InputError(
-                    f"{self._name} is not a complete ArrayRecord file; write it again, or set "
-                    "--data.format"
-                )
-            self._reader = reader
-        return self._reader
-
-    def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__ | {"_reader": None}
+    @cached_property
+    def _reader(self) -> Any:
+        reader = _module().ArrayRecordReader(str(self._path), _READ_RANDOM)
+        if not reader.ok():
+            raise InputError(
+                f"{self._name} is not a complete ArrayRecord file; write it again, or set "
+                "--data.format"
+            )
+        return reader
 
 
 def write_array_record(path: Path, examples: Iterable[Example]) -> int:
-    """Write examples to a new file, and return their number.
-
-    Raises:
-        InputError: the file exists already, or cannot be written.
-    """
+    """Write examples to a new file, and return their number."""
     count = 0
-    try:
+    with input_errors(f"{path} cannot be written", "choose another", (OSError, RuntimeError)):
         path.parent.mkdir(parents=True, exist_ok=True)
-        with new_file(path) as partial:
-            writer = _module().ArrayRecordWriter(str(partial), "group_size:1")  # random access
-            try:
-                for example in examples:
-                    writer.write(encode_example(example))
-                    count += 1
-            finally:
-                writer.close()
-    except (OSError, RuntimeError) as error:
-        reason = " ".join(str(error).split())
-        raise InputError(f"{path} cannot be written ({reason}); choose another") from error
+        with (
+            new_file(path) as partial,
+            closing(_module().ArrayRecordWriter(str(partial), _WRITE_RANDOM)) as writer,
+        ):
+            for example in examples:
+                writer.write(encode_example(example))
+                count += 1
     return count
 
 
 def encode_example(example: Example) -> bytes:
     """Return the record of an example."""
     flags = (example.weights > 0) * _LOSS | example.vision * _VISION
-    return b"".join(
-        (
-            _RECORD,
-            np.uint32(len(example)).astype("<u4").tobytes(),
-            example.tokens.astype("<i4").tobytes(),
-            flags.astype(np.uint8).tobytes(),
-        )
-    )
+    tokens = example.tokens.astype("<i4")
+    header = _HEADER.pack(_RECORD, len(example))
+    return header + tokens.tobytes() + flags.astype(np.uint8).tobytes()
 
 
 def decode_example(record: bytes) -> Example:
     """Return the example of a record; raise `Broken` if it has another form."""
-    if record[: len(_RECORD)] != _RECORD or len(record) < _HEADER:
+    if len(record) < _HEADER.size or not record.startswith(_RECORD):
         raise Broken("the record is not an example of lwm")
-    count = int(np.frombuffer(record, "<u4", count=1, offset=len(_RECORD))[0])
-    if count > MAX_TOKENS or len(record) != _HEADER + 5 * count:
+    _, count = _HEADER.unpack_from(record)
+    if count > MAX_TOKENS or len(record) != _HEADER.size + 5 * count:
         raise Broken(f"the record declares {count} tokens and has {len(record)} bytes")
-    tokens = np.frombuffer(record, "<i4", count=count, offset=_HEADER).astype(np.int32)
-    flags = np.frombuffer(record, np.uint8, count=count, offset=_HEADER + 4 * count)
+    tokens = np.frombuffer(record, "<i4", count, _HEADER.size).astype(np.int32)
+    flags = np.frombuffer(record, np.uint8, count, _HEADER.size + 4 * count)
     if count and int(flags.max()) > _LOSS | _VISION:
         raise Broken(f"the record has the unknown flags {int(flags.max())}")
     return Example(

@@ -8,8 +8,9 @@ line. Blank lines are no examples, but they count in line numbers.
 import json
 import os
 import zipfile
+from functools import cached_property
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import BinaryIO
 
 import numpy as np
 
@@ -17,9 +18,9 @@ from lwm.core.errors import InputError
 from lwm.core.files import new_file
 from lwm.data.examples.examples import Broken
 from lwm.data.sources.cache import cache_file
-from lwm.data.sources.source import Record
+from lwm.data.sources.source import NamedSource, Record, input_errors
 
-MAX_LINE_BYTES = 256 << 20
+_MAX_LINE_BYTES = 256 << 20
 _INDEXED_BYTES = 8 << 20  # smaller files are scanned at each start
 _CHUNK = 16 << 20
 _PART = 4096
@@ -28,50 +29,30 @@ _BLANKS = np.frombuffer(b" \t\n\r\v\f", np.uint8)
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 
 
-class JsonLines:
-    """Read a file of JSON objects, one on each line.
+class JsonLines(NamedSource):
+    """Read a local file of JSON objects, one on each line."""
 
-    Args:
-        path: the file to read.
-        name: the original's name for reports, where `path` is a copy.
-
-    Raises:
-        InputError: the file cannot be read, is empty, or is blank.
-    """
-
-    def __init__(self, path: Path, name: str | None = None) -> None:
-        self._path, self._name = path, name or str(path)
-        self._descriptor: int | None = None
-        try:
+    def __init__(self, path: Path, name: str) -> None:
+        super().__init__(name)
+        self._path = path
+        with input_errors(f"{name} cannot be read", "check the path", OSError):
             self._stamp, self._starts, blank = _index(path)
-        except OSError as error:
-            raise InputError(
-                f"{self._name} cannot be read ({error.strerror}); check the path"
-            ) from error
         lines = len(self._starts) - 1
-        self._written = np.delete(np.arange(lines), blank) if len(blank) else range(lines)
+        self._numbers = np.delete(np.arange(lines), blank) if len(blank) else range(lines)
         if not len(self):
             reason = "holds only blank lines" if lines else "is empty"
-            raise InputError(f"{self._name} {reason}; it needs one JSON object on each line")
+            raise InputError(f"{name} {reason}; it needs one JSON object on each line")
 
     def __len__(self) -> int:
-        return len(self._written)
+        return len(self._numbers)
 
     def read(self, index: int) -> Record | None:
-        """Return one object.
-
-        Raises:
-            Broken: the line is not a JSON object.
-            InputError: the file changed after it was opened.
-        """
-        number = self._written[index]
+        """Return one object; raise `Broken` if the line is not one."""
+        number = self._numbers[index]
         start, end = int(self._starts[number]), int(self._starts[number + 1])
-        if end - start > MAX_LINE_BYTES:
-            raise Broken(f"it is longer than {MAX_LINE_BYTES >> 20} MB")
-        line = self._bytes(start, end)
-        if not start:
-            line = line.removeprefix(_BYTE_ORDER_MARK)
-        line = line.strip()
+        if end - start > _MAX_LINE_BYTES:
+            raise Broken(f"it is longer than {_MAX_LINE_BYTES >> 20} MB")
+        line = self._bytes(start, end).removeprefix(b"" if start else _BYTE_ORDER_MARK).strip()
         if not start and line.startswith(b"["):
             raise Broken("it begins a JSON array, where an object on each line is needed")
         try:
@@ -88,31 +69,32 @@ class JsonLines:
 
     def place(self, index: int) -> tuple[str, int]:
         """Return the file and the line number of a record."""
-        return self._name, int(self._written[index]) + 1
+        return self._name, int(self._numbers[index]) + 1
 
     def _bytes(self, start: int, end: int) -> bytes:
-        if self._descriptor is None:
-            self._descriptor = os.open(self._path, os.O_RDONLY)
-            if _stamp(self._descriptor) != self._stamp:
-                raise InputError(
-                    f"{self._name} was changed after it was opened; begin again when nothing "
-                    "writes to it"
-                )
         parts = []
-        while start < end:  # one call reads at most 2 GB, and may read less
-            part = os.pread(self._descriptor, end - start, start)
+        while start < end:  # one call may read less
+            part = os.pread(self._reader, end - start, start)
             if not part:
                 raise InputError(f"{self._name} was cut short while it was read; begin again")
             parts.append(part)
             start += len(part)
         return b"".join(parts)
 
-    def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__ | {"_descriptor": None}
+    @cached_property
+    def _reader(self) -> int:
+        descriptor = os.open(self._path, os.O_RDONLY)
+        if _stamp(descriptor) != self._stamp:
+            os.close(descriptor)
+            raise InputError(
+                f"{self._name} was changed after it was opened; begin again when nothing writes "
+                "to it"
+            )
+        return descriptor
 
     def __del__(self) -> None:
-        if getattr(self, "_descriptor", None) is not None:
-            os.close(self._descriptor)  # type: ignore[arg-type]
+        if "_reader" in self.__dict__:
+            os.close(self._reader)
 
 
 _Stamp = tuple[int, int]  # size and time of change in nanoseconds
@@ -150,28 +132,18 @@ def _index(path: Path) -> tuple[_Stamp, np.ndarray, np.ndarray]:
 
 
 def _scan(file: BinaryIO) -> tuple[np.ndarray, np.ndarray]:
-    starts, suspects, at, line = [np.zeros(1, np.int64)], [np.zeros(1, np.int64)], 0, 0
-    begins = False
+    starts, suspects = [], [np.zeros(1, np.int64)]
+    offset, lines, before = 0, 0, b"\n"
     while chunk := file.read(_CHUNK):
-        data = np.frombuffer(chunk, np.uint8)
-        ends = np.flatnonzero(data == _NEWLINE).astype(np.int64)
-        starts.append(ends + at + 1)
+        data = np.frombuffer(before + chunk, np.uint8)
+        newlines = np.flatnonzero(data[:-1] == _NEWLINE)  # a line begins after each
+        starts.append(newlines + offset)
         # Few lines begin with a blank; no others except the first line can be blank.
-        heads = data[ends[ends + 1 < len(data)] + 1]
-        suspects.append(np.flatnonzero(np.isin(heads, _BLANKS)) + line + 1)
-        if begins and data[0] in _BLANKS:
-            suspects.append(np.array([line]))
-        begins = bool(data[-1] == _NEWLINE)
-        at, line = at + len(chunk), line + len(ends)
-    bounds = np.concatenate(starts)
-    if bounds[-1] != at:  # the last line has no newline
-        bounds = np.append(bounds, at)
-    blank = [
-        number
-        for number in np.unique(np.concatenate(suspects)).tolist()
-        if number + 1 < len(bounds)
-        and _is_blank(file, int(bounds[number]), int(bounds[number + 1]))
-    ]
+        suspects.append(np.flatnonzero(np.isin(data[newlines + 1], _BLANKS)) + lines)
+        offset, lines, before = offset + len(chunk), lines + len(newlines), chunk[-1:]
+    bounds = np.concatenate([*starts, np.array([offset])]).astype(np.int64)
+    numbers = [n for n in np.unique(np.concatenate(suspects)).tolist() if n < lines]
+    blank = [n for n in numbers if _is_blank(file, *bounds[n : n + 2].tolist())]
     return bounds, np.array(blank, np.int64)
 
 

@@ -5,6 +5,7 @@ Arrow file in the cache, which is memory-mapped and shared by processes.
 """
 
 from collections.abc import Iterator
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -12,85 +13,53 @@ import numpy as np
 
 from lwm.core.errors import InputError
 from lwm.data.sources.cache import cached, identity_of
-from lwm.data.sources.source import Record
+from lwm.data.sources.source import NamedSource, Record, input_errors
 
 MAGIC = b"PAR1"
 _BATCH = 1024  # rows converted at a time
 
 
-class Parquet:
-    """Read the rows of a Parquet file as mappings of its columns.
+class Parquet(NamedSource):
+    """Read the rows of a local Parquet file as mappings of its columns."""
 
-    Args:
-        path: a local file.
-        name: the original's name for reports, where `path` is a copy.
-
-    Raises:
-        InputError: the file is broken or has no rows.
-    """
-
-    def __init__(self, path: Path, name: str | None = None) -> None:
-        self._name = name or str(path)
-
-        def fill(copy: BinaryIO) -> None:
-            _to_arrow(path, copy, self._name)
-
-        self._file = cached(f"arrow {identity_of(path)}", self._name, fill)
-        self._reader: Any = None
-        reader = self._open()
+    def __init__(self, path: Path, name: str) -> None:
+        super().__init__(name)
+        self._file = cached(f"arrow {identity_of(path)}", name, partial(_to_arrow, path, name))
+        reader = self._reader
         lengths = [reader.get_batch(i).num_rows for i in range(reader.num_record_batches)]
-        self._ends = np.cumsum(lengths, dtype=np.int64)
+        self._starts = np.cumsum([0, *lengths], dtype=np.int64)
         if not len(self):
-            raise InputError(f"{self._name} has no rows; give a file that does")
+            raise InputError(f"{name} has no rows; give a file that does")
 
     def __len__(self) -> int:
-        return int(self._ends[-1]) if len(self._ends) else 0
+        return int(self._starts[-1])
 
     def read(self, index: int) -> Record | None:
         """Return one row."""
-        number = int(np.searchsorted(self._ends, index, side="right"))
-        start = int(self._ends[number - 1]) if number else 0
-        batch = self._open().get_batch(number)
-        return batch.slice(index - start, 1).to_pylist()[0]
+        number = int(np.searchsorted(self._starts, index, side="right")) - 1
+        batch = self._reader.get_batch(number)
+        return batch.slice(index - int(self._starts[number]), 1).to_pylist()[0]
 
-    def place(self, index: int) -> tuple[str, int]:
-        """Return the file and the row's number."""
-        return self._name, index + 1
+    @cached_property
+    def _reader(self) -> Any:
+        import pyarrow as pa
 
-    def _open(self) -> Any:
-        if self._reader is None:
-            import pyarrow as pa
-
-            try:
-                self._reader = pa.ipc.open_file(pa.memory_map(str(self._file)))
-            except (OSError, pa.ArrowException) as error:
-                raise InputError(
-                    f"the copy {self._file} of {self._name} cannot be read; remove it to "
-                    "convert the file again"
-                ) from error
-        return self._reader
-
-    def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__ | {"_reader": None}
+        problem = f"the copy {self._file} of {self._name} cannot be read"
+        with input_errors(problem, "remove it to convert the file again"):
+            return pa.ipc.open_file(pa.memory_map(str(self._file)))
 
 
-def _to_arrow(path: Path, copy: BinaryIO, name: str) -> None:
+def _to_arrow(path: Path, name: str, copy: BinaryIO) -> None:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    try:
+    remedy = "get the file again, or set --data.format"
+    with input_errors(f"{name} is not a Parquet file", remedy):
         file = pq.ParquetFile(path)
-    except (OSError, pa.ArrowException) as error:
-        raise InputError(
-            f"{name} is not a Parquet file ({' '.join(str(error).split())}); get the file again, "
-            "or set --data.format"
-        ) from error
 
     def batches() -> Iterator[Any]:
-        try:
+        with input_errors(f"{name} is broken", "get the file again", OSError):
             yield from file.iter_batches(batch_size=_BATCH)
-        except OSError as error:
-            raise InputError(f"{name} is broken ({error}); get the file again") from error
 
     # Each row group may have a different dictionary; an Arrow file has one for all.
     schema = pa.schema(
@@ -99,12 +68,12 @@ def _to_arrow(path: Path, copy: BinaryIO, name: str) -> None:
             for field in file.schema_arrow
         ]
     )
-    try:
-        with file, pa.ipc.new_file(copy, schema) as writer:
-            for batch in batches():
-                writer.write_batch(batch.cast(schema))
-    except pa.ArrowException as error:
-        raise InputError(
-            f"{name} is broken, or has a column that cannot be read "
-            f"({' '.join(str(error).split())}); get the file again, or change its type"
-        ) from error
+    problem = f"{name} is broken, or has a column that cannot be read"
+    remedy = "get the file again, or change the column's type"
+    with (
+        input_errors(problem, remedy, pa.ArrowException),
+        file,
+        pa.ipc.new_file(copy, schema) as writer,
+    ):
+        for batch in batches():
+            writer.write_batch(batch.cast(schema))

@@ -7,7 +7,9 @@ import json
 from collections.abc import Mapping, Sequence
 from datetime import datetime
 from functools import lru_cache
+from importlib.resources import files
 from itertools import count
+from textwrap import shorten
 from typing import Any, NoReturn
 
 from jinja2 import Template
@@ -20,31 +22,15 @@ Message = Mapping[str, Any]
 """OpenAI's format: `{"role": "system" | "user" | "assistant", "content": text}`, where the content
 may be a list of parts `{"type": "text", "text": text}`."""
 
-_SHOWN = 100  # characters of a malformed message
-
-ORIGINAL = (
-    "{{ bos_token }}"
-    "{% if messages[0]['role'] == 'system' %}{{ messages[0]['content'] }}"
-    "{% else %}You are a helpful assistant.{% endif %}"
-    "{% for message in messages %}"
-    "{% if message['role'] == 'user' %} USER: {{ message['content'] }}"
-    "{% elif message['role'] == 'assistant' %} ASSISTANT: {{ message['content'] }}{{ eos_token }}"
-    "{% endif %}{% endfor %}"
-    "{% if add_generation_prompt %} ASSISTANT:{% endif %}"
-)
+TEMPLATES = {
+    name: files("lwm.data.text").joinpath(f"{name}.jinja").read_text(encoding="utf-8")
+    for name in ("original", "chatml")
+}
+ORIGINAL, CHATML = TEMPLATES.values()
 """The original's prompts (LargeWorldModel/LWM), with later turns in the same format."""
-
-CHATML = (
-    "{% for message in messages %}"
-    "{{ '<|im_start|>' + message['role'] + '\\n' + message['content'] + '<|im_end|>\\n' }}"
-    "{% endfor %}"
-    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
-)
 
 TURN_ENDS = {"chatml": "<|im_end|>"}
 """Texts that end the assistant's turn, for models that were not trained with the template."""
-
-TEMPLATES = {"original": ORIGINAL, "chatml": CHATML}
 
 
 def unused_text(text: str) -> str:
@@ -53,11 +39,7 @@ def unused_text(text: str) -> str:
 
 
 def choose_template(name: str, tokenizer: Tokenizer) -> str:
-    """Return a template by name; `auto` is the checkpoint's own, or else the original's.
-
-    Raises:
-        ConfigError: no template has this name.
-    """
+    """Return a template by name; `auto` is the checkpoint's own, or else the original's."""
     if name == "auto":
         return tokenizer.chat_template or ORIGINAL
     if name not in TEMPLATES:
@@ -71,11 +53,9 @@ def text_content(content: Any) -> str | None:
     """Return the text of a message's content, a line for each part; None if it has other parts."""
     if not isinstance(content, list):
         return content if isinstance(content, str) else None
-    texts = []
-    for part in content:
-        if not isinstance(part, Mapping) or part.get("type") != "text":
-            return None
-        texts.append(part.get("text"))
+    if any(not isinstance(part, Mapping) or part.get("type") != "text" for part in content):
+        return None
+    texts = [part.get("text") for part in content]
     return "\n".join(texts) if all(isinstance(text, str) for text in texts) else None
 
 
@@ -86,22 +66,14 @@ def render(
     *,
     add_generation_prompt: bool = True,
 ) -> str:
-    """Render a conversation.
-
-    Args:
-        add_generation_prompt: end where the assistant answers, and not after the last message.
-
-    Raises:
-        InputError: the messages are malformed, or the template refuses them.
-    """
+    """Render a conversation, by default up to where the assistant answers."""
     if not messages:
         raise InputError("the conversation is empty; give at least one message")
     plain = []
     for message in messages:
         role, text = message.get("role"), text_content(message.get("content"))
         if role not in ("system", "user", "assistant") or text is None:
-            shown = repr(dict(message))
-            shown = shown if len(shown) <= _SHOWN else shown[:_SHOWN] + "..."
+            shown = shorten(repr(dict(message)), 100, placeholder="...")
             raise InputError(
                 f"the message {shown} is malformed; it needs a role (system, user or assistant) "
                 "and a content that is text or a list of text parts"
@@ -120,8 +92,7 @@ def render(
     except Exception as error:  # a foreign program can fail in any way
         reason = " ".join(str(error).split())
         raise InputError(
-            f"the model's chat template cannot be rendered ({reason}); choose another with "
-            "--template"
+            f"the chat template cannot be rendered ({reason}); choose another with --template"
         ) from error
 
 

@@ -1,24 +1,26 @@
-"""Convert text to token ids and back.
-
-One class wraps the `tokenizers` library for a `tokenizer.json`, a sentencepiece `tokenizer.model`
-and the metadata of a GGUF file; `tokenizer_build` converts the latter two. The files beside it
-have Hugging Face's names, so this module reads our directories and theirs.
+"""Convert text to token ids and back, by a `tokenizer.json`, a sentencepiece `tokenizer.model` or
+the vocabulary of a GGUF file. The files beside a tokenizer have Hugging Face's names.
 """
 
 import json
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import tokenizers
+from tokenizers import decoders, models, pre_tokenizers, trainers
 
 from lwm.core.config import read_json
-from lwm.core.errors import CheckpointError
+from lwm.core.errors import CheckpointError, ConfigError, InputError
 from lwm.core.vocabulary import Vocabulary
-from lwm.data.text.tokenizer_build import build, read_sentencepiece
+from lwm.data.text.documents import text_pieces
+from lwm.data.text.tokenizer_build import build, prepend_bos, read_sentencepiece
 
-MAX_TOKENIZER_BYTES = 256 << 20
+LEAST_VOCABULARY = 256 + 2
+"""Least size of a trained vocabulary: every byte, and the tokens that begin and end a text."""
+_MAX_BYTES = 256 << 20
 
 _CONTEXT = 4  # tokens before a text that decide how its first token is decoded
 _LONGEST_CHARACTER = 8  # tokens; more without a valid character are invalid UTF-8
@@ -95,65 +97,48 @@ class Tokenizer:
     def save(self, directory: Path) -> None:
         """Write `tokenizer.json` and the two files of Hugging Face that hold the rest."""
         self.backend.save(str(directory / "tokenizer.json"))
-        config: dict[str, Any] = {
+        settings = {
+            "bos_token": self.bos,
+            "eos_token": self.eos_text,
+            "chat_template": self.chat_template,
+        }
+        config = {
             "tokenizer_class": "PreTrainedTokenizerFast",
             "clean_up_tokenization_spaces": False,
+            **{key: value for key, value in settings.items() if value},
         }
-        if self.bos:
-            config["bos_token"] = self.bos
+        contents: dict[str, dict[str, Any]] = {"tokenizer_config.json": config}
         if self.eos:
-            config["eos_token"] = self.eos_text
-            generation = {
-                "bos_token_id": self.bos_id,
-                "eos_token_id": list(self.eos),
-            }
-            (directory / "generation_config.json").write_text(
-                json.dumps(generation, indent=2), encoding="utf-8"
-            )
-        if self.chat_template:
-            config["chat_template"] = self.chat_template
-        (directory / "tokenizer_config.json").write_text(
-            json.dumps(config, indent=2, ensure_ascii=False), encoding="utf-8"
-        )
+            ids = {"bos_token_id": self.bos_id, "eos_token_id": list(self.eos)}
+            contents["generation_config.json"] = ids
+        for name, content in contents.items():
+            text = json.dumps(content, indent=2, ensure_ascii=False)
+            (directory / name).write_text(text, encoding="utf-8")
 
 
 def read_tokenizer(path: Path) -> Tokenizer:
-    """Read a tokenizer from a file or a directory.
-
-    Raises:
-        CheckpointError: there is none, or it is broken.
-    """
+    """Read a tokenizer from a file or a directory; raise CheckpointError if it cannot be read."""
     if path.is_dir():
-        tokenizer = find_tokenizer(path)
-        if tokenizer is None:
+        if (tokenizer := find_tokenizer(path)) is None:
             raise CheckpointError(
-                f"{path} holds neither tokenizer.json nor tokenizer.model; name a directory or "
-                "file that does"
+                f"{path} has neither tokenizer.json nor tokenizer.model; name one that does"
             )
         return tokenizer
     if not path.is_file():
         raise CheckpointError(f"the tokenizer {path} does not exist; check the path")
-    if path.stat().st_size > MAX_TOKENIZER_BYTES:
-        raise CheckpointError(
-            f"{path} is larger than {MAX_TOKENIZER_BYTES >> 20} MB; it is no tokenizer"
-        )
-    if path.suffix == ".json":
-        try:
-            backend = tokenizers.Tokenizer.from_file(str(path))
-        except Exception as error:  # the library raises plain Exception
-            raise CheckpointError(
-                f"{path} is not a tokenizer.json ({error}); replace it"
-            ) from error
-        return _with_settings(Tokenizer(backend=backend), path.parent)
-    return _with_settings(from_vocabulary(read_sentencepiece(path)), path.parent)
+    if path.stat().st_size > _MAX_BYTES:
+        raise CheckpointError(f"{path} is larger than {_MAX_BYTES >> 20} MB; it is no tokenizer")
+    if path.suffix != ".json":
+        return _with_settings(from_vocabulary(read_sentencepiece(path)), path.parent)
+    try:
+        backend = tokenizers.Tokenizer.from_file(str(path))
+    except Exception as error:  # the library raises plain Exception
+        raise CheckpointError(f"{path} is not a tokenizer.json ({error}); replace it") from error
+    return _with_settings(Tokenizer(backend=backend), path.parent)
 
 
 def from_vocabulary(vocabulary: Vocabulary) -> Tokenizer:
-    """Build a tokenizer from pieces.
-
-    Raises:
-        CheckpointError: the vocabulary is inconsistent, or splits text by unknown rules.
-    """
+    """Build a tokenizer from pieces; raise CheckpointError if they are inconsistent."""
     backend = build(vocabulary)  # checks the ids used below
     return Tokenizer(
         backend=backend,
@@ -164,18 +149,17 @@ def from_vocabulary(vocabulary: Vocabulary) -> Tokenizer:
 
 
 def checkpoint_tokenizer(source: Path | Vocabulary | None) -> Tokenizer | None:
-    """Return the tokenizer of a checkpoint, from files or pieces; None if it has none."""
+    """Return the tokenizer of a checkpoint, from files or pieces, if there is one."""
     if isinstance(source, Vocabulary):
         return from_vocabulary(source)
     return None if source is None else find_tokenizer(source)
 
 
 def find_tokenizer(directory: Path) -> Tokenizer | None:
-    """Return the tokenizer of a model directory; None if it has none."""
-    for name in ("tokenizer.json", "tokenizer.model"):
-        if (directory / name).is_file():
-            return read_tokenizer(directory / name)
-    return None
+    """Return the tokenizer of a model directory, if there is one."""
+    files = (directory / name for name in ("tokenizer.json", "tokenizer.model"))
+    file = next((file for file in files if file.is_file()), None)
+    return None if file is None else read_tokenizer(file)
 
 
 def _with_settings(tokenizer: Tokenizer, directory: Path) -> Tokenizer:
@@ -185,40 +169,67 @@ def _with_settings(tokenizer: Tokenizer, directory: Path) -> Tokenizer:
         return read_json(directory / name) if (directory / name).is_file() else {}
 
     settings = beside("special_tokens_map.json") | beside("tokenizer_config.json")
-    generation = beside("generation_config.json")
-    model = beside("config.json")
 
-    def token_text(value: Any) -> str | None:
+    def token_text(key: str) -> str | None:
+        value = settings.get(key)
         text = value.get("content") if isinstance(value, dict) else value
         return text if isinstance(text, str) else None
 
-    def common(names: Sequence[str]) -> Iterator[str]:
-        added = tokenizer.backend.get_added_tokens_decoder().values()
-        special = {token.content for token in added if token.special}
-        return (name for name in names if name in special)
-
-    bos = token_text(settings.get("bos_token")) or tokenizer.bos
-    eos: list[Any] = [tokenizer.backend.token_to_id(token_text(settings.get("eos_token")) or "")]
-    for value in (generation.get("eos_token_id"), model.get("eos_token_id")):
+    backend = tokenizer.backend
+    eos: list[Any] = [backend.token_to_id(token_text("eos_token") or "")]
+    for name in ("generation_config.json", "config.json"):
+        value = beside(name).get("eos_token_id")
         eos += value if isinstance(value, list) else [value]
-    valid = [
-        token for token in eos if isinstance(token, int) and 0 <= token < tokenizer.vocab_size
-    ]
-    template = settings.get("chat_template")
-    if isinstance(template, list):  # several named templates
-        named = [item for item in template if isinstance(item, dict)]
-        template = next((i.get("template") for i in named if i.get("name") == "default"), None)
+    valid = dict.fromkeys(i for i in eos if isinstance(i, int) and 0 <= i < tokenizer.vocab_size)
+    added = backend.get_added_tokens_decoder().values()
+    special = {token.content for token in added if token.special}
+    bos = (name for name in _COMMON_BOS if name in special)
+    common_eos = (backend.token_to_id(name) for name in _COMMON_EOS if name in special)
+    return replace(
+        tokenizer,
+        bos=token_text("bos_token") or tokenizer.bos or next(bos, None),
+        eos=tuple(valid) or tokenizer.eos or tuple(common_eos),
+        chat_template=_chat_template(settings.get("chat_template"), directory),
+    )
+
+
+def _chat_template(template: Any, directory: Path) -> str | None:
     file = directory / "chat_template.jinja"
     if file.is_file():
         try:
-            template = file.read_text(encoding="utf-8")
+            return file.read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError) as error:
             raise CheckpointError(f"{file} cannot be read ({error}); replace it") from error
-    return replace(
-        tokenizer,
-        bos=bos or next(common(_COMMON_BOS), None),
-        eos=tuple(dict.fromkeys(valid))
-        or tokenizer.eos
-        or tuple(tokenizer.backend.token_to_id(text) for text in common(_COMMON_EOS)),
-        chat_template=template if isinstance(template, str) else None,
+    if isinstance(template, list):  # several named templates
+        named = [item for item in template if isinstance(item, dict)]
+        template = next((i.get("template") for i in named if i.get("name") == "default"), None)
+    return template if isinstance(template, str) else None
+
+
+def train_tokenizer(texts: Iterable[str], vocab_size: int) -> Tokenizer:
+    """Train a byte-level BPE tokenizer of at most `vocab_size` tokens."""
+    if vocab_size < LEAST_VOCABULARY:
+        raise ConfigError(
+            f"a vocabulary of {vocab_size} is too small; choose at least {LEAST_VOCABULARY}"
+        )
+    bos, eos = "<s>", "</s>"
+    backend = tokenizers.Tokenizer(models.BPE())
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(  # type: ignore[assignment]
+        add_prefix_space=False, use_regex=True
     )
+    backend.decoder = decoders.ByteLevel()  # type: ignore[assignment]
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size,
+        special_tokens=[bos, eos],
+        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
+        show_progress=False,
+    )
+    # Half a surrogate pair, which JSON allows, is no character.
+    pieces = (
+        piece.encode("utf-8", "ignore").decode() for text in texts for piece in text_pieces(text)
+    )
+    if (first := next(pieces, None)) is None:
+        raise InputError("the data has no text to train a tokenizer on; name other keys or files")
+    backend.train_from_iterator(chain([first], pieces), trainer)
+    prepend_bos(backend, bos, 0)  # the library numbers special tokens first
+    return Tokenizer(backend=backend, bos=bos, eos=(1,))

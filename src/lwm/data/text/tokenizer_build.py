@@ -14,43 +14,35 @@ _WORDS = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}%s"
     r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
+_REMEDY = "add --tokenizer with the model's tokenizer.json"
 _LLAMA_3 = ("llama-bpe", "llama3", "llama-v3")
 
 
 def build(vocabulary: Vocabulary) -> tokenizers.Tokenizer:
-    """Build a tokenizer in which the id of each piece is its place in the vocabulary.
-
-    Raises:
-        CheckpointError: the vocabulary is inconsistent, or splits text by unknown rules.
-    """
+    """Build a tokenizer in which the id of each piece is its place in the vocabulary."""
     try:
-        if vocabulary.method == "byte_level":
-            backend = _byte_level(vocabulary)
-        else:
-            backend = _sentencepiece(vocabulary)
+        byte_level = vocabulary.method == "byte_level"
+        backend = _byte_level(vocabulary) if byte_level else _sentencepiece(vocabulary)
         _add_specials(backend, vocabulary)
     except CheckpointError:
         raise
     except Exception as error:  # the library raises plain Exception
         raise CheckpointError(
-            f"the tokenizer's vocabulary and rules do not fit together ({error}); add "
-            "--tokenizer with the model's tokenizer.json"
+            f"the tokenizer's vocabulary and rules do not fit together ({error}); {_REMEDY}"
         ) from error
     return backend
 
 
 def _merges(pieces: Sequence[Piece]) -> list[tuple[str, str]]:
-    """Return all pairs of pieces that form a piece, best score first: the merge rules of a
-    sentencepiece BPE vocabulary."""
+    """Return the pairs of pieces that form a piece, best score first, as BPE's merge rules."""
     ids = {piece.text: i for i, piece in enumerate(pieces) if piece.kind in (NORMAL, USER_DEFINED)}
-    merges = []
-    for piece in pieces:
-        if piece.kind != NORMAL:
-            continue
-        for cut in range(1, len(piece.text)):
-            left, right = piece.text[:cut], piece.text[cut:]
-            if left in ids and right in ids:
-                merges.append((-piece.score, ids[left], ids[right], left, right))
+    merges = [
+        (-piece.score, ids[left], ids[right], left, right)
+        for piece in pieces
+        if piece.kind == NORMAL
+        for cut in range(1, len(piece.text))
+        if (left := piece.text[:cut]) in ids and (right := piece.text[cut:]) in ids
+    ]
     return [(left, right) for *_, left, right in sorted(merges)]
 
 
@@ -97,15 +89,12 @@ def _splitting(name: str) -> pre_tokenizers.PreTokenizer:
         unsplit = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
         return pre_tokenizers.Sequence([pre_tokenizers.Split(words, "isolated"), unsplit])
     raise CheckpointError(
-        f"the file's tokenizer splits text by rules called {name!r}, which are unknown; "
-        "add --tokenizer with the model's tokenizer.json"
+        f"the file's tokenizer splits text by rules called {name!r}, which are unknown; {_REMEDY}"
     )
 
 
 def _byte_level(vocabulary: Vocabulary) -> tokenizers.Tokenizer:
-    pairs = [
-        (left, right) for left, _, right in (rule.partition(" ") for rule in vocabulary.merges)
-    ]
+    pairs = [rule.partition(" ")[::2] for rule in vocabulary.merges]
     model = models.BPE(
         {piece.text: i for i, piece in enumerate(vocabulary.pieces)},
         pairs,
@@ -122,9 +111,9 @@ def _byte_level(vocabulary: Vocabulary) -> tokenizers.Tokenizer:
 def _add_specials(backend: tokenizers.Tokenizer, vocabulary: Vocabulary) -> None:
     """Mark special tokens, and add the beginning-of-text token if the vocabulary adds it."""
     pieces = vocabulary.pieces
-    special = [p.text for p in pieces if p.kind in (UNKNOWN, CONTROL)]
+    special = [piece.text for piece in pieces if piece.kind in (UNKNOWN, CONTROL)]
+    added = [piece.text for piece in pieces if piece.kind == USER_DEFINED]
     backend.add_special_tokens([AddedToken(text, normalized=False) for text in special])
-    added = [p.text for p in pieces if p.kind == USER_DEFINED]
     backend.add_tokens([AddedToken(text, normalized=False) for text in added])
     for name, token in (("beginning", vocabulary.bos), ("end", vocabulary.eos)):
         if token is not None and not 0 <= token < len(pieces):
@@ -133,20 +122,20 @@ def _add_specials(backend: tokenizers.Tokenizer, vocabulary: Vocabulary) -> None
                 "pieces; replace the file"
             )
     if vocabulary.add_bos and vocabulary.bos is not None:
-        bos = pieces[vocabulary.bos].text
-        backend.post_processor = processors.TemplateProcessing(  # type: ignore[assignment]
-            single=f"{bos}:0 $A:0",
-            pair=f"{bos}:0 $A:0 {bos}:1 $B:1",
-            special_tokens=[(bos, vocabulary.bos)],
-        )
+        prepend_bos(backend, pieces[vocabulary.bos].text, vocabulary.bos)
+
+
+def prepend_bos(backend: tokenizers.Tokenizer, bos: str, token: int) -> None:
+    """Let a tokenizer put the beginning-of-text token before each text."""
+    backend.post_processor = processors.TemplateProcessing(  # type: ignore[assignment]
+        single=f"{bos}:0 $A:0",
+        pair=f"{bos}:0 $A:0 {bos}:1 $B:1",
+        special_tokens=[(bos, token)],
+    )
 
 
 def read_sentencepiece(path: Path) -> Vocabulary:
-    """Read the vocabulary of a `tokenizer.model`.
-
-    Raises:
-        CheckpointError: the file is not a sentencepiece model of kind BPE or unigram.
-    """
+    """Read the vocabulary of a `tokenizer.model` of kind BPE or unigram."""
     # Imported here: few checkpoints need them, and protobuf would slow every start.
     from google.protobuf.message import DecodeError
     from sentencepiece import sentencepiece_model_pb2
@@ -158,13 +147,12 @@ def read_sentencepiece(path: Path) -> Vocabulary:
         raise CheckpointError(
             f"{path} is not a sentencepiece model ({error}); replace it"
         ) from error
-    if not proto.HasField("trainer_spec"):  # it follows the pieces
-        raise CheckpointError(f"{path} is not a sentencepiece model, or is cut short; replace it")
     trainer, normalizer = proto.trainer_spec, proto.normalizer_spec
-    if not proto.pieces or trainer.model_type not in (trainer.BPE, trainer.UNIGRAM):
+    complete = proto.HasField("trainer_spec") and proto.pieces  # it follows the pieces
+    if not complete or trainer.model_type not in (trainer.BPE, trainer.UNIGRAM):
         raise CheckpointError(
-            f"{path} is not a sentencepiece model of kind BPE or unigram; use the model's "
-            "tokenizer.json"
+            f"{path} is not a sentencepiece model of kind BPE or unigram, or is cut short; use "
+            "the model's tokenizer.json"
         )
     pieces = tuple(Piece(p.piece, p.score, p.type) for p in proto.pieces)
     return Vocabulary(
