@@ -94,7 +94,8 @@ def _splitting(name: str) -> pre_tokenizers.PreTokenizer:
 
 
 def _byte_level(vocabulary: Vocabulary) -> tokenizers.Tokenizer:
-    pairs = [rule.partition(" ")[::2] for rule in vocabulary.merges]
+    rules = (rule.partition(" ") for rule in vocabulary.merges)
+    pairs = [(left, right) for left, _, right in rules]
     model = models.BPE(
         {piece.text: i for i, piece in enumerate(vocabulary.pieces)},
         pairs,
