@@ -1,5 +1,5 @@
-"""Every source gives the records it was written with, in any order and after a journey to another
-process; what is broken is told by file and line."""
+"""Check that sources return the records written, in any order and in another process, and report
+broken ones by file and line."""
 
 import gzip
 import os
@@ -42,9 +42,9 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def read(source: RecordSource) -> list[Any]:
-    """All records, backwards, by a copy that has gone to another process and back."""
-    travelled = pickle.loads(pickle.dumps(source))
-    return [travelled.read(i) for i in reversed(range(len(source)))][::-1]
+    """Return all records, read backwards by a pickled copy."""
+    copy = pickle.loads(pickle.dumps(source))
+    return [copy.read(i) for i in reversed(range(len(source)))][::-1]
 
 
 def lines(path: Path) -> Path:
@@ -61,9 +61,7 @@ BLANK_OR_NOT = st.one_of(st.binary(max_size=20), st.text(" \t\r\v\f", max_size=2
 
 
 @given(st.lists(BLANK_OR_NOT.map(lambda b: b.replace(b"\n", b"")), min_size=1), st.integers(1, 9))
-def test_lines_are_where_newlines_say(
-    tmp_path_factory: Any, written: list[bytes], chunk: int
-) -> None:
+def test_newlines_separate_lines(tmp_path_factory: Any, written: list[bytes], chunk: int) -> None:
     path = tmp_path_factory.mktemp("lines") / "a.jsonl"
     path.write_bytes(b"\n".join(written))
     expected = [n for n, line in enumerate(path.read_bytes().split(b"\n"), 1) if line.strip()]
@@ -74,8 +72,8 @@ def test_lines_are_where_newlines_say(
             with pytest.raises(InputError, match=r"is empty|holds only blank lines"):
                 json_lines.JsonLines(path, "a.jsonl")
             return
-        found = json_lines.JsonLines(path, "a.jsonl")
-    assert [found.place(i)[1] for i in range(len(found))] == expected
+        source = json_lines.JsonLines(path, "a.jsonl")
+    assert [source.place(i)[1] for i in range(len(source))] == expected
 
 
 def test_lines_across_chunks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -118,7 +116,7 @@ def test_long_lines_are_not_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         source.read(0)
 
 
-def test_a_file_that_changes_is_told(tmp_path: Path) -> None:
+def test_a_changed_file_is_reported(tmp_path: Path) -> None:
     source = open_records(str(lines(tmp_path / "a.jsonl")))
     write_lines(tmp_path / "a.jsonl", RECORDS[:-1])
     with pytest.raises(InputError, match="was changed after it was opened"):
@@ -127,7 +125,7 @@ def test_a_file_that_changes_is_told(tmp_path: Path) -> None:
 
 @pytest.fixture
 def scans(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """Index files of any size, and list those that are read whole."""
+    """Index files of any size, and list the files that are scanned."""
     names: list[str] = []
     scan = json_lines._scan
 
@@ -201,7 +199,7 @@ def test_processes_write_one_index_together(tmp_path: Path, cache: Path) -> None
     assert len(list(cache.iterdir())) == 1
 
 
-def packed(data: bytes, kind: str) -> bytes:
+def compressed(data: bytes, kind: str) -> bytes:
     if kind == "gzip":
         return gzip.compress(data)
     if kind == "zstd":
@@ -213,22 +211,24 @@ def packed(data: bytes, kind: str) -> bytes:
 
 @pytest.mark.parametrize("kind", ["gzip", "zstd", "gzips", "zstds"])
 @pytest.mark.parametrize("remote", [False, True])
-def test_packed_files(tmp_path: Path, cache: Path, kind: str, remote: bool) -> None:
-    """Told by what they hold, whatever they are called; unpacked once."""
+def test_compressed_files(tmp_path: Path, cache: Path, kind: str, remote: bool) -> None:
+    """Check that compression is detected by content, not by name, and happens once."""
     plain = lines(tmp_path / "plain").read_bytes()
     url = f"memory://test/{kind}.jsonl" if remote else str(tmp_path / "a.jsonl")
     with fsspec.open(url, "wb") as file:
-        file.write(packed(plain, kind))  # type: ignore[union-attr]
+        file.write(compressed(plain, kind))  # type: ignore[union-attr]
     for _ in range(2):
         assert read(open_records(url)) == RECORDS
         assert len(list(cache.iterdir())) == 1
 
 
 @pytest.mark.parametrize("kind", ["gzip", "zstd"])
-@pytest.mark.parametrize("spoil", ["cut", "flip"])
-def test_spoilt_packed_files(tmp_path: Path, cache: Path, kind: str, spoil: str) -> None:
-    good = bytearray(packed(lines(tmp_path / "plain").read_bytes(), kind))
-    if spoil == "cut":
+@pytest.mark.parametrize("damage", ["cut", "flip"])
+def test_corrupted_compressed_files_are_refused(
+    tmp_path: Path, cache: Path, kind: str, damage: str
+) -> None:
+    good = bytearray(compressed(lines(tmp_path / "plain").read_bytes(), kind))
+    if damage == "cut":
         del good[len(good) // 2 :]
     else:
         for at in range(12, len(good), 3):
@@ -236,7 +236,7 @@ def test_spoilt_packed_files(tmp_path: Path, cache: Path, kind: str, spoil: str)
     (tmp_path / "a.jsonl").write_bytes(bytes(good))
     with pytest.raises(InputError, match=r"is cut short|cannot be unpacked"):
         open_records(str(tmp_path / "a.jsonl"))
-    assert not list(cache.iterdir())  # nothing half-made stays
+    assert not list(cache.iterdir())  # no partial file remains
 
 
 def test_a_changed_file_gets_a_new_copy(tmp_path: Path) -> None:
@@ -258,7 +258,7 @@ def test_remote_globs(tmp_path: Path) -> None:
 @pytest.mark.parametrize("pattern", ["b.jsonl", "*.jsonl"])
 @pytest.mark.parametrize("before", ["", "simplecache::"])
 def test_files_in_an_archive(tmp_path: Path, pattern: str, before: str) -> None:
-    """An address that leads through another one."""
+    """Check addresses that lead through another one."""
     with zipfile.ZipFile(tmp_path / "x.zip", "w") as archive:
         archive.write(write_lines(tmp_path / "a", RECORDS[:10]), "b.jsonl")
         archive.write(write_lines(tmp_path / "a", RECORDS[10:]), "c.jsonl")
@@ -272,9 +272,9 @@ def test_several_files_of_several_kinds(tmp_path: Path) -> None:
     write_lines(tmp_path / "1.jsonl", RECORDS[:10])
     pq.write_table(pa.Table.from_pylist(RECORDS[20:]), tmp_path / "3.parquet")
     source = open_records(f"{tmp_path}/*.jsonl, {tmp_path}/3.parquet,book")
-    found = read(source)
-    assert found[: len(RECORDS)] == RECORDS
-    assert found[len(RECORDS)]["book"] == "Genesis"
+    result = read(source)
+    assert result[: len(RECORDS)] == RECORDS
+    assert result[len(RECORDS)]["book"] == "Genesis"
     assert source.place(10) == (str(tmp_path / "2.jsonl"), 1)
     assert source.place(len(RECORDS) + 1) == ("the King James Bible", 2)
 
@@ -289,7 +289,7 @@ def test_parquet(tmp_path: Path) -> None:
 
 
 def test_parquet_with_dictionaries(tmp_path: Path) -> None:
-    """Each group of rows has its own."""
+    """Check row groups with a dictionary each."""
     rows = [{"text": f"t{i}", "topic": f"o{i // 9}"} for i in range(2100)]
     numbers = pa.dictionary(pa.int32(), pa.string())
     schema = pa.schema([("text", pa.string()), ("topic", numbers)])
@@ -299,7 +299,7 @@ def test_parquet_with_dictionaries(tmp_path: Path) -> None:
     assert read(open_records(str(tmp_path / "a"))) == rows
 
 
-def test_parquet_with_a_column_that_cannot_be_turned(tmp_path: Path) -> None:
+def test_parquet_with_an_unsupported_column(tmp_path: Path) -> None:
     rows = [{"topics": [f"o{i}"]} for i in range(300)]
     numbers = pa.schema([("topics", pa.list_(pa.dictionary(pa.int32(), pa.string())))])
     pq.write_table(pa.Table.from_pylist(rows, numbers), tmp_path / "a", row_group_size=70)
@@ -319,17 +319,17 @@ def test_broken_parquet(tmp_path: Path, format: str) -> None:
 
 
 @st.composite
-def tokenised(draw: st.DrawFn) -> tuple[list[int], list[bool], list[bool]]:
+def tokenized_columns(draw: st.DrawFn) -> tuple[list[int], list[bool], list[bool]]:
     token = st.tuples(st.integers(0, 2**31 - 1), st.booleans(), st.booleans())
     columns = list(zip(*draw(st.lists(token, min_size=1)), strict=True))
     return list(columns[0]), list(columns[1]), list(columns[2])
 
 
 def example_of(columns: tuple[list[int], list[bool], list[bool]]) -> Example:
-    tokens, learnt, vision = columns
+    tokens, weights, vision = columns
     return Example(
         tokens=np.array(tokens, np.int32),
-        weights=np.array(learnt, np.float32),
+        weights=np.array(weights, np.float32),
         vision=np.array(vision, bool),
     )
 
@@ -342,24 +342,28 @@ def same(one: Example, other: Example) -> bool:
     )
 
 
-@given(tokenised())
-def test_a_record_is_its_example(columns: tuple[list[int], list[bool], list[bool]]) -> None:
+@given(tokenized_columns())
+def test_records_decode_to_their_examples(
+    columns: tuple[list[int], list[bool], list[bool]],
+) -> None:
     example = example_of(columns)
     assert same(decode_example(encode_example(example)), example)
 
 
-@given(tokenised(), st.data())
-def test_no_spoilt_record_passes_for_more_than_it_is(columns: Any, data: st.DataObject) -> None:
+@given(tokenized_columns(), st.data())
+def test_corrupted_records_decode_to_their_size_or_are_broken(
+    columns: Any, data: st.DataObject
+) -> None:
     record = bytearray(encode_example(example_of(columns)))
     del record[data.draw(st.integers(0, len(record))) :]
     for _ in range(data.draw(st.integers(0, 3))):
         if record:
             record[data.draw(st.integers(0, len(record) - 1))] = data.draw(st.integers(0, 255))
     try:
-        found = decode_example(bytes(record))
+        example = decode_example(bytes(record))
     except Broken:
         return
-    assert 5 * len(found) + 8 == len(record)
+    assert 5 * len(example) + 8 == len(record)
 
 
 def test_array_record(tmp_path: Path) -> None:
@@ -412,13 +416,13 @@ def test_broken_array_records(tmp_path: Path) -> None:
         ("nonsense://a.jsonl", "cannot be opened"),
     ],
 )
-def test_what_is_not_there(tmp_path: Path, path: str, message: str) -> None:
+def test_missing_data_is_refused(tmp_path: Path, path: str, message: str) -> None:
     (tmp_path / "empty").touch()
     with pytest.raises(InputError, match=message):
         open_records(path.format(tmp=tmp_path))
 
 
-def test_a_cache_that_cannot_be_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_unwritable_cache_is_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "a.gz").write_bytes(gzip.compress(b"{}"))
     (tmp_path / "file").touch()
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
@@ -433,11 +437,11 @@ def test_hugging_face_without_the_library(monkeypatch: pytest.MonkeyPatch) -> No
 
 
 def test_hugging_face(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What is asked of the library, which need not be here for it."""
-    asked = []
+    """Check the calls of the library, which need not be installed."""
+    calls = []
 
     def load_dataset(*arguments: Any, **settings: Any) -> list[dict[str, str]]:
-        asked.append((*arguments, settings))
+        calls.append((*arguments, settings))
         if arguments[0] == "bad":
             raise ValueError("no\nsuch dataset")
         return RECORDS
@@ -449,6 +453,6 @@ def test_hugging_face(monkeypatch: pytest.MonkeyPatch) -> None:
     assert read(open_records("hf:owner/name")) == RECORDS
     assert read(open_records("owner/name", "huggingface")) == RECORDS
     plain = ("owner/name", None, {"split": "train"})
-    assert asked == [("owner/name", "en", {"split": "validation"}), plain, plain]
+    assert calls == [("owner/name", "en", {"split": "validation"}), plain, plain]
     with pytest.raises(InputError, match=r"'bad' cannot be loaded \(no such dataset\)"):
         open_records("hf:bad")

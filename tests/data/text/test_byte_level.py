@@ -1,5 +1,5 @@
-"""Byte-level tokenizers as GGUF carries them, against a plain Python reading of the rules: split
-by the published regular expression, spell in bytes, merge the best pair until none is left."""
+"""Check byte-level tokenizers of GGUF files against a plain Python implementation: split by the
+published regular expression, spell in bytes, merge the best pair until none is left."""
 
 import json
 from functools import cache
@@ -36,17 +36,17 @@ CORPUS = [
 
 @cache
 def alphabet() -> dict[int, str]:
-    """GPT-2's sign for each byte: itself where it can be seen, else one from beyond Latin-1."""
-    seen = [*range(33, 127), *range(161, 173), *range(174, 256)]
-    unseen = [byte for byte in range(256) if byte not in seen]
-    return {byte: chr(byte) for byte in seen} | {
-        byte: chr(256 + i) for i, byte in enumerate(unseen)
+    """Return GPT-2's sign for each byte: itself if printable, else one beyond Latin-1."""
+    printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
+    others = [byte for byte in range(256) if byte not in printable]
+    return {byte: chr(byte) for byte in printable} | {
+        byte: chr(256 + i) for i, byte in enumerate(others)
     }
 
 
 @cache
 def trained() -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """Pieces in the order of their ids, and merge rules, of a small vocabulary."""
+    """Return the pieces in the order of their ids, and the merge rules, of a small vocabulary."""
     backend = tokenizers.Tokenizer(models.BPE())
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(  # type: ignore[assignment]
         add_prefix_space=False
@@ -81,8 +81,8 @@ def make(splitter: str, **changes: object) -> Tokenizer:
 
 
 def words(splitter: str, text: str) -> list[str]:
-    """A text split as the published rules say."""
-    if splitter == "smollm":  # every digit alone, then GPT-2's rules
+    """Split a text by the published rules."""
+    if splitter == "smollm":  # each digit separately, then GPT-2's rules
         parts = regex.split(r"(\p{N})", text)
         return [word for part in parts if part for word in regex.findall(GPT_2, part)]
     rules = {"gpt-2": GPT_2, "default": GPT_2, "llama-bpe": LLAMA_3, "qwen2": QWEN_2}[splitter]
@@ -90,15 +90,15 @@ def words(splitter: str, text: str) -> list[str]:
 
 
 def reference(splitter: str, text: str) -> list[int]:
-    """Ids by the definition of byte-level BPE."""
+    """Return ids by the definition of byte-level BPE."""
     texts, merges = trained()
     ids = {piece: i for i, piece in enumerate(texts)}
     ranks = {tuple(rule.split(" ")): i for i, rule in enumerate(merges)}
-    found = []
+    result = []
     for word in words(splitter, text):
         parts = [alphabet()[byte] for byte in word.encode("utf-8")]
         if splitter == "llama-bpe" and "".join(parts) in ids:
-            found.append(ids["".join(parts)])
+            result.append(ids["".join(parts)])
             continue
         while True:
             candidates = [pair for pair in pairwise(parts) if pair in ranks]
@@ -107,15 +107,15 @@ def reference(splitter: str, text: str) -> list[int]:
             best = min(candidates, key=ranks.__getitem__)
             at = list(pairwise(parts)).index(best)
             parts[at : at + 2] = ["".join(best)]
-        found += [ids[part] for part in parts]
-    return found
+        result += [ids[part] for part in parts]
+    return result
 
 
 SPLITTERS = ["default", "gpt-2", "smollm", "llama-bpe", "qwen2"]
 MADE = {splitter: make(splitter) for splitter in SPLITTERS}
 symbols = st.sampled_from([*"ab tT'sSlLdD019 \n\r\t.,!é東½²٣🙂_-", "the", "it's", "1984"])
-# The rules are those of plain text; hypothesis also tries the special token, which it has read in
-# the sources.
+# The rules apply to plain text; hypothesis also tries the special token, which it reads in the
+# sources.
 texts = (st.text(max_size=60) | st.lists(symbols, max_size=40).map("".join)).filter(
     lambda text: "<|endoftext|>" not in text
 )
@@ -140,12 +140,12 @@ def test_ids_follow_from_the_rules_for_any_text(text: str, splitter: str) -> Non
 @given(st.lists(st.integers(2, len(trained()[0]) - 1), max_size=30))
 @settings(max_examples=150, deadline=None)
 def test_streamed_pieces_join_to_the_decoded_text(ids: list[int]) -> None:
-    """Also where the bytes make no characters."""
+    """Check this also for bytes that form no characters."""
     tokenizer = MADE["gpt-2"]
     assert "".join(tokenizer.decode_stream(iter(ids))) == tokenizer.decode(ids)
 
 
-def test_gpt_2s_rules_give_what_transformers_gives() -> None:
+def test_gpt_2_rules_match_transformers() -> None:
     pieces, merges = trained()
     peer = GPT2Tokenizer(
         vocab={piece: i for i, piece in enumerate(pieces)},
@@ -156,7 +156,7 @@ def test_gpt_2s_rules_give_what_transformers_gives() -> None:
         assert MADE["gpt-2"].encode(text) == peer(text)["input_ids"]
 
 
-def test_special_tokens_are_read_in_a_text_and_left_out_of_it() -> None:
+def test_special_tokens_are_encoded_and_not_decoded() -> None:
     tokenizer = make("smollm")
     ids = tokenizer.encode("<|im_start|>it was<|endoftext|>")
     assert (ids[0], ids[-1]) == (1, 0)
@@ -168,7 +168,7 @@ def test_special_tokens_are_read_in_a_text_and_left_out_of_it() -> None:
     )
 
 
-def test_a_beginning_is_added_where_the_file_says_so() -> None:
+def test_bos_is_added_if_the_file_requests_it() -> None:
     with_bos, without = make("llama-bpe", add_bos=True), make("llama-bpe")
     assert with_bos.encode("it was") == [1, *without.encode("it was")]
     assert with_bos.encode("it was", specials=False) == without.encode("it was")
@@ -184,7 +184,7 @@ def test_user_defined_pieces_stay_whole() -> None:
     assert tokenizer.decode(ids) == "it<tool>was"
 
 
-def test_unknown_rules_are_refused_by_name() -> None:
+def test_unknown_splitting_rules_are_refused() -> None:
     with pytest.raises(CheckpointError, match=r"'tekken'.*--tokenizer"):
         make("tekken")
     with pytest.raises(CheckpointError, match="do not fit together"):

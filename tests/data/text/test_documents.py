@@ -1,4 +1,4 @@
-"""Documents: what is read out of each kind of file, and what is refused."""
+"""Check the text of each kind of document, and the documents that are refused."""
 
 import re
 from pathlib import Path
@@ -25,7 +25,7 @@ def write(directory: Path, name: str, content: bytes | str) -> Path:
         ("plain.md", "# Title\n\n- *one*\n- two"),
         ("crlf.txt", "First line.\r\nSecond line."),
         ("mark.txt", b"\xef\xbb\xbfFirst line."),
-        ("wide.txt", "First line: grün.".encode("utf-16")),
+        ("little.txt", "First line: grün.".encode("utf-16")),
         ("big.txt", b"\xfe\xff" + "First line: grün.".encode("utf-16-be")),
         ("noname", "  \n First line. \n "),
         ("program.py", "if a < b:\n    print('<html>')"),
@@ -35,7 +35,7 @@ def test_plain_text(tmp_path: Path, name: str, content: bytes | str) -> None:
     expected = {
         "crlf.txt": "First line.\nSecond line.",
         "mark.txt": "First line.",
-        "wide.txt": "First line: grün.",
+        "little.txt": "First line: grün.",
         "big.txt": "First line: grün.",
         "noname": "First line.",
     }
@@ -67,11 +67,11 @@ def test_a_pdf_gives_the_text_of_its_pages(tmp_path: Path) -> None:
         "The needle lies in San Francisco.",
         "The second page follows.",
     ]
-    renamed = write(tmp_path, "book.txt", file.read_bytes())  # told by its first bytes
+    renamed = write(tmp_path, "book.txt", file.read_bytes())  # detected by its first bytes
     assert read_document(renamed) == text
 
 
-def test_a_pdf_without_text_or_whole_pages(tmp_path: Path) -> None:
+def test_pdfs_without_text_or_broken_are_refused(tmp_path: Path) -> None:
     file = tmp_path / "blank.pdf"
     canvas = Canvas(str(file))
     canvas.showPage()
@@ -117,7 +117,7 @@ def test_directories_and_missing_files_are_refused(tmp_path: Path) -> None:
 
 @given(st.binary(max_size=400), st.sampled_from(["a.txt", "a.html", "a.pdf"]), st.booleans())
 @settings(max_examples=100, deadline=None)
-def test_any_bytes_give_text_or_one_refusal(
+def test_any_bytes_give_text_or_an_input_error(
     tmp_path_factory: pytest.TempPathFactory, content: bytes, name: str, pdf: bool
 ) -> None:
     file = write(tmp_path_factory.getbasetemp(), name, b"%PDF-1.4\n" * pdf + content)

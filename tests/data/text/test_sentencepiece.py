@@ -1,5 +1,5 @@
-"""`tokenizer.model` files and the sentencepiece vocabularies of GGUF files against sentencepiece
-itself, on models trained here."""
+"""Check `tokenizer.model` files and the vocabularies of GGUF files against sentencepiece, with
+models trained here."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -37,7 +37,7 @@ TEXTS = [
 
 @dataclass(frozen=True)
 class Pair:
-    """sentencepiece's own processor, and ours from the same file."""
+    """Hold the processor of sentencepiece and our tokenizer from the same file."""
 
     theirs: sentencepiece.SentencePieceProcessor
     ours: Tokenizer
@@ -59,7 +59,7 @@ def train(directory: Path, **settings: Any) -> Path:
     return directory / "tokenizer.model"
 
 
-# Llama 2's way; the same without the space in front; sentencepiece's defaults with unigram.
+# Llama 2's settings; without a space before the text; sentencepiece's defaults with unigram.
 KINDS: dict[str, dict[str, Any]] = {
     "llama": {
         "model_type": "bpe",
@@ -90,7 +90,7 @@ def pair(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
     )
 
 
-def test_ids_and_texts_are_those_of_sentencepiece(pair: Pair) -> None:
+def test_ids_and_texts_match_sentencepiece(pair: Pair) -> None:
     for text in TEXTS:
         pair.agree(text)
     assert pair.ours.vocab_size == pair.theirs.vocab_size()
@@ -120,10 +120,8 @@ def test_beginning_and_end(pair: Pair) -> None:
     assert pair.ours.encode(text) == pair.theirs.encode(text, add_bos=True)
 
 
-def test_the_vocabulary_of_a_gguf_file_is_the_same_tokenizer(
-    tmp_path: Path,
-) -> None:
-    """Tokens, scores and types as llama.cpp's converter writes them."""
+def test_the_vocabulary_of_a_gguf_file_is_the_same_tokenizer(tmp_path: Path) -> None:
+    """Check tokens, scores and types as llama.cpp's converter writes them."""
     file = train(tmp_path, **KINDS["llama"])
     theirs = sentencepiece.SentencePieceProcessor(model_file=str(file))
 
@@ -160,7 +158,7 @@ def test_a_file_beats_a_directory_that_holds_both(pair: Pair, tmp_path: Path) ->
 
 
 @pytest.mark.parametrize("content", [b"", b"junk", b"\x0a\xff\xff\xff\xff\x0f", b"{}"])
-def test_files_that_are_no_models(tmp_path: Path, content: bytes) -> None:
+def test_files_that_are_not_models_are_refused(tmp_path: Path, content: bytes) -> None:
     for name in ("tokenizer.model", "tokenizer.json"):
         file = tmp_path / name
         file.write_bytes(content)
@@ -169,7 +167,7 @@ def test_files_that_are_no_models(tmp_path: Path, content: bytes) -> None:
         assert "\n" not in str(raised.value)
 
 
-def test_models_of_words_and_files_cut_short(tmp_path: Path) -> None:
+def test_character_models_and_truncated_files_are_refused(tmp_path: Path) -> None:
     file = train(tmp_path, model_type="char", vocab_size=70)
     with pytest.raises(CheckpointError, match="not a sentencepiece model of kind BPE or unigram"):
         read_tokenizer(file)
@@ -181,7 +179,7 @@ def test_models_of_words_and_files_cut_short(tmp_path: Path) -> None:
             read_tokenizer(file)
 
 
-def test_a_tokenizer_that_is_not_there(tmp_path: Path) -> None:
+def test_missing_tokenizers_are_refused(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="does not exist"):
         read_tokenizer(tmp_path / "missing.json")
     with pytest.raises(CheckpointError, match=r"neither tokenizer.json nor tokenizer.model"):

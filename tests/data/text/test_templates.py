@@ -1,5 +1,5 @@
-"""Chat templates against the original's prompts and against transformers' `apply_chat_template`,
-and what a template that came from elsewhere may not do."""
+"""Check chat templates against the original's prompts and transformers' `apply_chat_template`, and
+that a checkpoint's template cannot escape its sandbox."""
 
 import json
 from pathlib import Path
@@ -20,7 +20,7 @@ TURNS = [
     {"role": "assistant", "content": "A book.\n"},
     {"role": "user", "content": 'And {{ that }} — & "it\'s"?'},
 ]
-OWN = """{{- bos_token }}
+CUSTOM = """{{- bos_token }}
 {%- for message in messages %}
     {%- if loop.index0 > 8 %}{% break %}{% endif %}
     {%- if message['role'] == 'user' %}
@@ -46,9 +46,11 @@ def tokenizer(backend: tokenizers.Tokenizer) -> Tokenizer:
     return Tokenizer(backend=backend, bos="<s>", eos=(2,))
 
 
-@pytest.mark.parametrize("template", [ORIGINAL, CHATML, OWN], ids=["original", "chatml", "own"])
+@pytest.mark.parametrize(
+    "template", [ORIGINAL, CHATML, CUSTOM], ids=["original", "chatml", "custom"]
+)
 @pytest.mark.parametrize("turns", [TURNS, TURNS[1:], TURNS[:2], TURNS[3:]], ids=range(4))
-def test_rendered_as_transformers_does(
+def test_rendering_matches_transformers(
     backend: tokenizers.Tokenizer, tokenizer: Tokenizer, template: str, turns: list[Any]
 ) -> None:
     peer = PreTrainedTokenizerFast(tokenizer_object=backend, bos_token="<s>", eos_token="</s>")
@@ -58,13 +60,13 @@ def test_rendered_as_transformers_does(
     assert render(template, turns, tokenizer) == expected
 
 
-def test_the_originals_prompt(tokenizer: Tokenizer) -> None:
-    """As the original's scripts write it (LWM.md, section 4)."""
+def test_the_original_prompt(tokenizer: Tokenizer) -> None:
+    """Check the prompt of the original's scripts (LWM.md, section 4)."""
     text = render(ORIGINAL, [{"role": "user", "content": "What is it?"}], tokenizer)
     assert text == "<s>You are a helpful assistant. USER: What is it? ASSISTANT:"
 
 
-def test_chatml_is_written_as_its_definition_says(tokenizer: Tokenizer) -> None:
+def test_chatml_follows_its_definition(tokenizer: Tokenizer) -> None:
     text = render(CHATML, TURNS[:2], tokenizer)
     assert text == (
         "<|im_start|>system\nAnswer  briefly.<|im_end|>\n"
@@ -73,23 +75,21 @@ def test_chatml_is_written_as_its_definition_says(tokenizer: Tokenizer) -> None:
 
 
 def test_the_choice_of_a_template(backend: tokenizers.Tokenizer, tokenizer: Tokenizer) -> None:
-    own = Tokenizer(backend=backend, chat_template=OWN)
-    assert choose_template("auto", own) == OWN
+    with_template = Tokenizer(backend=backend, chat_template=CUSTOM)
+    assert choose_template("auto", with_template) == CUSTOM
     assert choose_template("auto", tokenizer) == ORIGINAL
-    assert choose_template("original", own) == ORIGINAL
-    assert choose_template("chatml", own) == CHATML
+    assert choose_template("original", with_template) == ORIGINAL
+    assert choose_template("chatml", with_template) == CHATML
     with pytest.raises(ConfigError, match=r"'alpaca'.*auto, original or chatml"):
-        choose_template("alpaca", own)
+        choose_template("alpaca", with_template)
 
 
-def test_where_a_checkpoint_keeps_its_template(
-    backend: tokenizers.Tokenizer, tmp_path: Path
-) -> None:
+def test_templates_of_checkpoints(backend: tokenizers.Tokenizer, tmp_path: Path) -> None:
     backend.save(str(tmp_path / "tokenizer.json"))
     settings = tmp_path / "tokenizer_config.json"
     assert read_tokenizer(tmp_path).chat_template is None
-    settings.write_text(json.dumps({"chat_template": OWN}), encoding="utf-8")
-    assert read_tokenizer(tmp_path).chat_template == OWN
+    settings.write_text(json.dumps({"chat_template": CUSTOM}), encoding="utf-8")
+    assert read_tokenizer(tmp_path).chat_template == CUSTOM
     named = [{"name": "tools", "template": "x"}, {"name": "default", "template": CHATML}]
     settings.write_text(json.dumps({"chat_template": named}), encoding="utf-8")
     assert read_tokenizer(tmp_path).chat_template == CHATML
@@ -121,7 +121,7 @@ def test_where_a_checkpoint_keeps_its_template(
         "{{ raise_exception('roles must\nalternate') }}",
     ],
 )
-def test_templates_that_overstep_or_are_broken(tokenizer: Tokenizer, template: str) -> None:
+def test_broken_and_unsafe_templates_are_refused(tokenizer: Tokenizer, template: str) -> None:
     with pytest.raises(InputError, match="template") as raised:
         render(template, TURNS, tokenizer)
     assert "\n" not in str(raised.value)
@@ -145,6 +145,8 @@ def test_a_template_cannot_change_the_conversation(tokenizer: Tokenizer) -> None
         ([{"role": ["user"], "content": "x"}], "malformed"),
     ],
 )
-def test_malformed_messages(tokenizer: Tokenizer, messages: list[Any], message: str) -> None:
+def test_malformed_messages_are_refused(
+    tokenizer: Tokenizer, messages: list[Any], message: str
+) -> None:
     with pytest.raises(InputError, match=message):
         render(ORIGINAL, messages, tokenizer)

@@ -1,4 +1,4 @@
-"""Trained tokenizers: the same from the same texts, and faithful to any text."""
+"""Check that trained tokenizers are deterministic and encode any text without loss."""
 
 from pathlib import Path
 
@@ -12,7 +12,7 @@ from lwm.data.text import documents
 from lwm.data.text.tokenizer import read_tokenizer, train_tokenizer
 
 
-def test_deterministic_whatever_the_order() -> None:
+def test_the_order_of_texts_does_not_matter() -> None:
     assert train_tokenizer(reversed(TEXTS), 300).backend.to_str() == tokenizer().backend.to_str()
 
 
@@ -23,7 +23,7 @@ def test_size_and_specials() -> None:
 
 
 @given(st.text())
-def test_any_text_comes_back(text: str) -> None:
+def test_any_text_survives_a_round_trip(text: str) -> None:
     assert tokenizer().decode(tokenizer().encode(text, specials=False)) == text
 
 
@@ -34,18 +34,18 @@ def test_survives_saving(tmp_path: Path) -> None:
     assert [again.encode(text) for text in TEXTS] == [tokenizer().encode(text) for text in TEXTS]
 
 
-def test_long_texts_are_learnt_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Cut at blanks, parts hold the same words as the whole."""
+def test_long_texts_are_processed_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Check that parts cut at spaces have the same words as the whole."""
     whole = train_tokenizer([" ".join(TEXTS)], 300).backend.to_str()
     monkeypatch.setattr(documents, "_PIECE", 64)
     assert train_tokenizer([" ".join(TEXTS)], 300).backend.to_str() == whole
 
 
-def test_half_a_surrogate_pair_is_passed_over() -> None:
+def test_half_a_surrogate_pair_is_ignored() -> None:
     assert train_tokenizer([*TEXTS, "\ud800"], 300).vocab_size == 300
 
 
-def test_refusals() -> None:
+def test_bad_input_is_refused() -> None:
     with pytest.raises(ConfigError, match="at least 258"):
         train_tokenizer(TEXTS, 257)
     with pytest.raises(InputError, match="no text to train"):
