@@ -1,8 +1,12 @@
-"""Split queries and keys into blocks, so that attention never builds the whole square of scores.
+"""Split queries and keys into blocks, and combine blocks under an online softmax.
 
-Query heads that share a key-value head become rows of one matrix product.
+Attention by blocks never builds the whole square of scores. Query heads that share a key-value
+head become rows of one matrix product.
+
+Source: Milakov & Gimelshein 2018 (arXiv 1805.02867) for the online softmax.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import jax
@@ -10,6 +14,9 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from lwm.attention.mask import PADDING, Ranges, Side, ranges
+
+# Finite, so that rows without any key yet give exp(-inf - _LOWEST) = 0 and never inf - inf.
+_LOWEST = -1e30
 
 
 @dataclass(frozen=True)
@@ -47,9 +54,8 @@ class BlockLayout:
 
     def split_side(self, side: Side) -> Side:
         """Split positions and segments."""
-        return Side(
-            positions=self.split(side.positions), segments=self.split(side.segments, PADDING)
-        )
+        positions = self.split(side.positions)
+        return Side(positions=positions, segments=self.split(side.segments, PADDING))
 
     def split_queries(
         self, x: Float[Array, "batch seq heads dim"], kv_heads: int
@@ -62,21 +68,9 @@ class BlockLayout:
     def join_queries(
         self, x: Float[Array, "batch blocks kv_heads group block dim"]
     ) -> Float[Array, "batch seq heads dim"]:
-        """Join blocks in the form of queries; the inverse of `split_queries`."""
+        """Invert `split_queries`."""
         x = x.transpose(0, 1, 4, 2, 3, 5)
         return self.join(x.reshape(*x.shape[:3], -1, x.shape[-1]))
-
-    def split_keys(
-        self, x: Float[Array, "batch seq kv_heads dim"]
-    ) -> Float[Array, "batch blocks kv_heads block dim"]:
-        """Split keys or values."""
-        return self.split(x).swapaxes(2, 3)
-
-    def join_keys(
-        self, x: Float[Array, "batch blocks kv_heads block dim"]
-    ) -> Float[Array, "batch seq kv_heads dim"]:
-        """Join blocks in the form of keys; the inverse of `split_keys`."""
-        return self.join(x.swapaxes(2, 3))
 
 
 @jax.tree_util.register_dataclass
@@ -115,8 +109,49 @@ def make_keys(
     layout: BlockLayout,
 ) -> Keys:
     """Split keys and values into blocks."""
-    return Keys(
-        key=layout.split_keys(key),
-        value=layout.split_keys(value),
-        side=layout.split_side(side),
+    key, value = (layout.split(x).swapaxes(2, 3) for x in (key, value))
+    return Keys(key=key, value=value, side=layout.split_side(side))
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True, kw_only=True)
+class Sums:
+    """Hold running maxima, sums of exponentials and weighted values of rows, all float32."""
+
+    maximum: Float[Array, "*batch kv_heads group block"]
+    total: Float[Array, "*batch kv_heads group block"]
+    values: Float[Array, "*batch kv_heads group block dim"]
+
+
+def initial_sums(rows: tuple[int, ...], dim: int) -> Sums:
+    """Return the sums over no keys, for rows [..., kv_heads, group, block]."""
+    return Sums(
+        maximum=jnp.full(rows, _LOWEST, jnp.float32),
+        total=jnp.zeros(rows, jnp.float32),
+        values=jnp.zeros((*rows, dim), jnp.float32),
     )
+
+
+def add_scores(
+    sums: Sums,
+    scores: Float[Array, "*batch kv_heads group block keys"],
+    weighted_values: Callable[[Array], Array],
+) -> Sums:
+    """Add keys by scores, -inf where masked, and a function from weights to summed values."""
+    maximum = jnp.maximum(sums.maximum, scores.max(axis=-1))
+    weights = jnp.exp(scores - maximum[..., None])
+    shrink = jnp.exp(sums.maximum - maximum)
+    values = weighted_values(weights)
+    return Sums(
+        maximum=maximum,
+        total=sums.total * shrink + weights.sum(axis=-1),
+        values=sums.values * shrink[..., None] + values,
+    )
+
+
+def normalize(sums: Sums) -> tuple[Array, Array]:
+    """Return attention and its log-sum-exp; zeros and -inf for rows without keys."""
+    nonempty = sums.total > 0
+    total = jnp.where(nonempty, sums.total, 1.0)
+    out = sums.values / total[..., None]
+    return out, jnp.where(nonempty, sums.maximum + jnp.log(total), -jnp.inf)

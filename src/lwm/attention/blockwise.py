@@ -1,15 +1,11 @@
 """Compute attention and its gradients one block at a time, skipping every masked block.
 
-Memory is linear in the sequence. Each query block is combined with its key blocks one after
-another under an online softmax, and the backward pass recomputes the scores from the saved
-log-sum-exp. Blocks excluded by causality or segments are never computed: loops run over the needed
-range only, and a condition inside it skips the rest.
+Memory is linear in the sequence: the backward pass recomputes the scores from the saved
+log-sum-exp. `accumulate` and `gradients` handle one set of keys and continue sums, so that a ring
+calls them once for each set that arrives.
 
-`accumulate` and `gradients` handle one set of keys and continue sums, so that a ring calls them
-once for each set that arrives. On a CPU `accumulate` is a kernel in C if that can be compiled.
-
-Sources: Milakov & Gimelshein 2018 (arXiv 1805.02867) for the online softmax; Dao 2023 (arXiv
-2307.08691) for the backward pass; Liu & Abbeel 2023 (arXiv 2305.19370) for the blocks.
+Sources: Dao 2023 (arXiv 2307.08691) for the backward pass; Liu & Abbeel 2023 (arXiv 2305.19370)
+for the blocks.
 """
 
 from collections.abc import Callable
@@ -21,10 +17,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
-from lwm.attention.blocks import Keys, Queries
+from lwm.attention.blocks import Keys, Queries, Sums, add_scores
 from lwm.attention.kernels import cpu
 from lwm.attention.mask import Ranges, allowed, needed, ranges
-from lwm.attention.online_softmax import Sums, add_scores
 
 _product = partial(jnp.einsum, preferred_element_type=jnp.float32)
 
@@ -51,18 +46,9 @@ def accumulate_in_xla(sums: Sums, queries: Queries, keys: Keys, *, causal: bool)
             def add(j: Array, sums: Sums) -> Sums:
                 other: Keys = _at(keys, j)
                 mask = allowed(query.side, other.side, causal=causal)
-                blocks = (sums, query.data, other.key, other.value)
-                # Most blocks of a long text are not masked at all, and masking costs a pass over
-                # the scores.
-                return jax.lax.cond(
-                    mask.all(),
-                    partial(_add_block, mask=None),
-                    partial(_add_block, mask=mask),
-                    *blocks,
-                )
+                return _by_heads(_add_block, mask, sums, query.data, other.key, other.value)
 
-            wanted = needed(query.ranges, key_ranges, causal=causal)
-            return None, _over_needed(wanted, add, sums)
+            return None, _over(needed(query.ranges, key_ranges, causal=causal), add, sums)
 
         return jax.lax.scan(query_block, None, (sums, queries))[1]
 
@@ -76,15 +62,12 @@ def _add_block(
     value: Float[Array, "kv_heads keys dim"],
     mask: Bool[Array, "block keys"] | None,
 ) -> Sums:
-    def heads(sums: Sums, query: Array, key: Array, value: Array) -> Sums:
-        scores = _product("kgqd,ksd->kgqs", query, key)
-        if mask is not None:
-            scores = jnp.where(mask, scores, -jnp.inf)
-        return add_scores(
-            sums, scores, lambda w: _product("kgqs,ksd->kgqd", w.astype(value.dtype), value)
-        )
-
-    return _by_heads(heads, sums, query, key, value)
+    scores = _product("kgqd,ksd->kgqs", query, key)
+    if mask is not None:
+        scores = jnp.where(mask, scores, -jnp.inf)
+    return add_scores(
+        sums, scores, lambda w: _product("kgqs,ksd->kgqd", w.astype(value.dtype), value)
+    )
 
 
 @jax.tree_util.register_dataclass
@@ -96,19 +79,6 @@ class OutputGradients:
     logsumexp: Float[Array, "*batch kv_heads group block"]
     product: Float[Array, "*batch kv_heads group block"]  # of output and gradient, over dim
 
-    @classmethod
-    def of(
-        cls,
-        output: Float[Array, "batch blocks kv_heads group block dim"],
-        logsumexp: Float[Array, "batch blocks kv_heads group block"],
-        gradient: Float[Array, "batch blocks kv_heads group block dim"],
-    ) -> "OutputGradients":
-        """Prepare the backward pass from an output, its log-sum-exp and its gradient."""
-        product = jnp.sum(output.astype(jnp.float32) * gradient.astype(jnp.float32), axis=-1)
-        # Rows without keys have -inf; any finite value keeps exp(-inf - x) at 0 for them.
-        finite = jnp.where(jnp.isneginf(logsumexp), 0.0, logsumexp)
-        return cls(gradient=gradient, logsumexp=finite, product=product)
-
 
 def gradients(
     query_gradient: Float[Array, "batch blocks kv_heads group block dim"],
@@ -118,15 +88,10 @@ def gradients(
     *,
     causal: bool,
 ) -> tuple[Array, Array, Array]:
-    """Add these keys' part to the gradient of the queries, and differentiate keys and values.
+    """Add these keys' part to the gradient of the scaled queries, and differentiate keys and
+    values; all are float32."""
 
-    Returns:
-        Gradients of the scaled queries, of keys and of values, all float32.
-    """
-
-    def row(
-        query_gradient: Array, queries: Queries, outputs: OutputGradients, keys: Keys
-    ) -> tuple[Array, tuple[Array, Array]]:
+    def row(query_gradient: Array, queries: Queries, outputs: OutputGradients, keys: Keys) -> Any:
         def key_block(query_gradient: Array, block: tuple[Keys, Ranges]) -> Any:
             keys, key_ranges = block
 
@@ -135,20 +100,15 @@ def gradients(
                 query, output = _at((queries, outputs), i)
                 mask = allowed(query.side, keys.side, causal=causal)
                 blocks = (query.data, output, keys.key, keys.value)
-                add_q, add_k, add_v = jax.lax.cond(
-                    mask.all(),
-                    partial(_block_gradients, mask=None),
-                    partial(_block_gradients, mask=mask),
-                    *blocks,
-                )
+                add_q, add_k, add_v = _by_heads(_block_gradients, mask, *blocks)
                 dq = jax.lax.dynamic_update_index_in_dim(dq, _at(dq, i) + add_q, i, 0)
                 return dq, dk + add_k, dv + add_v
 
             # Gradients of keys and values are summed with their positions last, so that a CPU
             # transposes the small operand of each product and not the block of weights.
             zeros = jnp.zeros(keys.key.swapaxes(-1, -2).shape, jnp.float32)
-            wanted = needed(queries.ranges, key_ranges, causal=causal)
-            query_gradient, dk, dv = _over_needed(wanted, add, (query_gradient, zeros, zeros))
+            indices = needed(queries.ranges, key_ranges, causal=causal)
+            query_gradient, dk, dv = _over(indices, add, (query_gradient, zeros, zeros))
             return query_gradient, (dk.swapaxes(-1, -2), dv.swapaxes(-1, -2))
 
         return jax.lax.scan(key_block, query_gradient, (keys, ranges(keys.side)))
@@ -160,53 +120,54 @@ def gradients(
 def _block_gradients(
     query: Array, output: OutputGradients, key: Array, value: Array, mask: Array | None
 ) -> tuple[Array, Array, Array]:
-    def heads(query: Array, output: OutputGradients, key: Array, value: Array) -> Any:
-        scores = _product("kgqd,ksd->kgqs", query, key)
-        weights = jnp.exp(scores - output.logsumexp[..., None])
-        if mask is not None:
-            weights = jnp.where(mask, weights, 0.0)
-        change = _product("kgqd,ksd->kgqs", output.gradient, value)
-        change = (weights * (change - output.product[..., None])).astype(key.dtype)
-        weights = weights.astype(value.dtype)
-        return (
-            _product("kgqs,ksd->kgqd", change, key),
-            _product("kgqd,kgqs->kds", query, change),
-            _product("kgqd,kgqs->kds", output.gradient, weights),
-        )
-
-    return _by_heads(heads, query, output, key, value)
+    scores = _product("kgqd,ksd->kgqs", query, key)
+    weights = jnp.exp(scores - output.logsumexp[..., None])
+    if mask is not None:
+        weights = jnp.where(mask, weights, 0.0)
+    change = _product("kgqd,ksd->kgqs", output.gradient, value)
+    change = (weights * (change - output.product[..., None])).astype(key.dtype)
+    weights = weights.astype(value.dtype)
+    return (
+        _product("kgqs,ksd->kgqd", change, key),
+        _product("kgqd,kgqs->kds", query, change),
+        _product("kgqd,kgqs->kds", output.gradient, weights),
+    )
 
 
-def _by_heads(function: Callable[..., Any], *arguments: Any) -> Any:
+def _by_heads(function: Callable[..., Any], mask: Array, *arguments: Any) -> Any:
     """Apply a function to groups of key-value heads separately and concatenate the results.
 
     XLA's CPU backend runs these independent chains in parallel, and the scores of one group fit
     into a core's cache, which made prefill a fifth to a third faster (docs/log.md, 22 November
-    2026).
+    2026). Most blocks of a long text are not masked at all; they get no mask, which would cost a
+    pass over the scores.
     """
-    kv_heads = jax.tree.leaves(arguments)[0].shape[0]
-    groups = max(n for n in range(1, 5) if kv_heads % n == 0)
-    leaves, tree = jax.tree.flatten(arguments)
-    parts = zip(*(jnp.split(leaf, groups) for leaf in leaves), strict=True)
-    results = [function(*tree.unflatten(part)) for part in parts]
-    return jax.tree.map(lambda *x: jnp.concatenate(x), *results)
+
+    def apply(mask: Array | None, *arguments: Any) -> Any:
+        kv_heads = jax.tree.leaves(arguments)[0].shape[0]
+        groups = max(n for n in range(1, 5) if kv_heads % n == 0)
+        leaves, tree = jax.tree.flatten(arguments)
+        parts = zip(*(jnp.split(leaf, groups) for leaf in leaves), strict=True)
+        results = [function(*tree.unflatten(part), mask=mask) for part in parts]
+        return jax.tree.map(lambda *x: jnp.concatenate(x), *results)
+
+    return jax.lax.cond(mask.all(), partial(apply, None), partial(apply, mask), *arguments)
 
 
 def _at(tree: Any, index: Array) -> Any:
     return jax.tree.map(lambda x: jax.lax.dynamic_index_in_dim(x, index, keepdims=False), tree)
 
 
-def _over_needed(wanted: Array, step: Callable[[Array, Any], Any], carry: Any) -> Any:
-    """Run `step` over the indices that are wanted, in order."""
-    indices = jnp.arange(wanted.shape[0])
-    first = jnp.where(wanted, indices, wanted.shape[0]).min()
-    last = jnp.where(wanted, indices, -1).max() + 1
-    return jax.lax.fori_loop(
-        first,
-        last,
-        lambda i, carry: jax.lax.cond(wanted[i], lambda c: step(i, c), lambda c: c, carry),
-        carry,
-    )
+def _over(needed: Array, step: Callable[[Array, Any], Any], carry: Any) -> Any:
+    """Run `step` over the indices that are true, in order: a loop over their range only."""
+    indices = jnp.arange(needed.shape[0])
+    first = jnp.where(needed, indices, needed.shape[0]).min()
+    last = jnp.where(needed, indices, -1).max() + 1
+
+    def one(i: Array, carry: Any) -> Any:
+        return jax.lax.cond(needed[i], lambda c: step(i, c), lambda c: c, carry)
+
+    return jax.lax.fori_loop(first, last, one, carry)
 
 
 def _map_rows(function: Callable[..., Any], *arguments: Any) -> Any:

@@ -4,25 +4,31 @@ A cache stores values as [slots, kv_heads, capacity, dim] and keys as [slots, kv
 capacity], the order in which each is multiplied. It may be sharded: slots over `data`, heads over
 `tensor`, capacity over `sequence` in striped order (position p is on device p mod R at index p //
 R, see `order`). A token's place therefore follows from its position, every write is local, and a
-key's position follows from its place. Whatever lies beyond a query's position, stale or never
-written, is masked. In prefill the cache's slabs are passed around a ring; in decode only each
-device's output and log-sum-exp move. Beyond one slab, work is bounded by the positions in use, not
-by the capacity.
+key's position follows from its place. Places beyond a query's position, stale or never written,
+are masked. Beyond one slab, work is bounded by the positions in use, not by the capacity.
 
 Source of merging in decode: Flash-Decoding (Dao et al. 2023).
 """
 
+from collections.abc import Callable
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int
 
-from lwm.attention.blocks import BlockLayout, Keys, make_queries
+from lwm.attention.blocks import (
+    BlockLayout,
+    Keys,
+    Sums,
+    add_scores,
+    initial_sums,
+    make_queries,
+    normalize,
+)
 from lwm.attention.mask import PADDING, Side, side
-from lwm.attention.online_softmax import Sums, add_scores, initial_sums, normalize
 from lwm.attention.ring import ring_accumulate
 from lwm.core.hardware import traits
 from lwm.core.mesh import DATA, SEQUENCE
@@ -53,8 +59,22 @@ CACHE_AXES = LayerCache(
 """Logical axes of keys and values."""
 
 
-def _specs(rules: Rules) -> LayerCache:
-    return LayerCache(*(partition_spec(axes, rules) for axes in CACHE_AXES))  # type: ignore[arg-type]
+def _sharded(
+    local: Callable[..., Any], mesh: Mesh | None, rules: Rules, rows: tuple[Any, Any], *rest: Any
+) -> Callable[..., Any]:
+    """Run a function of query, key, value, cache and other arrays on each device's part.
+
+    Args:
+        rows: axes of the first two dimensions of query, key and value.
+        rest: axes of the other arrays.
+    """
+    if mesh is None or mesh.size == 1:
+        return local
+    heads, kv_heads = (partition_spec((*rows, x, None), rules) for x in ("heads", "kv_heads"))
+    caches = LayerCache(*(partition_spec(axes, rules) for axes in CACHE_AXES))  # type: ignore[arg-type]
+    others = (partition_spec(axes, rules) for axes in rest)
+    in_specs, out_specs = (heads, kv_heads, kv_heads, caches, *others), (heads, caches)
+    return jax.shard_map(local, mesh=mesh, in_specs=in_specs, out_specs=out_specs, check_vma=False)
 
 
 def _rank(axis: str, mesh: Mesh | None) -> tuple[Array | int, int]:
@@ -95,19 +115,8 @@ def prefill_attention(
         block: queries at a time.
     """
     local = partial(_prefill, mesh=mesh, block=block)
-    if mesh is None or mesh.size == 1:
-        return local(query, key, value, cache, slot, first)
-    heads = partition_spec((None, "position", "heads", None), PREFILL)
-    kv_heads = partition_spec((None, "position", "kv_heads", None), PREFILL)
-    caches = _specs(PREFILL)
-    scalar = partition_spec((), PREFILL)
-    return jax.shard_map(
-        local,
-        mesh=mesh,
-        in_specs=(heads, kv_heads, kv_heads, caches, scalar, scalar),
-        out_specs=(heads, caches),
-        check_vma=False,
-    )(query, key, value, cache, slot, first)
+    run = _sharded(local, mesh, PREFILL, (None, "position"), (), ())
+    return run(query, key, value, cache, slot, first)
 
 
 def _prefill(
@@ -187,19 +196,8 @@ def decode_attention(
     Args:
         positions: of each slot's tokens; -1 for no token, which gets zeros and writes nothing.
     """
-    local = partial(_decode, mesh=mesh)
-    if mesh is None or mesh.size == 1:
-        return local(query, key, value, cache, positions)
-    heads = partition_spec(("slots", None, "heads", None), DECODE)
-    kv_heads = partition_spec(("slots", None, "kv_heads", None), DECODE)
-    caches = _specs(DECODE)
-    return jax.shard_map(
-        local,
-        mesh=mesh,
-        in_specs=(heads, kv_heads, kv_heads, caches, partition_spec(("slots", None), DECODE)),
-        out_specs=(heads, caches),
-        check_vma=False,
-    )(query, key, value, cache, positions)
+    run = _sharded(partial(_decode, mesh=mesh), mesh, DECODE, ("slots", None), ("slots", None))
+    return run(query, key, value, cache, positions)
 
 
 def _decode(
@@ -240,7 +238,7 @@ def _decode(
         sums = jax.lax.fori_loop(0, -(-used // DECODE_SLAB), add_slab, sums)
     out, logsumexp = normalize(sums)
     if shards > 1:
-        out = merge_shards(out, logsumexp, SEQUENCE)
+        out = _merge_shards(out, logsumexp, SEQUENCE)
     out = out.reshape(slots, kv_heads, width, group, dim).swapaxes(1, 2)
     return out.reshape(slots, width, heads, dim).astype(query.dtype), cache
 
@@ -289,9 +287,7 @@ def _product(pattern: str, rows: Array, matrix: Array, *, separate: bool) -> Arr
     return jnp.stack(products, axis=2)
 
 
-def merge_shards(
-    out: Float[Array, "*rows dim"], logsumexp: Float[Array, "*rows"], axis: str
-) -> Float[Array, "*rows dim"]:
+def _merge_shards(out: Array, logsumexp: Array, axis: str) -> Array:
     """Merge each device's attention over its own keys, weighted by log-sum-exp."""
     most = jax.lax.pmax(logsumexp, axis)
     weight = jnp.where(jnp.isneginf(logsumexp), 0.0, jnp.exp(logsumexp - most))

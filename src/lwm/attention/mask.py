@@ -1,9 +1,7 @@
 """Decide which queries may attend to which keys, from a position and a segment per token.
 
-A mask is never stored as a square: positions and segments of queries and keys are compared for
-each block when it is computed. Tokens attend within their own segment; a negative segment is
-padding, which neither attends nor is attended to. Every implementation of attention uses these
-functions.
+Tokens attend within their own segment; a negative segment is padding, which neither attends nor is
+attended to.
 """
 
 from dataclasses import dataclass
@@ -28,10 +26,9 @@ def side(
     positions: Int[Array, "*batch seq"], segments: Int[Array, "*batch seq"] | None = None
 ) -> Side:
     """Make a side; segments default to one segment for all tokens."""
-    return Side(
-        positions=positions,
-        segments=jnp.zeros_like(positions) if segments is None else segments,
-    )
+    if segments is None:
+        segments = jnp.zeros_like(positions)
+    return Side(positions=positions, segments=segments)
 
 
 def allowed(query: Side, key: Side, *, causal: bool) -> Bool[Array, "*batch queries keys"]:
@@ -55,10 +52,7 @@ def pad(side: Side, length: int) -> Side:
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True, kw_only=True)
 class Ranges:
-    """Hold the least and greatest position and segment of each block's tokens, without padding.
-
-    The ranges of a block of only padding are empty.
-    """
+    """Hold the range of positions and segments of each block, empty if it is only padding."""
 
     first_position: Int[Array, "*blocks"]
     last_position: Int[Array, "*blocks"]
@@ -81,8 +75,8 @@ def ranges(side: Side) -> Ranges:
 def needed(query: Ranges, key: Ranges, *, causal: bool) -> Bool[Array, "*blocks"]:
     """Return whether a pair of blocks may hold an allowed pair of tokens; broadcast over blocks.
 
-    The answer is exact if segments are contiguous and each block's positions form a run, as in
-    packed rows and zigzag shards. Otherwise it may include a block too many, never omit one.
+    The answer is exact if segments and each block's positions are contiguous, as in packed rows
+    and zigzag shards. Otherwise it may include a block too many, never omit one.
     """
     overlap = (query.first_segment <= key.last_segment) & (key.first_segment <= query.last_segment)
     if causal:

@@ -1,12 +1,10 @@
 """Order a sequence over the devices of the `sequence` axis, so that causal attention is balanced.
 
-With contiguous shards the ring would wait for its last device. Two orders balance it:
-- zigzag: device r of R holds chunks r and 2R-1-r. For whole sequences (training, scoring).
-- striped: position p is on device p mod R. For caches: the place of a token depends only on its
-  position, whatever the size of the chunk that it came in, so every write is local.
+With contiguous shards the ring would wait for its last device. Zigzag, for whole sequences, gives
+device r of R the chunks r and 2R-1-r. Striped, for caches, gives it the positions p with p mod R =
+r: a token's place depends only on its position, so every write is local.
 
-Other modules use positions and do not depend on an order. Sources: zhuzilin/ring-flash-attention
-(zigzag); Striped Attention, Brandon et al. 2023 (arXiv 2311.09431).
+Sources: zhuzilin/ring-flash-attention (zigzag); Brandon et al. 2023 (arXiv 2311.09431, striped).
 """
 
 import numpy as np
@@ -14,11 +12,7 @@ from jaxtyping import Int
 
 
 def zigzag(length: int, shards: int) -> Int[np.ndarray, " length"]:
-    """Return the token at each place: `x[:, zigzag(n, r)]` lays x out for r devices.
-
-    Args:
-        length: a multiple of 2 * shards; `zigzag_length` rounds up to one.
-    """
+    """Return the token at each place: `x[:, zigzag(n, r)]` lays x out for r devices."""
     assert length % (2 * shards) == 0, (length, shards)
     chunks = np.arange(length).reshape(2 * shards, -1)
     order = [chunk for rank in range(shards) for chunk in (rank, 2 * shards - 1 - rank)]
@@ -26,7 +20,7 @@ def zigzag(length: int, shards: int) -> Int[np.ndarray, " length"]:
 
 
 def zigzag_length(length: int, shards: int) -> int:
-    """Return the length to pad a sequence to."""
+    """Return the next length that `zigzag` accepts, a multiple of 2 * shards."""
     return -(-length // (2 * shards)) * 2 * shards
 
 

@@ -1,7 +1,5 @@
 """Compute dense attention as textbooks define it, to check every other implementation against.
 
-Only this implementation builds the whole square of scores.
-
 Source: Vaswani et al. 2017 (arXiv 1706.03762), section 3.2.1; grouped heads, Ainslie et al. 2023
 (arXiv 2305.13245).
 """

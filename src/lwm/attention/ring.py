@@ -1,8 +1,8 @@
 """Pass keys and values around the devices of a mesh axis, while queries stay.
 
 These functions run inside `shard_map`: every array is one device's part. Positions and segments
-travel with the keys, because a balanced order has no fixed offset per device. With an axis of None
-they compute over the keys of one device.
+travel with the keys, because a balanced order has no fixed offset per device. An axis of None
+stands for one device.
 
 Source: Liu, Zaharia & Abbeel 2023 (arXiv 2310.01889).
 """
@@ -13,13 +13,11 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
-from lwm.attention.blocks import Keys, Queries
+from lwm.attention.blocks import Keys, Queries, Sums
 from lwm.attention.blockwise import OutputGradients, accumulate, gradients
-from lwm.attention.online_softmax import Sums
 
 
-def send_to_next(tree: Any, axis: str) -> Any:
-    """Send this device's arrays to the next device of the ring."""
+def _send_to_next(tree: Any, axis: str) -> Any:
     size = jax.lax.axis_size(axis)
     return jax.lax.ppermute(tree, axis, [(i, (i + 1) % size) for i in range(size)])
 
@@ -33,7 +31,7 @@ def ring_accumulate(
 
     def step(carry: tuple[Sums, Keys], _: None) -> tuple[tuple[Sums, Keys], None]:
         sums, keys = carry
-        incoming = send_to_next(keys, axis)
+        incoming = _send_to_next(keys, axis)
         return (accumulate(sums, queries, keys, causal=causal), incoming), None
 
     hops = jax.lax.axis_size(axis) - 1
@@ -51,13 +49,13 @@ def ring_gradients(
 
     def step(carry: Any, _: None) -> tuple[Any, None]:
         dq, keys, sums = carry
-        incoming = send_to_next(keys, axis)
+        incoming = _send_to_next(keys, axis)
         # The earlier devices' sums for the present keys arrive while our own part is computed.
-        arrived = send_to_next(sums, axis)
+        arrived = _send_to_next(sums, axis)
         dq, *part = gradients(dq, queries, outputs, keys, causal=causal)
         return (dq, incoming, jax.tree.map(jnp.add, arrived, tuple(part))), None
 
     zeros = jnp.zeros(keys.key.shape, jnp.float32)
     carry = (query_gradient, keys, (zeros, zeros))
     (dq, _, sums), _ = jax.lax.scan(step, carry, length=jax.lax.axis_size(axis))
-    return dq, *send_to_next(sums, axis)  # one more hop returns each gradient to its device
+    return dq, *_send_to_next(sums, axis)  # one more hop returns each gradient to its device

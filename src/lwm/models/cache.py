@@ -1,8 +1,4 @@
-"""Allocate the key-value cache of a whole model.
-
-`attention.cached` defines the layout and use of one layer's part. A cache that does not fit into
-memory is refused before any of it is allocated.
-"""
+"""Allocate the key-value cache of a whole model; `attention.cached` defines a layer's part."""
 
 from collections.abc import Callable
 from functools import partial
@@ -32,11 +28,7 @@ def cache_capacity(tokens: int, mesh: Mesh | None) -> int:
 def require_cache_memory(
     config: LlamaConfig, *, slots: int, capacity: int, dtype: str, mesh: Mesh | None
 ) -> None:
-    """Check that a cache fits into the memory that is free.
-
-    Raises:
-        CapacityError: names the memory that a device needs and has.
-    """
+    """Raise CapacityError, with both sizes, if a cache does not fit into the free memory."""
     parts = 1
     if mesh is not None:
         for axis in ("slots", "kv_heads", "cache_position"):
@@ -54,11 +46,7 @@ def require_cache_memory(
 def make_cache(
     config: LlamaConfig, *, slots: int, capacity: int, dtype: str, mesh: Mesh | None = None
 ) -> Cache:
-    """Create zero keys and values for every layer, in their shards.
-
-    Raises:
-        CapacityError: the cache does not fit into memory.
-    """
+    """Create zero keys and values for every layer, in their shards, if memory suffices."""
     require_cache_memory(config, slots=slots, capacity=capacity, dtype=dtype, mesh=mesh)
     key_shape = (slots, config.num_kv_heads, config.head_dim, capacity)
     value_shape = (slots, config.num_kv_heads, capacity, config.head_dim)
@@ -76,10 +64,7 @@ def make_cache(
 
 
 def grow_cache(cache: Cache, capacity: int, mesh: Mesh | None) -> Cache:
-    """Return the cache with a larger capacity; each device's positions keep their places.
-
-    Each layer is freed after it is copied, so that two whole caches never exist at once.
-    """
+    """Return the cache with a larger capacity; each device's positions keep their places."""
     shards = 1 if mesh is None else mesh.shape[SEQUENCE]
 
     def pad(x: Array, axis: int) -> Array:
@@ -95,7 +80,7 @@ def grow_cache(cache: Cache, capacity: int, mesh: Mesh | None) -> Cache:
 
     grow_keys, grow_values = (grow(axes) for axes in CACHE_AXES)  # type: ignore[arg-type]
     grown = []
-    for keys, values in cache:
+    for keys, values in cache:  # freed one by one, so that two whole caches never exist
         grown.append(LayerCache(grow_keys(keys), grow_values(values)))
         keys.delete()
         values.delete()

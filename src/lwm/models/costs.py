@@ -14,10 +14,8 @@ def parameter_count(config: LlamaConfig) -> int:
 def training_flops(config: LlamaConfig, *, tokens: int, pairs: int, adapters: int = 0) -> float:
     """Count the operations of a forward and a backward pass, without recomputation.
 
-    A backward pass computes the gradients of both factors of a product, each at the cost of the
-    product: kernels cost 3 x 2 x parameters x tokens, and attention 3 x 4 x layers x heads x
-    head_dim x pairs. With adapters the kernels are frozen and get no gradient: they cost 2 x 2 x
-    parameters x tokens, and the adapters 3 x 2 x parameters x tokens.
+    Kernels cost 3 x 2 x parameters x tokens: one product forward, two backward. With adapters they
+    get no gradient and cost 2 x 2.
 
     Args:
         tokens: tokens that are not padding.

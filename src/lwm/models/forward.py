@@ -42,11 +42,9 @@ def hidden_states(
     """Return the normalized output of the last layer, without a cache.
 
     Args:
-        prepare: function from a stored stacked layer to the layer that computes: casts it, gathers
-            it from its shards, adds adapters.
-        remat: wrapper like `jax.checkpoint` that chooses what the backward pass recomputes; for
-            stacked layers.
-        dtype: of the activations; defaults to that of the embedding.
+        prepare: function from a stored stacked layer to the layer that computes.
+        remat: wrapper like `jax.checkpoint`, for stacked layers.
+        dtype: of the activations; defaults to the embedding's.
     """
     angles = rotary_angles(positions, config.head_dim, config.rope_theta)
     apply = partial(apply_layer, config=config, attend=attend, mesh=mesh, rules=rules)
@@ -79,16 +77,13 @@ def embed_tokens(
     mesh: Mesh | None,
     rules: Rules,
 ) -> Float[Array, "batch seq embed"]:
-    """Look tokens up in the embedding.
-
-    On a mesh each device looks in its own rows, since the compiler would gather the whole of a
-    sharded table for a plain look-up.
-    """
+    """Look tokens up in the embedding."""
     if isinstance(table, QuantizedKernel):
         return table.rows(tokens)
     if mesh is None or max(shard_count(mesh, axis, rules) for axis in ("vocab", "embed")) == 1:
         return table[tokens]
 
+    # For a plain look-up in a sharded table the compiler would gather the whole table.
     def local(rows: Array, tokens: Array) -> Array:
         index = tokens - jax.lax.axis_index(TENSOR) * rows.shape[0]
         here = (index >= 0) & (index < rows.shape[0])
@@ -121,8 +116,6 @@ def apply_layer(
     """Apply one layer: add attention, then the feed-forward network, of the normalized input.
 
     Args:
-        angles: rotary angles of the tokens' positions, which need not be in order.
-        attend: attention to this layer's keys and values, and to earlier ones in `cache`.
         mlp_block: positions of a device's part that pass the feed-forward network at a time.
     """
 
@@ -154,15 +147,13 @@ def rms_norm(
 
 def _project(
     layer: Layer | FusedLayer, x: Float[Array, "batch seq embed"], config: LlamaConfig
-) -> tuple[Array, Array, Array]:
+) -> tuple[Array, ...]:
     """Return queries, keys and values of a normalized input, heads not yet split."""
     if isinstance(layer, Layer):
         return x @ layer.query, x @ layer.key, x @ layer.value
     heads, kv_heads = config.num_heads * config.head_dim, config.num_kv_heads * config.head_dim
-    query, key, value = jnp.split(
-        multiply(x, layer.attention_in), [heads, heads + kv_heads], axis=-1
-    )
-    return query, key, value
+    fused = multiply(x, layer.attention_in)
+    return tuple(jnp.split(fused, [heads, heads + kv_heads], axis=-1))
 
 
 def feed_forward(
@@ -225,11 +216,11 @@ def dequantized(weights: Llama) -> Llama:
     A dequantized head is (in, out), as every other dense head is.
     """
     dequantize = jax.jit(QuantizedKernel.dequantize)
+
+    def is_quantized(x: Any) -> bool:
+        return isinstance(x, QuantizedKernel)
+
     dense = jax.tree.map(
-        lambda x: dequantize(x) if isinstance(x, QuantizedKernel) else x,
-        weights,
-        is_leaf=lambda x: isinstance(x, QuantizedKernel),
+        lambda x: dequantize(x) if is_quantized(x) else x, weights, is_leaf=is_quantized
     )
-    return (
-        replace(dense, head=dense.head.T) if isinstance(weights.head, QuantizedKernel) else dense
-    )
+    return replace(dense, head=dense.head.T) if is_quantized(weights.head) else dense

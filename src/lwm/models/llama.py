@@ -1,8 +1,7 @@
 """Declare the Llama transformer: its configuration and its weights.
 
-Weights are dataclass trees, either with layers stacked on a leading axis (training: layers are
-scanned, and one layer is compiled) or as a tuple of layers (inference: scanning would copy each
-layer's weights on a CPU). `forward` computes with them.
+Layers are stacked on a leading axis in training, where they are scanned and one is compiled, and a
+tuple in inference, where scanning would copy each layer's weights on a CPU.
 
 Source: Touvron et al. 2023 (arXiv 2302.13971, 2307.09288); grouped key-value heads, Ainslie et al.
 2023 (arXiv 2305.13245).
@@ -51,14 +50,10 @@ class LlamaConfig(Checked, section="model"):
         if self.num_heads % self.num_kv_heads:
             raise ConfigError(
                 f"model.num_heads ({self.num_heads}) must be a multiple of model.num_kv_heads "
-                f"({self.num_kv_heads}), so that each key-value head serves the same number of "
-                "heads"
+                f"({self.num_kv_heads})"
             )
         if self.head_dim % 2:
-            raise ConfigError(
-                f"model.head_dim is {self.head_dim}; rotary embedding rotates pairs, so it must "
-                "be even"
-            )
+            raise ConfigError(f"model.head_dim is {self.head_dim}; it must be even")
 
     @property
     def table_size(self) -> int:
@@ -90,9 +85,8 @@ class Layer:
 class FusedLayer:
     """Hold the weights of one layer with products of the same input fused into one.
 
-    Query, key and value are one kernel, gate and up another. For inference on meshes that do not
-    shard them over `tensor`: the fewer and larger the products, the closer they come to the speed
-    of memory. Kernels are (out, in), see `forward.multiply`.
+    For inference on meshes without `tensor` shards: fewer and larger products come closer to the
+    speed of memory. Kernels are (out, in), see `forward.multiply`.
     """
 
     attention_norm: Float[Array, " embed"]
@@ -110,10 +104,7 @@ FUSED = {"attention_in": ("query", "key", "value"), "mlp_in": ("gate", "up")}
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True, kw_only=True)
 class Llama:
-    """Hold all weights; `head` is None if it is the transpose of the embedding.
-
-    A quantized head is (out, in), as every quantized kernel is.
-    """
+    """Hold all weights; `head` is None if tied, and (out, in) if quantized."""
 
     embedding: Float[Array, "vocab embed"] | QuantizedKernel
     layers: Layer | tuple[Layer | FusedLayer, ...]
@@ -156,11 +147,7 @@ def llama_params(config: LlamaConfig, *, stacked: bool) -> Llama:
 
 
 def require_mesh(config: LlamaConfig, mesh: Mesh, rules: Rules) -> None:
-    """Check that a mesh divides the sizes of the model.
-
-    Raises:
-        ConfigError: names a size that is not divisible, and the number of parts.
-    """
+    """Raise ConfigError if a mesh does not divide the sizes of the model."""
     sizes = {
         "heads": config.num_heads,
         "kv_heads": config.num_kv_heads,

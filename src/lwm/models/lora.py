@@ -60,10 +60,7 @@ class AdaptedLayer:
 
 
 def lora_params(config: LlamaConfig, lora: LoraConfig) -> dict[str, Adapter]:
-    """Declare the adapters of all layers, stacked, as a tree of `ParamSpec`.
-
-    The initial change is zero.
-    """
+    """Declare the adapters of all layers, stacked, as a tree of `ParamSpec`."""
     layer: Any = llama_params(config, stacked=False).layers[0]  # type: ignore[index]
 
     def adapter(spec: ParamSpec) -> Any:
@@ -78,9 +75,8 @@ def lora_params(config: LlamaConfig, lora: LoraConfig) -> dict[str, Adapter]:
 
 def merge_adapters(layer: Layer, adapters: dict[str, Adapter], scale: float) -> Layer:
     """Return the layer with its adapters added, in the type of its kernels."""
-    changed = {}
+    kernels = {target: getattr(layer, target) for target in adapters}
     for target, adapter in adapters.items():
-        kernel = getattr(layer, target)
         change = (adapter.down @ adapter.up) * scale
-        changed[target] = kernel + change.astype(kernel.dtype)
-    return replace(layer, **changed)
+        kernels[target] += change.astype(kernels[target].dtype)
+    return replace(layer, **kernels)

@@ -1,8 +1,7 @@
 """Represent quantized kernels: 8-bit integers with a scale, and optionally an offset, per block.
 
-Decoding on a CPU is bound by the memory traffic of the weights, and quantized kernels take about a
-third of the bytes of float32. Products equal those of the dequantized kernel except for the order
-of sums: values and scales are the file's own, and all sums are float32.
+Decoding on a CPU is bound by the memory traffic of the weights, of which they take about a third.
+Products equal the dequantized kernel's except for the order of sums, which are float32.
 """
 
 from collections.abc import Iterable
@@ -35,10 +34,7 @@ class BlockFormat(NamedTuple):
 
 
 def common_format(formats: Iterable[BlockFormat]) -> BlockFormat:
-    """Return the coarsest format that can represent kernels of all `formats`.
-
-    Block sizes are powers of two.
-    """
+    """Return the coarsest format for kernels of all `formats`; block sizes are powers of two."""
     sizes, offsets = zip(*formats, strict=True)
     return BlockFormat(min(sizes), any(offsets))
 
@@ -52,7 +48,7 @@ class QuantizedTensor(NamedTuple):
 
     @property
     def block_format(self) -> BlockFormat:
-        """Return the block size, and whether there are offsets."""
+        """Return the format of the blocks."""
         size = self.values.shape[1] // self.scales.shape[1]
         return BlockFormat(size, self.offsets is not None)
 

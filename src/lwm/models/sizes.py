@@ -23,11 +23,7 @@ NAMES = tuple(_SIZES)
 
 
 def size(name: str) -> LlamaConfig:
-    """Return the configuration of a named size.
-
-    Raises:
-        ConfigError: no size has this name.
-    """
+    """Return the configuration of a named size; raise ConfigError if there is none."""
     if name not in _SIZES:
         raise ConfigError(f"there is no model size {name!r}; choose one of {', '.join(NAMES)}")
     hidden, mlp, layers, heads, length, epsilon = _SIZES[name]

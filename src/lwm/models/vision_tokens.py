@@ -1,10 +1,8 @@
 """Define the token ids of images and videos in a vision-language model.
 
-A vision-language model is a Llama with one table of ids for both kinds: text first, then vision.
-The id alone selects the row, so attention, caches, packing and sharding treat both kinds alike.
-The original keeps two tables, two number spaces and a mask that selects one; `single_table_ids`
-converts. Vision ids in this module count from 0; the first vision row of the table is the model's
-`vocab_size`.
+A vision-language model is a Llama with one table of ids: text first, then vision. Vision ids in
+this module count from 0; the first vision row of the table is the model's `vocab_size`. The
+original has two tables and a mask that selects one; `single_table_ids` converts.
 
 Source: LargeWorldModel paper (arXiv 2402.08268), section 4.1.
 """
@@ -59,11 +57,8 @@ class VisionVocabulary(Checked, section="vision"):
     ) -> Int32[np.ndarray, " tokens"]:
         """Return the vision ids of frames: the codes of each, followed by its end token.
 
-        Args:
-            ended: whether the last frame ends the video; otherwise another frame is to follow.
-
-        Raises:
-            InputError: there are no frames, or they do not fit this vocabulary.
+        `ended` says whether the last frame ends the video. Raise InputError if there are no
+        frames, or if they do not fit this vocabulary.
         """
         if codes.ndim != 2 or codes.shape[1] != self.codes_per_frame or len(codes) == 0:
             raise InputError(
@@ -78,11 +73,7 @@ class VisionVocabulary(Checked, section="vision"):
         return np.hstack([codes, self._ends(len(codes), ended)]).astype(np.int32).ravel()
 
     def split(self, ids: Int[np.ndarray, " tokens"]) -> Int[np.ndarray, "frames codes_per_frame"]:
-        """Return the codes of the frames of a whole image or video: the inverse of `interleave`.
-
-        Raises:
-            InputError: the ids are not whole frames of this vocabulary.
-        """
+        """Invert `interleave` for a whole image or video; raise InputError for other ids."""
         if len(ids) == 0 or len(ids) % self.tokens_per_frame:
             raise InputError(
                 f"{len(ids)} vision ids are no multiple of {self.tokens_per_frame}: a frame has "
@@ -115,9 +106,5 @@ class VisionVocabulary(Checked, section="vision"):
 
 
 def single_table_ids(tokens: np.ndarray, vision_mask: np.ndarray, vocab_size: int) -> np.ndarray:
-    """Convert ids of two tables, and the mask that selects one, to ids of one table.
-
-    Args:
-        vocab_size: number of text ids.
-    """
+    """Convert ids of two tables, and the mask that selects one, to ids of one table."""
     return np.where(vision_mask, tokens + vocab_size, tokens)

@@ -1,13 +1,10 @@
-"""Encode images as small grids of codes, and decode them.
-
-The VQGAN is a convolutional encoder, a codebook of which each place of the grid takes the nearest
-entry, and a decoder that mirrors the encoder. Pixels are in [-1, 1].
+"""Encode images, with pixels in [-1, 1], as small grids of codes, and decode them.
 
 Sources: Esser et al. 2021 (arXiv 2012.09841), sections 3.1 and A; the LargeWorldModel paper
 (arXiv 2402.08268), section 4.1, for the sizes.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Annotated, Any
 
@@ -18,9 +15,9 @@ from jaxtyping import Array, Float, Int
 
 from lwm.core.config import Checked
 from lwm.core.errors import ConfigError
-from lwm.core.params import ParamSpec, kernel, normal, ones, zeros
+from lwm.core.params import Initializer, ParamSpec, kernel, normal, ones, zeros
 
-NORM_EPSILON = 1e-6
+_NORM_EPSILON = 1e-6
 _MAX_LEVELS, _MAX_BLOCKS = 12, 64
 """Limits on what a configuration may claim, so that a broken one is refused before it is built."""
 
@@ -50,14 +47,11 @@ class VQGANConfig(Checked, section="vqgan"):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not 1 <= len(self.channel_multipliers) <= _MAX_LEVELS:
+        levels = len(self.channel_multipliers)
+        if not 1 <= levels <= _MAX_LEVELS or min(self.channel_multipliers) < 1:
             raise ConfigError(
-                f"vqgan.channel_multipliers has {len(self.channel_multipliers)} levels; it must "
-                f"have 1 to {_MAX_LEVELS}"
-            )
-        if min(self.channel_multipliers) < 1:
-            raise ConfigError(
-                f"vqgan.channel_multipliers is {self.channel_multipliers}; each must be at least 1"
+                f"vqgan.channel_multipliers is {self.channel_multipliers}, {levels} levels; it "
+                f"must have 1 to {_MAX_LEVELS}, and each must be at least 1"
             )
         if self.hidden_channels % self.norm_groups:
             raise ConfigError(
@@ -67,7 +61,7 @@ class VQGANConfig(Checked, section="vqgan"):
         if self.image_size % self.downsampling:
             raise ConfigError(
                 f"vqgan.image_size is {self.image_size}; it must be a multiple of "
-                f"{self.downsampling}, by which {len(self.channel_multipliers)} levels shrink it"
+                f"{self.downsampling}, by which {levels} levels shrink it"
             )
 
     @property
@@ -89,7 +83,7 @@ class VQGANConfig(Checked, section="vqgan"):
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True, kw_only=True)
 class Convolution:
-    """Hold a kernel (height, width, in, out) and a bias."""
+    """Hold a kernel and a bias."""
 
     kernel: Float[Array, "height width in out"]
     bias: Float[Array, " out"]
@@ -152,9 +146,8 @@ class VQGAN:
 def vqgan_params(config: VQGANConfig) -> VQGAN:
     """Declare every weight once, as a tree of `ParamSpec`."""
     channels, latent = config.channels, config.latent_channels
-    codebook: Any = ParamSpec(
-        (config.codebook_size, config.code_channels), ("codes", "channels"), normal(1.0)
-    )
+    shape = (config.codebook_size, config.code_channels)
+    codebook: Any = ParamSpec(shape, ("codes", "channels"), normal(1.0))
     blocks, deepest = config.residual_blocks, channels[-1]
     return VQGAN(
         encoder=_network(blocks, 3, (config.hidden_channels, *channels), latent, deepest),
@@ -165,18 +158,18 @@ def vqgan_params(config: VQGANConfig) -> VQGAN:
     )
 
 
+def _channels(initializer: Initializer, channels: int) -> Any:
+    return ParamSpec((channels,), ("channels",), initializer)
+
+
 def _convolution(window: int, inward: int, outward: int) -> Convolution:
-    weights: Any = ParamSpec(
-        (window, window, inward, outward), ("window", "window", "channels", "channels"), kernel()
-    )
-    bias: Any = ParamSpec((outward,), ("channels",), zeros())
-    return Convolution(kernel=weights, bias=bias)
+    axes = ("window", "window", "channels", "channels")
+    weights: Any = ParamSpec((window, window, inward, outward), axes, kernel())
+    return Convolution(kernel=weights, bias=_channels(zeros(), outward))
 
 
 def _norm(channels: int) -> Norm:
-    scale: Any = ParamSpec((channels,), ("channels",), ones())
-    bias: Any = ParamSpec((channels,), ("channels",), zeros())
-    return Norm(scale=scale, bias=bias)
+    return Norm(scale=_channels(ones(), channels), bias=_channels(zeros(), channels))
 
 
 def _block(inward: int, outward: int) -> ResidualBlock:
@@ -192,25 +185,17 @@ def _block(inward: int, outward: int) -> ResidualBlock:
 def _network(
     blocks: int, inward: int, channels: tuple[int, ...], outward: int, middle: int
 ) -> Network:
-    """Declare a network.
-
-    Args:
-        channels: after the first convolution, then of each level in order of application.
-        middle: channels of the blocks at the lowest resolution.
-    """
-    levels = []
-    for before, width in pairwise(channels):
-        widths = (before, *[width] * blocks)
-        last = len(levels) == len(channels) - 2
-        levels.append(
-            Level(
-                blocks=tuple(_block(*pair) for pair in pairwise(widths)),
-                resample=None if last else _convolution(3, width, width),
-            )
+    """Declare a network; `channels` is first that of `conv_in`, then of each level in order."""
+    levels = [
+        Level(
+            blocks=tuple(_block(*pair) for pair in pairwise((before, *[width] * blocks))),
+            resample=_convolution(3, width, width),
         )
+        for before, width in pairwise(channels)
+    ]
     return Network(
         conv_in=_convolution(3, inward, channels[0]),
-        levels=tuple(levels),
+        levels=(*levels[:-1], replace(levels[-1], resample=None)),
         middle=(_block(middle, middle),) * 2,
         norm=_norm(channels[-1]),
         conv_out=_convolution(3, channels[-1], outward),
@@ -264,25 +249,22 @@ def decode_latents(
 def encode_images(
     weights: VQGAN, pixels: Float[Array, "batch height width 3"], config: VQGANConfig
 ) -> Int[Array, "batch rows columns"]:
-    """Return the codes of images in [-1, 1] whose sides are multiples of `downsampling`."""
+    """Return the codes of images whose sides are multiples of `downsampling`."""
     return nearest_codes(weights.codebook, encode_latents(weights, pixels, config))
 
 
 def decode_images(
     weights: VQGAN, codes: Int[Array, "batch rows columns"], config: VQGANConfig
 ) -> Float[Array, "batch height width 3"]:
-    """Return the images of codes, in [-1, 1]."""
+    """Return the images of codes."""
     return jnp.clip(decode_latents(weights, weights.codebook[codes], config), -1, 1)
 
 
 def _convolve(weights: Convolution, x: Array, *, stride: int = 1) -> Array:
-    """Convolve; with a stride, only at places where the window lies inside the image."""
+    """Convolve; with a stride, only where the window lies inside the image."""
+    padding, layout = "SAME" if stride == 1 else "VALID", ("NHWC", "HWIO", "NHWC")
     x = jax.lax.conv_general_dilated(
-        x,
-        weights.kernel,
-        (stride, stride),
-        "SAME" if stride == 1 else "VALID",
-        dimension_numbers=("NHWC", "HWIO", "NHWC"),
+        x, weights.kernel, (stride, stride), padding, dimension_numbers=layout
     )
     return x + weights.bias
 
@@ -307,7 +289,7 @@ def _activate(weights: Norm, x: Array, config: VQGANConfig) -> Array:
         return jnp.repeat(sums, channels // groups, axis=-1)[:, None]
 
     centered = places - mean(places)
-    scaled = centered * jax.lax.rsqrt(mean(centered**2) + NORM_EPSILON)
+    scaled = centered * jax.lax.rsqrt(mean(centered**2) + _NORM_EPSILON)
     return jax.nn.silu(scaled.reshape(x.shape) * weights.scale + weights.bias)
 
 

@@ -16,7 +16,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from lwm.attention.strategies import require_heads
+from lwm.attention.api import require_heads
 from lwm.checkpoints.add_vision import require_codebook
 from lwm.checkpoints.checkpoint import VQGAN_DIRECTORY, Checkpoint
 from lwm.checkpoints.formats.run import BASE, TOKENIZER, complete_checkpoints

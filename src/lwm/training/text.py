@@ -13,9 +13,8 @@ import optax
 from annotated_types import Ge
 from jaxtyping import Array
 
-from lwm.attention.api import AttentionConfig, attention
+from lwm.attention.api import CHECKPOINT_NAME, AttentionConfig, attention
 from lwm.attention.mask import Side
-from lwm.attention.strategies import CHECKPOINT_NAME
 from lwm.checkpoints.checkpoint import Checkpoint
 from lwm.checkpoints.place import load_stacked
 from lwm.core import params

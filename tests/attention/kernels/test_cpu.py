@@ -15,12 +15,20 @@ import numpy as np
 import pytest
 
 from lwm.attention.api import attention
-from lwm.attention.blocks import BlockLayout, Keys, Queries, make_keys, make_queries
+from lwm.attention.blocks import (
+    BlockLayout,
+    Keys,
+    Queries,
+    Sums,
+    initial_sums,
+    make_keys,
+    make_queries,
+    normalize,
+)
 from lwm.attention.blockwise import accumulate, accumulate_in_xla
 from lwm.attention.kernels import cpu
 from lwm.attention.kernels.compile import compile_c_function
 from lwm.attention.mask import Side, ranges, side
-from lwm.attention.online_softmax import Sums, initial_sums, normalize
 
 # Sizes around the kernel's own: panels of 16 or 32 columns, 6 or 12 rows at a time,
 # tiles of 128 keys, tasks of 192 rows.

@@ -1,9 +1,7 @@
 """Compile C sources of this package for the present machine, and cache the libraries.
 
-A library is stored in the user's cache directory under a digest of everything that determines it:
-the source, the header of jaxlib, the flags, and the compiler's description of itself and of the
-processor. A home directory shared by different machines, a new compiler and a new jaxlib therefore
-each get their own library.
+A library is stored in the user's cache directory under a digest of everything that determines it,
+so a home directory shared by machines, a new compiler and a new jaxlib each get their own library.
 """
 
 import ctypes
@@ -34,13 +32,10 @@ _SECONDS = 120
 
 
 def compile_c_function(source: Path, function: str) -> Any:
-    """Return a function of a C source, compiled now or taken from the cache.
+    """Return a function of a C source, compiled with CC and CFLAGS now or taken from the cache.
 
-    The source may use XLA's foreign function interface. The environment variables CC and CFLAGS
-    are respected.
-
-    Raises:
-        CompilerError: there is no compiler, or it fails.
+    The source may use XLA's foreign function interface. Raise CompilerError without a compiler, or
+    if it fails.
     """
     try:
         return _open(source, function)
@@ -66,14 +61,11 @@ def _open(source: Path, function: str) -> Any:
     try:
         library = _cache() / name
         with suppress(OSError, AttributeError):  # missing or damaged
-            return _load(library, function)
-        _build(command, library)
-        return _load(library, function)
+            return getattr(ctypes.CDLL(str(library)), function)
+        return _build(command, library, function)
     except (OSError, RuntimeError):  # no usable cache directory: compile for this process only
         with tempfile.TemporaryDirectory() as folder:
-            library = Path(folder) / name
-            _build(command, library)
-            return _load(library, function)
+            return _build(command, Path(folder) / name, function)
 
 
 def _compiler() -> list[str]:
@@ -97,7 +89,7 @@ def _cache() -> Path:
     return home
 
 
-def _build(command: list[str], library: Path) -> None:
+def _build(command: list[str], library: Path, function: str) -> Any:
     """Write the library atomically, safe against other processes and power failures."""
     with tempfile.TemporaryDirectory(dir=library.parent) as folder:
         fresh = Path(folder) / library.name
@@ -106,13 +98,10 @@ def _build(command: list[str], library: Path) -> None:
         with fresh.open("rb") as file:
             os.fsync(file.fileno())
         fresh.rename(library)
+    return getattr(ctypes.CDLL(str(library)), function)
 
 
 def _run(command: list[str]) -> bytes:
     return subprocess.run(
         command, check=True, capture_output=True, stdin=subprocess.DEVNULL, timeout=_SECONDS
     ).stdout
-
-
-def _load(library: Path, function: str) -> Any:
-    return getattr(ctypes.CDLL(str(library)), function)

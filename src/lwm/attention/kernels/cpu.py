@@ -1,8 +1,7 @@
 """Accumulate blocks of attention on a CPU by a kernel in C (cpu.c).
 
-XLA passes each block of scores through memory for maximum, exponential and sum; the kernel keeps
-them in a core's own cache. It supports float32, the fast type of CPUs, and needs a C compiler on
-the machine. `blockwise.accumulate_in_xla` defines what it computes.
+XLA passes each block of scores through memory three times; the kernel keeps them in a core's
+cache. `blockwise.accumulate_in_xla` defines what it computes.
 """
 
 from functools import cache
@@ -11,9 +10,8 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 
-from lwm.attention.blocks import Keys, Queries
+from lwm.attention.blocks import Keys, Queries, Sums
 from lwm.attention.kernels.compile import CompilerError, compile_c_function
-from lwm.attention.online_softmax import Sums
 from lwm.core.progress import say
 
 _TARGET = "lwm_blockwise_forward"
@@ -33,26 +31,18 @@ def registered() -> bool:
 
 def supports(queries: Queries, keys: Keys) -> bool:
     """Return whether the kernel is available and supports these arrays."""
-    arrays = (queries.data, keys.key, keys.value)
-    return (
-        jax.default_backend() == "cpu"
-        and all(x.dtype == jnp.float32 for x in arrays)
-        and registered()
-    )
+    floats = all(x.dtype == jnp.float32 for x in (queries.data, keys.key, keys.value))
+    return jax.default_backend() == "cpu" and floats and registered()
 
 
 def accumulate_in_c(sums: Sums, queries: Queries, keys: Keys, *, causal: bool) -> Sums:
     """Add to each query block the key blocks that it needs; all arrays have a batch axis."""
-    sides = [
-        x.astype(jnp.int32)
-        for side in (queries.side, keys.side)
-        for x in (side.positions, side.segments)
-    ]
+    sides = [x.astype(jnp.int32) for x in jax.tree.leaves((queries.side, keys.side))]
     carried = (sums.maximum, sums.total, sums.values)
     call = jax.ffi.ffi_call(
         _TARGET,
         [jax.ShapeDtypeStruct(x.shape, x.dtype) for x in carried],
-        input_output_aliases={i: i for i in range(len(carried))},
+        input_output_aliases={i: i for i in range(3)},
         vmap_method="sequential",
     )
     maximum, total, values = call(
