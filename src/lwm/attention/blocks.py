@@ -9,11 +9,11 @@ Source: Milakov & Gimelshein 2018 (arXiv 1805.02867) for the online softmax.
 from collections.abc import Callable
 from dataclasses import dataclass
 
-import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from lwm.attention.mask import PADDING, Ranges, Side, ranges
+from lwm.core.pytree import pytree
 
 # Finite, so that rows without any key yet give exp(-inf - _LOWEST) = 0 and never inf - inf.
 _LOWEST = -1e30
@@ -73,8 +73,7 @@ class BlockLayout:
         return self.join(x.reshape(*x.shape[:3], -1, x.shape[-1]))
 
 
-@jax.tree_util.register_dataclass
-@dataclass(frozen=True, kw_only=True)
+@pytree
 class Queries:
     """Hold query blocks, scaled by dim ** -0.5."""
 
@@ -83,8 +82,7 @@ class Queries:
     ranges: Ranges
 
 
-@jax.tree_util.register_dataclass
-@dataclass(frozen=True, kw_only=True)
+@pytree
 class Keys:
     """Hold blocks of keys and values."""
 
@@ -113,8 +111,7 @@ def make_keys(
     return Keys(key=key, value=value, side=layout.split_side(side))
 
 
-@jax.tree_util.register_dataclass
-@dataclass(frozen=True, kw_only=True)
+@pytree
 class Sums:
     """Hold running maxima, sums of exponentials and weighted values of rows, all float32."""
 

@@ -9,7 +9,6 @@ for the blocks.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -20,6 +19,7 @@ from jaxtyping import Array, Bool, Float
 from lwm.attention.blocks import Keys, Queries, Sums, add_scores
 from lwm.attention.kernels import cpu
 from lwm.attention.mask import Ranges, allowed, needed, ranges
+from lwm.core.pytree import pytree
 
 _product = partial(jnp.einsum, preferred_element_type=jnp.float32)
 
@@ -70,8 +70,7 @@ def _add_block(
     )
 
 
-@jax.tree_util.register_dataclass
-@dataclass(frozen=True, kw_only=True)
+@pytree
 class OutputGradients:
     """Hold what the backward pass needs of each query block, besides the queries."""
 

@@ -4,17 +4,15 @@ Tokens attend within their own segment; a negative segment is padding, which nei
 attended to.
 """
 
-from dataclasses import dataclass
-
-import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Int
+
+from lwm.core.pytree import pytree
 
 PADDING = -1
 
 
-@jax.tree_util.register_dataclass
-@dataclass(frozen=True, kw_only=True)
+@pytree
 class Side:
     """Hold the positions and segments of the queries, or of the keys."""
 
@@ -49,8 +47,7 @@ def pad(side: Side, length: int) -> Side:
     )
 
 
-@jax.tree_util.register_dataclass
-@dataclass(frozen=True, kw_only=True)
+@pytree
 class Ranges:
     """Hold the range of positions and segments of each block, empty if it is only padding."""
 

@@ -1,5 +1,6 @@
 """Allocate the key-value cache of a whole model; `attention.cached` defines a layer's part."""
 
+import math
 from collections.abc import Callable
 from functools import partial
 
@@ -29,10 +30,8 @@ def require_cache_memory(
     config: LlamaConfig, *, slots: int, capacity: int, dtype: str, mesh: Mesh | None
 ) -> None:
     """Raise CapacityError, with both sizes, if a cache does not fit into the free memory."""
-    parts = 1
-    if mesh is not None:
-        for axis in ("slots", "kv_heads", "cache_position"):
-            parts *= shard_count(mesh, axis, DECODE)
+    axes = ("slots", "kv_heads", "cache_position")
+    parts = math.prod(shard_count(mesh, axis, DECODE) for axis in axes) if mesh else 1
     with together():  # machines may differ in free memory
         require_memory(
             cache_bytes(config, capacity, dtype, slots) // parts,
@@ -48,19 +47,16 @@ def make_cache(
 ) -> Cache:
     """Create zero keys and values for every layer, in their shards, if memory suffices."""
     require_cache_memory(config, slots=slots, capacity=capacity, dtype=dtype, mesh=mesh)
-    key_shape = (slots, config.num_kv_heads, config.head_dim, capacity)
-    value_shape = (slots, config.num_kv_heads, capacity, config.head_dim)
+    sizes = {None: config.head_dim, "slots": slots, "kv_heads": config.num_kv_heads}
 
-    def zeros(shape: tuple[int, ...], axes: tuple[str | None, ...]) -> Array:
+    def zeros(axes: tuple[str | None, ...]) -> Array:
+        shape = tuple(sizes.get(axis, capacity) for axis in axes)
         sharding = None if mesh is None else named_sharding(mesh, axes, DECODE)
         # Committed to a device, as the results of steps are: an uncommitted array would compile
         # each step twice.
         return jnp.zeros(shape, jnp.dtype(dtype), device=sharding or jax.devices()[0])
 
-    return tuple(
-        LayerCache(zeros(key_shape, CACHE_AXES.keys), zeros(value_shape, CACHE_AXES.values))  # type: ignore[arg-type]
-        for _ in range(config.num_layers)
-    )
+    return tuple(LayerCache(*map(zeros, CACHE_AXES)) for _ in range(config.num_layers))  # type: ignore[arg-type]
 
 
 def grow_cache(cache: Cache, capacity: int, mesh: Mesh | None) -> Cache:
@@ -79,9 +75,9 @@ def grow_cache(cache: Cache, capacity: int, mesh: Mesh | None) -> Cache:
         return jax.jit(partial(pad, axis=axes.index("cache_position")), out_shardings=sharding)
 
     grow_keys, grow_values = (grow(axes) for axes in CACHE_AXES)  # type: ignore[arg-type]
-    grown = []
+    layers = []
     for keys, values in cache:  # freed one by one, so that two whole caches never exist
-        grown.append(LayerCache(grow_keys(keys), grow_values(values)))
+        layers.append(LayerCache(grow_keys(keys), grow_values(values)))
         keys.delete()
         values.delete()
-    return tuple(grown)
+    return tuple(layers)

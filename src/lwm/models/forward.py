@@ -21,6 +21,9 @@ from lwm.core.sharding import Rules, constrain, partition_spec, shard_count
 from lwm.models.llama import FusedLayer, Layer, Llama, LlamaConfig
 from lwm.models.quantized import QUANTIZED_ROWS, QuantizedKernel, multiply_quantized
 
+_Hidden = Float[Array, "batch seq embed"]
+_Tokens = Int[Array, "batch seq"]
+
 Attend = Callable[[Array, Array, Array, Any], tuple[Array, Any]]
 """Function from query, key, value [batch, seq, heads, dim] and a layer's cache to the attention
 and the new cache."""
@@ -28,8 +31,8 @@ and the new cache."""
 
 def hidden_states(
     weights: Llama,
-    tokens: Int[Array, "batch seq"],
-    positions: Int[Array, "batch seq"],
+    tokens: _Tokens,
+    positions: _Tokens,
     config: LlamaConfig,
     attend: Attend,
     *,
@@ -38,7 +41,7 @@ def hidden_states(
     dtype: Any = None,
     mesh: Mesh | None = None,
     rules: Rules,
-) -> Float[Array, "batch seq embed"]:
+) -> _Hidden:
     """Return the normalized output of the last layer, without a cache.
 
     Args:
@@ -61,9 +64,7 @@ def hidden_states(
     return rms_norm(x, weights.norm, config.rms_norm_eps)
 
 
-def text_logits(
-    weights: Llama, hidden: Float[Array, "batch seq embed"]
-) -> Float[Array, "batch seq vocab"]:
+def text_logits(weights: Llama, hidden: _Hidden) -> Float[Array, "batch seq vocab"]:
     """Return the logits of the next token, float32."""
     if weights.head is None or isinstance(weights.head, QuantizedKernel):
         head = weights.embedding if weights.head is None else weights.head
@@ -73,10 +74,10 @@ def text_logits(
 
 def embed_tokens(
     table: Float[Array, "vocab embed"] | QuantizedKernel,
-    tokens: Int[Array, "batch seq"],
+    tokens: _Tokens,
     mesh: Mesh | None,
     rules: Rules,
-) -> Float[Array, "batch seq embed"]:
+) -> _Hidden:
     """Look tokens up in the embedding."""
     if isinstance(table, QuantizedKernel):
         return table.rows(tokens)
@@ -103,7 +104,7 @@ def embed_tokens(
 
 def apply_layer(
     layer: Layer | FusedLayer,
-    x: Float[Array, "batch seq embed"],
+    x: _Hidden,
     angles: RotaryAngles,
     cache: Any,
     config: LlamaConfig,
@@ -112,7 +113,7 @@ def apply_layer(
     mesh: Mesh | None,
     rules: Rules,
     mlp_block: int = 1024,
-) -> tuple[Float[Array, "batch seq embed"], Any]:
+) -> tuple[_Hidden, Any]:
     """Apply one layer: add attention, then the feed-forward network, of the normalized input.
 
     Args:
@@ -136,18 +137,14 @@ def apply_layer(
     return constrain(x, mesh, ("batch", "position", "activation"), rules), cache
 
 
-def rms_norm(
-    x: Float[Array, "batch seq embed"], scale: Float[Array, " embed"], epsilon: float
-) -> Float[Array, "batch seq embed"]:
+def rms_norm(x: _Hidden, scale: Float[Array, " embed"], epsilon: float) -> _Hidden:
     """Normalize by the root mean square, in float32 (Zhang & Sennrich 2019, arXiv 1910.07467)."""
     normed = x.astype(jnp.float32)
     normed *= jax.lax.rsqrt(jnp.mean(normed * normed, axis=-1, keepdims=True) + epsilon)
     return (normed * scale.astype(jnp.float32)).astype(x.dtype)
 
 
-def _project(
-    layer: Layer | FusedLayer, x: Float[Array, "batch seq embed"], config: LlamaConfig
-) -> tuple[Array, ...]:
+def _project(layer: Layer | FusedLayer, x: _Hidden, config: LlamaConfig) -> tuple[Array, ...]:
     """Return queries, keys and values of a normalized input, heads not yet split."""
     if isinstance(layer, Layer):
         return x @ layer.query, x @ layer.key, x @ layer.value
@@ -156,13 +153,11 @@ def _project(
     return tuple(jnp.split(fused, [heads, heads + kv_heads], axis=-1))
 
 
-def feed_forward(
-    layer: Layer | FusedLayer, x: Float[Array, "batch seq embed"], *, block: int, shards: int
-) -> Float[Array, "batch seq embed"]:
-    """Apply the SwiGLU network to `block` positions of each of `shards` equal parts at a time.
+def feed_forward(layer: Layer | FusedLayer, x: _Hidden, *, block: int, shards: int) -> _Hidden:
+    """Apply SwiGLU (Shazeer 2020, arXiv 2002.05202) to `block` positions of each shard at a time.
 
-    The hidden activation is the widest array of a layer; blocks bound its size, and the backward
-    pass recomputes it. Source: Shazeer 2020, arXiv 2002.05202.
+    Blocks bound the size of the hidden activation, a layer's widest array, which the backward pass
+    recomputes.
     """
 
     def apply(x: Array) -> Array:

@@ -13,19 +13,17 @@ RANGE = 2.0
 WINDOW = 11
 """Smallest side of images that SSIM can compare."""
 
+_Images = Float[Array, "batch height width channels"]
 
-def psnr(
-    a: Float[Array, "batch height width channels"], b: Float[Array, "batch height width channels"]
-) -> Float[Array, " batch"]:
+
+def psnr(a: _Images, b: _Images) -> Float[Array, " batch"]:
     """Compute the peak signal-to-noise ratio of each image, in dB."""
     error = ((a - b) ** 2).mean(axis=(1, 2, 3))
     # Bounded, so that a mean over images that include equal ones remains finite.
     return 10 * jnp.log10(RANGE**2 / jnp.maximum(error, 1e-10))
 
 
-def ssim(
-    a: Float[Array, "batch height width channels"], b: Float[Array, "batch height width channels"]
-) -> Float[Array, " batch"]:
+def ssim(a: _Images, b: _Images) -> Float[Array, " batch"]:
     """Compute the mean structural similarity of each image, over channels and whole windows."""
     moments = _blurred(jnp.stack([a, b, a * a, b * b, a * b]))
     mean_a, mean_b = moments[0], moments[1]

@@ -10,7 +10,6 @@ Source: Touvron et al. 2023 (arXiv 2302.13971, 2307.09288); grouped key-value he
 from dataclasses import dataclass
 from typing import Annotated, Any
 
-import jax
 from annotated_types import Ge, Gt, Le
 from jax.sharding import Mesh
 from jaxtyping import Array, Float
@@ -18,6 +17,7 @@ from jaxtyping import Array, Float
 from lwm.core.config import Checked
 from lwm.core.errors import ConfigError
 from lwm.core.params import ParamSpec, normal, ones, stack
+from lwm.core.pytree import pytree
 from lwm.core.sharding import Rules, require_divisible
 from lwm.models.quantized import QuantizedKernel
 from lwm.models.vision_tokens import VisionVocabulary
@@ -61,8 +61,7 @@ class LlamaConfig(Checked, section="model"):
         return self.vocab_size + (self.vision.size if self.vision else 0)
 
 
-@jax.tree_util.register_dataclass
-@dataclass(frozen=True, kw_only=True)
+@pytree
 class Layer:
     """Hold the weights of one transformer layer.
 
@@ -80,8 +79,7 @@ class Layer:
     down: Float[Array, "*layers mlp embed"]
 
 
-@jax.tree_util.register_dataclass
-@dataclass(frozen=True, kw_only=True)
+@pytree
 class FusedLayer:
     """Hold the weights of one layer with products of the same input fused into one.
 
@@ -101,8 +99,7 @@ FUSED = {"attention_in": ("query", "key", "value"), "mlp_in": ("gate", "up")}
 """The parts of each fused kernel, in the order of its rows."""
 
 
-@jax.tree_util.register_dataclass
-@dataclass(frozen=True, kw_only=True)
+@pytree
 class Llama:
     """Hold all weights; `head` is None if tied, and (out, in) if quantized."""
 

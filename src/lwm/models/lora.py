@@ -6,13 +6,13 @@ Source: Hu et al. 2021 (arXiv 2106.09685).
 from dataclasses import dataclass, replace
 from typing import Annotated, Any, Literal, get_args
 
-import jax
 from annotated_types import Ge
 from jaxtyping import Array, Float
 
 from lwm.core.config import Checked
 from lwm.core.errors import ConfigError
 from lwm.core.params import ParamSpec, normal, stack, zeros
+from lwm.core.pytree import pytree
 from lwm.models.llama import Layer, LlamaConfig, llama_params
 
 Target = Literal["query", "key", "value", "output", "gate", "up", "down"]
@@ -41,8 +41,7 @@ class LoraConfig(Checked, section="lora"):
         return self.alpha / self.rank
 
 
-@jax.tree_util.register_dataclass
-@dataclass(frozen=True, kw_only=True)
+@pytree
 class Adapter:
     """Hold the change of one kernel: `down @ up`, before scaling."""
 
@@ -50,8 +49,7 @@ class Adapter:
     up: Float[Array, "*layers rank outputs"]
 
 
-@jax.tree_util.register_dataclass
-@dataclass(frozen=True, kw_only=True)
+@pytree
 class AdaptedLayer:
     """Hold a frozen layer and its adapters by kernel."""
 

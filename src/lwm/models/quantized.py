@@ -5,13 +5,14 @@ Products equal the dequantized kernel's except for the order of sums, which are 
 """
 
 from collections.abc import Iterable
-from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Float32, Int, Int8
+
+from lwm.core.pytree import pytree
 
 LANES = 8
 """Outputs stored side by side: as many float32 as a CPU's vector holds, so that values are
@@ -62,8 +63,7 @@ class QuantizedTensor(NamedTuple):
         return QuantizedTensor(self.values, *finer)  # type: ignore[arg-type]
 
 
-@jax.tree_util.register_dataclass
-@dataclass(frozen=True, kw_only=True)
+@pytree
 class QuantizedKernel:
     """Hold a quantized kernel (out, in) on a device, in the order in which it is multiplied."""
 
@@ -80,13 +80,11 @@ class QuantizedKernel:
     def dequantize(self) -> Float[Array, "out into"]:
         """Return the kernel as float32."""
 
-        def by_output(x: Array) -> Array:  # [blocks, groups, lanes] -> [groups, lanes, blocks, 1]
-            return x.transpose(1, 2, 0)[..., None]
-
         # Transpose the int8 values, a quarter of the bytes, before they become float32.
-        kernel = self.values.transpose(1, 3, 0, 2).astype(jnp.float32) * by_output(self.scales)
+        kernel = self.values.transpose(1, 3, 0, 2).astype(jnp.float32)
+        kernel *= self.scales.transpose(1, 2, 0)[..., None]
         if self.offsets is not None:
-            kernel += by_output(self.offsets)
+            kernel += self.offsets.transpose(1, 2, 0)[..., None]
         return kernel.reshape(self.shape)
 
     def rows(self, index: Int[Array, "*places"]) -> Float[Array, "*places into"]:

@@ -1,7 +1,6 @@
 """List the eight sizes of the original by name.
 
-Source: LargeWorldModel/LWM; all are Llama 1 shapes with a vocabulary of 32,000 and one key-value
-head per head.
+Source: LargeWorldModel/LWM; all are Llama 1 shapes.
 """
 
 from lwm.core.errors import ConfigError

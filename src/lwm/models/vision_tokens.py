@@ -55,12 +55,12 @@ class VisionVocabulary(Checked, section="vision"):
     def interleave(
         self, codes: Int[np.ndarray, "frames codes_per_frame"], *, ended: bool = True
     ) -> Int32[np.ndarray, " tokens"]:
-        """Return the vision ids of frames: the codes of each, followed by its end token.
+        """Return the ids of frames: the codes of each, then its end token.
 
-        `ended` says whether the last frame ends the video. Raise InputError if there are no
-        frames, or if they do not fit this vocabulary.
+        `ended` says whether the last one ends the video. Raise InputError if there are none, or if
+        they do not fit this vocabulary.
         """
-        if codes.ndim != 2 or codes.shape[1] != self.codes_per_frame or len(codes) == 0:
+        if codes.shape[1:] != (self.codes_per_frame,) or len(codes) == 0:
             raise InputError(
                 f"the codes have shape {list(codes.shape)}; the model needs at least one frame of "
                 f"{self.codes_per_frame}, so use the VQGAN that it was trained with"
@@ -85,8 +85,8 @@ class VisionVocabulary(Checked, section="vision"):
         if codes.min() < 0 or codes.max() >= self.codes or misplaced:
             raise InputError(
                 f"vision ids are not frames of {self.codes_per_frame} codes below {self.codes}, "
-                f"each followed by {self.end_of_frame}, the last by {self.end_of_video}; they are "
-                "of another VQGAN than the model's"
+                f"each followed by {self.end_of_frame}, the last by {self.end_of_video}; encode "
+                "them with the model's VQGAN"
             )
         return codes
 

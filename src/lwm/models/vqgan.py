@@ -16,10 +16,15 @@ from jaxtyping import Array, Float, Int
 from lwm.core.config import Checked
 from lwm.core.errors import ConfigError
 from lwm.core.params import Initializer, ParamSpec, kernel, normal, ones, zeros
+from lwm.core.pytree import pytree
 
 _NORM_EPSILON = 1e-6
 _MAX_LEVELS, _MAX_BLOCKS = 12, 64
 """Limits on what a configuration may claim, so that a broken one is refused before it is built."""
+
+_Images = Float[Array, "batch height width 3"]
+_Codes = Int[Array, "batch rows columns"]
+_Latents = Float[Array, "batch rows columns code_channels"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,13 +32,11 @@ class VQGANConfig(Checked, section="vqgan"):
     """Configure the sizes of a VQGAN; the defaults are the original's."""
 
     image_size: Annotated[int, Ge(1)] = 256
-    """Height and width of the images it is trained on; others work if `downsampling` divides
-    them."""
+    """Height and width of training images; others work if `downsampling` divides them."""
     hidden_channels: Annotated[int, Ge(1)] = 128
     """Channels at full resolution."""
     channel_multipliers: tuple[int, ...] = (1, 2, 2, 4, 6)
-    """Channels of each level in units of `hidden_channels`; each level but the last halves the
-    resolution."""
+    """Channels of each level in units of `hidden_channels`; all but the last halve the sides."""
     residual_blocks: Annotated[int, Ge(1), Le(_MAX_BLOCKS)] = 2
     """Blocks in a level of the encoder; the decoder has one more."""
     latent_channels: Annotated[int, Ge(1)] = 64
@@ -80,8 +83,7 @@ class VQGANConfig(Checked, section="vqgan"):
         return (self.image_size // self.downsampling) ** 2
 
 
-@jax.tree_util.register_dataclass
-@dataclass(frozen=True, kw_only=True)
+@pytree
 class Convolution:
     """Hold a kernel and a bias."""
 
@@ -89,8 +91,7 @@ class Convolution:
     bias: Float[Array, " out"]
 
 
-@jax.tree_util.register_dataclass
-@dataclass(frozen=True, kw_only=True)
+@pytree
 class Norm:
     """Hold the scale and the bias of a group normalization."""
 
@@ -98,8 +99,7 @@ class Norm:
     bias: Float[Array, " channels"]
 
 
-@jax.tree_util.register_dataclass
-@dataclass(frozen=True, kw_only=True)
+@pytree
 class ResidualBlock:
     """Hold two convolutions, each after a norm; `skip` if the number of channels changes."""
 
@@ -110,8 +110,7 @@ class ResidualBlock:
     skip: Convolution | None
 
 
-@jax.tree_util.register_dataclass
-@dataclass(frozen=True, kw_only=True)
+@pytree
 class Level:
     """Hold the blocks at one resolution, and the convolution to the next; None at the last."""
 
@@ -119,8 +118,7 @@ class Level:
     resample: Convolution | None
 
 
-@jax.tree_util.register_dataclass
-@dataclass(frozen=True, kw_only=True)
+@pytree
 class Network:
     """Hold an encoder or a decoder; levels are in the order in which they are applied."""
 
@@ -131,8 +129,7 @@ class Network:
     conv_out: Convolution
 
 
-@jax.tree_util.register_dataclass
-@dataclass(frozen=True, kw_only=True)
+@pytree
 class VQGAN:
     """Hold all weights."""
 
@@ -202,9 +199,7 @@ def _network(
     )
 
 
-def encode_latents(
-    weights: VQGAN, pixels: Float[Array, "batch height width 3"], config: VQGANConfig
-) -> Float[Array, "batch rows columns code_channels"]:
+def encode_latents(weights: VQGAN, pixels: _Images, config: VQGANConfig) -> _Latents:
     """Encode images to latents, before each place takes its nearest entry."""
     network = weights.encoder
     x = _convolve(network.conv_in, pixels)
@@ -219,10 +214,7 @@ def encode_latents(
     return _convolve(weights.to_codes, x)
 
 
-def nearest_codes(
-    codebook: Float[Array, "codes code_channels"],
-    latents: Float[Array, "batch rows columns code_channels"],
-) -> Int[Array, "batch rows columns"]:
+def nearest_codes(codebook: Float[Array, "codes code_channels"], latents: _Latents) -> _Codes:
     """Return the first entry of least Euclidean distance at each place."""
     # The square of the latent is omitted: it is the same for all entries. The product is exact, so
     # that codes do not depend on the device.
@@ -230,11 +222,7 @@ def nearest_codes(
     return jnp.argmin((codebook**2).sum(-1) - 2 * products, axis=-1).astype(jnp.int32)
 
 
-def decode_latents(
-    weights: VQGAN,
-    entries: Float[Array, "batch rows columns code_channels"],
-    config: VQGANConfig,
-) -> Float[Array, "batch height width 3"]:
+def decode_latents(weights: VQGAN, entries: _Latents, config: VQGANConfig) -> _Images:
     """Decode entries of the codebook to images that are not yet clipped to [-1, 1]."""
     network = weights.decoder
     x = _convolve(network.conv_in, _convolve(weights.from_codes, entries))
@@ -246,16 +234,12 @@ def decode_latents(
     return _convolve(network.conv_out, _activate(network.norm, x, config))
 
 
-def encode_images(
-    weights: VQGAN, pixels: Float[Array, "batch height width 3"], config: VQGANConfig
-) -> Int[Array, "batch rows columns"]:
+def encode_images(weights: VQGAN, pixels: _Images, config: VQGANConfig) -> _Codes:
     """Return the codes of images whose sides are multiples of `downsampling`."""
     return nearest_codes(weights.codebook, encode_latents(weights, pixels, config))
 
 
-def decode_images(
-    weights: VQGAN, codes: Int[Array, "batch rows columns"], config: VQGANConfig
-) -> Float[Array, "batch height width 3"]:
+def decode_images(weights: VQGAN, codes: _Codes, config: VQGANConfig) -> _Images:
     """Return the images of codes."""
     return jnp.clip(decode_latents(weights, weights.codebook[codes], config), -1, 1)
 
