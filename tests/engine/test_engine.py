@@ -24,10 +24,10 @@ from lwm.engine.scoring import Rows, Scorer
 from lwm.engine.steps import compile_steps
 from lwm.generation.model import Model
 from lwm.models.cache import cache_capacity, make_cache
-from lwm.models.costs import cache_bytes
 from lwm.models.forward import dequantized
 from lwm.models.llama import Llama
 from lwm.models.quantized import QuantizedTensor, has_quantized, lay_out
+from lwm.models.sizes import cache_bytes
 
 GREEDY = Sampling(temperature=0)
 

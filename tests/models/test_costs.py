@@ -10,14 +10,15 @@ import transformers
 from lwm.core.errors import CapacityError, ConfigError
 from lwm.core.mesh import make_mesh
 from lwm.models.cache import cache_capacity, grow_cache, make_cache
-from lwm.models.costs import (
+from lwm.models.llama import LlamaConfig
+from lwm.models.sizes import (
+    NAMES,
     cache_bytes,
     parameter_count,
+    size,
     training_flops,
     weight_bytes,
 )
-from lwm.models.llama import LlamaConfig
-from lwm.models.sizes import NAMES, size
 
 SMALL = LlamaConfig(
     vocab_size=10, hidden_size=8, intermediate_size=12, num_layers=2, num_heads=2, num_kv_heads=1,

@@ -38,8 +38,7 @@ SLAB = 512
 """Positions of a device's cache that prefill reads at a time."""
 
 DECODE_SLAB = 4096
-"""Positions that decode reads at a time: many, because a CPU copies a slab, but not a whole cache
-that is no larger."""
+"""Positions that decode reads at a time: many, because a CPU copies a slab but not a cache."""
 
 CAPACITY_UNIT = 128
 """A device's capacity is a multiple of this."""
@@ -62,12 +61,7 @@ CACHE_AXES = LayerCache(
 def _sharded(
     local: Callable[..., Any], mesh: Mesh | None, rules: Rules, rows: tuple[Any, Any], *rest: Any
 ) -> Callable[..., Any]:
-    """Run a function of query, key, value, cache and other arrays on each device's part.
-
-    Args:
-        rows: axes of the first two dimensions of query, key and value.
-        rest: axes of the other arrays.
-    """
+    """Run a function of query, key and value (axes `rows`), cache and others on device shards."""
     if mesh is None or mesh.size == 1:
         return local
     heads, kv_heads = (partition_spec((*rows, x, None), rules) for x in ("heads", "kv_heads"))
@@ -107,11 +101,11 @@ def prefill_attention(
 ) -> tuple[Float[Array, "1 chunk heads dim"], LayerCache]:
     """Write one request's next chunk into its slot and attend to everything up to it.
 
+    The chunk is in striped order on a mesh, and must end within the capacity.
+
     Args:
-        query, key, value: the chunk, on a mesh in the striped order of its `sequence` axis.
         slot: the request's row of the cache.
-        first: position of the chunk's first token, a multiple of the `sequence` axis' size; the
-            chunk must end within the capacity.
+        first: position of the chunk's first token, a multiple of the `sequence` axis' size.
         block: queries at a time.
     """
     local = partial(_prefill, mesh=mesh, block=block)
@@ -151,8 +145,6 @@ def _prefill(
 def _write_chunk(
     cache: LayerCache, key: Array, value: Array, slot: Array, place: Array, local: Array | None
 ) -> LayerCache:
-    """Write a chunk; where `local` is false, the slot is another device's and nothing changes."""
-
     def write(old: Array, new: Array, at: tuple[Array | int, ...]) -> Array:
         new = new.astype(old.dtype)
         if local is not None:
@@ -172,14 +164,9 @@ def _read_slab(
     first, places, fresh = _slab(index, size, capacity)
     key = jax.lax.dynamic_slice(cache.keys, (slot, 0, 0, first), (1, kv_heads, dim, size))
     value = jax.lax.dynamic_slice(cache.values, (slot, 0, first, 0), (1, kv_heads, size, dim))
-    return Keys(
-        key=key.swapaxes(2, 3)[:, None],
-        value=value[:, None],
-        side=Side(
-            positions=(places * shards + rank)[None, None],
-            segments=jnp.where(fresh, 0, PADDING)[None, None],
-        ),
-    )
+    positions, segments = places * shards + rank, jnp.where(fresh, 0, PADDING)
+    keys = Side(positions=positions[None, None], segments=segments[None, None])
+    return Keys(key=key.swapaxes(2, 3)[:, None], value=value[:, None], side=keys)
 
 
 def decode_attention(
@@ -193,8 +180,7 @@ def decode_attention(
 ) -> tuple[Float[Array, "slots width heads dim"], LayerCache]:
     """Write each slot's next tokens into the cache; each attends to everything up to itself.
 
-    Args:
-        positions: of each slot's tokens; -1 for no token, which gets zeros and writes nothing.
+    A position of -1 is no token: its result is zero, and nothing is written.
     """
     run = _sharded(partial(_decode, mesh=mesh), mesh, DECODE, ("slots", None), ("slots", None))
     return run(query, key, value, cache, positions)
@@ -246,10 +232,7 @@ def _decode(
 def _write_tokens(
     cache: LayerCache, key: Array, value: Array, positions: Array, rank: Array | int, shards: int
 ) -> LayerCache:
-    """Write tokens at their positions, [slots * width].
-
-    A place without a token (-1) and another device's token rewrite what is already there.
-    """
+    """Write tokens at their positions, [slots * width]; no change for -1 and other devices'."""
     kv_heads, dim = cache.keys.shape[1:3]
     slots, width = key.shape[:2]
     local = (positions >= 0) & (positions % shards == rank)
@@ -262,10 +245,8 @@ def _write_tokens(
             return jax.lax.dynamic_update_slice(old, new, at)
 
         slot, column = i // width, i % width
-        new_key, new_value = (
-            jax.lax.dynamic_slice(new, (slot, column, 0, 0), (1, 1, kv_heads, dim))
-            for new in (key, value)
-        )
+        start, size = (slot, column, 0, 0), (1, 1, kv_heads, dim)
+        new_key, new_value = (jax.lax.dynamic_slice(new, start, size) for new in (key, value))
         return LayerCache(
             keys=put(cache.keys, new_key.transpose(0, 2, 3, 1), (slot, 0, 0, place[i])),
             values=put(cache.values, new_value.transpose(0, 2, 1, 3), (slot, 0, place[i], 0)),

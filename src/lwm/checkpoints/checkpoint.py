@@ -17,9 +17,9 @@ import numpy as np
 from lwm.checkpoints.names import NameTable, from_stored, named_specs, stored_tensors
 from lwm.core.errors import CheckpointError
 from lwm.core.vocabulary import Vocabulary
-from lwm.models.costs import BYTES, weight_bytes
 from lwm.models.llama import FUSED, LlamaConfig
 from lwm.models.quantized import LANES, BlockFormat, QuantizedTensor, common_format
+from lwm.models.sizes import BYTES, weight_bytes
 
 VQGAN_DIRECTORY = "vqgan"
 """The subdirectory of a model directory with the VQGAN that the model was trained with."""

@@ -68,7 +68,7 @@ def _named_models() -> Table:
 
 
 def _description(checkpoint: "Checkpoint") -> Table:
-    from lwm.models.costs import parameter_count
+    from lwm.models.sizes import parameter_count
 
     config = checkpoint.config
     rows = {
@@ -114,7 +114,7 @@ def _vision(checkpoint: "Checkpoint") -> str:
 
 def _memory(checkpoint: "Checkpoint") -> Table:
     """Tabulate weights and cache of one request at powers of two up to the context."""
-    from lwm.models.costs import BYTES, cache_bytes
+    from lwm.models.sizes import BYTES, cache_bytes
 
     config = checkpoint.config
     limit = config.max_sequence_length

@@ -20,8 +20,8 @@ from lwm.core.vocabulary import Vocabulary
 from lwm.data.text.tokenizer import Tokenizer, checkpoint_tokenizer, read_tokenizer
 from lwm.generation.codec import VqganCodec, load_vqgan
 from lwm.generation.model import Model
-from lwm.models.costs import BYTES
 from lwm.models.llama import require_mesh
+from lwm.models.sizes import BYTES
 
 Value = TypeVar("Value")
 

@@ -14,8 +14,8 @@ from lwm.core.distributed import together
 from lwm.core.memory import require_memory
 from lwm.core.mesh import SEQUENCE
 from lwm.core.sharding import DECODE, named_sharding, shard_count
-from lwm.models.costs import cache_bytes
 from lwm.models.llama import LlamaConfig
+from lwm.models.sizes import cache_bytes
 
 Cache = tuple[LayerCache, ...]
 

@@ -1,7 +1,4 @@
-"""Compute with a Llama: one forward pass for training, scoring, prefill and decode.
-
-Attention is passed in as a function, so the same code serves whole sequences and caches.
-"""
+"""Compute with a Llama: one forward pass for training, scoring, prefill and decode."""
 
 import math
 from collections.abc import Callable
@@ -167,8 +164,7 @@ def feed_forward(layer: Layer | FusedLayer, x: _Hidden, *, block: int, shards: i
         return multiply(jax.nn.silu(gate) * up, layer.down)
 
     batch, length, embed = x.shape
-    if length % shards:  # then compute as one part, which is correct for any sharding
-        shards = 1
+    shards = 1 if length % shards else shards  # one part is correct for any sharding
     part = length // shards
     if part <= block:
         return apply(x)
@@ -189,9 +185,8 @@ def multiply(
 ) -> Float[Array, "*rows out"]:
     """Compute `x @ kernel.T`, in x's own type or in `dtype`.
 
-    XLA's CPU backend packs the right operand of a product once for all rows and the left operand
-    block by block, so a few rows are multiplied as columns of the transposed result. The barrier
-    prevents the compiler from transposing the product back.
+    XLA's CPU backend packs the right operand of a product once and the left one block by block, so
+    a few rows are multiplied as columns. The barrier keeps the product from being transposed back.
     """
     count = math.prod(x.shape[:-1])
     if isinstance(kernel, QuantizedKernel):

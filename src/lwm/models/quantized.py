@@ -15,12 +15,10 @@ from jaxtyping import Array, Float, Float32, Int, Int8
 from lwm.core.pytree import pytree
 
 LANES = 8
-"""Outputs stored side by side: as many float32 as a CPU's vector holds, so that values are
-converted and multiplied one vector at a time."""
+"""Outputs stored side by side: the float32 numbers of a CPU's vector."""
 
 QUANTIZED_ROWS = 4
-"""The most rows for which a product with a quantized kernel on a CPU is at least as fast as with a
-float32 kernel (docs/log.md)."""
+"""The most rows whose product is as fast with a quantized kernel as with float32 (docs/log.md)."""
 
 
 class BlockFormat(NamedTuple):
@@ -138,12 +136,8 @@ def multiply_quantized(
     """Compute `x @ kernel.dequantize().T` from the quantized values, one row at a time."""
     if len(x) == 1:
         return _multiply_row(x[0], kernel)[None]
-
-    def one(row: Array) -> Array:
-        # Without the barrier the compiler would dequantize the whole kernel before the loop.
-        return _multiply_row(*jax.lax.optimization_barrier((row, kernel)))
-
-    return jax.lax.map(one, x)
+    # Without the barrier the compiler would dequantize the whole kernel before the loop.
+    return jax.lax.map(lambda row: _multiply_row(*jax.lax.optimization_barrier((row, kernel))), x)
 
 
 def _multiply_row(x: Float[Array, " into"], kernel: QuantizedKernel) -> Float[Array, " out"]:

@@ -1,12 +1,12 @@
-"""List the eight sizes of the original by name.
-
-Source: LargeWorldModel/LWM; all are Llama 1 shapes.
-"""
+"""List the original's sizes by name, and calculate what a model of any size costs."""
 
 from lwm.core.errors import ConfigError
-from lwm.models.llama import LlamaConfig
+from lwm.core.params import count
+from lwm.models.llama import LlamaConfig, llama_params
 
-# name: hidden size, feed-forward size, layers, heads, context, epsilon of the norms
+BYTES = {"float32": 4, "bfloat16": 2}
+
+# From LargeWorldModel/LWM. Name: hidden size, feed-forward size, layers, heads, context, epsilon.
 _SIZES = {
     "debug": (256, 256, 2, 2, 2048, 1e-6),
     "200m": (1024, 2048, 14, 8, 2048, 1e-6),
@@ -37,3 +37,40 @@ def size(name: str) -> LlamaConfig:
         max_sequence_length=length,
         rms_norm_eps=epsilon,
     )
+
+
+def parameter_count(config: LlamaConfig) -> int:
+    """Count all parameters; a tied head counts once."""
+    return count(llama_params(config, stacked=False))
+
+
+def training_flops(config: LlamaConfig, *, tokens: int, pairs: int, adapters: int = 0) -> float:
+    """Count the operations of a forward and a backward pass, without recomputation.
+
+    Kernels cost 3 x 2 x parameters x tokens: one product forward, two backward. With adapters they
+    get no gradient and cost 2 x 2.
+
+    Args:
+        tokens: tokens that are not padding.
+        pairs: pairs of a query and a key that causality and segments allow.
+        adapters: parameters of the adapters; 0 if the whole model is trained.
+
+    Source: Kaplan et al. 2020 (arXiv 2001.08361), section 2.1, here with causal attention.
+    """
+    layers = llama_params(config, stacked=False).layers
+    parameters = count(layers) - 2 * config.hidden_size * config.num_layers  # without norms
+    parameters += config.table_size * config.hidden_size
+    kernels = (4.0 if adapters else 6.0) * parameters * tokens
+    attention = 12.0 * config.num_layers * config.num_heads * config.head_dim * pairs
+    return kernels + 6.0 * adapters * tokens + attention
+
+
+def weight_bytes(config: LlamaConfig, dtype: str) -> int:
+    """Return the size of all parameters in a type of `BYTES`."""
+    return parameter_count(config) * BYTES[dtype]
+
+
+def cache_bytes(config: LlamaConfig, tokens: int, dtype: str, slots: int = 1) -> int:
+    """Return the size of the keys and values of `tokens` positions in every layer."""
+    per_token = 2 * config.num_layers * config.num_kv_heads * config.head_dim
+    return slots * tokens * per_token * BYTES[dtype]

@@ -93,7 +93,7 @@ class Convolution:
 
 @pytree
 class Norm:
-    """Hold the scale and the bias of a group normalization."""
+    """Hold a scale and a bias."""
 
     scale: Float[Array, " channels"]
     bias: Float[Array, " channels"]

@@ -22,10 +22,10 @@ from lwm.core.config import Checked
 from lwm.core.memory import require_memory
 from lwm.core.mesh import FSDP, TENSOR
 from lwm.core.sharding import TRAINING, constrain
-from lwm.models.costs import training_flops
 from lwm.models.forward import hidden_states
 from lwm.models.llama import Layer, Llama, LlamaConfig, llama_params
 from lwm.models.lora import AdaptedLayer, LoraConfig, lora_params, merge_adapters
+from lwm.models.sizes import training_flops
 from lwm.training.batches import Batch, BatchLayout, causal_pairs
 from lwm.training.loss import LossSums, cross_entropy, means_by_kind
 from lwm.training.training import Tally, Training, TrainState, select_finite
