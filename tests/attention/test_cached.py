@@ -190,8 +190,7 @@ def test_several_tokens_of_a_slot_attend_in_order(mesh: str | None) -> None:
         positions[slot, :count] = first + np.arange(count)
         keys[slot, first : first + count] = rows[0][slot, :count]
         values[slot, first : first + count] = rows[1][slot, :count]
-    step = jax.jit(partial(decode_attention, mesh=mesh_of(mesh)), compiler_options=FAST_COMPILE)
-    out, after = step(query, *rows, cache, positions=positions)
+    out, after = decode(mesh)(query, *rows, cache, positions=positions)
     out = np.asarray(out)
     assert (out[positions < 0] == 0).all()
     for slot, (first, count) in enumerate(zip(firsts, counts, strict=True)):

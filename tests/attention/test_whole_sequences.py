@@ -152,9 +152,8 @@ def test_the_reference_equals_loops_in_float64(causal: bool) -> None:
 
 BLOCKWISE = [
     (Case(), (16, 16)),
-    (Case(heads=2, causal=False), (7, 13)),
     (Case(heads=3, kv_heads=1, queries=11, keys=29), (3, 8)),
-    (Case(heads=6, kv_heads=3, causal=False, queries=29, keys=11), (64, 4)),
+    (Case(heads=3, kv_heads=3, causal=False, queries=29, keys=11), (64, 4)),
     (Case(batch=1, heads=2, kv_heads=1), (1, 37)),
 ]
 
@@ -192,11 +191,9 @@ def test_blockwise_in_bfloat16_is_as_accurate_as_the_type() -> None:
         ("1,1,1,4", "ring", True),
         ("1,1,1,4", "all_gather", True),
         ("1,1,1,4", "ulysses", True),
-        ("1,1,2,2", "ring", True),
+        ("1,1,2,2", "ring", False),
         ("1,1,2,2", "all_gather", False),
         ("1,1,2,2", "ulysses", True),
-        ("1,1,1,4", "ring", False),
-        ("1,1,1,4", "ulysses", False),
     ],
 )
 def test_sharded_sequences_equal_the_reference(mesh: str, strategy: Any, causal: bool) -> None:
@@ -274,36 +271,28 @@ def forbidding(how: str) -> tuple[Side, Side]:
 
 
 @pytest.mark.usefixtures("either_way")
-@pytest.mark.parametrize(
-    ("how", "mesh"),
-    [
-        ("the future", None),
-        ("another segment", None),
-        ("padding", None),
-        ("the future", "1,1,1,4"),
-        ("another segment", "1,1,1,4"),
-    ],
-)
-def test_fully_masked_blocks_are_not_computed(how: str, mesh: str | None) -> None:
+@pytest.mark.parametrize("mesh", [None, "1,1,1,4"])
+def test_fully_masked_blocks_are_not_computed(mesh: str | None) -> None:
     case = Case(batch=1, queries=32, keys=64, heads=2, kv_heads=1)
-    sides = forbidding(how)
     query, key, value, along = random_arrays(case)
-    expected = dense(True)(
-        query, key[:, :32], value[:, :32], along,
-        (sides[0], jax.tree.map(lambda x: x[:, :32], sides[1])),
-    )  # fmt: skip
     poisoned = [x.copy() for x in (key, value)]
     for x in poisoned:
         x[:, FORBIDDEN] = np.nan
     config = AttentionConfig(query_block=8, key_block=8)
     device_mesh = None if mesh is None else make_mesh(mesh)
     run = values_and_gradients(partial(attention, config=config, mesh=device_mesh))
-    out, for_query, for_key, for_value = run(query, *poisoned, along, sides)
-    assert_close(out, expected[0], VALUES)
-    assert_close(for_query, expected[1], GRADIENTS)
-    for part, wanted in ((for_key, expected[2]), (for_value, expected[3])):
-        assert_close(part[:, :32], wanted, GRADIENTS)
-        assert (np.asarray(part)[:, FORBIDDEN] == 0).all()
+    for how in ("the future", "another segment", "padding"):
+        sides = forbidding(how)
+        expected = dense(True)(
+            query, key[:, :32], value[:, :32], along,
+            (sides[0], jax.tree.map(lambda x: x[:, :32], sides[1])),
+        )  # fmt: skip
+        out, for_query, for_key, for_value = run(query, *poisoned, along, sides)
+        assert_close(out, expected[0], VALUES)
+        assert_close(for_query, expected[1], GRADIENTS)
+        for part, wanted in ((for_key, expected[2]), (for_value, expected[3])):
+            assert_close(part[:, :32], wanted, GRADIENTS)
+            assert (np.asarray(part)[:, FORBIDDEN] == 0).all()
 
 
 def test_fully_masked_blocks_between_needed_ones_are_not_computed() -> None:

@@ -1,6 +1,5 @@
 """Check help that follows convention, and one sentence for arguments that cannot be parsed."""
 
-import inspect
 import re
 import sys
 import threading
@@ -11,7 +10,7 @@ import pytest
 from commands import Run
 
 from lwm.cli import main
-from lwm.models.forward import apply_layer
+from lwm.models.forward import MLP_BLOCK
 
 VERBS = (
     "chat", "generate text", "generate image", "generate video", "tokenize", "convert", "info",
@@ -135,5 +134,4 @@ def test_the_guide_from_lwm_names_options_that_exist(run: Run) -> None:
     )
     assert len(named) > 60
     assert named - known == {"--data.mixture"}
-    block = inspect.signature(apply_layer).parameters["mlp_block"].default
-    assert f"blocks of {block:,} positions" in guide
+    assert f"blocks of {MLP_BLOCK:,} positions" in guide

@@ -76,8 +76,7 @@ def grow_cache(cache: Cache, capacity: int, mesh: Mesh | None) -> Cache:
 
     grow_keys, grow_values = (grow(axes) for axes in CACHE_AXES)  # type: ignore[arg-type]
     layers = []
-    for keys, values in cache:  # freed one by one, so that two whole caches never exist
-        layers.append(LayerCache(grow_keys(keys), grow_values(values)))
-        keys.delete()
-        values.delete()
+    for layer in cache:
+        layers.append(LayerCache(grow_keys(layer.keys), grow_values(layer.values)))
+        jax.tree.map(lambda x: x.delete(), layer)  # so that two whole caches never exist
     return tuple(layers)

@@ -21,6 +21,8 @@ from lwm.models.quantized import QUANTIZED_ROWS, QuantizedKernel, multiply_quant
 _Hidden = Float[Array, "batch seq embed"]
 _Tokens = Int[Array, "batch seq"]
 
+MLP_BLOCK = 1024  # positions of a device that pass the feed-forward network at a time
+
 Attend = Callable[[Array, Array, Array, Any], tuple[Array, Any]]
 """Function from query, key, value [batch, seq, heads, dim] and a layer's cache to the attention
 and the new cache."""
@@ -109,13 +111,8 @@ def apply_layer(
     *,
     mesh: Mesh | None,
     rules: Rules,
-    mlp_block: int = 1024,
 ) -> tuple[_Hidden, Any]:
-    """Apply one layer: add attention, then the feed-forward network, of the normalized input.
-
-    Args:
-        mlp_block: positions of a device's part that pass the feed-forward network at a time.
-    """
+    """Apply one layer: add attention, then the feed-forward network, of the normalized input."""
 
     def split(x: Array, heads: int, axis: str) -> Array:
         x = x.reshape(*x.shape[:2], heads, config.head_dim)
@@ -130,7 +127,7 @@ def apply_layer(
     x = x + (mixed @ layer.output if isinstance(layer, Layer) else multiply(mixed, layer.output))
     normed = rms_norm(x, layer.mlp_norm, config.rms_norm_eps)
     shards = 1 if mesh is None else shard_count(mesh, "position", rules)
-    x = x + feed_forward(layer, normed, block=mlp_block, shards=shards)
+    x = x + feed_forward(layer, normed, block=MLP_BLOCK, shards=shards)
     return constrain(x, mesh, ("batch", "position", "activation"), rules), cache
 
 

@@ -54,11 +54,11 @@ class QuantizedTensor(NamedTuple):
     def with_format(self, block_format: BlockFormat) -> "QuantizedTensor":
         """Return the same kernel with smaller blocks, or with offsets of zero."""
         repeats = self.block_format.block_size // block_format.block_size
-        scales, offsets = self.scales, self.offsets
+        offsets = self.offsets
         if offsets is None and block_format.offsets:
-            offsets = np.zeros_like(scales)
-        finer = [None if x is None else np.repeat(x, repeats, axis=1) for x in (scales, offsets)]
-        return QuantizedTensor(self.values, *finer)  # type: ignore[arg-type]
+            offsets = np.zeros_like(self.scales)
+        offsets = None if offsets is None else offsets.repeat(repeats, axis=1)
+        return QuantizedTensor(self.values, self.scales.repeat(repeats, axis=1), offsets)
 
 
 @pytree
@@ -100,12 +100,8 @@ class QuantizedKernel:
 def concatenate(parts: list[QuantizedTensor]) -> QuantizedTensor:
     """Concatenate the outputs of kernels of the same inputs, in their common format."""
     block_format = common_format(part.block_format for part in parts)
-    values, scales, offsets = zip(*(part.with_format(block_format) for part in parts), strict=True)
-    return QuantizedTensor(
-        np.concatenate(values),
-        np.concatenate(scales),
-        np.concatenate(offsets) if block_format.offsets else None,
-    )
+    fields = zip(*(part.with_format(block_format) for part in parts), strict=True)
+    return QuantizedTensor(*(None if x[0] is None else np.concatenate(x) for x in fields))  # type: ignore[arg-type]
 
 
 def lay_out(kernel: QuantizedTensor) -> QuantizedKernel:

@@ -216,8 +216,8 @@ def encode_latents(weights: VQGAN, pixels: _Images, config: VQGANConfig) -> _Lat
 
 def nearest_codes(codebook: Float[Array, "codes code_channels"], latents: _Latents) -> _Codes:
     """Return the first entry of least Euclidean distance at each place."""
-    # The square of the latent is omitted: it is the same for all entries. The product is exact, so
-    # that codes do not depend on the device.
+    # The square of the latent, equal for all entries, is omitted. The product is exact, so that
+    # codes do not depend on the device.
     products = jnp.einsum("brcd,kd->brck", latents, codebook, precision="highest")
     return jnp.argmin((codebook**2).sum(-1) - 2 * products, axis=-1).astype(jnp.int32)
 
@@ -254,8 +254,7 @@ def _convolve(weights: Convolution, x: Array, *, stride: int = 1) -> Array:
 
 
 def _double(x: Array) -> Array:
-    # Repeat each pixel four times. As a broadcast, since the gradient of a repetition is a slow
-    # scatter.
+    # Repeat each pixel by a broadcast, since the gradient of a repetition is a slow scatter.
     batch, height, width, channels = x.shape
     repeated = jnp.broadcast_to(x[:, :, None, :, None], (batch, height, 2, width, 2, channels))
     return repeated.reshape(batch, 2 * height, 2 * width, channels)
