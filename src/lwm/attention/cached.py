@@ -34,14 +34,9 @@ from lwm.core.hardware import traits
 from lwm.core.mesh import DATA, SEQUENCE
 from lwm.core.sharding import DECODE, PREFILL, Rules, partition_spec
 
-SLAB = 512
-"""Positions of a device's cache that prefill reads at a time."""
-
-DECODE_SLAB = 4096
-"""Positions that decode reads at a time: many, because a CPU copies a slab but not a cache."""
-
-CAPACITY_UNIT = 128
-"""A device's capacity is a multiple of this."""
+SLAB = 512  # positions of a device's cache that prefill reads at a time
+DECODE_SLAB = 4096  # that decode reads: many, because a CPU copies a slab but not a whole cache
+CAPACITY_UNIT = 128  # a device's capacity is a multiple of this
 
 
 class LayerCache(NamedTuple):
@@ -178,10 +173,7 @@ def decode_attention(
     positions: Int[Array, "slots width"],
     mesh: Mesh | None = None,
 ) -> tuple[Float[Array, "slots width heads dim"], LayerCache]:
-    """Write each slot's next tokens into the cache; each attends to everything up to itself.
-
-    A position of -1 is no token: its result is zero, and nothing is written.
-    """
+    """Write each slot's next tokens, -1 for none, and attend to everything up to each."""
     run = _sharded(partial(_decode, mesh=mesh), mesh, DECODE, ("slots", None), ("slots", None))
     return run(query, key, value, cache, positions)
 

@@ -1,7 +1,7 @@
 """Apply rotary position embedding to interleaved pairs: dimensions 2i and 2i + 1 form a pair.
 
 This is the layout of the original and of GGUF files. Hugging Face checkpoints pair i with i + d/2
-and are permuted when they are read. Angles are computed once for all layers and heads.
+and are permuted when they are read.
 
 Source: Su et al. 2021 (arXiv 2104.09864), section 3.4.2.
 """

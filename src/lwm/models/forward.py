@@ -198,10 +198,7 @@ def multiply(
 
 
 def dequantized(weights: Llama) -> Llama:
-    """Return the weights with every quantized kernel as float32, faster for products of many rows.
-
-    A dequantized head is (in, out), as every other dense head is.
-    """
+    """Return the weights with quantized kernels as float32, and the head as (in, out)."""
     dequantize = jax.jit(QuantizedKernel.dequantize)
 
     def is_quantized(x: Any) -> bool:

@@ -1,7 +1,4 @@
-"""Adapt frozen kernels by adding small trained low-rank matrices.
-
-Source: Hu et al. 2021 (arXiv 2106.09685).
-"""
+"""Adapt frozen kernels by small trained low-rank matrices (Hu et al. 2021, arXiv 2106.09685)."""
 
 from dataclasses import dataclass, replace
 from typing import Annotated, Any, Literal, get_args

@@ -47,8 +47,7 @@ def parameter_count(config: LlamaConfig) -> int:
 def training_flops(config: LlamaConfig, *, tokens: int, pairs: int, adapters: int = 0) -> float:
     """Count the operations of a forward and a backward pass, without recomputation.
 
-    Kernels cost 3 x 2 x parameters x tokens: one product forward, two backward. With adapters they
-    get no gradient and cost 2 x 2.
+    Kernels cost one product forward and two backward, or one if adapters get their gradient.
 
     Args:
         tokens: tokens that are not padding.
