@@ -110,7 +110,7 @@ def whole(files: Any, codec: VqganCodec, tmp_path_factory: pytest.TempPathFactor
     """Write the result of a run without interruptions."""
     out = tmp_path_factory.mktemp("whole") / "out.jsonl"
     summary = run(files, codec, out)
-    assert (summary.files, summary.frames, summary.examples) == (12, 22, 10)
+    assert (len(files), summary.frames, summary.examples) == (12, 22, 10)
     first, second = summary.faults
     assert "3x.mp4" in first
     assert "4x.jpg" in second

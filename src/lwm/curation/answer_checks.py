@@ -91,11 +91,9 @@ def question_fault(question: str, sentence: str, text: str) -> str | None:
         return "question repeats itself"
     if _ABOUT_READER_OR_TEXT.search(question):
         return "question about the reader or the passage"
-    if not content_stems(question) & content_stems(sentence):
-        return "question about something else"
-    if not name_stems(question) <= content_stems(text):
-        return "question about something else"
-    return None
+    on_topic = content_stems(question) & content_stems(sentence)
+    named = name_stems(question) <= content_stems(text)
+    return None if on_topic and named else "question about something else"
 
 
 def answer_fault(answer: str, question: str, text: str) -> str | None:

@@ -72,9 +72,8 @@ EncodeGroups = Callable[[Sequence[Group]], Iterator[list[Outcome]]]
 
 
 class TokenizeSummary(NamedTuple):
-    """Count the files, frames and examples of a run, and list the errors."""
+    """Count the frames and examples of a run, and list the errors."""
 
-    files: int
     frames: int
     examples: int
     faults: tuple[str, ...]
@@ -203,7 +202,7 @@ def tokenize_files(
         raise InputError(f"none of {len(files)} files can be read: {faults[0]}")
     _write(destination, _lines(files, journal), codec, tokenizer)
     journal.unlink()
-    return TokenizeSummary(len(files), frames, examples, tuple(faults))
+    return TokenizeSummary(frames, examples, tuple(faults))
 
 
 def journal_file(destination: Path) -> Path:
@@ -285,12 +284,8 @@ def _examples(
     lines: Iterator[dict[str, Any]], codec: VqganCodec, tokenizer: Tokenizer
 ) -> Iterator[Example]:
     """Encode each line once for each list of fields that it can be read with."""
-    config = codec.config
-    vision = VisionVocabulary(
-        size=config.codebook_size + 2,
-        codes=config.codebook_size,
-        codes_per_frame=config.codes_per_frame,
-    )
+    codes, frame = codec.config.codebook_size, codec.config.codes_per_frame
+    vision = VisionVocabulary(size=codes + 2, codes=codes, codes_per_frame=frame)
 
     @cache
     def encoder(index: int) -> FieldsEncoder:
