@@ -1,4 +1,4 @@
-"""A tokenizer of bytes, files of examples, and batches, for the tests of training data."""
+"""Make a tokenizer of bytes, files of examples, and batches for the tests of training data."""
 
 import json
 from collections.abc import Iterable
@@ -14,6 +14,7 @@ from lwm.data.rows.packing import Row
 from lwm.data.text.tokenizer import Tokenizer, train_tokenizer
 
 TEXTS = [f"In the beginning was line {i}, and {'so it went on ' * (i % 7)}." for i in range(60)]
+_LOADER = {"sequence_length", "batch_size", "rows", "split", "vocab_size", "vision"}
 
 
 @cache
@@ -26,7 +27,7 @@ def ids(text: str) -> list[int]:
 
 
 def write_lines(path: Path, values: Iterable[Any]) -> Path:
-    """JSON lines; text that is given as bytes is written as it is."""
+    """Write JSON lines; bytes are written unchanged."""
     lines = [v if isinstance(v, bytes) else json.dumps(v).encode() for v in values]
     path.write_bytes(b"".join(line + b"\n" for line in lines))
     return path
@@ -37,12 +38,12 @@ def records() -> list[dict[str, str]]:
 
 
 def loader(path: Path | str, **settings: Any) -> Loader:
-    """A loader of rows of 32 tokens in batches of 4, by the settings of either class."""
-    own: dict[str, Any] = {"sequence_length": 32, "batch_size": 4, "rows": None, "split": "train"}
-    own |= {"vocab_size": None, "vision": None}
-    own = {name: settings.pop(name, value) for name, value in own.items()}
-    every: dict[str, Any] = {"prefetch": 0} | settings
-    return Loader(DataConfig(path=str(path), **every), tokenizer(), **own)
+    """Open a loader of rows of 32 tokens in batches of 4, by settings of either class."""
+    arguments: dict[str, Any] = {"sequence_length": 32, "batch_size": 4}
+    arguments |= {name: settings.pop(name) for name in _LOADER & settings.keys()}
+    return Loader(
+        DataConfig(path=str(path), **{"prefetch": 0} | settings), tokenizer(), **arguments
+    )
 
 
 def take(batches: Loader, count: int) -> list[Row]:

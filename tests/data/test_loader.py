@@ -1,5 +1,5 @@
-"""Batches: the same whatever shares the work, the same after any interruption, and a clear end to
-data that cannot be used."""
+"""Check that batches do not depend on processes, workers or interruptions, and that unusable data
+is refused."""
 
 import json
 import subprocess
@@ -33,7 +33,7 @@ from lwm.data.rows import draws
 from lwm.data.rows.draws import Order
 from lwm.data.rows.packing import Packing
 from lwm.data.sources.array_record import write_array_record
-from lwm.data.texts import training_texts
+from lwm.data.splits import training_texts
 
 PACKINGS: list[Packing] = ["concatenate", "pack", "pad"]
 
@@ -60,8 +60,8 @@ def test_batches(data: Path) -> None:
             assert array.flags.c_contiguous
 
 
-def test_text_as_it_was(data: Path) -> None:
-    """Unshuffled and padded, each row is one example in the order of the file."""
+def test_padded_rows_follow_the_file(data: Path) -> None:
+    """Check that each row is one example in the order of the file, unshuffled and padded."""
     batches = take(loader(data, packing="pad", shuffle=False, sequence_length=200), 15)
     rows = [
         (row, target)
@@ -82,15 +82,14 @@ def test_processes_share_the_rows_of_one_batch(
     whole = take(loader(data, packing=packing), 6)
     for shares in ([[0, 1], [2, 3]], [[3], [0, 2], [1]]):
         for rows in shares:
-            with loader(data, packing=packing, rows=rows, prefetch=prefetch) as own:
+            with loader(data, packing=packing, rows=rows, prefetch=prefetch) as shared:
                 assert_same(
-                    take(own, 6), [{k: v[rows] for k, v in batch.items()} for batch in whole]
+                    take(shared, 6), [{k: v[rows] for k, v in batch.items()} for batch in whole]
                 )
 
 
-def test_workers_change_nothing(tmp_path: Path, logged: list[str]) -> None:
-    """Nor do they when a run goes on with another number of them; and what they find broken comes
-    back from them."""
+def test_batches_do_not_depend_on_workers(tmp_path: Path, logged: list[str]) -> None:
+    """Check this also after resuming with other workers, and that they return reports."""
     broken = {7: b"{", 30: b"[]"}
     lines = [broken.get(i, record) for i, record in enumerate(records())]
     data = write_lines(tmp_path / "a.jsonl", lines)
@@ -100,20 +99,19 @@ def test_workers_change_nothing(tmp_path: Path, logged: list[str]) -> None:
     for _ in range(10):
         states.append(json.dumps(alone.get_state()))
         batches.append(next(alone))
-    for workers, goes_on in ((1, 4), (2, 6)):
-        with loader(data, workers=workers, prefetch=1, **settings) as shared:
-            assert_same(take(shared, 8), batches[:8])
-            assert json.dumps(shared.get_state()) == states[8]
-            shared.set_state(json.loads(states[goes_on]))
-            assert_same(take(shared, 3), batches[goes_on : goes_on + 3])
-            assert {report.line for report in shared.reports} == {8, 31}
+    with loader(data, workers=2, prefetch=1, **settings) as shared:
+        assert_same(take(shared, 8), batches[:8])
+        assert json.dumps(shared.get_state()) == states[8]
+        shared.set_state(json.loads(states[6]))
+        assert_same(take(shared, 3), batches[6:9])
+        assert {report.line for report in shared.reports} == {8, 31}
     with pytest.raises(ValueError, match="closed"):
         next(shared)
 
 
-def test_a_worker_that_cannot_go_on_says_why(data: Path) -> None:
+def test_worker_reports_its_error(data: Path) -> None:
     with loader(data, workers=1) as batches:
-        data.write_bytes(b"changed\n")  # which the worker finds, as it opens the file anew
+        data.write_bytes(b"changed\n")  # the worker opens the file again
         with pytest.raises(InputError, match="was changed after it was opened"):
             next(batches)
 
@@ -122,7 +120,7 @@ def test_a_worker_that_cannot_go_on_says_why(data: Path) -> None:
 @pytest.mark.parametrize("prefetch", [0, 2])
 @hypothesis_settings(max_examples=10)
 @given(before=st.integers(0, 12), after=st.integers(1, 4), elsewhere=st.integers(0, 3))
-def test_goes_on_where_it_was(
+def test_resumes_at_any_batch(
     tmp_path_factory: Any, packing: Packing, prefetch: int, before: int, after: int, elsewhere: int
 ) -> None:
     path = write_lines(tmp_path_factory.mktemp("resume") / "a.jsonl", records())
@@ -165,16 +163,13 @@ def test_state_is_small_for_long_books(tmp_path: Path) -> None:
         ({"loss_weights": "token"}, "with loss_weights example and this run has token"),
     ],
 )
-def test_a_state_of_other_data_is_refused(
-    data: Path, change: dict[str, Any], message: str
-) -> None:
+def test_state_of_other_data_is_refused(data: Path, change: dict[str, Any], message: str) -> None:
     state = loader(data).get_state()
     with pytest.raises((InputError, ConfigError), match=message):
         loader(data, **change).set_state(state)
 
 
-def test_what_is_learnt_of_the_data_is_part_of_a_state(tmp_path: Path) -> None:
-    """Though the tokens and the settings are the same."""
+def test_state_depends_on_the_loss_of_the_data(tmp_path: Path) -> None:
     path, states = tmp_path / "a.jsonl", []
     for fields in ("[q],a", "q,a"):
         write_lines(path, [{"q": "a", "a": "b", "fields": fields}] * 20)
@@ -183,7 +178,7 @@ def test_what_is_learnt_of_the_data_is_part_of_a_state(tmp_path: Path) -> None:
         loader(path, fields_from_example="fields").set_state(states[0])
 
 
-def test_a_state_of_other_rows_or_another_version_is_refused(data: Path) -> None:
+def test_state_of_other_rows_or_version_is_refused(data: Path) -> None:
     state = loader(data, rows=[0, 1]).get_state()
     with pytest.raises(InputError, match="lacks row 2"):
         loader(data).set_state(state)
@@ -191,7 +186,7 @@ def test_a_state_of_other_rows_or_another_version_is_refused(data: Path) -> None
         loader(data).set_state(state | {"version": 9})
 
 
-def test_the_order_is_a_new_one_each_pass_and_each_seed(data: Path) -> None:
+def test_order_differs_by_pass_and_seed(data: Path) -> None:
     orders = [
         [Order(first=10, count=50, shuffle=True, seed=seed)[i] for i in range(turn, turn + 50)]
         for seed in (0, 1)
@@ -204,8 +199,7 @@ def test_the_order_is_a_new_one_each_pass_and_each_seed(data: Path) -> None:
     ]  # fmt: skip
 
 
-def test_a_pass_reads_every_example_once(data: Path) -> None:
-    """Over all streams, whatever their number."""
+def test_pass_reads_every_example_once(data: Path) -> None:
     batches = loader(data, packing="pad", sequence_length=200, batch_size=6)
     firsts = [batch["tokens"][:, :24] for batch in take(batches, 10)]
     assert len({tuple(row) for row in np.concatenate(firsts).tolist()}) == len(TEXTS)
@@ -216,15 +210,15 @@ def test_held_out_examples_are_the_tail(data: Path) -> None:
     settings |= {"sequence_length": 200, "batch_size": 1}
     train, evaluation = loader(data, **settings), loader(data, split="evaluation", **settings)
     assert (train.examples, evaluation.examples) == (48, 12)
-    seen = [tuple(batch["tokens"][0]) for batch in take(train, 48)]
-    held = [tuple(batch["tokens"][0]) for batch in take(evaluation, 12)]
-    assert not set(seen) & set(held)
-    assert held[0][: len(ids(TEXTS[48])) + 1] == (0, *ids(TEXTS[48]))
+    training = [tuple(batch["tokens"][0]) for batch in take(train, 48)]
+    held_out = [tuple(batch["tokens"][0]) for batch in take(evaluation, 12)]
+    assert not set(training) & set(held_out)
+    assert held_out[0][: len(ids(TEXTS[48])) + 1] == (0, *ids(TEXTS[48]))
     config = DataConfig(path=str(data), held_out=0.2, shuffle=False)
     assert list(training_texts(config)) == TEXTS[:48]
 
 
-def test_broken_lines_are_skipped_counted_and_told(tmp_path: Path, logged: list[str]) -> None:
+def test_broken_lines_are_skipped_counted_and_logged(tmp_path: Path, logged: list[str]) -> None:
     lines: list[Any] = list(records())
     lines[3], lines[40], lines[50] = b"{", {"text": 5}, b"   "
     path = write_lines(tmp_path / "a.jsonl", lines)
@@ -240,7 +234,7 @@ def test_broken_lines_are_skipped_counted_and_told(tmp_path: Path, logged: list[
     assert all(f"{path}, line " in line for line in logged)
 
 
-def test_ten_are_told(tmp_path: Path, logged: list[str]) -> None:
+def test_ten_broken_lines_are_logged(tmp_path: Path, logged: list[str]) -> None:
     path = write_lines(tmp_path / "a.jsonl", [*records(), *[b"{"] * 30])
     batches = loader(path, max_broken=0.5)
     take(batches, 200)
@@ -256,30 +250,28 @@ def test_too_many_broken_lines_stop_the_run(tmp_path: Path, logged: list[str]) -
     take(loader(path, max_broken=0.05), 100)
 
 
-def test_held_out_lines_are_judged_with_all_of_their_set(
+def test_held_out_broken_lines_are_compared_with_the_whole_set(
     tmp_path: Path, logged: list[str]
 ) -> None:
     settings: dict[str, Any] = {"held_out": 0.1, "split": "evaluation", "max_broken": 0.02}
     path = write_lines(tmp_path / "a.jsonl", [*records()[:58], b"{", records()[58]])
-    held = loader(path, **settings)
-    take(held, 20)
-    assert (held.examples, held.broken) == (6, 1)
+    evaluation = loader(path, **settings)
+    take(evaluation, 20)
+    assert (evaluation.examples, evaluation.broken) == (6, 1)
     path = write_lines(tmp_path / "b.jsonl", [*records()[:57], b"{", b"{", records()[58]])
     with pytest.raises(InputError, match="2 of 60 examples are broken"):
         take(loader(path, **settings), 20)
 
 
-def test_many_passes_of_one_process_among_several_do_not_add_up(
-    tmp_path: Path, logged: list[str]
-) -> None:
-    """A process meets the others' broken lines too, once the order changes."""
+def test_broken_lines_of_many_passes_count_once(tmp_path: Path, logged: list[str]) -> None:
+    """Check that one process of several may read the broken lines of all."""
     path = write_lines(tmp_path / "a.jsonl", [*records() * 4, *[b"{"] * 3])
     batches = loader(path, max_broken=0.06, rows=[0], packing="pad")
     take(batches, 2000)
     assert batches.broken == 3
 
 
-def test_data_that_is_all_broken_after_its_beginning_ends(
+def test_data_broken_after_its_beginning_is_refused(
     tmp_path: Path, logged: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(draws, "_FRUITLESS_DRAWS", 5)
@@ -290,7 +282,7 @@ def test_data_that_is_all_broken_after_its_beginning_ends(
 
 
 @pytest.mark.parametrize("unusable", [[{"text": "a"}, b"{"], [b"", b""], [b"{", b"{"]])
-def test_a_stream_gets_past_what_it_cannot_use(
+def test_stream_skips_unusable_examples(
     tmp_path: Path, logged: list[str], unusable: list[Any]
 ) -> None:
     """Check that no stream reads the same broken example in every pass."""
@@ -302,9 +294,7 @@ def test_a_stream_gets_past_what_it_cannot_use(
 
 
 @given(count=st.integers(1, 30), streams=st.integers(1, 40))
-def test_in_order_each_pass_has_each_example_and_each_stream_meets_all(
-    count: int, streams: int
-) -> None:
+def test_unshuffled_streams_read_all_examples(count: int, streams: int) -> None:
     order = Order(first=0, count=count, shuffle=False, seed=0, streams=streams)
     assert [order[place] for place in range(count)] == list(range(count))
     for turn in range(5):
@@ -347,12 +337,12 @@ def test_refusals(
         loader(path, **settings)
 
 
-def test_chats_are_learnt_where_the_assistant_speaks(tmp_path: Path) -> None:
+def test_chats_have_loss_on_the_assistant(tmp_path: Path) -> None:
     chat = [{"role": "user", "content": "Who?"}, {"role": "assistant", "content": "Ruth."}]
     path = write_lines(tmp_path / "a.jsonl", [{"chat": chat}] * 5)
     batch = next(loader(path, messages="chat", packing="pack", sequence_length=128))
-    learnt = batch["targets"][0][batch["weights"][0] > 0].tolist()
-    assert tokenizer().decode(learnt).split() == ["Ruth."] * batch["segments"][0].max().item() + [
+    trained = batch["targets"][0][batch["weights"][0] > 0].tolist()
+    assert tokenizer().decode(trained).split() == ["Ruth."] * batch["segments"][0].max().item() + [
         "Ruth."
     ]
     assert (
@@ -378,17 +368,17 @@ def test_chats_are_learnt_where_the_assistant_speaks(tmp_path: Path) -> None:
         (b"", {}, "is empty"),
     ],
 )
-def test_a_tokenizer_is_not_trained_on_data_that_the_loader_refuses(
+def test_training_texts_refuse_what_the_loader_refuses(
     tmp_path: Path, content: bytes, settings: dict[str, Any], message: str
 ) -> None:
-    """The sentence is the loader's, and comes before any text is asked for."""
+    """Check that the refusal comes before the first text."""
     path = tmp_path / "a.jsonl"
     path.write_bytes(content)
     with pytest.raises(InputError, match=message):
         training_texts(DataConfig(path=str(path), **settings))
 
 
-def test_tokenised_examples_pass_as_they_are(tmp_path: Path, logged: list[str]) -> None:
+def test_tokenized_examples_stay_unchanged(tmp_path: Path, logged: list[str]) -> None:
     path = tmp_path / "a.array_record"
     good = [Example.of_text([i, i + 1, i + 2], [0.0, 0.0, 1.0]) for i in range(200)]
     write_array_record(path, [*good, Example.of_text([5, 300], [0.0, 1.0])])
@@ -404,14 +394,14 @@ def test_tokenised_examples_pass_as_they_are(tmp_path: Path, logged: list[str]) 
         list(training_texts(DataConfig(path=str(path))))
 
 
-def test_settings_alone_load_nothing_heavy() -> None:
+def test_config_imports_nothing_heavy() -> None:
     heavy = ["jax", "grain", "pyarrow", "fsspec"]
     code = f"import sys, lwm.data.config; print([m for m in {heavy} if m in sys.modules])"
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert run.stdout.strip() == "[]"
 
 
-def test_a_loader_is_a_grain_iterator_for_checkpoints(data: Path, tmp_path: Path) -> None:
+def test_loader_saves_with_grain_checkpoints(data: Path, tmp_path: Path) -> None:
     import grain
 
     assert isinstance(loader(data).iterator, grain.DatasetIterator)
@@ -426,10 +416,10 @@ def test_a_loader_is_a_grain_iterator_for_checkpoints(data: Path, tmp_path: Path
     second.close()
 
 
-def test_workers_are_a_divisor_of_the_rows() -> None:
-    found = [loader_module._divisor(rows, workers) for rows, workers in
+def test_workers_divide_the_rows() -> None:
+    result = [loader_module._divisor(rows, workers) for rows, workers in
              [(4, 0), (4, 1), (4, 3), (4, 9), (6, 4), (7, 6), (1, 8)]]  # fmt: skip
-    assert found == [0, 1, 2, 4, 3, 1, 1]
+    assert result == [0, 1, 2, 4, 3, 1, 1]
 
 
 def test_loader_takes_its_settings_by_name(data: Path) -> None:

@@ -1,5 +1,5 @@
-"""Pictures and videos among the training data: frames, dropped prompts, weights by halves, and
-what a model that sees otherwise, or not at all, is told."""
+"""Check images and videos in training data: frames, dropped prompts, weights by halves, and the
+refusal of codes that do not fit the model."""
 
 from pathlib import Path
 from typing import Any
@@ -14,17 +14,17 @@ from lwm.core.errors import ConfigError, InputError
 from lwm.data.examples.examples import Example
 from lwm.data.examples.fields import FieldsEncoder
 from lwm.data.rows import broken as broken_module
-from lwm.data.rows.packing import LossWeights, Packing, Position, Row, pack_rows
+from lwm.data.rows.packing import LossWeights, Packing, Position, Row, open_rows, pack_rows
 from lwm.data.sources.array_record import write_array_record
 from lwm.models.vision_tokens import VisionVocabulary
 
 SMALL = VisionVocabulary(codes=16, codes_per_frame=4, size=24)
 TEXT = 300  # ids of text in the model
-SEES: dict[str, Any] = {"vocab_size": TEXT, "vision": SMALL}
+VISION_MODEL: dict[str, Any] = {"vocab_size": TEXT, "vision": SMALL}
 
 
 def video(*frames: int) -> list[int]:
-    """Codes of frames, each of one code four times."""
+    """Return the codes of frames, each of one code four times."""
     return [code for frame in frames for code in [frame] * 4]
 
 
@@ -36,54 +36,56 @@ def encode(fields: str, record: dict[str, Any], *, drop: bool = False, **setting
 
 
 def frames_of(example: Example) -> list[int]:
-    seen = example.tokens[example.vision].reshape(-1, 5)
-    assert seen[:, 4].tolist() == [16] * (len(seen) - 1) + [17]
-    return seen[:, 0].tolist()
+    frames = example.tokens[example.vision].reshape(-1, 5)
+    assert frames[:, 4].tolist() == [16] * (len(frames) - 1) + [17]
+    return frames[:, 0].tolist()
 
 
 @pytest.mark.parametrize(
-    ("most", "kept"),
+    ("most", "expected"),
     [(0, [*range(10)]), (10, [*range(10)]), (4, [0, 3, 6, 9]), (3, [0, 4, 9]), (1, [0])],
 )
-def test_long_videos_give_frames_evenly_spread(most: int, kept: list[int]) -> None:
+def test_long_videos_give_evenly_spaced_frames(most: int, expected: list[int]) -> None:
     record = {"vision": video(*range(10))}
-    assert frames_of(encode("vision", record, max_frames=most)) == kept
+    assert frames_of(encode("vision", record, max_frames=most)) == expected
 
 
-def test_ids_of_vision_stand_behind_those_of_text(tmp_path: Path) -> None:
+def test_vision_ids_follow_text_ids(tmp_path: Path) -> None:
     path = write_lines(tmp_path / "a.jsonl", [{"caption": "a red apple", "vision": video(3)}])
-    batch = next(loader(path, fields="[caption],vision", packing="pad", **SEES))
+    batch = next(loader(path, fields="[caption],vision", packing="pad", **VISION_MODEL))
     expected = [0, *ids("a red apple"), *ids("<vision>"), *[TEXT + 3] * 4, TEXT + 17]
     expected += [*ids("</vision>"), 1]
     assert [0, *batch["targets"][0][: len(expected) - 1].tolist()] == expected
-    learnt = batch["targets"][0][batch["weights"][0] > 0].tolist()
-    assert learnt == expected[1 + len(ids("a red apple")) :]
+    trained = batch["targets"][0][batch["weights"][0] > 0].tolist()
+    assert trained == expected[1 + len(ids("a red apple")) :]
 
 
 RECORD = {"caption": "a red apple", "vision": video(1, 2), "answer": "yes"}
 
 
 @pytest.mark.parametrize("settings", [{}, {"prepend_text": "Draw: "}, {"add_bos": False}])
-def test_without_its_prompt_a_picture_follows_the_beginning(settings: dict[str, Any]) -> None:
+def test_dropped_prompt_leaves_only_vision(settings: dict[str, Any]) -> None:
     dropped = encode("[caption],vision", RECORD, drop=True, **settings)
     alone = encode("vision", RECORD)
     assert dropped.tokens.tolist() == alone.tokens.tolist()
     assert dropped.weights.tolist() == alone.weights.tolist()
-    own = encode("<|bos|>,[caption],vision,<|eos|>", RECORD, drop=True, add_eos=False, **settings)
-    assert own.tokens.tolist() == alone.tokens.tolist()
+    explicit = encode(
+        "<|bos|>,[caption],vision,<|eos|>", RECORD, drop=True, add_eos=False, **settings
+    )
+    assert explicit.tokens.tolist() == alone.tokens.tolist()
 
 
 @pytest.mark.parametrize(
     "fields", ["[vision],answer", "caption,vision", "answer", "vision+answer"]
 )
-def test_what_teaches_text_keeps_its_prompt(fields: str) -> None:
-    kept, whole = encode(fields, RECORD, drop=True), encode(fields, RECORD)
-    assert kept.tokens.tolist() == whole.tokens.tolist()
+def test_fields_with_text_loss_keep_the_prompt(fields: str) -> None:
+    dropped, whole = encode(fields, RECORD, drop=True), encode(fields, RECORD)
+    assert dropped.tokens.tolist() == whole.tokens.tolist()
 
 
-def test_prompts_are_dropped_by_the_seed_as_often_as_asked(tmp_path: Path) -> None:
+def test_prompts_are_dropped_with_the_probability(tmp_path: Path) -> None:
     path = write_lines(tmp_path / "a.jsonl", [{"caption": "a red apple", "vision": video(3)}] * 7)
-    settings: dict[str, Any] = {"fields": "[caption],vision", "packing": "pad", **SEES}
+    settings: dict[str, Any] = {"fields": "[caption],vision", "packing": "pad", **VISION_MODEL}
 
     def dropped(probability: float, seed: int = 0, count: int = 20) -> np.ndarray:
         batches = take(loader(path, drop_prompt=probability, seed=seed, **settings), count)
@@ -108,29 +110,29 @@ def test_prompts_are_dropped_by_the_seed_as_often_as_asked(tmp_path: Path) -> No
         (video(16), r"line 1: the key 'vision' holds the code 16, outside 0 to 15"),
     ],
 )
-def test_codes_of_another_codebook_name_the_line(
+def test_codes_of_another_codebook_are_refused(
     tmp_path: Path, codes: list[int], message: str
 ) -> None:
     path = write_lines(tmp_path / "a.jsonl", [{"vision": codes}])
     with pytest.raises(InputError, match=message):
-        loader(path, fields="vision", **SEES)
+        loader(path, fields="vision", **VISION_MODEL)
 
 
-def test_a_broken_picture_is_told_with_its_line(
+def test_broken_image_is_logged_with_its_line(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    told: list[str] = []
-    monkeypatch.setattr(broken_module, "say", told.append)
+    logged: list[str] = []
+    monkeypatch.setattr(broken_module, "say", logged.append)
     lines = [{"vision": video(1)}, {"vision": [1, 2, 3]}, {"vision": video(2)}]
     path = write_lines(tmp_path / "a.jsonl", lines)
-    take(loader(path, fields="vision", max_broken=0.5, **SEES), 3)
-    assert [line.split(": ", 1)[1] for line in told] == [
+    take(loader(path, fields="vision", max_broken=0.5, **VISION_MODEL), 3)
+    assert [line.split(": ", 1)[1] for line in logged] == [
         f"{path}, line 2: the key 'vision' holds 3 codes, which is no multiple of 4, the codes of "
         "a frame"
     ]
 
 
-def test_a_text_model_is_told_that_it_cannot_see(tmp_path: Path) -> None:
+def test_text_model_refuses_vision_codes(tmp_path: Path) -> None:
     record = {"vision": video(1), "fields": "vision"}
     path = write_lines(tmp_path / "a.jsonl", [record])
     with pytest.raises(ConfigError, match=r"'vision'.*text model.*--add-vision"):
@@ -139,9 +141,9 @@ def test_a_text_model_is_told_that_it_cannot_see(tmp_path: Path) -> None:
         loader(path, fields_from_example="fields", vocab_size=TEXT)
 
 
-def test_tokenised_pictures_are_checked_and_placed(tmp_path: Path) -> None:
-    def written(name: str, *seen: int) -> Path:
-        tokens = np.array([5, *seen], np.int32)
+def test_tokenized_images_are_checked(tmp_path: Path) -> None:
+    def written(name: str, *vision_ids: int) -> Path:
+        tokens = np.array([5, *vision_ids], np.int32)
         example = Example(
             tokens=tokens,
             weights=np.ones(len(tokens), np.float32),
@@ -151,10 +153,10 @@ def test_tokenised_pictures_are_checked_and_placed(tmp_path: Path) -> None:
         return tmp_path / name
 
     frames = [7, 8, 9, 15, 16, 3, 2, 1, 0, 17]  # codes below 16, four a frame
-    batch = next(loader(written("good.array_record", *frames), packing="pad", **SEES))
+    batch = next(loader(written("good.array_record", *frames), packing="pad", **VISION_MODEL))
     assert batch["tokens"][0, :10].tolist() == [5, *(TEXT + n for n in frames[:-1])]
     assert batch["targets"][0, :10].tolist() == [TEXT + n for n in frames]
-    for name, seen, words in (
+    for name, vision_ids, message in (
         (
             "outside",
             [24, 8, 9, 15, 17],
@@ -164,23 +166,23 @@ def test_tokenised_pictures_are_checked_and_placed(tmp_path: Path) -> None:
         ("unended", [7, 8, 9, 15, 16], "of another VQGAN"),
         ("unused", [7, 8, 20, 15, 17], "frames of 4 codes below 16"),
     ):
-        with pytest.raises(InputError, match=words):
-            loader(written(f"{name}.array_record", *seen), **SEES)
+        with pytest.raises(InputError, match=message):
+            loader(written(f"{name}.array_record", *vision_ids), **VISION_MODEL)
 
 
-def original_weights(targets: np.ndarray, learnt: np.ndarray) -> np.ndarray:
-    """Of each target of rows [rows, seq] in the original's loss: the mean over rows of half the
-    mean over a row's text targets and half the mean over its vision targets."""
-    found = np.zeros(targets.shape)
+def original_weights(targets: np.ndarray, trained: np.ndarray) -> np.ndarray:
+    """Return the weight of each target of rows [rows, seq] in the original's loss: the mean over
+    rows of half the mean over text targets plus half the mean over vision targets."""
+    result = np.zeros(targets.shape)
     for row in range(len(targets)):
         for kind in (targets[row] < TEXT, targets[row] >= TEXT):
-            valid = learnt[row] * kind
-            found[row] += 0.5 * valid / max(valid.sum(), 1e-10) / len(targets)
-    return found
+            valid = trained[row] * kind
+            result[row] += 0.5 * valid / max(valid.sum(), 1e-10) / len(targets)
+    return result
 
 
 KINDS = st.lists(st.tuples(st.booleans(), st.booleans()), min_size=2, max_size=30)
-"""(vision, learnt) of each token of an example."""
+"""Whether each token of an example is vision, and whether it carries loss."""
 
 
 def rows_of(
@@ -198,18 +200,18 @@ def rows_of(
 
 
 def mixed(kinds: list[tuple[bool, bool]]) -> Example:
-    vision, learnt = (np.array(column) for column in zip(*kinds, strict=True))
-    learnt[-1] = True
+    vision, trained = (np.array(column) for column in zip(*kinds, strict=True))
+    trained[-1] = True
     tokens = np.arange(len(kinds), dtype=np.int32) % 16
-    return Example(tokens=tokens, weights=learnt.astype(np.float32), vision=vision)
+    return Example(tokens=tokens, weights=trained.astype(np.float32), vision=vision)
 
 
 @given(st.lists(KINDS, min_size=1, max_size=6))
-def test_halves_are_the_originals_loss_of_padded_rows(
-    given: list[list[tuple[bool, bool]]],
+def test_halves_equal_the_original_loss(
+    columns: list[list[tuple[bool, bool]]],
 ) -> None:
-    """But for its division by the number of rows, where ours is by the sum of weights."""
-    examples = [mixed(kinds) for kinds in given]
+    """Check the weights up to the division: the original divides by rows, ours by their sum."""
+    examples = [mixed(kinds) for kinds in columns]
     for packing, weights in (
         ("pad", "halves"),
         ("pad", "row_halves"),
@@ -219,24 +221,24 @@ def test_halves_are_the_originals_loss_of_padded_rows(
     ):
         rows = rows_of(examples, packing, weights, 3)  # type: ignore[arg-type]
         plain = rows_of(examples, packing, "token", 3)  # type: ignore[arg-type]
-        batch, learnt = (
+        batch, trained = (
             np.stack([row[name] for row in of])
             for of, name in ((rows, "weights"), (plain, "weights"))
         )
         targets = np.stack([row["targets"] for row in rows])
-        expected = original_weights(targets, learnt)
+        expected = original_weights(targets, trained)
         np.testing.assert_allclose(batch / 3, expected, rtol=1e-6)
         both = [((r < TEXT) & (w > 0)).any() and ((r >= TEXT) & (w > 0)).any()
-                for r, w in zip(targets, learnt, strict=True)]  # fmt: skip
+                for r, w in zip(targets, trained, strict=True)]  # fmt: skip
         if all(both):  # then the figures are the same too
             assert batch.sum() == pytest.approx(3)
 
 
 @given(st.lists(KINDS, min_size=1, max_size=6))
-def test_packed_halves_are_those_of_the_same_examples_padded(
-    given: list[list[tuple[bool, bool]]],
+def test_packed_halves_equal_padded_halves(
+    columns: list[list[tuple[bool, bool]]],
 ) -> None:
-    examples = [mixed(kinds) for kinds in given]
+    examples = [mixed(kinds) for kinds in columns]
 
     def segments(rows: list[Row]) -> set[tuple[Any, ...]]:
         return {
@@ -249,4 +251,4 @@ def test_packed_halves_are_those_of_the_same_examples_padded(
         }
 
     padded = segments(rows_of(examples, "pad", "halves", len(examples)))
-    assert segments(rows_of(examples, "pack", "halves", 40)) == padded
+    assert segments(rows_of(examples, "pack", "halves", open_rows(32))) == padded

@@ -13,9 +13,8 @@ from lwm.data.rows.packing import LossWeights, Packing
 
 Format = Literal["auto", "jsonl", "parquet", "array_record", "huggingface"]
 
-LEAST_SHARE = 0.001
-"""Smallest share of a mixture, since shares are exact in every thousand examples."""
-MOST_SETS = 255
+_LEAST_SHARE = 0.001  # of a mixture, since shares are exact in every thousand examples
+_MOST_SETS = 255
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,25 +106,20 @@ class DataConfig(Checked, section="data"):
                 f"path is {self.path!r} and mixture has {', '.join(self.mixture)}; use one of them"
             )
         total = sum(part.weight for part in self.mixture.values())
-        if not total or len(self.mixture) > MOST_SETS:
+        if not total or len(self.mixture) > _MOST_SETS:
             raise ConfigError(
                 f"the mixture has {len(self.mixture)} data sets whose weights sum to {total:g}; "
-                f"give at least one a weight above 0, and use at most {MOST_SETS} of them"
+                f"give at least one a weight above 0, and use at most {_MOST_SETS} of them"
             )
         for name, part in self.mixture.items():
-            if 0 < part.weight < LEAST_SHARE * total:
+            if 0 < part.weight < _LEAST_SHARE * total:
                 raise ConfigError(
                     f"mixture.{name}.weight is {part.weight:g} of {total:g}; give it a share of "
-                    f"at least {LEAST_SHARE:g}, or 0 to omit the data set"
+                    f"at least {_LEAST_SHARE:g}, or 0 to omit the data set"
                 )
 
     def sets(self) -> dict[str, tuple[float, "DataConfig"]]:
-        """Return weight and settings of each data set by name; one without a name if there is no
-        mixture.
-
-        Raises:
-            ConfigError: a data set of the mixture has no path.
-        """
+        """Return weight and settings of each data set by name; "" names the only one."""
         if not self.mixture:
             return {"": (1.0, self)}
         sets = {}
@@ -138,12 +132,13 @@ class DataConfig(Checked, section="data"):
                     f"--data.mixture.{name}.path, omit it with --data.mixture.{name}.weight 0, or "
                     "give all data with --data.path"
                 )
-            changes = {}
+            settings = replace(self, mixture={}, path=part.path)
             if part.fields or part.fields_from_example or part.messages:
-                changes = {
-                    "fields": part.fields or type(self).fields,
-                    "fields_from_example": part.fields_from_example,
-                    "messages": part.messages,
-                }
-            sets[name] = part.weight, replace(self, mixture={}, path=part.path, **changes)
+                settings = replace(
+                    settings,
+                    fields=part.fields or type(self).fields,
+                    fields_from_example=part.fields_from_example,
+                    messages=part.messages,
+                )
+            sets[name] = part.weight, settings
         return sets

@@ -8,6 +8,7 @@ import importlib.util
 from collections.abc import Iterator
 from dataclasses import dataclass
 from fnmatch import fnmatch
+from glob import glob
 from pathlib import Path
 from typing import Annotated
 
@@ -61,20 +62,14 @@ def is_media(file: Path, folder: Path) -> bool:
     suffix = file.suffix.lower()
     if hidden or suffix == ".txt" or not file.is_file():
         return False
-    if suffix in IMAGES or suffix in VIDEOS:
-        return True
     try:
-        return is_image(file) or is_video(file)
+        return suffix in IMAGES | VIDEOS or is_image(file) or is_video(file)
     except InputError:  # empty, or not readable
         return False
 
 
 def split_files(config: ImageDataConfig) -> tuple[list[Path], list[Path]]:
-    """Return the files to train on and the files held out.
-
-    Raises:
-        InputError: there is no file to train on, or a pattern matches none.
-    """
+    """Return the files to train on and the files held out."""
     files = _files(config.path)
     held_out = [file for file in files if any(fnmatch(file.name, p) for p in config.held_out)]
     for pattern in config.held_out:
@@ -103,8 +98,7 @@ def _files(path: str) -> list[Path]:
         elif location.is_file():
             files.append(location)
         else:
-            base = Path(location.anchor) if location.is_absolute() else Path()
-            matched = sorted(base.glob(str(location.relative_to(base))))
+            matched = sorted(map(Path, glob(part, recursive=True)))
             if not matched:
                 raise InputError(f"--data.path {part!r} names no file; check the path")
             files += [file for file in matched if is_media(file, file.parent)]
@@ -127,11 +121,7 @@ def _packaged() -> list[Path]:
 def read_image_files(
     files: list[Path], size: int, frames: int
 ) -> Iterator[tuple[Path, UInt8[np.ndarray, "images size size 3"]]]:
-    """Yield each file as squares: one of an image, up to `frames` of a video.
-
-    Raises:
-        InputError: a file is broken.
-    """
+    """Yield each file as squares: one of an image, up to `frames` of a video."""
     with progress("reading images", len(files)) as advance:
         for file in files:
             if is_video(file):
@@ -142,12 +132,7 @@ def read_image_files(
 
 
 class Crops:
-    """Yield batches of random crops without end: `pixels` in [-1, 1] and `weights` of 1.
-
-    Args:
-        images: squares to cut from.
-        size: side of an example.
-    """
+    """Yield batches of random crops of side `size`: `pixels` in [-1, 1] and `weights` of 1."""
 
     broken = 0  # files that cannot be read are refused before the first example
 
@@ -163,14 +148,13 @@ class Crops:
 
         self._images = [Image.fromarray(image) for image in images]
         self._config, self._size = config, size
-        examples = grain.MapDataset.range(1 << 40).map(self.example)
+        examples = grain.MapDataset.range(1 << 40).map(self._example)
         # Threads cut the next batches while the device computes this one.
         options = grain.ReadOptions(num_threads=1, prefetch_buffer_size=2 * batch_size)
         dataset = examples.to_iter_dataset(options).batch(batch_size)
         self.iterator: grain.DatasetIterator = iter(dataset)
 
-    def example(self, index: int) -> dict[str, np.ndarray]:
-        """Return the example of a number."""
+    def _example(self, index: int) -> dict[str, np.ndarray]:
         config = self._config
         random = np.random.default_rng([config.seed, int(index)])
         image = self._images[random.integers(len(self._images))]

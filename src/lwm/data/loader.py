@@ -13,12 +13,12 @@ import grain
 
 from lwm.core.errors import ConfigError
 from lwm.data.config import DataConfig
-from lwm.data.examples.examples import Report
+from lwm.data.examples.examples import Example, Report
 from lwm.data.rows.broken import BrokenLog
-from lwm.data.rows.draws import Shares, Stream
+from lwm.data.rows.draws import Shares, Split, Stream
 from lwm.data.rows.packing import Row, pack_rows
 from lwm.data.rows.pipeline import BatchIterator
-from lwm.data.splits import OpenDataSet, Part, open_mixture
+from lwm.data.splits import Part, open_mixture
 from lwm.data.text.tokenizer import Tokenizer
 from lwm.models.vision_tokens import VisionVocabulary
 
@@ -31,10 +31,9 @@ class Loader:
     The global batch of `batch_size` rows depends only on data and settings; processes and workers
     share its rows.
 
-    `iterator` is a Grain `DatasetIterator`: pass it to `grain.checkpoint.CheckpointSave` and
-    `CheckpointRestore` to save the position with Orbax, or use `get_state` and `set_state` here.
-    The state is JSON, a few integers for each row; after `set_state` the batches that follow are
-    bit-identical.
+    `iterator` is a `grain.DatasetIterator`, whose position `grain.checkpoint.CheckpointSave` and
+    `CheckpointRestore` save with Orbax. `get_state` and `set_state` give the same as JSON data, a
+    few integers for each row; the batches that follow are bit-identical.
 
     Args:
         sequence_length: (input, target) pairs of a row.
@@ -43,10 +42,6 @@ class Loader:
         split: `evaluation` for the held-out examples.
         vocab_size: text ids of the model; not checked if None.
         vision: the model's vision vocabulary; needs `vocab_size`.
-
-    Raises:
-        ConfigError: settings contradict each other, the tokenizer or the model.
-        InputError: the data is missing, empty, of another format, or lacks a field.
     """
 
     def __init__(
@@ -62,51 +57,28 @@ class Loader:
         vision: VisionVocabulary | None = None,
     ) -> None:
         assert vision is None or vocab_size is not None, "vision ids follow the text ids"
-        rows = tuple(range(batch_size)) if rows is None else tuple(rows)
-        if sequence_length < 1 or not rows or not set(rows) <= set(range(batch_size)):
-            raise ConfigError(
-                f"rows {rows} of {sequence_length} tokens are not part of a batch of "
-                f"{batch_size} rows; give positive sizes and rows within the batch"
-            )
-        if vocab_size is not None and tokenizer.vocab_size > vocab_size:
-            raise ConfigError(
-                f"the tokenizer has {tokenizer.vocab_size} tokens and the model {vocab_size}; "
-                "give the model's own tokenizer, or a model with a larger vocabulary"
-            )
-        sets = open_mixture(
+        rows = tuple(range(batch_size) if rows is None else rows)
+        _require_rows(rows, batch_size, sequence_length)
+        opened = open_mixture(
             config, tokenizer, split, streams=batch_size, text_vocab=vocab_size, vision=vision
         )
+        splits = [part for part, _ in opened]
         shares = Shares([weight for weight, _ in config.sets().values()], seed=config.seed)
-        self.examples = sum(opened.split.count for opened in sets)
+        self.examples = sum(split.order.count for split in splits)
         """Number of examples of the split."""
         self._broken = BrokenLog(
-            [opened.split for opened in sets],
+            splits,
             shares,
-            totals=[opened.total for opened in sets] if split == "evaluation" else None,
+            whole=split == "evaluation",
             share=len(rows) / batch_size,
             max_broken=config.max_broken,
         )
         self.iterator: grain.DatasetIterator[Row] = BatchIterator(
-            partial(
-                Stream,
-                [(opened.split, opened.order) for opened in sets],
-                shares,
-                seed=config.seed,
-                drop_prompt=config.drop_prompt,
-                batch_size=batch_size,
-                most_broken=config.max_broken * self.examples,
-            ),
-            partial(
-                pack_rows,
-                length=sequence_length,
-                packing=config.packing,
-                loss_weights=config.loss_weights,
-                text_vocab=vocab_size or 0,
-            ),
+            _open_stream(config, splits, shares, batch_size, sequence_length, vocab_size or 0),
             rows,
             workers=_divisor(len(rows), config.workers),
             prefetch=config.prefetch,
-            identity=_identity(config, sets, shares, batch_size, sequence_length),
+            identity=_identity(config, opened, shares, batch_size, sequence_length),
             report=self._broken.add,
         )
 
@@ -131,11 +103,7 @@ class Loader:
         return self.iterator.get_state()
 
     def set_state(self, state: dict[str, Any]) -> None:
-        """Continue at a position.
-
-        Raises:
-            InputError: it belongs to other data, other settings or other rows.
-        """
+        """Continue at a position; raise InputError if data, settings or rows differ."""
         self.iterator.set_state(state)
 
     def close(self) -> None:
@@ -149,21 +117,55 @@ class Loader:
         self.close()
 
 
+def _require_rows(rows: tuple[int, ...], batch_size: int, sequence_length: int) -> None:
+    if sequence_length < 1 or not rows or not set(rows) <= set(range(batch_size)):
+        raise ConfigError(
+            f"rows {rows} of {sequence_length} tokens are not part of a batch of {batch_size} "
+            "rows; give positive sizes and rows within the batch"
+        )
+
+
+def _open_stream(
+    config: DataConfig,
+    splits: Sequence[Split],
+    shares: Shares,
+    batch_size: int,
+    sequence_length: int,
+    text_vocab: int,
+) -> partial[Stream]:
+    pack = partial(
+        pack_rows,
+        length=sequence_length,
+        packing=config.packing,
+        loss_weights=config.loss_weights,
+        text_vocab=text_vocab,
+    )
+    return partial(
+        Stream,
+        splits,
+        shares,
+        pack=pack,
+        seed=config.seed,
+        drop_prompt=config.drop_prompt,
+        batch_size=batch_size,
+        max_broken=config.max_broken,
+    )
+
+
 def _identity(
     config: DataConfig,
-    sets: Sequence[OpenDataSet],
+    opened: Sequence[tuple[Split, Example]],
     shares: Shares,
     batch_size: int,
     sequence_length: int,
 ) -> dict[str, Any]:
     """Return, as JSON data, everything that positions depend on."""
-    firsts = [opened.first for opened in sets]
     return {
-        "examples": [opened.split.count for opened in sets],
+        "examples": [split.order.count for split, _ in opened],
         "loss_weights": config.loss_weights,
         "fields": [_fields(settings) for _, settings in config.sets().values()],
-        "first_example": [zlib.crc32(first.tokens.tobytes()) for first in firsts],
-        "first_weights": [zlib.crc32(first.weights.tobytes()) for first in firsts],
+        "first_example": [zlib.crc32(first.tokens.tobytes()) for _, first in opened],
+        "first_weights": [zlib.crc32(first.weights.tobytes()) for _, first in opened],
         "batch_size": batch_size,
         "sequence_length": sequence_length,
         "packing": config.packing,

@@ -1,16 +1,22 @@
-"""Open the data sets that the settings name, and refuse data whose beginning cannot be used."""
+"""Open the data sets that the settings name, and read their texts to train a tokenizer on.
 
-from dataclasses import dataclass
-from typing import Literal
+Data whose beginning cannot be used is refused.
+"""
 
-from lwm.core.errors import InputError
+from collections.abc import Iterator
+from dataclasses import fields
+from typing import Any, Literal
+
+from lwm.core.errors import ConfigError, InputError
 from lwm.data.config import DataConfig
 from lwm.data.examples.conversations import ConversationEncoder
 from lwm.data.examples.examples import Broken, Example, MissingKey, Report
-from lwm.data.examples.fields import FieldsEncoder
-from lwm.data.rows.draws import Encode, Order, Split
+from lwm.data.examples.fields import FieldsEncoder, is_vision, parse_fields
+from lwm.data.rows.draws import Order, Split
 from lwm.data.sources.opening import open_records
-from lwm.data.text.tokenizer import Tokenizer
+from lwm.data.sources.source import Record
+from lwm.data.text.templates import text_content
+from lwm.data.text.tokenizer import LEAST_VOCABULARY, Tokenizer, train_tokenizer
 from lwm.models.vision_tokens import VisionVocabulary
 
 Part = Literal["train", "evaluation"]
@@ -18,149 +24,97 @@ Part = Literal["train", "evaluation"]
 _PROBED = 100  # broken examples at the beginning after which the data as a whole is refused
 
 
-@dataclass(frozen=True, kw_only=True)
-class OpenDataSet:
-    """Hold one data set of a mixture, opened and checked.
-
-    Args:
-        first: the first usable example.
-        total: examples of the whole data set.
-    """
-
-    split: Split
-    order: Order
-    first: Example
-    total: int
-
-
 def open_mixture(
     config: DataConfig,
     tokenizer: Tokenizer,
     part: Part,
     *,
-    streams: int,
-    text_vocab: int | None,
-    vision: VisionVocabulary | None,
-) -> list[OpenDataSet]:
-    """Open every data set and read the first usable example of each.
+    streams: int = 1,
+    text_vocab: int | None = None,
+    vision: VisionVocabulary | None = None,
+) -> list[tuple[Split, Example]]:
+    """Open a part of every data set, and read the first usable example of each.
 
     Args:
         streams: rows of the global batch.
         text_vocab: text ids of the model; not checked if None.
-
-    Raises:
-        ConfigError: settings contradict each other or the tokenizer.
-        InputError: a data set is missing, empty or broken, or lacks a field.
     """
-    opened: list[OpenDataSet] = []
-    for name, (_, settings) in config.sets().items():
-        split, total = open_split(
-            settings,
-            tokenizer,
-            part,
-            name=name,
-            before=sum(other.total for other in opened),
-            text_vocab=text_vocab,
-            vision=vision,
+    if text_vocab is not None and tokenizer.vocab_size > text_vocab:
+        raise ConfigError(
+            f"the tokenizer has {tokenizer.vocab_size} tokens and the model {text_vocab}; give "
+            "the model's own tokenizer, or a model with a larger vocabulary"
         )
+    opened: list[tuple[Split, Example]] = []
+    before = 0
+    for name, (_, settings) in config.sets().items():
+        encode = _encoder(settings, tokenizer, vision)
+        source = open_records(settings.path, settings.format)
+        numbers = _numbers(settings, len(source), part)
         order = Order(
-            first=split.first,
-            count=split.count,
+            first=numbers.start,
+            count=len(numbers),
             shuffle=config.shuffle,
             seed=config.seed,
             streams=streams,
         )
-        first = first_usable(split, settings)
-        opened.append(OpenDataSet(split=split, order=order, first=first, total=total))
+        split = Split(
+            source=source,
+            order=order,
+            encode=encode,
+            name=name,
+            before=before,
+            text_vocab=text_vocab,
+            vision=vision,
+        )
+        opened.append((split, _first_usable(split, settings)))
+        before += len(source)
     return opened
 
 
-def open_split(
-    config: DataConfig,
-    tokenizer: Tokenizer,
-    part: Part,
-    *,
-    name: str = "",
-    before: int = 0,
-    text_vocab: int | None = None,
-    vision: VisionVocabulary | None = None,
-) -> tuple[Split, int]:
-    """Return a part of one data set, and the number of examples of the whole set.
-
-    Raises:
-        ConfigError: settings contradict the tokenizer or the model.
-        InputError: the data is missing or empty, or the part has no examples.
-    """
-    encode = _encoder(config, tokenizer, vision)
-    source = open_records(config.path, config.format)
-    total = len(source)
+def _numbers(config: DataConfig, total: int, part: Part) -> range:
     held_out = round(total * config.held_out)
+    share = f"held_out is {config.held_out:g} of {total} examples, which"
     if part == "evaluation" and not held_out:
         raise InputError(
-            f"held_out is {config.held_out:g} of {total} examples, which reserves none for "
-            "evaluation; raise --data.held-out, give more examples, or turn evaluation off with "
-            "--data.held-out 0 --evaluate-every 0"
+            f"{share} reserves none for evaluation; raise --data.held-out, give more examples, or "
+            "turn evaluation off with --data.held-out 0 --evaluate-every 0"
         )
     if part == "train" and held_out == total:
         raise InputError(
-            f"held_out is {config.held_out:g} of {total} examples, which leaves none to train on; "
-            "lower --data.held-out, or give more examples"
+            f"{share} leaves none to train on; lower --data.held-out, or give more examples"
         )
-    split = Split(
-        source=source,
-        first=total - held_out if part == "evaluation" else 0,
-        count=held_out if part == "evaluation" else total - held_out,
-        encode=encode,
-        name=name,
-        before=before,
-        text_vocab=text_vocab,
-        vision=vision,
-    )
-    return split, total
+    return range(total)[total - held_out :] if part == "evaluation" else range(total - held_out)
 
 
-def _encoder(config: DataConfig, tokenizer: Tokenizer, vision: VisionVocabulary | None) -> Encode:
+def _encoder(
+    config: DataConfig, tokenizer: Tokenizer, vision: VisionVocabulary | None
+) -> FieldsEncoder | ConversationEncoder:
     if config.messages:
         return ConversationEncoder(
             tokenizer=tokenizer, key=config.messages, template=config.template
         )
-    return FieldsEncoder(
-        tokenizer=tokenizer,
-        fields=config.fields,
-        fields_from_example=config.fields_from_example,
-        fields_index=config.fields_index,
-        subfield_separator=config.subfield_separator,
-        prepend_text=config.prepend_text,
-        add_bos=config.add_bos,
-        add_eos=config.add_eos,
-        vision=vision,
-        max_frames=config.max_frames,
-    )
+    names = {field.name for field in fields(FieldsEncoder)} & {
+        field.name for field in fields(config)
+    }
+    settings = {name: getattr(config, name) for name in names}
+    return FieldsEncoder(tokenizer=tokenizer, vision=vision, **settings)
 
 
-def first_usable(split: Split, config: DataConfig) -> Example:
-    """Return the first usable example.
-
-    Raises:
-        InputError: the first examples are all broken, or lack a field.
-    """
+def _first_usable(split: Split, config: DataConfig) -> Example:
     _refuse_fields_of_tokens(split, config)
     faults: list[Report] = []
     remedy = "--data.messages" if config.messages else "--data.fields"
-    for index in range(split.first, split.first + split.count):
+    first = split.order.first
+    for index in range(first, first + split.order.count):
         try:
-            example = split.example(index)
-        except MissingKey as broken:
-            raise InputError(
-                f"{split.report(index, broken)}; name other keys with {remedy}"
-            ) from broken
+            if (example := split.example(index)) is not None:
+                return example
         except Broken as broken:
             faults.append(split.report(index, broken))
+            if isinstance(broken, MissingKey):
+                raise InputError(f"{faults[-1]}; name other keys with {remedy}") from broken
             if len(faults) == _PROBED:
                 break
-            continue
-        if example is not None:
-            return example
     if faults:
         raise InputError(
             f"none of the first {len(faults)} examples can be used, the first of them "
@@ -183,3 +137,56 @@ def _refuse_fields_of_tokens(split: Split, config: DataConfig) -> None:
         f"the fields are {config.fields!r} and {config.path} holds tokens, which have none; omit "
         "--data.fields, or give the texts"
     )
+
+
+def training_texts(config: DataConfig, vision: VisionVocabulary | None = None) -> Iterator[str]:
+    """Return the texts of the training split in the order of its first pass.
+
+    Several data sets take turns. Broken examples are skipped. The data is opened and its beginning
+    checked before this returns.
+
+    Args:
+        vision: the model's vision vocabulary; None for a text model.
+    """
+    # Any tokenizer reveals the faults that the one to be trained would reveal later.
+    probe = train_tokenizer(["a"], LEAST_VOCABULARY)
+    iterators = []
+    for split, _ in open_mixture(config, probe, "train", vision=vision):
+        settings = config.sets()[split.name][1]
+        if isinstance(_read(split, split.order.first), Example):
+            raise InputError(f"{settings.path} holds tokens, not texts; give their --tokenizer")
+        iterators.append(_texts_of(split, settings))
+    return _in_turn(iterators)
+
+
+def _in_turn(iterators: list[Iterator[str]]) -> Iterator[str]:
+    while iterators:
+        iterator = iterators.pop(0)
+        if (text := next(iterator, None)) is not None:
+            yield text
+            iterators.append(iterator)
+
+
+def _read(split: Split, index: int) -> Record | None:
+    try:
+        return split.source.read(index)
+    except Broken:
+        return None
+
+
+def _texts_of(split: Split, config: DataConfig) -> Iterator[str]:
+    for place in range(split.order.count):
+        record = _read(split, split.order[place])
+        if record is not None and not isinstance(record, Example):
+            yield from (text for text in _values(record, config) if isinstance(text, str) and text)
+
+
+def _values(record: Any, config: DataConfig) -> list[Any]:
+    if config.messages:
+        messages = record.get(config.messages)
+        parts = messages if isinstance(messages, list) else []
+        return [text_content(part.get("content")) for part in parts if isinstance(part, dict)]
+    if config.fields_from_example:  # any text except the grammar
+        return [value for key, value in record.items() if key != config.fields_from_example]
+    keys = [key for item in parse_fields(config.fields) for key in item.keys]
+    return [record.get(key) for key in keys if not is_vision(key)]

@@ -33,13 +33,13 @@ from lwm.core.mesh import SEQUENCE, TENSOR, make_mesh, require_all_devices
 from lwm.core.progress import say
 from lwm.core.sharding import TRAINING
 from lwm.data.loader import Loader
+from lwm.data.splits import training_texts
 from lwm.data.text.tokenizer import (
     Tokenizer,
     checkpoint_tokenizer,
     read_tokenizer,
     train_tokenizer,
 )
-from lwm.data.texts import training_texts
 from lwm.models.llama import LlamaConfig, require_mesh
 from lwm.models.vqgan import VQGAN, VQGANConfig
 from lwm.recipes.learn import learn, require_run

@@ -1,5 +1,5 @@
-"""Chats: the assistant's words and what ends its turn are learnt, nothing else, and the tokens are
-those that a chat sees."""
+"""Check that only the assistant's words and ends of turns carry loss, and that tokens equal a
+chat's."""
 
 from dataclasses import replace
 from functools import cache
@@ -29,7 +29,7 @@ WORDS = ["▁", "U", "S", "E", "R", ":", "a", "b", "▁a", "ab", "▁ab", "A", "
 
 @cache
 def prefixing() -> Tokenizer:
-    """One that puts a space before every text, as Llama 2's does."""
+    """Return a tokenizer that puts a space before every text, as in Llama 2."""
     pieces = [Piece("<unk>", 0, UNKNOWN), Piece("<s>", 0, CONTROL), Piece("</s>", 0, CONTROL)]
     pieces += [Piece(f"<0x{byte:02X}>", 0, BYTE) for byte in range(256)]
     pieces += [Piece(word, -float(i), NORMAL) for i, word in enumerate(WORDS)]
@@ -46,73 +46,75 @@ def chatml() -> Tokenizer:
 
 
 def encode(
-    messages: Any, known: Tokenizer | None = None, template: str = "original"
+    messages: Any, encoding: Tokenizer | None = None, template: str = "original"
 ) -> tuple[list[int], list[float]]:
     encoder = ConversationEncoder(
-        tokenizer=known or tokenizer(), key="messages", template=template
+        tokenizer=encoding or tokenizer(), key="messages", template=template
     )
     made = encoder({"messages": messages}, 1)
     assert made is not None
     return made.tokens.tolist(), made.weights.tolist()
 
 
-def learnt(known: Tokenizer, tokens: list[int], weights: list[float]) -> list[str]:
-    """The stretches with loss, as text with special tokens."""
-    found, last = [], 0.0
+def trained_text(encoding: Tokenizer, tokens: list[int], weights: list[float]) -> list[str]:
+    spans, last = [], 0.0
     for token, weight in zip(tokens, weights, strict=True):
         if weight:
             if not last:
-                found.append([])
-            found[-1].append(token)
+                spans.append([])
+            spans[-1].append(token)
         last = weight
-    return [known.backend.decode(part, skip_special_tokens=False) for part in found]
+    return [encoding.backend.decode(part, skip_special_tokens=False) for part in spans]
 
 
 def test_original_template() -> None:
     tokens, weights = encode(CHAT)
-    assert learnt(tokenizer(), tokens, weights) == [" A Moabite.</s>", " Her husband.</s>"]
+    assert trained_text(tokenizer(), tokens, weights) == [" A Moabite.</s>", " Her husband.</s>"]
 
 
-def test_chatml_ends_with_its_end_of_turn() -> None:
-    """The line end that the template writes after that is no one's word."""
+def test_chatml_loss_ends_with_end_of_turn() -> None:
+    """Check that the line end after the end of turn carries no loss."""
     tokens, weights = encode(CHAT, chatml(), "chatml")
-    assert learnt(chatml(), tokens, weights) == ["A Moabite.<|im_end|>", "Her husband.<|im_end|>"]
+    assert trained_text(chatml(), tokens, weights) == [
+        "A Moabite.<|im_end|>",
+        "Her husband.<|im_end|>",
+    ]
 
 
-def test_a_turn_that_ends_with_plain_text_is_learnt_to_its_end() -> None:
-    known = replace(
+def test_turn_that_ends_with_plain_text_has_loss_to_its_end() -> None:
+    encoding = replace(
         tokenizer(),
         chat_template="{% for m in messages %}{{ m.role }}: {{ m.content }}\n\n{% endfor %}"
         "{% if add_generation_prompt %}assistant: {% endif %}",
     )
-    tokens, weights = encode(CHAT, known, "auto")
-    assert learnt(known, tokens, weights) == ["A Moabite.\n\n", "Her husband.\n\n"]
+    tokens, weights = encode(CHAT, encoding, "auto")
+    assert trained_text(encoding, tokens, weights) == ["A Moabite.\n\n", "Her husband.\n\n"]
 
 
 @pytest.mark.parametrize("template", ["original", "chatml"])
-def test_the_whole_is_the_rendered_conversation(template: str) -> None:
+def test_tokens_decode_to_the_rendered_conversation(template: str) -> None:
     tokens, _ = encode(CHAT, template=template)
     text = render(TEMPLATES[template], CHAT, tokenizer(), add_generation_prompt=False)
     assert tokenizer().backend.decode(tokens, skip_special_tokens=False) == text
 
 
-def test_what_comes_after_the_last_answer_is_left_out() -> None:
+def test_messages_after_the_last_answer_are_omitted() -> None:
     more = [*CHAT, {"role": "user", "content": "Thanks."}]
     assert encode(more) == encode(CHAT)
 
 
-@pytest.mark.parametrize("known", [tokenizer(), prefixing()])
-def test_the_prompt_is_what_a_chat_would_see(known: Tokenizer) -> None:
-    """Up to an answer the tokens are those of the text that asks for it."""
+@pytest.mark.parametrize("encoding", [tokenizer(), prefixing()])
+def test_prompt_tokens_equal_a_chat(encoding: Tokenizer) -> None:
+    """Check that the tokens up to an answer equal the tokens of the prompt text."""
     chat = [{"role": "user", "content": "ab a"}, {"role": "assistant", "content": "ab"}] * 2
-    tokens, weights = encode(chat, known)
+    tokens, weights = encode(chat, encoding)
     first = weights.index(1.0)
-    asked = render(TEMPLATES["original"], chat[:1], known)
-    assert tokens[:first] == known.encode(asked, specials=False)
+    asked = render(TEMPLATES["original"], chat[:1], encoding)
+    assert tokens[:first] == encoding.encode(asked, specials=False)
     second = first + weights[first:].index(0.0)
     again = second + weights[second:].index(1.0)
-    asked = render(TEMPLATES["original"], chat[:3], known)
-    assert tokens[:again] == known.encode(asked, specials=False)
+    asked = render(TEMPLATES["original"], chat[:3], encoding)
+    assert tokens[:again] == encoding.encode(asked, specials=False)
 
 
 def test_no_space_is_added_inside_a_text() -> None:
@@ -123,13 +125,13 @@ def test_no_space_is_added_inside_a_text() -> None:
 
 
 @given(st.text(min_size=1))
-def test_a_continuation_is_its_text(text: str) -> None:
-    for known in (tokenizer(), prefixing()):
-        before = known.encode("x:", specials=False)
-        after = encode_continuation(known, text)
-        whole = known.backend.decode(before + after, skip_special_tokens=False)
-        assert whole == known.backend.decode(
-            known.encode("x:" + text, specials=False), skip_special_tokens=False
+def test_continuation_decodes_to_its_text(text: str) -> None:
+    for encoding in (tokenizer(), prefixing()):
+        before = encoding.encode("x:", specials=False)
+        after = encode_continuation(encoding, text)
+        whole = encoding.backend.decode(before + after, skip_special_tokens=False)
+        assert whole == encoding.backend.decode(
+            encoding.encode("x:" + text, specials=False), skip_special_tokens=False
         )
 
 
@@ -153,10 +155,10 @@ def test_broken_messages(messages: Any, message: str) -> None:
     assert len(str(raised.value)) < 300
 
 
-def test_text_in_parts_is_text() -> None:
-    said = [{"type": "text", "text": "Who was"}, {"type": "text", "text": "Ruth?"}]
+def test_text_parts_are_joined() -> None:
+    question = [{"type": "text", "text": "Who was"}, {"type": "text", "text": "Ruth?"}]
     answer = {"role": "assistant", "content": [{"type": "text", "text": "A Moabite."}]}
-    parts = [{"role": "user", "content": said}, answer]
+    parts = [{"role": "user", "content": question}, answer]
     plain = [
         {"role": "user", "content": "Who was\nRuth?"},
         {"role": "assistant", "content": "A Moabite."},
@@ -164,16 +166,16 @@ def test_text_in_parts_is_text() -> None:
     assert encode(parts) == encode(plain)
 
 
-def test_a_template_that_rewrites_earlier_turns_is_refused() -> None:
-    known = replace(
+def test_template_that_rewrites_earlier_turns_is_refused() -> None:
+    encoding = replace(
         tokenizer(),
         chat_template="{{ messages | length }}{% for m in messages %}{{ m.content }}{% endfor %}",
     )
     with pytest.raises(Broken, match="changes message 3 when"):
-        encode(CHAT, known, "auto")
+        encode(CHAT, encoding, "auto")
 
 
-def test_no_messages_are_no_example_and_no_key_is_a_fault() -> None:
+def test_no_messages_give_no_example_and_a_missing_key_is_broken() -> None:
     encoder = ConversationEncoder(tokenizer=tokenizer(), key="messages")
     assert encoder({"messages": []}, 1) is None
     with pytest.raises(Broken, match=r"no key 'messages' \(its keys: chat\)"):

@@ -1,4 +1,4 @@
-"""The fields grammar: tokens, loss and vision masks, and what is refused."""
+"""Check the fields grammar: tokens, loss, vision masks and refusals."""
 
 import random
 from dataclasses import replace
@@ -47,21 +47,21 @@ FRAMES = [
 
 
 def vision(weight: float) -> list[tuple[int, float, bool]]:
-    codes = [(code, weight, seen) for code, seen in FRAMES]
+    codes = [(code, weight, is_vision) for code, is_vision in FRAMES]
     return text("<vision>", weight) + codes + text("</vision>", weight)
 
 
-def test_plain_text_stands_between_both_ends() -> None:
+def test_text_gets_begin_and_end_tokens() -> None:
     expected = [(BOS, 0.0, False), *text("a shepherd", 1.0), (EOS, 1.0, False)]
     assert columns(encode("answer")) == expected
 
 
-def test_brackets_carry_no_loss_and_plus_joins_as_text() -> None:
+def test_brackets_carry_no_loss_and_plus_joins_text() -> None:
     made = encode("[question+hint],answer", add_bos=False, add_eos=False)
     assert columns(made) == text("who? sheep", 0.0) + text("a shepherd", 1.0)
 
 
-def test_fields_are_tokenised_apart() -> None:
+def test_fields_are_tokenized_separately() -> None:
     made = encode("question,hint", add_bos=False, add_eos=False)
     assert columns(made) == text("who?", 1.0) + text("sheep", 1.0)
 
@@ -102,7 +102,7 @@ def test_text_to_vision() -> None:
     assert columns(made) == [(BOS, 0.0, False), *expected, (EOS, 1.0, False)]
 
 
-def test_types() -> None:
+def test_dtypes() -> None:
     made = encode("vision")
     assert (made.tokens.dtype, made.weights.dtype) == (np.int32, np.float32)
     assert made.vision.dtype == bool
@@ -115,12 +115,12 @@ def from_example(grammar: Any, line: int = 1, **settings: Any) -> Example:
     return made
 
 
-def test_an_example_may_bring_its_fields() -> None:
+def test_example_may_hold_its_fields() -> None:
     assert columns(from_example("[question],answer")) == columns(encode("[question],answer"))
     assert columns(from_example(["hint", "answer"], fields_index=1)) == columns(encode("answer"))
 
 
-def test_one_of_several_is_drawn_by_the_line() -> None:
+def test_line_number_chooses_among_several_fields() -> None:
     choices = ["hint", "answer", "question"]
     for line in range(20):
         chosen = choices[random.Random(line).randrange(3)]
@@ -136,12 +136,12 @@ def test_one_of_several_is_drawn_by_the_line() -> None:
         ("a,,b", "empty field"),
     ],
 )
-def test_a_bad_grammar_in_an_example_breaks_it_alone(grammar: Any, message: str) -> None:
+def test_malformed_fields_in_an_example_break_it(grammar: Any, message: str) -> None:
     with pytest.raises(Broken, match=message):
         from_example(grammar)
 
 
-def test_an_index_beyond_the_alternatives() -> None:
+def test_index_beyond_the_alternatives_is_refused() -> None:
     with pytest.raises(Broken, match="has 2 alternatives, but fields_index is 2"):
         from_example(["hint", "answer"], fields_index=2)
 
@@ -196,12 +196,12 @@ def test_broken_codes(codes: Any, message: str) -> None:
         encode("vision", {"vision": codes})
 
 
-def test_an_empty_text_is_no_example() -> None:
+def test_empty_texts_give_no_example() -> None:
     encoder = FieldsEncoder(tokenizer=tokenizer(), fields="[question],answer")
     assert encoder({"question": "", "answer": ""}, 1) is None
 
 
-def test_a_tokenizer_without_ends() -> None:
+def test_tokenizer_without_begin_and_end_tokens() -> None:
     bare = replace(tokenizer(), bos=None, eos=())
     with pytest.raises(ConfigError, match="set add_bos and add_eos to false"):
         FieldsEncoder(tokenizer=bare)
@@ -210,7 +210,7 @@ def test_a_tokenizer_without_ends() -> None:
         FieldsEncoder(tokenizer=bare, fields="text,<|eos|>", add_bos=False, add_eos=False)
 
 
-def test_the_tokenizer_adds_nothing_of_its_own() -> None:
+def test_begin_token_is_added_once() -> None:
     assert isinstance(tokenizer().backend, tokenizers.Tokenizer)
     assert tokenizer().encode("who?")[0] == BOS
     assert encode("question,hint").tokens.tolist().count(BOS) == 1
@@ -221,7 +221,7 @@ KEYS = st.sampled_from(["question", "answer", "hint", "vision", "<|bos|>", "<|eo
 
 @given(st.lists(st.tuples(KEYS, st.booleans()), min_size=1, max_size=6))
 def test_loss_follows_brackets(fields: list[tuple[str, bool]]) -> None:
-    """Whatever the order, a field's tokens are there once, and learnt as its brackets say."""
+    """Check that each field's tokens occur once, with loss by its brackets, in any order."""
     grammar = ",".join(f"[{key}]" if silent else key for key, silent in fields)
     parts = {
         "<|bos|>": lambda w: [(BOS, w, False)],
@@ -240,9 +240,9 @@ def test_loss_follows_brackets(fields: list[tuple[str, bool]]) -> None:
         add_eos=False,
         vision=VisionVocabulary(),
     )
-    found = made(RECORD, 1)
+    result = made(RECORD, 1)
     if all(key.startswith("<") for key, _ in fields):
-        assert found is None
+        assert result is None
     else:
-        assert found is not None
-        assert columns(found) == expected
+        assert result is not None
+        assert columns(result) == expected

@@ -3,10 +3,10 @@
 The assistant's words are located in any template's output by rendering the conversation step by
 step: up to where the assistant answers, then with the answer. Each part is tokenized separately,
 so that no token crosses a boundary, but as it would be inside the whole text, so that the tokens
-equal those of a chat.
+are the same as in a chat.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -20,12 +20,6 @@ from lwm.data.text.tokenizer import Tokenizer
 _ANCHORS = ("\n", ":", ".")  # at least one of them never merges with the text after it
 
 
-@dataclass(frozen=True)
-class _Part:
-    text: str
-    loss: bool
-
-
 @dataclass(frozen=True, kw_only=True)
 class ConversationEncoder:
     """Encode records that hold messages.
@@ -33,9 +27,6 @@ class ConversationEncoder:
     Args:
         key: key of the list of messages.
         template: `auto` or the name of a template.
-
-    Raises:
-        ConfigError: no template has this name.
     """
 
     tokenizer: Tokenizer
@@ -48,36 +39,28 @@ class ConversationEncoder:
     def __call__(
         self, record: Mapping[str, Any], line: int, *, drop_prompt: bool = False
     ) -> Example | None:
-        """Return the example, or None if there are no messages.
-
-        Raises:
-            Broken: the messages are malformed, or the template does not write them in order.
-        """
+        """Return the example, or None if there are no messages; raise `Broken`."""
         del line, drop_prompt  # for images and videos only
         messages = require_key(record, self.key)
         if not isinstance(messages, list) or not all(isinstance(m, dict) for m in messages):
-            raise Broken(
-                f"the key {self.key!r} holds {json_type(messages)}, where a list of messages is "
-                "needed"
-            )
+            kind = json_type(messages)
+            raise Broken(f"the key {self.key!r} holds {kind}, where a list of messages is needed")
         if not messages:
             return None
         tokens: list[int] = []
         weights: list[float] = []
-        for part in self._parts(messages):
+        for text, loss in self._parts(messages):
             # Tokenizers treat text after a special token like the start of a text.
             begins = not tokens or tokens[-1] in self._specials
-            if begins:
-                encoded = encode_text(self.tokenizer, part.text)
-            else:
-                encoded = encode_continuation(self.tokenizer, part.text)
+            encode = encode_text if begins else encode_continuation
+            encoded = encode(self.tokenizer, text)
             tokens += encoded
-            weights += self._weights(encoded) if part.loss else [0.0] * len(encoded)
+            weights += self._weights(encoded) if loss else [0.0] * len(encoded)
         return Example.of_text(tokens, weights)
 
-    def _parts(self, messages: list[dict[str, Any]]) -> list[_Part]:
-        """Cut the text of the conversation where the assistant begins and ends."""
-        parts, text = [], ""
+    def _parts(self, messages: list[dict[str, Any]]) -> Iterator[tuple[str, bool]]:
+        """Yield the parts of the conversation's text, and whether each is the assistant's."""
+        text = ""
         whole = self._render(messages, ask=False)
         for number, message in enumerate(messages):
             if message.get("role") != "assistant":
@@ -92,30 +75,22 @@ class ConversationEncoder:
                     f"the chat template changes message {number + 1} when more follow, so the "
                     "assistant's words cannot be located; choose another with --data.template"
                 )
-            parts += [
-                _Part(before[len(text) :], loss=False),
-                _Part(after[len(before) :], loss=True),
-            ]
+            parts = [(before[len(text) :], False), (after[len(before) :], True)]
+            yield from (part for part in parts if part[0])
             text = after
-        return [part for part in parts if part.text]
 
     def _render(self, messages: list[dict[str, Any]], *, ask: bool) -> str:
+        template = choose_template(self.template, self.tokenizer)
         try:
-            return render(
-                choose_template(self.template, self.tokenizer),
-                messages,
-                self.tokenizer,
-                add_generation_prompt=ask,
-            )
+            return render(template, messages, self.tokenizer, add_generation_prompt=ask)
         except InputError as error:
             raise Broken(str(error)) from error
 
     @cached_property
     def _specials(self) -> frozenset[int]:
         added = self.tokenizer.backend.get_added_tokens_decoder()
-        return frozenset(token for token, its in added.items() if its.special) | frozenset(
-            self.tokenizer.eos
-        )
+        special = {token for token, content in added.items() if content.special}
+        return frozenset(special | set(self.tokenizer.eos))
 
     def _weights(self, tokens: list[int]) -> list[float]:
         """Give loss to the words and the end of the turn, not to blanks after it, which no model
@@ -129,10 +104,9 @@ class ConversationEncoder:
 def encode_continuation(tokenizer: Tokenizer, text: str) -> list[int]:
     """Return the tokens of a text that follows another, without the space that some tokenizers put
     before every text; raise `Broken` if it is not valid Unicode."""
-    plain = encode_text(tokenizer, text)
     for anchor in _ANCHORS:
         before = encode_text(tokenizer, anchor)
         both = encode_text(tokenizer, anchor + text)
         if both[: len(before)] == before:
             return both[len(before) :]
-    return plain
+    return encode_text(tokenizer, text)

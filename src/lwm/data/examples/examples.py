@@ -29,11 +29,9 @@ class MissingKey(Broken):
 class Report(NamedTuple):
     """Hold a broken example's place and the reason."""
 
-    example: int
-    """Number among all examples of the data, from 0."""
+    example: int  # number among all examples of the data, from 0
     file: str
-    line: int
-    """Line, row or record in the file, from 1."""
+    line: int  # line, row or record in the file, from 1
     reason: str
 
     def __str__(self) -> str:
@@ -67,24 +65,18 @@ class Example:
     @classmethod
     def of_text(cls, tokens: list[int], weights: list[float]) -> "Example":
         """Return an example without vision."""
-        return cls(
-            tokens=np.array(tokens, np.int32),
-            weights=np.array(weights, np.float32),
-            vision=np.zeros(len(tokens), bool),
-        )
+        ids, vision = np.array(tokens, np.int32), np.zeros(len(tokens), bool)
+        return cls(tokens=ids, weights=np.array(weights, np.float32), vision=vision)
 
 
 def require_usable(
     example: Example, *, text_vocab: int | None, vision: VisionVocabulary | None
 ) -> None:
-    """Refuse an example that no row should hold.
+    """Raise `Broken` if an example is too long, has no loss, or has ids outside the vocabularies.
 
     Args:
         text_vocab: bound of text tokens; not checked if None.
         vision: the model's vision vocabulary; None for a text model.
-
-    Raises:
-        Broken: it is too long, carries no loss, or has tokens outside the vocabularies.
     """
     if len(example) > MAX_TOKENS:
         raise Broken(f"it has {len(example)} tokens, more than {MAX_TOKENS} in one example")
@@ -94,10 +86,8 @@ def require_usable(
     if vision:
         worst = _outside(vision_ids, vision.size)
         if worst is not None:
-            raise Broken(
-                f"it has the vision id {worst}, outside the model's vision vocabulary of "
-                f"{vision.size}"
-            )
+            size = f"the model's vision vocabulary of {vision.size}"
+            raise Broken(f"it has the vision id {worst}, outside {size}")
         edges = np.flatnonzero(np.diff(example.vision, prepend=False, append=False))
         for start, stop in edges.reshape(-1, 2):
             try:
@@ -113,9 +103,7 @@ def require_usable(
 
 def _outside(tokens: np.ndarray, size: int | None) -> int | None:
     """Return a token below 0 or not below `size`; None if there is none."""
-    if not tokens.size:
-        return None
-    least, most = int(tokens.min()), int(tokens.max())
+    least, most = int(tokens.min(initial=0)), int(tokens.max(initial=0))
     if least < 0:
         return least
     return most if size is not None and most >= size else None

@@ -15,9 +15,8 @@ class BrokenLog:
     """Hold the broken examples that one process has read, each counted once.
 
     Args:
-        splits: the mixture.
-        totals: examples of each data set that its broken ones are compared with; None for the
-            number that this process has read. A held-out split is too small to judge by itself.
+        whole: whether broken examples are compared with all of their data set, since a held-out
+            split is too small to judge by itself, and not with what this process has read.
         share: this process's share of the rows of a batch.
         max_broken: share of the examples of each data set that may be broken.
     """
@@ -27,15 +26,15 @@ class BrokenLog:
         splits: Sequence[Split],
         shares: Shares,
         *,
-        totals: Sequence[int] | None,
+        whole: bool,
         share: float,
         max_broken: float,
     ) -> None:
-        self._splits, self._totals = splits, totals
+        self._splits, self._whole = splits, whole
         self._weights = [slots / sum(shares.slots) for slots in shares.slots]
         self._share, self._max_broken = share, max_broken
         self._broken: list[set[int]] = [set() for _ in splits]
-        self._first_of: dict[int, Report] = {}  # by split
+        self._first_of: dict[int, Report] = {}  # by split number
         self.first: list[Report] = []
         """The first reports."""
 
@@ -45,13 +44,10 @@ class BrokenLog:
         return sum(map(len, self._broken))
 
     def add(self, reports: Sequence[Report], drawn: int) -> None:
-        """Add reports, and compare their data sets with `max_broken`.
+        """Add reports; raise InputError if a data set has too many broken examples.
 
         Args:
             drawn: examples that this process has read so far.
-
-        Raises:
-            InputError: a data set has too many broken examples.
         """
         starts = [split.before for split in self._splits]
         changed = set()
@@ -72,13 +68,12 @@ class BrokenLog:
 
     def _require_few(self, number: int, drawn: int) -> None:
         split, broken = self._splits[number], len(self._broken[number])
-        if self._totals:
-            read = float(self._totals[number])
-        else:
+        read = len(split.source)
+        if not self._whole:
             # A process reads its share in the first pass. Each pass has another order, so in later
             # passes the process also reads examples from the shares of others.
-            weight = self._weights[number]
-            read = min(split.count, max(split.count * self._share, drawn * weight))
+            count = split.order.count
+            read = min(count, max(count * self._share, drawn * self._weights[number]))
         if broken > self._max_broken * read:
             name = split.name and f" of the data set {split.name!r}"
             raise InputError(

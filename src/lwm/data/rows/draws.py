@@ -8,29 +8,19 @@ shuffles a split for each pass over it.
 
 import math
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any, Protocol, runtime_checkable
 
 from grain.experimental import index_shuffle
 
 from lwm.core.errors import InputError
+from lwm.data.examples.conversations import ConversationEncoder
 from lwm.data.examples.examples import Broken, Example, Report, require_usable
+from lwm.data.examples.fields import FieldsEncoder
+from lwm.data.rows.packing import Draw, Position, Rows
 from lwm.data.sources.source import RecordSource
 from lwm.models.vision_tokens import VisionVocabulary
-
-
-@runtime_checkable
-class Encode(Protocol):
-    """Define how a record becomes an example."""
-
-    def __call__(
-        self, record: Mapping[str, Any], line: int, *, drop_prompt: bool = False
-    ) -> Example | None:
-        """Return the example, or None if the record is empty."""
-        ...
-
 
 SHARES = 1000
 """Number of places in which each split of a mixture has exactly its share."""
@@ -40,54 +30,11 @@ _ROUNDS = 4  # of the shuffle's cipher
 
 
 @dataclass(frozen=True, kw_only=True)
-class Split:
-    """Hold a contiguous part of one data set, and how its records become examples.
-
-    Args:
-        name: the data set's name in a mixture; empty without one.
-        first, count: the part.
-        before: number of examples in the data sets before this one, so that each example of a
-            mixture has its own number.
-        text_vocab: size of the model's text vocabulary; not checked if None.
-        vision: the model's vision vocabulary; None for a text model.
-    """
-
-    source: RecordSource
-    first: int
-    count: int
-    encode: Encode
-    name: str = ""
-    before: int = 0
-    text_vocab: int | None = None
-    vision: VisionVocabulary | None = None
-
-    def example(self, index: int, *, drop_prompt: bool = False) -> Example | None:
-        """Return the example at an index of the source; None for a blank line.
-
-        Raises:
-            Broken: the example cannot be used.
-        """
-        record = self.source.read(index)
-        if record is None or isinstance(record, Example):
-            example = record
-        else:
-            line = self.source.place(index)[1]
-            example = self.encode(record, line, drop_prompt=drop_prompt)
-        if example is not None:
-            require_usable(example, text_vocab=self.text_vocab, vision=self.vision)
-        return example
-
-    def report(self, index: int, broken: Broken) -> Report:
-        """Return the report of a broken example."""
-        return Report(self.before + index, *self.source.place(index), str(broken))
-
-
-@dataclass(frozen=True, kw_only=True)
 class Order:
-    """Define the endless order of a split, the same for all streams.
+    """Define the endless order of a contiguous part of a data set, the same for all streams.
 
     Args:
-        first, count: the split.
+        first, count: the part.
         streams: number of streams that read the order in turn.
     """
 
@@ -109,6 +56,41 @@ class Order:
             # once the stream has read them all, or it may read only broken examples forever.
             at = (at + place // math.lcm(self.count, self.streams)) % self.count
         return self.first + at
+
+
+@dataclass(frozen=True, kw_only=True)
+class Split:
+    """Hold a contiguous part of one data set, and how its records become examples.
+
+    Args:
+        name: the data set's name in a mixture; empty without one.
+        before: number of examples in the data sets before this one, so that each example of a
+            mixture has its own number.
+        text_vocab: size of the model's text vocabulary; not checked if None.
+        vision: the model's vision vocabulary; None for a text model.
+    """
+
+    source: RecordSource
+    order: Order
+    encode: FieldsEncoder | ConversationEncoder
+    name: str
+    before: int
+    text_vocab: int | None
+    vision: VisionVocabulary | None
+
+    def example(self, index: int, *, drop_prompt: bool = False) -> Example | None:
+        """Return the example at an index of the source, None for a blank line; raise `Broken`."""
+        example = self.source.read(index)
+        if example is not None and not isinstance(example, Example):
+            line = self.source.place(index)[1]
+            example = self.encode(example, line, drop_prompt=drop_prompt)
+        if example is not None:
+            require_usable(example, text_vocab=self.text_vocab, vision=self.vision)
+        return example
+
+    def report(self, index: int, broken: Broken) -> Report:
+        """Return the report of a broken example."""
+        return Report(self.before + index, *self.source.place(index), str(broken))
 
 
 class Shares:
@@ -157,45 +139,48 @@ class Stream:
     """Read one stream's examples, and collect reports of broken ones.
 
     Args:
-        splits: the mixture, each split with its order.
         row: number of the stream, from 0.
+        pack: packs the stream's examples into rows from a position.
         drop_prompt: probability that an image or video loses its prompt.
         batch_size: number of streams.
-        most_broken: number of broken examples that the run accepts.
+        max_broken: share of broken examples that the run accepts.
     """
 
     def __init__(
         self,
-        splits: Sequence[tuple[Split, Order]],
+        splits: Sequence[Split],
         shares: Shares,
         row: int,
         *,
+        pack: Callable[[Draw, Position], Rows],
         seed: int,
         drop_prompt: float,
         batch_size: int,
-        most_broken: float,
+        max_broken: float,
     ) -> None:
-        self._splits, self._shares = splits, shares
+        self._splits, self._shares, self._pack = splits, shares, pack
         self._seed, self._drop_prompt = seed, drop_prompt
         self._row, self._batch_size = row, batch_size
         self._reports: list[Report] = []
         self._fruitless = 0
         self._first_fault: Report | None = None
-        self._patience = min(
-            _FRUITLESS_PASSES * sum(split.count for split, _ in splits),
-            max(_FRUITLESS_DRAWS, int(most_broken) + 1),
-        )
+        count = sum(split.order.count for split in splits)
+        most = max(_FRUITLESS_DRAWS, int(max_broken * count) + 1)
+        self._patience = min(_FRUITLESS_PASSES * count, most)
+
+    def rows(self, start: Position) -> Rows:
+        """Yield the stream's rows from a position."""
+        return self._pack(self.draw, start)
 
     def draw(self, number: int) -> Example | None:
         """Return the stream's example of this number; None if it is blank or broken.
 
-        Raises:
-            InputError: no example was usable for so long that none may ever be.
+        Raise InputError once too many examples in succession were unusable.
         """
         place = self._row + number * self._batch_size
         chosen, at = self._shares[place]
-        split, order = self._splits[chosen]
-        index = order[at]
+        split = self._splits[chosen]
+        index = split.order[at]
         try:
             example = split.example(index, drop_prompt=self._drops_prompt(place))
         except Broken as broken:
@@ -217,9 +202,8 @@ class Stream:
         return None
 
     def _drops_prompt(self, place: int) -> bool:
-        if not self._drop_prompt:
-            return False
-        return random.Random(f"{self._seed} prompt {place}").random() < self._drop_prompt
+        share = self._drop_prompt
+        return share > 0 and random.Random(f"{self._seed} prompt {place}").random() < share
 
     def take_reports(self) -> list[Report]:
         """Return the reports since the last call."""

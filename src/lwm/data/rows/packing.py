@@ -21,8 +21,8 @@ from lwm.core.errors import InputError
 from lwm.data.examples.examples import Example
 
 PADDING = -1  # the segment of padding, as in attention.mask, which this package does not import
-OPEN_TOKENS = 1 << 18  # tokens in one stream's open rows, roughly
-LEAST_OPEN, MOST_OPEN = 4, 16
+_OPEN_TOKENS = 1 << 18  # tokens in one stream's open rows, roughly
+_LEAST_OPEN, _MOST_OPEN = 4, 16
 
 Row = dict[str, np.ndarray]
 """`tokens`, `targets`, `positions`, `segments` int32 and `weights` float32, each [seq]; stacked, a
@@ -35,12 +35,9 @@ LossWeights = Literal["example", "token", "halves", "row_halves"]
 class Position(NamedTuple):
     """Name the place where a stream's next row begins."""
 
-    draw: int = 0
-    """Number of the stream's example that holds the first token."""
-    offset: int = 0
-    """Index of the first token in that example."""
-    rows: int = 0
-    """`pack`: rows already returned of those that were packed together from here."""
+    draw: int = 0  # number of the stream's example that holds the first token
+    offset: int = 0  # index of the first token in that example
+    rows: int = 0  # `pack`: rows already returned of all rows packed together from here
 
 
 Draw = Callable[[int], Example | None]
@@ -59,13 +56,10 @@ def pack_rows(
     loss_weights: LossWeights,
     text_vocab: int = 0,
 ) -> Rows:
-    """Yield rows of `length` pairs, beginning at `start`.
+    """Yield rows of `length` pairs; raise InputError if `start` was saved with other data.
 
     Args:
         text_vocab: text ids in the model's table; unused where no example has vision codes.
-
-    Raises:
-        InputError: `start` was saved with other data.
     """
     cut = _running_text if packing == "concatenate" else _examples
     pieces = (piece for piece in cut(draw, start, length, text_vocab) if piece.weights.any())
@@ -76,8 +70,8 @@ def pack_rows(
             )
             for piece in pieces
         )
-    rows = _pack(pieces, start.rows, length) if packing == "pack" else _pad(pieces, length)
-    for row, position in rows:
+    padded = ((_row([piece], length), piece.end) for piece in pieces)
+    for row, position in _pack(pieces, start.rows, length) if packing == "pack" else padded:
         if loss_weights == "row_halves":
             row["weights"] = _scaled(row["weights"], row["targets"] >= text_vocab, loss_weights)
         yield row, position
@@ -90,10 +84,6 @@ class _Piece(NamedTuple):
     weights: np.ndarray  # of the targets, one fewer than tokens
     start: Position
     end: Position  # the start of the next piece
-
-    @property
-    def pairs(self) -> int:
-        return len(self.weights)
 
 
 def _running_text(draw: Draw, start: Position, length: int, text_vocab: int) -> Iterator[_Piece]:
@@ -142,32 +132,27 @@ def _examples(draw: Draw, start: Position, length: int, text_vocab: int) -> Iter
         number, offset = number + 1, 0
 
 
-def _pad(pieces: Iterator[_Piece], length: int) -> Rows:
-    for piece in pieces:
-        yield _row([piece], length), piece.end
-
-
 def open_rows(length: int) -> int:
     """Return how many rows `pack` fills at a time: more rows waste less, fewer use less memory."""
-    return min(max(OPEN_TOKENS // length, LEAST_OPEN), MOST_OPEN)
+    return min(max(_OPEN_TOKENS // length, _LEAST_OPEN), _MOST_OPEN)
 
 
 def _pack(pieces: Iterator[_Piece], returned: int, length: int) -> Rows:
     """Put each piece where it leaves the least room (best fit). A piece that fits into none of the
     open rows closes them all, and begins the next ones."""
-    most = open_rows(length)
     piece = next(pieces)
     while True:
         start, rows, room = piece.start, [], []
         while True:
-            fitting = [i for i, left in enumerate(room) if left >= piece.pairs]
+            pairs = len(piece.weights)
+            fitting = [(left, i) for i, left in enumerate(room) if left >= pairs]
             if fitting:
-                best = min(fitting, key=lambda i: room[i])
+                _, best = min(fitting)
                 rows[best].append(piece)
-                room[best] -= piece.pairs
-            elif len(rows) < most:
+                room[best] -= pairs
+            elif len(rows) < open_rows(length):
                 rows.append([piece])
-                room.append(length - piece.pairs)
+                room.append(length - pairs)
             else:
                 break
             piece = next(pieces)
@@ -185,9 +170,10 @@ def _row(pieces: list[_Piece], length: int) -> Row:
     row["weights"] = np.zeros(length, np.float32)
     at = 0
     for segment, piece in enumerate(pieces):
-        span = slice(at, at + piece.pairs)
+        pairs = len(piece.weights)
+        span = slice(at, at + pairs)
         row["tokens"][span], row["targets"][span] = piece.tokens[:-1], piece.tokens[1:]
-        row["positions"][span], row["segments"][span] = np.arange(piece.pairs), segment
+        row["positions"][span], row["segments"][span] = np.arange(pairs), segment
         row["weights"][span] = piece.weights
         at = span.stop
     return row

@@ -1,4 +1,4 @@
-"""Stack rows into batches through Grain: shared by workers, prefetched, resumable.
+"""Stack rows into batches with Grain's workers and prefetching.
 
 The state of a `BatchIterator` is each row's `Position`, a few integers. It depends neither on
 workers nor on prefetching, so a run may resume with other numbers of both.
@@ -11,6 +11,7 @@ import signal
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import cycle
 from typing import Any, cast
 
 import grain
@@ -20,64 +21,47 @@ from absl import flags
 from lwm.core.errors import InputError
 from lwm.data.examples.examples import Report
 from lwm.data.rows.draws import Stream
-from lwm.data.rows.packing import Draw, Position, Row, Rows
+from lwm.data.rows.packing import Position, Row
 
 _VERSION = 2
 _CHECKSUMS = ("first_example", "first_weights")
 
-Elements = grain.DatasetIterator[dict[str, Any]]
-"""Rows, each with its `Note` under the key `note`."""
-
-OpenStream = Callable[[int], Stream]
-"""Opens the stream of a row; sent to workers."""
-
-Pack = Callable[[Draw, Position], Rows]
-"""Packs a stream's examples into rows; sent to workers."""
+_Elements = grain.DatasetIterator[dict[str, Any]]  # rows, each with its _Note as `note`
+_OpenStream = Callable[[int], Stream]  # opens the stream of a row; sent to workers
 
 
 @dataclass(frozen=True)
-class Note:
-    """Hold what a worker returns beside a row."""
-
+class _Note:
     row: int
     position: Position  # after the row
     reports: list[Report]
 
 
-class StreamsDataset(grain.IterDataset[dict[str, Any]]):
-    """Yield rows of several streams in turn; Grain gives each worker a slice of the streams."""
+class _StreamsDataset(grain.IterDataset[dict[str, Any]]):
+    """Yield rows of several streams in turn. Grain gives each worker a slice of the streams."""
 
-    def __init__(
-        self, open_stream: OpenStream, pack: Pack, starts: Mapping[int, Position]
-    ) -> None:
+    def __init__(self, open_stream: _OpenStream, starts: Mapping[int, Position]) -> None:
         super().__init__()
-        self._open, self._pack, self._starts = open_stream, pack, dict(starts)
+        self._open, self._starts = open_stream, dict(starts)
 
     def set_slice(self, sl: slice, sequential_slice: bool = False) -> None:
-        """Keep only a slice of the streams."""
         del sequential_slice  # applies to files; streams are always distributed in turn
         self._starts = dict(list(self._starts.items())[sl])
 
-    def __iter__(self) -> Elements:
-        return _StreamsIterator(self._open, self._pack, self._starts)
+    def __iter__(self) -> _Elements:
+        return _StreamsIterator(self._open, self._starts)
 
 
-class _StreamsIterator(Elements):
-    def __init__(
-        self, open_stream: OpenStream, pack: Pack, starts: Mapping[int, Position]
-    ) -> None:
+class _StreamsIterator(_Elements):
+    def __init__(self, open_stream: _OpenStream, starts: Mapping[int, Position]) -> None:
         super().__init__()
-        self._streams: list[tuple[int, Stream, Rows]] = []
-        for row, start in starts.items():
-            stream = open_stream(row)
-            self._streams.append((row, stream, pack(stream.draw, start)))
-        self._turn = 0
+        opened = [(row, open_stream(row), start) for row, start in starts.items()]
+        self._streams = cycle([(row, stream, stream.rows(at)) for row, stream, at in opened])
 
     def __next__(self) -> dict[str, Any]:
-        row, stream, rows = self._streams[self._turn]
-        self._turn = (self._turn + 1) % len(self._streams)
+        row, stream, rows = next(self._streams)
         packed, position = next(rows)
-        return {**packed, "note": Note(row, position, stream.take_reports())}
+        return {**packed, "note": _Note(row, position, stream.take_reports())}
 
     # Grain reads the state of each element. Ours is in the element's note instead, where it does
     # not depend on how the streams are distributed; `BatchIterator` resumes from positions.
@@ -101,8 +85,7 @@ class BatchIterator(grain.DatasetIterator[Row]):
 
     def __init__(
         self,
-        open_stream: OpenStream,
-        pack: Pack,
+        open_stream: _OpenStream,
         rows: Sequence[int],
         *,
         workers: int,
@@ -112,11 +95,11 @@ class BatchIterator(grain.DatasetIterator[Row]):
     ) -> None:
         super().__init__()
         assert not workers or len(rows) % workers == 0, (len(rows), workers)
-        self._open, self._pack, self._rows = open_stream, pack, tuple(rows)
+        self._open, self._rows = open_stream, tuple(rows)
         self._workers, self._prefetch = workers, prefetch
         self._identity, self._report = dict(identity), report
         self._positions = dict.fromkeys(self._rows, Position())
-        self._elements: Elements | None = None
+        self._elements: _Elements | None = None
 
     def __next__(self) -> Row:
         self._assert_not_closed()
@@ -143,10 +126,9 @@ class BatchIterator(grain.DatasetIterator[Row]):
         }
 
     def set_state(self, state: dict[str, Any]) -> None:
-        """Resume where `get_state` was called; the state may hold rows of other processes.
+        """Resume where `get_state` was called; raise InputError if data, settings or rows differ.
 
-        Raises:
-            InputError: the state belongs to other data, other settings or other rows.
+        The state may hold rows of other processes.
         """
         if state.get("version") != _VERSION:
             raise InputError(
@@ -155,17 +137,15 @@ class BatchIterator(grain.DatasetIterator[Row]):
             )
         for name, value in self._identity.items():
             saved = state["data"].get(name)
-            if saved == value:
-                continue
-            if name in _CHECKSUMS:
-                raise InputError(
-                    "the data or its fields differ from those of the saved data position; use the "
-                    "same data and settings, or begin a fresh run"
+            if saved != value:
+                difference = (
+                    f"the data position was saved with {name} {saved} and this run has {value}"
                 )
-            raise InputError(
-                f"the data position was saved with {name} {saved} and this run has {value}; use "
-                "the same data and settings, or begin a fresh run"
-            )
+                if name in _CHECKSUMS:
+                    difference = "the data or its fields differ from the saved data position"
+                raise InputError(
+                    f"{difference}; use the same data and settings, or begin a fresh run"
+                )
         missing = [row for row in self._rows if str(row) not in state["rows"]]
         if missing:
             raise InputError(
@@ -185,9 +165,9 @@ class BatchIterator(grain.DatasetIterator[Row]):
             self._closed = True
             self._stop()
 
-    def _started(self) -> Elements:
+    def _started(self) -> _Elements:
         if self._elements is None:
-            dataset: Any = StreamsDataset(self._open, self._pack, self._positions)
+            dataset: Any = _StreamsDataset(self._open, self._positions)
             ahead = self._prefetch * len(self._rows)
             if self._workers:
                 if not flags.FLAGS.is_parsed():  # Grain reads flags that only absl's apps parse
@@ -202,7 +182,7 @@ class BatchIterator(grain.DatasetIterator[Row]):
             elif ahead:
                 thread = grain.experimental.ThreadPrefetchIterDataset
                 dataset = thread(dataset, prefetch_buffer_size=ahead)
-            self._elements = cast(Elements, iter(dataset))
+            self._elements = cast(_Elements, iter(dataset))
         return self._elements
 
     def _stop(self) -> None:
