@@ -41,9 +41,8 @@ def loader(path: Path | str, **settings: Any) -> Loader:
     """Open a loader of rows of 32 tokens in batches of 4, by settings of either class."""
     arguments: dict[str, Any] = {"sequence_length": 32, "batch_size": 4}
     arguments |= {name: settings.pop(name) for name in _LOADER & settings.keys()}
-    return Loader(
-        DataConfig(path=str(path), **{"prefetch": 0} | settings), tokenizer(), **arguments
-    )
+    every: dict[str, Any] = {"prefetch": 0} | settings
+    return Loader(DataConfig(path=str(path), **every), tokenizer(), **arguments)
 
 
 def take(batches: Loader, count: int) -> list[Row]:

@@ -63,7 +63,7 @@ def _parse_field(part: str, text: str) -> Field:
             raise ConfigError(
                 f"the fields {text!r} join a special token with '+'; separate it by a comma"
             )
-        return Field((), not bracketed, special=keys[0])
+        return Field((), not bracketed, special=inner.strip())
     return Field(keys, not bracketed)
 
 
