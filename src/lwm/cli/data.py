@@ -17,11 +17,12 @@ from lwm.core.progress import say
 
 def inspect(arguments: Sequence[str]) -> None:
     """Show rows of a recipe's data, and count its tokens."""
+    usage = "lwm data inspect RECIPE [--rows N] ...; 'lwm train --list' names the recipes"
+    if arguments[:1] in (["-h"], ["--help"]):
+        print(f"usage: {usage}\n\n{inspect.__doc__}")
+        return
     if not arguments or arguments[0].startswith("-"):
-        raise UsageError(
-            "lwm data inspect: the recipe must come first; see 'lwm train --list', and write "
-            "'lwm data inspect RECIPE [--rows N] ...'"
-        )
+        raise UsageError(f"lwm data inspect: the recipe must come first: {usage}")
     from lwm.recipes.inspection import inspect_rows
     from lwm.recipes.settings import TrainingRun
 
