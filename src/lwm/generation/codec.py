@@ -1,4 +1,4 @@
-"""Convert images to codes and back, in batches of bounded size: what `lwm.load_vqgan` returns."""
+"""Convert images to codes and back, in batches of bounded size."""
 
 import hashlib
 import os
@@ -71,43 +71,34 @@ class VqganCodec:
 
         Args:
             pixels: [images, height, width, 3], RGB in [-1, 1].
-            batch: images per batch, rounded down to a power of two; defaults to what suits the
-                platform.
+            batch: images per batch, rounded down to a power of two; defaults to the platform's.
 
         Raises:
-            InputError: the array is no batch of images in [-1, 1], or the codes do not divide
-                their sides.
+            InputError: the array is no batch of images in [-1, 1] that divide into codes.
         """
-        pixels = np.asarray(pixels)
+        pixels, step = np.asarray(pixels), self.config.downsampling
         if pixels.ndim != 4 or pixels.shape[-1] != 3:
             raise InputError(
                 f"pixels have shape {list(pixels.shape)}; [images, height, width, 3] is needed"
             )
         if not np.issubdtype(pixels.dtype, np.floating):
+            raise InputError(f"pixels are {pixels.dtype}; convert bytes with x / 127.5 - 1")
+        height, width = pixels.shape[1:3]
+        if height == 0 or width == 0 or height % step or width % step:
             raise InputError(
-                f"pixels are {pixels.dtype}; turn them into floats in [-1, 1] with x / 127.5 - 1"
-            )
-        step = self.config.downsampling
-        if any(side == 0 or side % step for side in pixels.shape[1:3]):
-            raise InputError(
-                f"pixels are {pixels.shape[1]} high and {pixels.shape[2]} wide; this VQGAN needs "
-                f"multiples of {step}, so resize or crop them"
+                f"pixels are {height} high and {width} wide; this VQGAN needs multiples of {step}"
             )
         if pixels.size and not np.abs(pixels).max() <= 1.001:  # also refuses NaN
             raise InputError(
                 f"pixels range from {pixels.min():.3g} to {pixels.max():.3g}; they must lie in "
                 "[-1, 1]: x / 127.5 - 1 for bytes"
             )
-        area = pixels.shape[1] * pixels.shape[2]
-        result = np.empty((len(pixels), *(n // step for n in pixels.shape[1:3])), np.int32)
-        self._in_batches(self._encode, pixels.astype(np.float32), result, area, batch)
+        result = np.empty((len(pixels), height // step, width // step), np.int32)
+        self._in_batches(self._encode, pixels.astype(np.float32), result, height * width, batch)
         return result
 
     def decode(self, codes: np.ndarray) -> Float[np.ndarray, "images height width 3"]:
-        """Compute images in [-1, 1] from codes.
-
-        Args:
-            codes: integers, [images, rows, columns].
+        """Compute images in [-1, 1] from codes, integers [images, rows, columns].
 
         Raises:
             InputError: the array is no batch of grids of codes of the codebook.
@@ -123,7 +114,7 @@ class VqganCodec:
             wrong = codes.min() if codes.min() < 0 else codes.max()
             raise InputError(
                 f"the code {wrong} is not in the codebook, which has the entries 0 to {size - 1}; "
-                "these codes are of another VQGAN, or contain end tokens"
+                "use the codes of this VQGAN, without end tokens"
             )
         height, width = (n * self.config.downsampling for n in codes.shape[1:])
         result = np.empty((len(codes), height, width, 3), np.float32)
@@ -185,16 +176,10 @@ def encode_frames(
 def decode_frames(
     codec: ImageCodec, codes: Int[np.ndarray, "videos frames codes_per_frame"]
 ) -> UInt8[np.ndarray, "videos frames height width 3"]:
-    """Compute the pixels of frames, from 0 to 255.
-
-    Raises:
-        ConfigError: the codes of a frame are not a square.
-    """
-    side = isqrt(codes.shape[-1])
-    if side * side != codes.shape[-1]:
-        raise ConfigError(
-            f"a frame has {codes.shape[-1]} codes, which are not a square; the model's "
-            "codes_per_frame is not that of a VQGAN"
-        )
+    """Compute the pixels of frames, from 0 to 255."""
+    count = codes.shape[-1]
+    side = isqrt(count)
+    if side * side != count:
+        raise ConfigError(f"a frame has {count} codes, which are not a square as a VQGAN's are")
     pixels = to_pixels(np.asarray(codec.decode(codes.reshape(-1, side, side))))
     return pixels.reshape(*codes.shape[:2], *pixels.shape[1:])

@@ -27,6 +27,7 @@ from lwm.engine.sampling import Sampling
 from lwm.generation.vision_prompts import (
     frame_tokens,
     generation_prompt,
+    integer_array,
     require_vision,
     start_of_frames,
 )
@@ -53,9 +54,8 @@ class FrameRequest(Checked):
         prompt: ids up to where the frames begin.
         unconditional: ids of the prompt that guidance leads away from.
         frames: number of new frames.
-        before: codes of earlier frames, [1 or count, frames, codes_per_frame].
-        sampling: the seed is that of the first video; the next ones have the seeds after it. A
-            guidance of 1 uses `prompt` only, which takes half the time.
+        before: codes of earlier frames, of one video or of each.
+        sampling: the seed is that of the first video; the next ones have the seeds after it.
     """
 
     prompt: Sequence[int]
@@ -74,19 +74,20 @@ class FrameRequest(Checked):
             )
 
     @property
-    def guided(self) -> bool:
-        """Return whether each video takes a second slot, for `unconditional`."""
+    def _guided(self) -> bool:
         return self.sampling.guidance != 1
 
-    def length(self, vision: VisionVocabulary) -> tuple[int, int]:
-        """Return the tokens of the longest prompt with earlier frames, and those to generate.
+    @property
+    def earlier(self) -> int:
+        """Return the number of earlier frames."""
+        return 0 if self.before is None else self.before.shape[1]
 
-        The token that ends the last frame is certain, so it is not generated.
-        """
-        earlier = 0 if self.before is None else self.before.shape[1]
-        prompt = max(len(self.prompt), len(self.unconditional) if self.guided else 0)
+    def length(self, vision: VisionVocabulary) -> tuple[int, int]:
+        """Return the tokens of the longest prompt with earlier frames, and those to generate."""
+        prompt = max(len(self.prompt), len(self.unconditional) if self._guided else 0)
         size = vision.tokens_per_frame
-        return prompt + earlier * size, self.frames * size - 1
+        # The token that ends the last frame is certain, so it is not generated.
+        return prompt + self.earlier * size, self.frames * size - 1
 
     def requests(self, config: LlamaConfig) -> list[Request]:
         """Build the engine's request for each video."""
@@ -103,7 +104,7 @@ class FrameRequest(Checked):
                 earlier = frame_tokens(codes, config, ended=False)
             return Request(
                 prompt=[*self.prompt, *earlier],
-                unconditional=[*self.unconditional, *earlier] if self.guided else None,
+                unconditional=[*self.unconditional, *earlier] if self._guided else None,
                 max_tokens=self.length(vision)[1],
                 sampling=replace(self.sampling, seed=(self.sampling.seed + index) % 2**32),
                 allowed=allowed,
@@ -112,22 +113,15 @@ class FrameRequest(Checked):
         return [build(index) for index in range(self.count)]
 
     def require_context(self, config: LlamaConfig) -> None:
-        """Refuse frames that exceed the model's context.
-
-        Raises:
-            CapacityError: states how many frames fit.
-            InputError: it is a text model.
-        """
+        """Refuse frames that exceed the model's context, or a text model."""
         vision = require_vision(config)
-        prompt, new = self.length(vision)
         limit, size = config.max_sequence_length, vision.tokens_per_frame
-        if prompt + new > limit:
-            earlier = 0 if self.before is None else self.before.shape[1]
-            prompt -= earlier * size
-            total = prompt + (earlier + self.frames) * size - 1
+        total, frames = sum(self.length(vision)), self.earlier + self.frames
+        if total > limit:
+            prompt = total + 1 - frames * size
             raise CapacityError(
-                f"{earlier + self.frames} frames of {size} tokens after a prompt of {prompt:,} "
-                f"make {total:,} and the model's context is {limit:,}; generate at most "
+                f"{frames} frames of {size} tokens after a prompt of {prompt:,} make {total:,} "
+                f"and the model's context is {limit:,}; generate at most "
                 f"{max(0, (limit - prompt + 1) // size)} or use a model of longer context"
             )
 
@@ -139,12 +133,7 @@ def generate_frames(
     *,
     frame_done: FrameDone | None = None,
 ) -> Int[np.ndarray, "count frames codes_per_frame"]:
-    """Generate the codes of new frames, all videos at once as far as the engine has slots.
-
-    Raises:
-        InputError: it is a text model, or earlier frames do not fit its vision vocabulary.
-        CapacityError: the frames exceed the context, or the cache does not fit into memory.
-    """
+    """Generate the codes of new frames, all videos at once as far as the engine has slots."""
     request.require_context(config)
     vision = require_vision(config)
     requests = request.requests(config)
@@ -164,7 +153,7 @@ def generate_frames(
             frame, place = divmod(len(row), vision.tokens_per_frame)
             if frame_done is not None and place == vision.codes_per_frame:
                 codes = np.array(row[-vision.codes_per_frame :], np.int32)
-                frame_done(numbers.index(token.request), frame, codes)
+                frame_done(numbers.index(token.request), request.earlier + frame, codes)
     ids = np.array([[*rows[number], vision.end_of_video] for number in numbers], np.int32)
     return np.stack([vision.split(row) for row in ids])
 
@@ -185,18 +174,17 @@ def video_codes(
 ) -> Int[np.ndarray, "count frames codes_per_frame"]:
     """Generate the codes of videos, and return them with those of earlier frames.
 
-    Arguments and errors are those of `Model.video`; a video of one frame is an image.
-
-    Args:
-        first_sampling: settings for the first frame, if there are no earlier frames.
-        frame_done: called for the first frame too, as frame 0, but not for earlier frames.
+    Arguments are those of `Model.video`; a video of one frame is an image. `first_sampling` holds
+    the settings for the first frame, if there are no earlier ones.
     """
     vision = require_vision(config)
-    earlier = None if before is None else _frame_codes(before)
+    earlier = None
+    if before is not None:
+        earlier = integer_array(before, "earlier frames", "videos, frames, codes_per_frame")
     existing = 0 if earlier is None else earlier.shape[1]
     if frames <= existing:
         raise InputError(
-            f"frames is {frames} and there are {existing} already; ask for at least {existing + 1}"
+            f"frames is {frames} and there are {existing} already; request at least {existing + 1}"
         )
 
     def request(kind: str, frames: int, codes: np.ndarray | None, how: Sampling) -> FrameRequest:
@@ -221,24 +209,6 @@ def video_codes(
         earlier, existing = generate_frames(engine_for, config, first, frame_done=frame_done), 1
     if frames == existing:
         return earlier
-
-    def later_frame_done(video: int, frame: int, codes: np.ndarray) -> None:
-        if frame_done is not None:
-            frame_done(video, frame + existing, codes)
-
     rest = request("a video", frames - existing, earlier, sampling)
-    later = generate_frames(engine_for, config, rest, frame_done=later_frame_done)
+    later = generate_frames(engine_for, config, rest, frame_done=frame_done)
     return np.concatenate([np.broadcast_to(earlier, (count, *earlier.shape[1:])), later], axis=1)
-
-
-def _frame_codes(codes: Any) -> Int[np.ndarray, "videos frames codes_per_frame"]:
-    try:
-        array = np.asarray(codes)
-    except ValueError:  # rows of different lengths
-        array = np.array([])
-    if array.ndim != 3 or not np.issubdtype(array.dtype, np.integer):
-        raise InputError(
-            f"earlier frames have shape {list(array.shape)} and type {array.dtype}; codes "
-            "[videos, frames, codes_per_frame] are needed"
-        )
-    return array

@@ -1,10 +1,8 @@
 """Load a model onto the devices of one or several processes by its MODEL string."""
 
-from collections.abc import Callable
 from dataclasses import replace
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
-from typing import TypeVar
 
 from lwm.checkpoints.add_vision import require_codebook
 from lwm.checkpoints.checkpoint import Checkpoint
@@ -23,8 +21,6 @@ from lwm.generation.model import Model
 from lwm.models.llama import require_mesh
 from lwm.models.sizes import BYTES
 
-Value = TypeVar("Value")
-
 
 def open_tokenizer(checkpoint: Checkpoint, tokenizer: str | Path | None) -> Tokenizer | None:
     """Open the tokenizer at a path, which defaults to the checkpoint's, if any."""
@@ -40,8 +36,7 @@ def open_tokenizer(checkpoint: Checkpoint, tokenizer: str | Path | None) -> Toke
 def open_codec(
     checkpoint: Checkpoint, vqgan: str | Path | None, config: str | Path | None = None
 ) -> VqganCodec | None:
-    """Open the VQGAN at a path, which defaults to the checkpoint's, if any; raise ConfigError if
-    its codes are not the model's."""
+    """Open the VQGAN at a path, which defaults to the checkpoint's, if any."""
     path = checkpoint.vqgan if vqgan is None else vqgan
     if path is None:
         return None
@@ -101,24 +96,19 @@ def load(
     checkpoint = replace(checkpoint, config=settings)
     if devices is not None:
         require_mesh(settings, devices, DECODE)
+    # What the user names is opened at once, so that its errors come before the weights.
+    tokenizer_opener = cache(partial(open_tokenizer, checkpoint, tokenizer))
+    codec_opener = cache(partial(open_codec, checkpoint, vqgan, vqgan_config))
+    if tokenizer is not None:
+        tokenizer_opener()
+    if vqgan is not None:
+        codec_opener()
     return Model(
         source=checkpoint.source,
         config=settings,
-        open_tokenizer=_lazy(
-            partial(open_tokenizer, checkpoint, tokenizer), now=tokenizer is not None
-        ),
-        open_codec=_lazy(
-            partial(open_codec, checkpoint, vqgan, vqgan_config), now=vqgan is not None
-        ),
+        open_tokenizer=tokenizer_opener,
+        open_codec=codec_opener,
         weights=load_weights(checkpoint, dtype=dtype, mesh=devices),
         dtype=dtype,
         mesh=devices,
     )
-
-
-def _lazy(opener: Callable[[], Value], *, now: bool) -> Callable[[], Value]:
-    """Return `opener`, or with `now` call it, so that errors in what the user names come first."""
-    if not now:
-        return opener
-    value = opener()
-    return lambda: value

@@ -20,7 +20,7 @@ from lwm.media.framing import crop_square
 from lwm.media.images import read_image
 from lwm.media.videos import iterate_frames
 
-MAX_FRAMES = 8
+_MAX_FRAMES = 8
 """Frames of a video if a part has neither `max_frames` nor `fps`, as in the original."""
 
 
@@ -30,17 +30,9 @@ def encode_part(
     """Compute the codes of a part of a message.
 
     A part is `{"type": "image", "image": SOURCE}` or `{"type": "video", "video": SOURCE}`, a video
-    with `max_frames` or `fps` if wanted; or OpenAI's `image_url`; or codes as they are. SOURCE is
+    optionally with `max_frames` or `fps`; or OpenAI's `image_url`; or codes as they are. SOURCE is
     a path, the bytes of a file, a `file:` or `data:` URL, or a uint8 array [height, width, 3], for
-    a video [frames, height, width, 3]. Frames of a video are read and encoded in batches, so an
-    hour of video needs the memory of its codes.
-
-    Args:
-        open_codec: return the model's codec, or raise an error if it has none.
-
-    Raises:
-        InputError: the part is malformed, or its file cannot be read.
-        ConfigError: the model has no VQGAN.
+    a video [frames, height, width, 3].
     """
     kind = str(part.get("type"))
     if kind not in ("image", "video", "image_url", "video_url"):
@@ -55,18 +47,14 @@ def encode_part(
 
 
 def _frame_limits(part: Part) -> tuple[int | None, float | None]:
-    """Check the `max_frames` and `fps` of a video."""
     max_frames, fps = part.get("max_frames"), part.get("fps")
-    if max_frames is not None:
-        if isinstance(max_frames, bool) or not isinstance(max_frames, Integral):
-            raise InputError(f"max_frames is {max_frames!r}; it must be a whole number")
-        max_frames = int(max_frames)
-    if fps is not None:
-        if isinstance(fps, bool) or not isinstance(fps, Real):
-            raise InputError(f"fps is {fps!r}; it must be a number")
-        fps = float(fps)
+    if isinstance(max_frames, bool) or not isinstance(max_frames, Integral | None):
+        raise InputError(f"max_frames is {max_frames!r}; it must be a whole number")
+    if isinstance(fps, bool) or not isinstance(fps, Real | None):
+        raise InputError(f"fps is {fps!r}; it must be a number")
+    fps = None if fps is None else float(fps)
     check_choice(max_frames, fps)
-    return (MAX_FRAMES if max_frames is None and fps is None else max_frames), fps
+    return (_MAX_FRAMES if max_frames is None and fps is None else max_frames), fps
 
 
 def _source(value: Any, kind: str) -> Path | bytes | np.ndarray:
@@ -112,11 +100,9 @@ def _video_frames(
 
 
 def _framed(pixels: np.ndarray, size: int) -> UInt8[np.ndarray, "size size 3"]:
-    if pixels.dtype != np.uint8 or pixels.ndim != 3 or pixels.shape[-1] != 3:
+    if pixels.dtype != np.uint8 or pixels.ndim != 3 or pixels.shape[-1] != 3 or not pixels.size:
         raise InputError(
             f"an image has the shape {list(pixels.shape)} and type {pixels.dtype}; uint8 "
             "[height, width, 3] is needed"
         )
-    if 0 in pixels.shape:
-        raise InputError(f"an image has the shape {list(pixels.shape)}; it has no pixels")
     return crop_square(Image.fromarray(pixels), size, "an image")

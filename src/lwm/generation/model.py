@@ -1,7 +1,7 @@
-"""Define `Model`, which `lwm.load` returns: weights with a tokenizer and a codec, ready to score
-and to generate text, images and videos."""
+"""Define `Model`, which `lwm.load` returns: weights with a tokenizer and a codec."""
 
 from collections.abc import Callable, Iterator, Sequence
+from functools import cache, cached_property
 from typing import Any, Literal, overload
 
 import numpy as np
@@ -29,6 +29,7 @@ from lwm.generation.vision_prompts import (
     Part,
     chat_tokens,
     has_vision,
+    integer_array,
     require_text,
     require_vision,
 )
@@ -43,11 +44,7 @@ class Model:
 
     Args:
         source: the name it was loaded by, for messages.
-        open_tokenizer, open_codec: open what the checkpoint or the user provides, on first use;
-            None if neither does.
-
-    Attributes:
-        timings: of the last answer.
+        open_tokenizer, open_codec: open what the checkpoint or the user provides, on first use.
     """
 
     def __init__(
@@ -63,13 +60,14 @@ class Model:
     ) -> None:
         self.source, self.config, self.dtype, self.mesh = source, config, dtype, mesh
         self.weights = weights
-        self.timings = Timings()
-        self._open_tokenizer, self._open_codec = open_tokenizer, open_codec
-        self._tokenizer: Tokenizer | None = None
-        self._codec: ImageCodec | None = None
-        self._scorer: Scorer | None = None
+        self.timings = Timings()  # of the last answer
+        self._open_tokenizer, self._open_codec = cache(open_tokenizer), cache(open_codec)
         self._engine: Engine | None = None
         self._dequantized: Llama | None = None
+
+    @cached_property
+    def _scorer(self) -> Scorer:
+        return Scorer(self.weights, self.config, self.mesh)
 
     @property
     def tokenizer(self) -> Tokenizer:
@@ -79,15 +77,13 @@ class Model:
             ConfigError: there is none.
             CheckpointError: it is broken, or of an unknown kind.
         """
-        if self._tokenizer is None:
-            self._tokenizer = self._open_tokenizer()
-        if self._tokenizer is None:
+        tokenizer = self._open_tokenizer()
+        if tokenizer is None:
             raise ConfigError(
                 f"{self.source} has no tokenizer, and text needs one; add --tokenizer (in Python: "
-                "tokenizer=) with a tokenizer.json, a tokenizer.model or a directory that "
-                "contains one"
+                "tokenizer=) with a tokenizer.json, a tokenizer.model or a directory of one"
             )
-        return self._tokenizer
+        return tokenizer
 
     @property
     def codec(self) -> ImageCodec:
@@ -99,23 +95,22 @@ class Model:
             CheckpointError: the VQGAN is broken.
         """
         require_vision(self.config)
-        if self._codec is None:
-            self._codec = self._open_codec()
-        if self._codec is None:
+        codec = self._open_codec()
+        if codec is None:
             raise ConfigError(
                 f"{self.source} has no VQGAN, which turns images into codes and back; add "
                 "--vqgan (in Python: vqgan=) with the one it was trained with"
             )
-        return self._codec
+        return codec
 
     @codec.setter
     def codec(self, codec: ImageCodec) -> None:
         if isinstance(codec.config, VQGANConfig):
             require_codebook(codec.config, "given", self.config, self.source)
-        self._codec = codec
+        self._open_codec = lambda: codec
 
     def codes(self, part: Part) -> Int[np.ndarray, "frames codes_per_frame"]:
-        """Compute the codes of an image or a video, given as a part of a message (see `chat`).
+        """Compute the codes of an image or a video in a part of a message (see `chat`).
 
         Raises:
             InputError: this is a text model, or the image or video cannot be read.
@@ -129,8 +124,7 @@ class Model:
 
         Args:
             tokens: ids, [batch, seq]; no tokenizer is needed.
-            vision_mask: for a vision-language model, which of the tokens are vision ids, counted
-                from 0; defaults to none.
+            vision_mask: which of the tokens are vision ids, counted from 0; defaults to none.
 
         Raises:
             InputError: the tokens are not a rectangle of ids of the vocabulary, or the mask has
@@ -138,17 +132,21 @@ class Model:
             CapacityError: the sequences exceed the model's context.
         """
         vision, vocab_size = self.config.vision, self.config.vocab_size
+        ids = integer_array(tokens, "tokens", "batch, seq")
+        mask = np.zeros(ids.shape, bool) if vision_mask is None else np.asarray(vision_mask)
         if vision_mask is not None and vision is None:
+            raise InputError(f"{self.source} is a text model; leave out vision_mask")
+        if mask.shape != ids.shape or mask.dtype != bool:
             raise InputError(
-                f"{self.source} is a text model and takes no vision_mask; leave it out"
+                f"vision_mask has shape {list(mask.shape)} and type {mask.dtype}; true or false "
+                f"for each of the tokens {list(ids.shape)} is needed"
             )
-        ids, mask = _ids_and_mask(tokens, vision_mask)
+        if ids.size == 0:
+            raise InputError(f"tokens have shape {list(ids.shape)}; at least one is needed")
         require_ids(ids[~mask], vocab_size, "tokens")
         if vision is not None:
             require_ids(ids[mask], vision.size, "vision tokens")
         self._require_context(ids.shape[-1])
-        if self._scorer is None:
-            self._scorer = Scorer(self.weights, self.config, self.mesh)
         logits = self._scorer.logits(single_table_ids(ids, mask, vocab_size))
         if vision is None:
             return Logits(text=logits)
@@ -176,7 +174,7 @@ class Model:
         Raises:
             InputError: the prompt is empty.
             ConfigError: a setting is unknown or out of range.
-            CapacityError: the prompt exceeds the context, or its cache does not fit into memory.
+            CapacityError: the prompt exceeds the context, or its cache the memory.
         """
         if not prompt.strip():
             raise InputError("the prompt is empty; give some text to continue")
@@ -203,9 +201,8 @@ class Model:
     ) -> str | Iterator[str]:
         """Answer the last message of a conversation.
 
-        The cache keeps earlier turns, so a long document is prefilled once. Each call encodes the
-        images and videos in its messages; for a conversation about a video, call `codes` once and
-        send a part `{"type": "codes", "codes": codes}`.
+        The cache keeps earlier turns. Each call encodes the images and videos in its messages; to
+        encode a video once, call `codes` and send a part `{"type": "codes", "codes": codes}`.
 
         Args:
             messages: in OpenAI's shape; content is text, or a list of parts, each of which is text
@@ -217,8 +214,7 @@ class Model:
         Raises:
             InputError: a message is malformed, or has images and this is a text model.
             ConfigError: a setting is unknown or out of range.
-            CapacityError: the conversation exceeds the context, or its cache does not fit into
-                memory.
+            CapacityError: the conversation exceeds the context, or its cache the memory.
         """
         with_vision = self.config.vision is not None and has_vision(messages)
         if with_vision and template == "auto":  # the form of the training data for images
@@ -235,11 +231,7 @@ class Model:
         return self._answer(tokens, stream, settings)
 
     def _answer(
-        self,
-        tokens: list[int],
-        stream: bool,
-        settings: dict[str, Any],
-        after: Sequence[int] = (),
+        self, tokens: list[int], stream: bool, settings: dict[str, Any], after: Sequence[int] = ()
     ) -> str | Iterator[str]:
         """Generate text; `after` is the text that it continues without a break."""
         self._require_context(len(tokens), answer=1)
@@ -263,8 +255,8 @@ class Model:
         """Generate an image from a prompt, or `count` images at once.
 
         Args:
-            count: number of images; by default one, without a leading axis.
-            negative_prompt: what guidance leads away from; by default an empty prompt.
+            count: number of images; defaults to one, without a leading axis.
+            negative_prompt: what guidance leads away from; defaults to an empty prompt.
             frame_done: called with the codes of each finished image.
             settings: of `Sampling`; defaults to the original's (`frames.IMAGE`).
 
@@ -296,16 +288,11 @@ class Model:
 
         Args:
             frames: of the whole video, earlier ones included.
-            count: number of videos; by default one, without a leading axis.
             before: codes of earlier frames to continue, [1 or count, frames, codes_per_frame].
-            negative_prompt, frame_done: as for `image`.
             settings: of `Sampling`; defaults to the original's (`frames.IMAGE` for a first frame,
                 `frames.VIDEO` for the others).
 
-        Raises:
-            InputError: the prompt is empty, or this is a text model.
-            ConfigError: a setting is unknown or out of range.
-            CapacityError: the context or the memory is too small.
+        Other arguments and errors are those of `image`.
         """
         codec = self.codec
         codes = video_codes(
@@ -320,22 +307,16 @@ class Model:
     def restart(self, tokens: int) -> None:
         """Discard the cached tokens and reserve a cache of `tokens` positions.
 
-        What follows then does not depend on earlier requests, to the last bit: the cached part of
-        a prompt decides in which chunks the rest is computed, and so how sums round.
-
-        Raises:
-            CapacityError: the cache does not fit into memory.
+        Later answers then do not depend on earlier requests, to the last bit: the cached part of a
+        prompt decides in which chunks the rest is computed, and so how sums round.
         """
         self.engine_for(tokens, 1).scheduler.forget()
 
     def engine_for(self, prompt: int, max_tokens: int, slots: int = 1) -> Engine:
         """Return the engine, made on first use, with a cache for a prompt and its answer.
 
-        An engine with too few slots, or with more than twice as many, is replaced: empty slots
-        cost time in every step, and two caches at once cost memory.
-
-        Raises:
-            CapacityError: the cache or the dequantized weights do not fit into memory.
+        An engine with too few slots, or with more than twice as many, is replaced, because empty
+        slots cost time in every step.
         """
         if self._engine is None or not 1 <= self._engine.slots / self._engine.rounded(slots) <= 2:
             self._engine = None  # its cache is freed before another is made
@@ -347,9 +328,6 @@ class Model:
         """Make an engine for requests of `tokens` positions, with headroom for longer ones.
 
         All engines of a model share one dequantized copy of quantized weights.
-
-        Raises:
-            CapacityError: the cache or the dequantized weights do not fit into memory.
         """
         weights = self.weights if slots <= QUANTIZED_ROWS else self._dequantized
         if weights is None:
@@ -367,23 +345,3 @@ class Model:
                 f"{', the answer included' if answer else ''}; shorten the prompt or use a model "
                 "of longer context"
             )
-
-
-def _ids_and_mask(tokens: Any, vision_mask: Any) -> tuple[np.ndarray, np.ndarray]:
-    """Check the shapes and types of the arguments of `Model.logits`."""
-    try:
-        ids = np.asarray(tokens)
-    except ValueError:  # rows of different lengths
-        ids = np.array([])
-    if ids.ndim != 2 or ids.size == 0 or not np.issubdtype(ids.dtype, np.integer):
-        raise InputError(
-            f"tokens have shape {list(ids.shape)} and type {ids.dtype}; whole numbers [batch, "
-            "seq] are needed, at least one"
-        )
-    mask = np.zeros(ids.shape, bool) if vision_mask is None else np.asarray(vision_mask)
-    if mask.shape != ids.shape or mask.dtype != bool:
-        raise InputError(
-            f"vision_mask has shape {list(mask.shape)} and type {mask.dtype}; true or false "
-            f"for each of the tokens {list(ids.shape)} is needed"
-        )
-    return ids, mask

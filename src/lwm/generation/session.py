@@ -1,8 +1,7 @@
-"""Save a conversation and its cache to a file, and load it again, so that a long video or document
-is prefilled once.
+"""Save a conversation and its cache, so that a long video or document is prefilled once.
 
 The file is safetensors with positions in order, so that it fits any mesh; images and videos are
-stored as codes.
+stored as codes, since their files may disappear.
 """
 
 import hashlib
@@ -29,7 +28,7 @@ from lwm.core.files import new_file
 from lwm.core.mesh import SEQUENCE
 from lwm.data.text.templates import Message
 from lwm.generation.model import Model
-from lwm.generation.vision_prompts import has_vision
+from lwm.generation.vision_prompts import Part, replace_media
 from lwm.models.quantized import QuantizedKernel
 
 _FORMAT = "lwm-session 1"
@@ -37,13 +36,11 @@ _STORED = {"float32": np.float32, "bfloat16": np.uint16}  # safetensors' numpy h
 
 
 def save_session(path: Path, model: Model, messages: Sequence[Message]) -> None:
-    """Write a conversation and the cache of the slot with the most tokens.
+    """Write a conversation and the cache of the slot with the most tokens."""
 
-    An existing file is replaced when the new one is complete.
+    def encoded(part: Part) -> Part:
+        return {"type": "codes", "codes": model.codes(part).tolist()}
 
-    Raises:
-        InputError: the file cannot be written.
-    """
     engine = model.engine_for(1, 1)
     slot, tokens = engine.scheduler.longest_slot()
     places = _places(len(tokens), engine.scheduler.capacity, model)
@@ -54,7 +51,7 @@ def save_session(path: Path, model: Model, messages: Sequence[Message]) -> None:
         arrays[f"values.{index}"] = _plain(values[:, places])
     metadata = {
         "format": _FORMAT, "model": model_fingerprint(model), "dtype": model.dtype,
-        "messages": json.dumps([_with_codes(model, message) for message in messages]),
+        "messages": json.dumps([replace_media(message, encoded) for message in messages]),
     }  # fmt: skip
     try:
         with new_file(path, replace=True) as partial:
@@ -66,12 +63,7 @@ def save_session(path: Path, model: Model, messages: Sequence[Message]) -> None:
 
 
 def load_session(path: Path, model: Model) -> list[Message]:
-    """Load a session into the model's cache, and return its conversation.
-
-    Raises:
-        InputError: the file is not a session, is broken, or is of another model.
-        CapacityError: its cache does not fit into memory.
-    """
+    """Load a session into the model's cache, and return its conversation."""
     try:
         with safe_open(path, framework="numpy") as file:
             metadata = file.metadata() or {}
@@ -126,36 +118,21 @@ def _filled(
     layer: LayerCache, file: Any, index: int, slot: int, places: np.ndarray, dtype: str
 ) -> LayerCache:
     """Return a layer's cache with a session's keys and values in one slot."""
+    _, heads, capacity, dim = layer.values.shape
+
+    def row(name: str) -> np.ndarray:
+        stored, expected = file.get_tensor(name), (heads, len(places), dim)
+        if stored.shape != expected or stored.dtype != _STORED[dtype]:
+            raise ValueError(f"{name} has the shape {list(stored.shape)}, not {list(expected)}")
+        whole = np.zeros((heads, capacity, dim), jnp.dtype(dtype))
+        whole[:, places] = stored.view(whole.dtype)
+        return whole
 
     def put(old: jax.Array, new: np.ndarray) -> jax.Array:
         return _row_writer(old.sharding)(old, np.int32(slot), new)
 
-    def row(name: str, capacity: int) -> np.ndarray:
-        stored = file.get_tensor(name)
-        heads, _, dim = expected = (layer.values.shape[1], len(places), layer.values.shape[3])
-        if stored.shape != expected or stored.dtype != _STORED[dtype]:
-            raise ValueError(f"{name} has the shape {list(stored.shape)}, not {list(expected)}")
-        stored = stored.view(jnp.dtype(dtype))
-        whole = np.zeros((heads, capacity, dim), stored.dtype)
-        whole[:, places] = stored
-        return whole
-
-    keys = row(f"keys.{index}", layer.keys.shape[3]).swapaxes(1, 2)
-    values = row(f"values.{index}", layer.values.shape[2])
+    keys, values = row(f"keys.{index}").swapaxes(1, 2), row(f"values.{index}")
     return LayerCache(put(layer.keys, keys), put(layer.values, values))
-
-
-def _with_codes(model: Model, message: Message) -> Message:
-    """Replace images and videos in a message by their codes, since files may disappear."""
-    if not has_vision([message]):
-        return message
-    content = [
-        part
-        if part.get("type") == "text"
-        else {"type": "codes", "codes": model.codes(part).tolist()}
-        for part in message["content"]
-    ]
-    return {**message, "content": content}
 
 
 def model_fingerprint(model: Model) -> str:

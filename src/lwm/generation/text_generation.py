@@ -16,19 +16,13 @@ from lwm.engine.sampling import GREEDY
 
 @dataclass
 class Timings:
-    """Measure an answer, in tokens and seconds.
-
-    Args:
-        prompt: tokens of the prompt; `reused` of them were cached.
-        prefill_seconds: time to the first token, compilation included.
-        answer: tokens generated; `answer_seconds` is the time for all but the first.
-    """
+    """Measure an answer, in tokens and seconds."""
 
     prompt: int = 0
-    reused: int = 0
-    prefill_seconds: float = 0.0
+    reused: int = 0  # tokens of the prompt that were cached
+    prefill_seconds: float = 0.0  # time to the first token, compilation included
     answer: int = 0
-    answer_seconds: float = 0.0
+    answer_seconds: float = 0.0  # time for all tokens but the first
 
     def __str__(self) -> str:
         computed = self.prompt - self.reused
@@ -52,15 +46,7 @@ def stop_strings(settings: Mapping[str, Any]) -> tuple[str, ...]:
 def text_request(
     prompt: Sequence[int], settings: Mapping[str, Any], tokenizer: Tokenizer, context: int
 ) -> Request:
-    """Build the request that continues a prompt within a model's context.
-
-    Args:
-        settings: `max_tokens` (256), `stop`, and those of `Sampling`; the default temperature is
-            0.
-
-    Raises:
-        ConfigError: a setting is unknown or out of range.
-    """
+    """Build the request that continues a prompt; `Model.generate` describes the settings."""
     sampling = {name: x for name, x in settings.items() if name not in ("max_tokens", "stop")}
     max_tokens = settings.get("max_tokens", 256)
     if max_tokens < 1:
@@ -100,11 +86,8 @@ def until_stop(pieces: Iterable[str], stops: Sequence[str]) -> Iterator[str]:
     """Iterate over pieces of text up to the first stop string, which may span several pieces.
 
     Text that may be the beginning of a stop string is buffered until more text decides.
-
-    Raises:
-        InputError: a stop string is empty.
     """
-    if any(not stop for stop in stops):
+    if not all(stops):
         raise InputError("a stop string is empty; leave it out or give it at least one character")
     buffer = ""
     for piece in pieces:

@@ -23,17 +23,12 @@ OPEN, CLOSE = "<vision>", "</vision>"
 
 Part = Mapping[str, Any]
 """Part of a message's content: `{"type": "text", "text": ...}`, or an image or a video."""
-
 EncodePart = Callable[[Part], Int[np.ndarray, "frames codes_per_frame"]]
 """Return the codes of an image or video part, or raise an `InputError`."""
 
 
 def require_vision(config: LlamaConfig) -> VisionVocabulary:
-    """Return the vision vocabulary of a model.
-
-    Raises:
-        InputError: it is a text model.
-    """
+    """Return the vision vocabulary of a model; refuse a text model."""
     if config.vision is None:
         raise InputError(
             "this is a text model, which neither reads nor generates images; load a "
@@ -44,15 +39,7 @@ def require_vision(config: LlamaConfig) -> VisionVocabulary:
 
 
 def frame_tokens(codes: Any, config: LlamaConfig, *, ended: bool = True) -> list[int]:
-    """Return the ids of frames in the model's one table: their codes and end tokens.
-
-    Args:
-        codes: [frames, codes_per_frame].
-        ended: whether the last frame ends the video; otherwise another frame is to follow.
-
-    Raises:
-        InputError: it is a text model, or the codes do not fit its vision vocabulary.
-    """
+    """Return the ids of [frames, codes_per_frame] codes and end tokens; see `interleave`."""
     ids = require_vision(config).interleave(np.asarray(codes), ended=ended)
     return (ids + config.vocab_size).tolist()
 
@@ -65,11 +52,7 @@ def start_of_frames(tokenizer: Tokenizer, text: str = "") -> list[int]:
 
 
 def generation_prompt(tokenizer: Tokenizer, caption: str, kind: str) -> list[int]:
-    """Return a prompt for `an image` or `a video` of something.
-
-    Raises:
-        InputError: the caption is empty.
-    """
+    """Return a prompt for `an image` or `a video` of something."""
     if not caption.strip():
         raise InputError("the prompt is empty; say what to generate")
     return start_of_frames(tokenizer, generation_request(caption, kind))
@@ -81,11 +64,7 @@ def has_vision(messages: Sequence[Message]) -> bool:
 
 
 def require_text(messages: Sequence[Message], source: str) -> None:
-    """Refuse messages with images or videos.
-
-    Raises:
-        InputError: names the type of the part.
-    """
+    """Refuse messages with images or videos."""
     for part in (part for message in messages for part in _parts(message)):
         if part.get("type") != "text":
             raise InputError(
@@ -103,18 +82,13 @@ def chat_tokens(
 ) -> list[int]:
     """Return a conversation as ids, with images and videos as codes in their places.
 
-    Args:
-        messages: in OpenAI's shape; parts of one message are separated by line breaks.
-
-    Raises:
-        InputError: a message is malformed, or codes do not fit the model's vision vocabulary.
+    Parts of one message are separated by line breaks.
     """
     parts = [part for message in messages for part in _parts(message)]
-    texts_of_all = "".join(str(part.get("text", "")) for part in parts) + "".join(
-        str(message.get("content")) for message in messages if isinstance(message, Mapping)
-    )
-    marker = unused_text(texts_of_all)
-    plain = [_with_markers(message, marker) for message in messages]
+    contents = [*(part.get("text", "") for part in parts), *(x.get("content") for x in messages)]
+    marker = unused_text("".join(map(str, contents)))
+    marked: Part = {"type": "text", "text": marker}
+    plain = [replace_media(message, lambda part: marked) for message in messages]
     texts = render(template, plain, tokenizer).split(marker)
     media = [part for part in parts if part.get("type") != "text"]
     if len(texts) != len(media) + 1:
@@ -131,27 +105,28 @@ def chat_tokens(
 
 
 def codes_from_part(part: Part) -> np.ndarray:
-    """Return the codes in a part `{"type": "codes", "codes": [[...], ...]}`, one row per frame.
-
-    Raises:
-        InputError: the part has another type, or its codes are not rows of whole numbers.
-    """
+    """Return the codes in a part `{"type": "codes", "codes": [[...], ...]}`, one row per frame."""
     kind = part.get("type")
     if kind != "codes":
         raise InputError(
             f"the message has a part of type {kind!r}, and the model has no VQGAN to turn it into "
             "codes; load one, or send parts of type 'text' and 'codes'"
         )
+    return integer_array(part.get("codes"), "the codes of a message", "frames, codes_per_frame")
+
+
+def integer_array(value: Any, name: str, axes: str) -> np.ndarray:
+    """Return an array of whole numbers with the axes that `axes` lists, or refuse the value."""
     try:
-        codes = np.asarray(part.get("codes"))
+        array = np.asarray(value)
     except ValueError:  # rows of different lengths
-        codes = np.array([])
-    if codes.ndim != 2 or not np.issubdtype(codes.dtype, np.integer):
+        array = np.array([])
+    if array.ndim != len(axes.split(", ")) or not np.issubdtype(array.dtype, np.integer):
         raise InputError(
-            f"the codes of a message have shape {list(codes.shape)} and type {codes.dtype}; whole "
-            "numbers [frames, codes_per_frame] are needed"
+            f"{name} have shape {list(array.shape)} and type {array.dtype}; whole numbers "
+            f"[{axes}] are needed"
         )
-    return codes
+    return array
 
 
 def _parts(message: Message) -> list[Part]:
@@ -167,9 +142,9 @@ def _parts(message: Message) -> list[Part]:
     return content
 
 
-def _with_markers(message: Message, marker: str) -> Message:
+def replace_media(message: Message, replacement: Callable[[Part], Part]) -> Message:
+    """Return a message with its images and videos replaced by other parts."""
     if not isinstance(message.get("content"), list):
         return message
-    marked = {"type": "text", "text": marker}
-    content = [part if part.get("type") == "text" else marked for part in _parts(message)]
+    content = [x if x.get("type") == "text" else replacement(x) for x in _parts(message)]
     return {**message, "content": content}
