@@ -5,7 +5,6 @@ compiles anything. Work that no slot needs, such as sorting, is skipped at run t
 
 The rules apply in this order: guidance, the range of ids that a slot may take, and then those of
 Hugging Face's transformers in its order: repetition penalty, temperature, top-k, top-p, min-p.
-To add a rule, add its setting to `Sampling` and to `SlotSampling`, and apply it in `sample`.
 """
 
 import math

@@ -47,8 +47,7 @@ def _prefill_layer(
 def _prefill_last_layer(*arguments: Any, config: LlamaConfig, mesh: Mesh | None) -> LayerCache:
     """Run a chunk through the last layer, of which only keys and values are needed.
 
-    The token after a prompt is sampled from the prompt's last token, which is decoded. So nothing
-    reads the output of attention and what follows it, and the compiler drops them.
+    Nothing reads the output of attention and what follows it, so the compiler drops them.
     """
     return _prefill_layer(*arguments, config=config, mesh=mesh)[1]
 

@@ -2,7 +2,7 @@
 
 import hashlib
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property, partial
 from itertools import islice
@@ -26,13 +26,10 @@ _FRAMES = 32  # frames of a video that are in memory at a time while it is encod
 
 @runtime_checkable
 class ImageCodec(Protocol):
-    """Convert pixels [n, height, width, 3] in [-1, 1] to codes [n, rows, columns] and back.
-
-    `config.image_size` is the side of the images.
-    """
+    """Convert pixels [n, height, width, 3] in [-1, 1] to codes [n, rows, columns] and back."""
 
     @property
-    def config(self) -> Any: ...
+    def config(self) -> Any: ...  # has an `image_size`, the side of the images
 
     def encode(self, pixels: Any, /) -> Any: ...
 
@@ -118,16 +115,11 @@ class VqganCodec:
             )
         height, width = (n * self.config.downsampling for n in codes.shape[1:])
         result = np.empty((len(codes), height, width, 3), np.float32)
-        self._in_batches(self._decode, codes.astype(np.int32), result, height * width)
+        self._in_batches(self._decode, codes.astype(np.int32), result, height * width, None)
         return result
 
     def _in_batches(
-        self,
-        compute: Callable[..., Any],
-        inputs: np.ndarray,
-        result: np.ndarray,
-        area: int,
-        batch: int | None = None,
+        self, compute: Any, inputs: np.ndarray, result: np.ndarray, area: int, batch: int | None
     ) -> None:
         """Fill `result` by batches of inputs, each of `area` pixels."""
         platform = traits()
