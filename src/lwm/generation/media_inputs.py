@@ -52,6 +52,7 @@ def _frame_limits(part: Part) -> tuple[int | None, float | None]:
         raise InputError(f"max_frames is {max_frames!r}; it must be a whole number")
     if isinstance(fps, bool) or not isinstance(fps, Real | None):
         raise InputError(f"fps is {fps!r}; it must be a number")
+    max_frames = None if max_frames is None else int(max_frames)
     fps = None if fps is None else float(fps)
     check_choice(max_frames, fps)
     return (_MAX_FRAMES if max_frames is None and fps is None else max_frames), fps
