@@ -48,12 +48,14 @@ ROWS = [
 
 def test_curves_weight_rows_by_tokens() -> None:
     short, long, other = perplexity_curves(ROWS, shortest=10)
-    assert (short.theta, short.length, short.edges) == (1e4, 10, [0, 10])
-    np.testing.assert_allclose([*short.values, short.mean, short.last], np.exp([3.0, 3.0, 3.0]))
-    np.testing.assert_allclose(long.values, np.exp([1.0, 3.0]))
+    assert (short.theta, short.length, list(short.buckets)) == (1e4, 10, [(0, 10)])
+    np.testing.assert_allclose(
+        [*short.buckets.values(), short.mean, short.last], np.exp([3.0, 3.0, 3.0])
+    )
+    np.testing.assert_allclose(list(long.buckets.values()), np.exp([1.0, 3.0]))
     np.testing.assert_allclose([long.mean, long.last], np.exp([5 / 3, 3.0]))
     assert other.theta == 1e6
-    assert np.isfinite(other.values).all()
+    assert np.isfinite(list(other.buckets.values())).all()
     with pytest.raises(InputError, match="not a row of perplexity"):
         perplexity_curves([{"theta": 1.0}], shortest=1)
 

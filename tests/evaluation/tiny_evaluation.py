@@ -64,8 +64,7 @@ class Continue:
         return Case(prompt=prompt, target=words(3, seed), max_tokens=5, reference=length)
 
     def judge(self, case: Case, response: str) -> Verdict:
-        hit = "w1" in response
-        return Verdict(correct=hit, score=float(hit))
+        return "w1" in response
 
 
 def write_model(directory: Path) -> Path:

@@ -1,8 +1,7 @@
 """Measure the perplexity of a text by position, at several context lengths and RoPE thetas.
 
-Rows of every length end at the same tokens of the text, so that the effect of more context is not
-confused with how hard the text is. Each row of results is one bucket of positions in one row of
-text: `theta, length, row, bucket_from, bucket_to, nll` (mean, nats per token) and `tokens`.
+Rows of every length end at the same tokens of the text, so that only the context differs. Each row
+of results is one bucket of positions in one row of text; `nll` is a mean in nats per token.
 """
 
 import hashlib
@@ -62,11 +61,10 @@ def bucket_edges(length: int, shortest: int) -> list[int]:
 
 def require_lengths(config: PerplexityConfig, context: int, source: str) -> None:
     """Raise CapacityError if a length is beyond the context and no other theta is measured."""
-    longest = max(config.lengths)
-    if longest > context and not config.thetas:
+    if max(config.lengths) > context and not config.thetas:
         raise CapacityError(
-            f"the length {longest:,} is beyond the context of {source}, which is {context:,}; "
-            "shorten the lengths, or extend the context with --theta"
+            f"the length {max(config.lengths):,} is beyond the context of {source}, which is "
+            f"{context:,}; shorten the lengths, or extend the context with --theta"
         )
 
 
@@ -105,8 +103,7 @@ class Curve:
 
     theta: float
     length: int
-    edges: Sequence[int]
-    values: Sequence[float]
+    buckets: Mapping[tuple[int, int], float]
     mean: float  # over all positions
     last: float  # over the tokens that rows of all lengths end with
 
@@ -131,17 +128,15 @@ def measure(
     bos = [id for id in model.tokenizer.encode("") if id == model.tokenizer.bos_id][:1]
     with progress("reading", config.rows * sum(map(sum, lengths_of.values()))) as advance:
         for theta, lengths in lengths_of.items():
-            changed = replace(
-                model.config, rope_theta=theta, max_sequence_length=max(limit, *lengths, 0)
-            )
+            longest = max(limit, *lengths, 0)
+            changed = replace(model.config, rope_theta=theta, max_sequence_length=longest)
             scorer = cache(lambda changed=changed: Scorer(model.weights, changed, model.mesh))
             for length in lengths:
                 size = max(1, config.batch_tokens // length)
                 for first in range(0, config.rows, size):
-                    rows = range(first, min(first + size, config.rows))
-                    tokens = _last_tokens(text[rows.start : rows.stop], length, bos)
-                    _measure_batch(scorer, tokens, rows, theta, shortest, results)
-                    advance(length * len(rows))
+                    batch = _last_tokens(text[first : first + size], length, bos)
+                    _measure_batch(scorer, batch, first, theta, shortest, results)
+                    advance(length * len(batch))
                 curves = perplexity_curves(results.rows, shortest)
                 on_curve(next(c for c in curves if (c.theta, c.length) == (theta, length)))
     return perplexity_curves(results.rows, shortest)
@@ -150,26 +145,24 @@ def measure(
 def _measure_batch(
     scorer: Callable[[], Scorer],
     tokens: np.ndarray,
-    rows: range,
+    first: int,
     theta: float,
     shortest: int,
     results: Results,
 ) -> None:
     # A batch is computed as a whole if one row is missing, since rounding depends on it.
     length = tokens.shape[1] - 1
-    missing = [
-        ({"theta": theta, "length": length, "row": row, "bucket_from": low}, high)
-        for row in rows
-        for low, high in itertools.pairwise(bucket_edges(length, shortest))
-    ]
-    missing = [(key, high) for key, high in missing if key not in results]
-    if not missing:
-        return
-    nll = -scorer().log_likelihoods(tokens).log_likelihood.astype(np.float64)
-    for key, high in missing:
-        low = key["bucket_from"]
-        mean = float(nll[key["row"] - rows.start, low:high].mean())
-        results.append({**key, "bucket_to": high, "nll": mean, "tokens": high - low})
+    buckets = list(itertools.pairwise(bucket_edges(length, shortest)))
+    nll = None
+    for row in range(len(tokens)):
+        for low, high in buckets:
+            key = {"theta": theta, "length": length, "row": first + row, "bucket_from": low}
+            if key in results:
+                continue
+            if nll is None:
+                nll = -scorer().log_likelihoods(tokens).log_likelihood.astype(np.float64)
+            mean = float(nll[row, low:high].mean())
+            results.append({**key, "bucket_to": high, "nll": mean, "tokens": high - low})
 
 
 def _last_tokens(text: np.ndarray, length: int, bos: Sequence[int]) -> np.ndarray:
@@ -195,25 +188,24 @@ def perplexity_curves(rows: Iterable[Mapping[str, Any]], shortest: int) -> list[
             raise InputError(
                 f"{dict(row)!r} is not a row of perplexity; name results of 'lwm eval perplexity'"
             ) from error
-        buckets[bucket] = buckets.get(bucket, np.zeros(2)) + part
+        buckets[bucket] = buckets.get(bucket, 0) + part
     curves = []
     for (theta, length), buckets in sorted(sums.items()):
-        order = sorted(buckets)
-        last = [buckets[bucket] for bucket in order if bucket[0] >= length - shortest]
+        last = [part for bucket, part in buckets.items() if bucket[0] >= length - shortest]
         curves.append(
             Curve(
                 theta=theta,
                 length=length,
-                edges=[order[0][0], *(high for _, high in order)],
-                values=[_perplexity(*buckets[bucket]) for bucket in order],
-                mean=_perplexity(*sum(buckets.values(), np.zeros(2))),
-                last=_perplexity(*sum(last, np.zeros(2))),
+                buckets={bucket: _perplexity([part]) for bucket, part in sorted(buckets.items())},
+                mean=_perplexity(buckets.values()),
+                last=_perplexity(last),
             )
         )
     return curves
 
 
-def _perplexity(nll: float, tokens: float) -> float:
+def _perplexity(parts: Iterable[np.ndarray]) -> float:
+    nll, tokens = sum(parts, np.zeros(2))
     return float(np.exp(min(nll / tokens, 100.0)))
 
 
@@ -222,18 +214,17 @@ Series = Mapping[str, Sequence[Curve]]  # by name in the legend, then length
 
 def curves_by_theta(curves: Sequence[Curve], model_theta: float) -> Series:
     """Group the curves of one run by theta, the model's first and marked by a star."""
-    thetas = sorted(
-        {curve.theta for curve in curves}, key=lambda theta: (theta != model_theta, theta)
-    )
-    return {
-        f"theta {theta:.4g}{'*' if theta == model_theta else ''}": _at_theta(curves, theta)
-        for theta in thetas
-    }
+    series: dict[str, list[Curve]] = {}
+    for curve in sorted(curves, key=lambda curve: curve.theta != model_theta):
+        star = "*" if curve.theta == model_theta else ""
+        series.setdefault(f"theta {curve.theta:.4g}{star}", []).append(curve)
+    return series
 
 
 def curves_of_runs(runs: Mapping[str, tuple[Mapping[str, Any], Rows]]) -> Series:
     """Compute curves by run and theta; raise InputError if runs measured different tokens."""
-    series, (first, (expected, _)) = {}, next(iter(runs.items()))
+    series: dict[str, list[Curve]] = {}
+    first, (expected, _) = next(iter(runs.items()))
     for run, (settings, rows) in runs.items():
         for name in ("text", "shortest"):
             if name not in settings:
@@ -246,52 +237,43 @@ def curves_of_runs(runs: Mapping[str, tuple[Mapping[str, Any], Rows]]) -> Series
                     f"{run} was not measured on the tokens of {first}; measure both with one "
                     "tokenizer and the same --data, --rows and --lengths"
                 )
-        curves = perplexity_curves(rows, int(settings["shortest"]))
-        for theta in sorted({curve.theta for curve in curves}):
-            series[f"{run}, theta {theta:.4g}"] = _at_theta(curves, theta)
+        for curve in perplexity_curves(rows, int(settings["shortest"])):
+            series.setdefault(f"{run}, theta {curve.theta:.4g}", []).append(curve)
     return series
-
-
-def _at_theta(curves: Iterable[Curve], theta: float) -> list[Curve]:
-    return sorted((c for c in curves if c.theta == theta), key=lambda curve: curve.length)
 
 
 def curve_table(series: Series) -> Table:
     """Tabulate perplexities by position: a column for each curve."""
     columns = {f"{name} {c.length:,}": c for name, curves in series.items() for c in curves}
     curves = list(columns.values())
-    shortest = min(curve.length for curve in curves)
-    totals = [
-        _table_row("all", [curve.mean for curve in curves]),
-        _table_row(f"last {shortest:,}", [curve.last for curve in curves]),
-    ]
-    return Table(["positions", *columns], [*_bucket_rows(curves), *totals])
+    last = f"last {min(curve.length for curve in curves):,}"
+    totals = {"all": [curve.mean for curve in curves], last: [curve.last for curve in curves]}
+    return _table(columns, curves, totals)
 
 
 def comparison_table(series: Series) -> Table:
     """Tabulate runs: positions in the longest context, then the last tokens by length."""
-    longest = [curves[-1] for curves in series.values()]
     lasts = [{curve.length: curve.last for curve in curves} for curves in series.values()]
     lengths = sorted({length for last in lasts for length in last})
-    totals = [
-        _table_row(f"last {lengths[0]:,} of {length:,}", [last.get(length) for last in lasts])
+    totals = {
+        f"last {lengths[0]:,} of {length:,}": [last.get(length) for last in lasts]
         for length in lengths
+    }
+    return _table(series, [curves[-1] for curves in series.values()], totals)
+
+
+def _table(
+    names: Iterable[str], curves: Sequence[Curve], totals: Mapping[str, Sequence[float | None]]
+) -> Table:
+    buckets = sorted({bucket for curve in curves for bucket in curve.buckets})
+    lines = {
+        f"{low:,}-{high:,}": [c.buckets.get((low, high)) for c in curves] for low, high in buckets
+    }
+    rows = [
+        [name, *("" if cell is None else f"{cell:.4g}" for cell in cells)]
+        for name, cells in (lines | totals).items()
     ]
-    return Table(["positions", *series], [*_bucket_rows(longest), *totals])
-
-
-def _bucket_rows(curves: Sequence[Curve]) -> list[list[str]]:
-    columns = [
-        dict(zip(itertools.pairwise(curve.edges), curve.values, strict=True)) for curve in curves
-    ]
-    return [
-        _table_row(f"{low:,}-{high:,}", [column.get((low, high)) for column in columns])
-        for low, high in sorted({bucket for column in columns for bucket in column})
-    ]
-
-
-def _table_row(name: str, cells: Iterable[float | None]) -> list[str]:
-    return [name, *("" if cell is None else f"{cell:.4g}" for cell in cells)]
+    return Table(["positions", *names], rows)
 
 
 def perplexity_figure(series: Series, title: str, *, longest_only: bool = False) -> Figure:
@@ -304,7 +286,8 @@ def perplexity_figure(series: Series, title: str, *, longest_only: bool = False)
         shown = curves[-1:] if longest_only else curves
         for place, curve in enumerate(shown, 1):
             panels[0].plot(
-                curve.edges[1:], curve.values, "o-", markersize=3, color=f"C{number}",
+                [high for _, high in curve.buckets], list(curve.buckets.values()), "o-",
+                markersize=3, color=f"C{number}",
                 alpha=0.35 + 0.65 * place / len(shown), label=f"{name}, {curve.length:,} tokens",
             )  # fmt: skip
         if several:
@@ -318,11 +301,10 @@ def perplexity_figure(series: Series, title: str, *, longest_only: bool = False)
         panels[1].set_title(f"the last {lengths[0]:,} tokens, the same text in all", fontsize=10)
     for axes in panels:
         axes.set_xscale("log", base=2)
-        axes.set_yscale("log")
+        axes.set(yscale="log", ylabel="perplexity")
         axes.xaxis.set_major_formatter(ScalarFormatter())
         axes.yaxis.set_major_formatter(ScalarFormatter())
         axes.yaxis.set_minor_formatter(LogFormatter(minor_thresholds=(2, 0.5)))
-        axes.set_ylabel("perplexity")
         axes.grid(alpha=0.3, which="both")
         axes.legend(fontsize=8)
     figure.suptitle(title)

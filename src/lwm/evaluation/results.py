@@ -6,7 +6,7 @@ of a run with other settings is refused.
 """
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ from lwm.core.journal import append, discard_incomplete, read_journal
 
 ROWS = "results.jsonl"
 SETTINGS = "settings.json"
-MAX_BYTES = 1 << 30
+_MAX_BYTES = 1 << 30
 
 Key = Mapping[str, int | float | str]
 """The columns that identify a row of a run, such as `context_length`, `depth_percent`, `seed`."""
@@ -83,9 +83,7 @@ def read_results(path: Path) -> tuple[dict[str, Any], list[Row]]:
     file = path / ROWS if path.is_dir() else path
     if not file.is_file():
         raise InputError(f"{path} holds no results; name a directory with {ROWS}, or such a file")
-    with file.open("rb") as opened:
-        is_array = opened.read(64).lstrip().startswith(b"[")
-    rows = _read_array(file) if is_array else list(_read_rows(file))
+    rows = _read_rows(file)
     if not rows:
         raise InputError(f"{file} has no row yet; continue its run first")
     settings = file.parent / SETTINGS
@@ -99,13 +97,12 @@ def _open_run(directory: Path, settings: Mapping[str, Any]) -> list[Row]:
         _require_same(f"{directory} holds another run:", read_json(path), settings, remedy)
     elif rows.exists():
         raise InputError(
-            f"{directory} holds {ROWS} without {SETTINGS}, so its run is unknown; name another "
-            "--out"
+            f"{rows} is without {SETTINGS}, so its run is unknown; name another --out"
         )
     elif directory.exists() and not directory.is_dir():
         raise InputError(f"{directory} is a file; name a directory with --out")
     discard_incomplete(rows)
-    return list(_read_rows(rows))
+    return _read_rows(rows) if rows.exists() else []
 
 
 def _require_same(
@@ -118,30 +115,20 @@ def _require_same(
             )
 
 
-def _require_size(path: Path) -> None:
-    if path.exists() and path.stat().st_size > MAX_BYTES:
+def _read_rows(path: Path) -> list[Row]:
+    if path.stat().st_size > _MAX_BYTES:
         raise InputError(
-            f"{path} is larger than {MAX_BYTES >> 20} MB, so it holds no results; name another"
+            f"{path} is larger than {_MAX_BYTES >> 20} MB, so it holds no results; name another"
         )
-
-
-def _read_rows(path: Path) -> Iterator[Row]:
-    _require_size(path)
-    for number, row in read_journal(path):
-        if not isinstance(row, dict):
-            raise InputError(
-                f"{path}, line {number}, is not a row of results; remove the line, and it is "
-                "answered again"
-            )
-        yield row
-
-
-def _read_array(path: Path) -> list[Row]:
-    _require_size(path)
+    with path.open("rb") as file:
+        is_array = file.read(64).lstrip().startswith(b"[")
     try:
-        rows = json.loads(path.read_bytes())
+        rows = enumerate(json.loads(path.read_bytes()), 1) if is_array else read_journal(path)
     except (ValueError, RecursionError) as error:
         raise InputError(f"{path} is not valid JSON ({error}); repair it") from error
-    if not all(isinstance(row, dict) for row in rows):
-        raise InputError(f"{path} holds values that are not rows of results; name another file")
-    return rows
+    checked = []
+    for number, row in rows:
+        if not isinstance(row, dict):
+            raise InputError(f"{path}, row {number}, is not a row of results; remove it")
+        checked.append(row)
+    return checked

@@ -13,6 +13,8 @@ from lwm.core.progress import progress
 from lwm.evaluation.results import Key, Results, Row
 
 ScoreBy = Literal["generation", "logits"]
+Verdict = bool | Sequence[bool]
+"""Whether a response is right, or whether each item of it is."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,14 +35,6 @@ class Case:
     reference: Any
     answer_spans: Sequence[range] = ()
     columns: Mapping[str, Any] = field(default_factory=dict)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Verdict:
-    """Say how good a response is."""
-
-    correct: bool | Sequence[bool]  # or for each item of the question
-    score: float  # from 0 to 1
 
 
 @runtime_checkable
@@ -100,9 +94,10 @@ def evaluate(
                 advance()
                 if key in results:  # a unit is always answered as a whole
                     continue
+                items = [verdict] if isinstance(verdict, bool) else verdict
                 row = {
-                    **key, "response": response, "answer": case.reference,
-                    "correct": verdict.correct, "score": verdict.score, **case.columns,
+                    **key, "response": response, "answer": case.reference, "correct": verdict,
+                    "score": sum(items) / len(items), **case.columns,
                 }  # fmt: skip
                 results.append(row)
                 if first_process():
@@ -119,12 +114,5 @@ def _verdicts(
         return
     for case, hits in zip(cases, answerer.follow(cases), strict=True):
         spans = [[hits[i] for i in span] for span in case.answer_spans or [range(len(hits))]]
-        correct = list(map(all, spans))
         response = f"{sum(map(sum, spans))} of {sum(map(len, spans))} tokens"
-        yield (
-            response,
-            Verdict(
-                correct=correct if case.answer_spans else correct[0],
-                score=sum(correct) / len(correct),
-            ),
-        )
+        yield response, [all(span) for span in spans] if case.answer_spans else all(spans[0])

@@ -148,26 +148,22 @@ def test_the_prompt_is_that_of_the_original_scripts(file: Path, tokenizer: Token
 
 
 @pytest.mark.parametrize(
-    ("reference", "response", "correct", "score"),
+    ("reference", "response", "correct"),
     [
-        ("1234567", "The special magic Oslo number is: 1234567.", True, 1.0),
-        ("1234567", "1234567", True, 1.0),
-        ("1234567", "It is 123 4567.", False, 0.0),
-        ("1234567", "", False, 0.0),
-        ("1234567", "7654321 or 1234567", True, 1.0),
-        (["1234567", "7654321"], "1234567 and 7654321", [True, True], 1.0),
-        (["1234567", "7654321"], "7654321", [False, True], 0.5),
-        (["1234567", "7654321"], "I do not know.", [False, False], 0.0),
+        ("1234567", "The special magic Oslo number is: 1234567.", True),
+        ("1234567", "1234567", True),
+        ("1234567", "It is 123 4567.", False),
+        ("1234567", "", False),
+        ("1234567", "7654321 or 1234567", True),
+        (["1234567", "7654321"], "1234567 and 7654321", [True, True]),
+        (["1234567", "7654321"], "7654321", [False, True]),
+        (["1234567", "7654321"], "I do not know.", [False, False]),
     ],
 )
-def test_verdicts(
-    file: Path, reference: object, response: str, correct: object, score: float
-) -> None:
+def test_verdicts(file: Path, reference: object, response: str, correct: object) -> None:
     task = task_of(file, train_tokenizer([prose()], 400))
     case = Case(prompt=[1], target=[1], max_tokens=1, reference=reference)
-    verdict = task.judge(case, response)
-    assert verdict.correct == correct
-    assert verdict.score == score
+    assert task.judge(case, response) == correct
 
 
 class Scripted:
@@ -331,7 +327,7 @@ def test_json_arrays_of_the_original_scripts_are_read(tmp_path: Path) -> None:
     path.write_text(json.dumps(rows), encoding="utf-8")
     assert read_results(path) == ({}, rows)
     path.write_text("[1]", encoding="utf-8")
-    with pytest.raises(InputError, match="not rows of results"):
+    with pytest.raises(InputError, match="not a row of results"):
         read_results(path)
     path.write_text('[{"a": 1}', encoding="utf-8")
     with pytest.raises(InputError, match="not valid JSON"):
@@ -354,6 +350,4 @@ def test_haystacks_are_read_from_files_records_and_books(file: Path, tmp_path: P
     tokenizer = train_tokenizer([prose()], 400)
     haystack = read_haystack(str(file), tokenizer, 10**9)
     assert tokenizer.decode(haystack.ids.tolist()) == prose()
-    starts = haystack.starts[1:-1]
-    assert all(haystack.ends[starts - 1])
-    assert len(starts) == prose().count(".") - 1
+    assert haystack.ends.sum() == prose().count(".")

@@ -9,6 +9,7 @@ from functools import cache
 from itertools import pairwise
 from pathlib import Path
 
+import numpy as np
 import pytest
 import tokenizers
 from hypothesis import given, settings
@@ -156,7 +157,7 @@ def test_examples_fill_their_length_and_contain_their_answers(name, kind, length
                     assert often >= 1
             assert task_suite.case(key) == case
             response = tokenizer(kind).decode(case.target)
-            assert task_suite.judge(case, response).score == 1
+            assert np.all(task_suite.judge(case, response))
 
 
 @pytest.mark.parametrize("template", ["original", "chatml"])
@@ -257,14 +258,14 @@ def test_ruler_tasks_follow_the_paper(files) -> None:
 )
 def test_string_match_all(answers: list, response: str, share: float) -> None:
     verdict = string_match_all(answers, {}, response)
-    assert verdict.score == pytest.approx(share)
-    each = [verdict.correct] if isinstance(verdict.correct, bool) else verdict.correct
+    each = [verdict] if isinstance(verdict, bool) else verdict
+    assert sum(each) / len(each) == pytest.approx(share)
     assert [answer.lower() in response.lower() for answer in answers] == list(each)
 
 
 def test_string_match_part_accepts_any_answer() -> None:
-    assert string_match_part(["Denver Broncos", "Broncos"], {}, "the broncos won").score == 1
-    assert string_match_part(["Denver Broncos", "Broncos"], {}, "the Panthers").score == 0
+    assert string_match_part(["Denver Broncos", "Broncos"], {}, "the broncos won")
+    assert not string_match_part(["Denver Broncos", "Broncos"], {}, "the Panthers")
 
 
 @pytest.mark.parametrize(
@@ -290,10 +291,10 @@ def test_infinitebench_judgments() -> None:
     key, value = passkey.reference[0], pairs.reference[0]
     for response, right in ((f"It is {key}, not 12", 1), (f"12 or {key}", 0), ("none", 0),
                             (f"{key}0", 0), (f"x{key}x", 1)):  # fmt: skip
-        assert task_suite.judge(passkey, response).score == right
+        assert task_suite.judge(passkey, response) == right
     for response, right in ((f'"{value}"}}', 1), (f"is:{value}.", 1), (value[:-1], 0),
                             (f"{value}0", 0)):  # fmt: skip
-        assert task_suite.judge(pairs, response).score == right
+        assert task_suite.judge(pairs, response) == right
 
 
 @pytest.mark.parametrize("name", TASKS)

@@ -13,29 +13,18 @@ from random import Random
 from typing import Any
 
 from lwm.evaluation.task import Verdict
+from lwm.evaluation.tasks import stories
 from lwm.evaluation.tasks.filler import Prose
 from lwm.evaluation.tasks.question import Question, Subtask
-from lwm.evaluation.tasks.stories import (
-    GIVERS,
-    OBJECTS,
-    PLACES,
-    StoryMaker,
-    gift,
-    past_place_of_object,
-    place_of_object,
-    place_of_person,
-    relative_place,
-)
-
-MAX_TOKENS = 20
+from lwm.evaluation.tasks.stories import GIVERS, OBJECTS, PLACES, StoryMaker
 
 # What makes the stories of each task, and the words that count as answers.
 _STORIES: Mapping[str, tuple[StoryMaker, Sequence[str]]] = {
-    "qa1": (place_of_person, PLACES),
-    "qa2": (place_of_object, PLACES),
-    "qa3": (past_place_of_object, PLACES),
-    "qa4": (relative_place, PLACES),
-    "qa5": (gift, (*GIVERS, *OBJECTS)),
+    "qa1": (stories.place_of_person, PLACES),
+    "qa2": (stories.place_of_object, PLACES),
+    "qa3": (stories.past_place_of_object, PLACES),
+    "qa4": (stories.relative_place, PLACES),
+    "qa5": (stories.gift, (*GIVERS, *OBJECTS)),
 }
 
 TASKS = tuple(_STORIES)
@@ -46,9 +35,7 @@ def babilong(prose: Prose) -> dict[str, Subtask]:
     text = files("lwm.evaluation.tasks").joinpath("babilong.toml").read_text(encoding="utf-8")
     prompts = tomllib.loads(text)
     return {
-        name: Subtask(
-            make=partial(_make, prompts[name], story, prose), judge=partial(_judge, labels)
-        )
+        name: Subtask(partial(_make, prompts[name], story, prose), partial(_judge, labels))
         for name, (story, labels) in _STORIES.items()
     }
 
@@ -69,7 +56,7 @@ def _make(
         context=lambda words: text.hiding(words, story.facts, depths),
         answers=[story.answer],
         ideal=story.sentence,
-        max_tokens=MAX_TOKENS,
+        max_tokens=20,
         most=len(prose),
         columns={"question": story.question, "facts": len(story.facts)},
     )
@@ -78,15 +65,12 @@ def _make(
 def _judge(
     labels: Sequence[str], answers: Sequence[str], columns: Mapping[str, Any], response: str
 ) -> Verdict:
-    correct = names_only(answers[0], response, labels, columns["question"])
-    return Verdict(correct=correct, score=float(correct))
+    return names_only(answers[0], response, labels, columns["question"])
 
 
 def names_only(answer: str, response: str, labels: Sequence[str], question: str) -> bool:
-    """Return whether the first sentence of a response names the answer and no other label.
-
-    Labels that the question names do not count, since they are never its answer.
-    """
+    """Return whether the first sentence of a response names the answer and no other label that
+    the question does not name."""
     sentence = response.lower().split(".")[0].split("<context>")[0].split("<example>")[0]
     named = {
         label

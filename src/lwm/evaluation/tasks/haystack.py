@@ -1,13 +1,10 @@
-"""Read a text to hide needles in, cut windows of an exact number of tokens, and insert needles.
-
-Needles are inserted where a sentence ends. Everything is counted in tokens of the model.
-"""
+"""Read a text to hide needles in, cut windows of a number of tokens, and insert needles between
+sentences."""
 
 import hashlib
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 
 import numpy as np
 from jaxtyping import Bool, Int
@@ -33,13 +30,9 @@ def read_texts(name: str) -> Iterator[str]:
         name: `book` for the King James Bible, `book:Ruth` for one of its books, a txt, md, html or
             pdf file, or what `--data.path` takes: JSON lines with a field `text`, Parquet, a glob.
     """
-    if _RECORDS.search(name):
-        yield from _record_texts(name)
-    else:
+    if not _RECORDS.search(name):
         yield read_text(name)
-
-
-def _record_texts(name: str) -> Iterator[str]:
+        return
     source = open_records(name)
     for index in range(len(source)):
         try:
@@ -66,24 +59,16 @@ class Haystack:
     ends: Bool[np.ndarray, " tokens"]  # whether each token ends a sentence
     numbers: frozenset[str]  # runs of 7 digits in the text, which needles must avoid
 
-    @cached_property
-    def starts(self) -> Int[np.ndarray, " sentences"]:
-        """Return the indices where sentences begin."""
-        return np.concatenate([[0], np.flatnonzero(self.ends) + 1])
-
     @property
     def fingerprint(self) -> str:
         """Return a hash of the token ids."""
         return hashlib.sha256(self.ids.astype("<i8").tobytes()).hexdigest()[:16]
 
     def window(self, size: int, seed: Sequence[int]) -> "Haystack":
-        """Return `size` tokens from the beginning of a random sentence.
-
-        It is among the first `SPREAD * size` tokens, however much text there is.
-        """
+        """Return `size` tokens from the beginning of a random sentence, within the first
+        `SPREAD * size` tokens, however much text there is."""
         spare = min(len(self.ids), SPREAD * size) - size
-        assert spare >= 0
-        starts = self.starts[: np.searchsorted(self.starts, spare, side="right")]
+        starts = np.concatenate([[0], np.flatnonzero(self.ends[:spare]) + 1])
         start = int(np.random.default_rng(seed).choice(starts))
         part = slice(start, start + size)
         return Haystack(self.ids[part], self.ends[part], self.numbers)
@@ -111,7 +96,12 @@ def read_haystack(name: str, tokenizer: Tokenizer, tokens: int) -> Haystack:
     """Read at least the first `tokens` tokens of the texts of a name, see `read_texts`."""
     ids: list[int] = []
     numbers: set[str] = set()
-    for piece in _pieces(read_texts(name)):
+    pieces = (
+        piece
+        for number, text in enumerate(read_texts(name))
+        for piece in text_pieces("\n\n" + text if number else text)
+    )
+    for piece in pieces:
         ids += tokenizer.encode(piece, specials=False)
         for run in re.findall(r"\d{7,}", piece):
             numbers |= {run[i : i + 7] for i in range(len(run) - 6)}
@@ -119,11 +109,6 @@ def read_haystack(name: str, tokenizer: Tokenizer, tokens: int) -> Haystack:
             break
     array = np.array(ids, np.int64)
     return Haystack(array, _sentence_ends(array, tokenizer), frozenset(numbers))
-
-
-def _pieces(texts: Iterable[str]) -> Iterator[str]:
-    for number, text in enumerate(texts):
-        yield from text_pieces("\n\n" + text if number else text)
 
 
 def _sentence_ends(ids: np.ndarray, tokenizer: Tokenizer) -> np.ndarray:

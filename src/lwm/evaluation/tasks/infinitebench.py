@@ -6,7 +6,7 @@ differ: lengths are arbitrary, and depths are uniformly random instead of evenly
 """
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from random import Random
 from typing import Any
@@ -16,24 +16,14 @@ from lwm.evaluation.tasks.filler import NOISE, random_uuid
 from lwm.evaluation.tasks.question import Question, Subtask
 
 
-def _repeating_digits(random: Random) -> str:
-    """Make ten digits, five of which repeat the one before: a model that copies must count."""
-    digits = random.choices("0123456789", k=5)
-    for _ in range(5):
-        place = random.randrange(len(digits))
-        digits.insert(place, digits[place])
-    return "".join(digits)
-
-
 def _hidden_digits(
-    make_digits: Callable[[Random], str],
-    request: str,
-    what: str,
-    max_tokens: int,
-    random: Random,
-    length: int,
+    what: str, request: str, repeats: int, max_tokens: int, random: Random, length: int
 ) -> Question:
-    digits, depth = make_digits(random), random.random()
+    drawn = random.choices("0123456789", k=5)
+    for _ in range(repeats):  # a model that copies must count repeated digits
+        place = random.randrange(len(drawn))
+        drawn.insert(place, drawn[place])
+    digits, depth = "".join(drawn), random.random()
     needle = f"The {what} is {digits}. Remember it. {digits} is the {what}."
     query = f"What is the {what}?"
 
@@ -79,31 +69,18 @@ def _key_value(random: Random, length: int) -> Question:
     )
 
 
-def _judge_first_number(
-    answers: Sequence[str], columns: Mapping[str, Any], response: str
-) -> Verdict:
-    match = re.search(r"[0-9]+", response)
-    correct = match is not None and match[0] == answers[0]
-    return Verdict(correct=correct, score=float(correct))
+def _judge_number(answers: Sequence[str], columns: Mapping[str, Any], response: str) -> Verdict:
+    return re.findall(r"[0-9]+", response)[:1] == list(answers)
 
 
 def _judge_words(answers: Sequence[str], columns: Mapping[str, Any], response: str) -> Verdict:
-    correct = answers[0] in re.split(r"[\s:\"'.,?!{}]+", response)
-    return Verdict(correct=correct, score=float(correct))
+    return answers[0] in re.split(r"[\s:\"'.,?!{}]+", response)
 
 
-def _digits(random: Random) -> str:
-    return "".join(random.choices("0123456789", k=5))
-
-
+_passkey = partial(_hidden_digits, "pass key", "Find it and memorize them.", 0, 6)
+_number_string = partial(_hidden_digits, "sequence of digits", "Find it.", 5, 12)
 SUBTASKS = {
-    "passkey": Subtask(
-        make=partial(_hidden_digits, _digits, "Find it and memorize them.", "pass key", 6),
-        judge=_judge_first_number,
-    ),
-    "number_string": Subtask(
-        make=partial(_hidden_digits, _repeating_digits, "Find it.", "sequence of digits", 12),
-        judge=_judge_first_number,
-    ),
+    "passkey": Subtask(make=_passkey, judge=_judge_number),
+    "number_string": Subtask(make=_number_string, judge=_judge_number),
     "kv_retrieval": Subtask(make=_key_value, judge=_judge_words),
 }

@@ -6,7 +6,7 @@ scoring of its scripts; the idea is Kamradt's (2023).
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import Annotated
 
 import numpy as np
 from annotated_types import Ge
@@ -21,8 +21,7 @@ from lwm.evaluation.tasks.filler import CITIES
 from lwm.evaluation.tasks.haystack import Haystack
 from lwm.evaluation.tasks.question import continuation, wrap
 
-RESERVED = 200
-"""Tokens of a context length reserved for question and answer."""
+RESERVED = 200  # tokens of a context length for question and answer
 
 _STYLE = (
     "Don't give information outside the document or repeat your findings. Keep your response "
@@ -107,75 +106,60 @@ class NeedleTask(Checked):
     def _count(self) -> int:
         return 1 if self.needles is None else self.needles
 
-    @property
-    def _is_original(self) -> bool:
-        template = self.template
-        return template != "none" and choose_template(template, self.tokenizer) == ORIGINAL
-
     def units(self) -> list[list[Key]]:
         seeds = range(self.seed, self.seed + self.rounds)
         if self.needles is not None:
-            return [
-                [{"context_length": length, "seed": seed} for seed in seeds]
-                for length in self.lengths
-            ]
+            return [[{"context_length": n, "seed": seed} for seed in seeds] for n in self.lengths]
         return [
-            [
-                {"context_length": length, "depth_percent": depth, "seed": seed}
-                for depth in self.depths
-            ]
-            for length in self.lengths
+            [{"context_length": n, "depth_percent": depth, "seed": seed} for depth in self.depths]
+            for n in self.lengths
             for seed in seeds
         ]
 
     def case(self, key: Key) -> Case:
         length, seed = int(key["context_length"]), int(key["seed"])
-        depth = float(key["depth_percent"]) if self.needles is None else None
-        seeds = [seed, length] if depth is None else [seed, length, round(depth * 10)]
-        rng = np.random.default_rng(seeds)
-        needles = self._make_needles(rng, depth)
+        if self.needles is None:
+            depths = [float(key["depth_percent"])]
+            rng = np.random.default_rng([seed, length, round(depths[0] * 10)])
+        else:
+            rng = np.random.default_rng([seed, length])
+            few = self.needles > len(self.depths)
+            depths = rng.choice(self.depths, self.needles, replace=few).tolist()
+        needles = self._make_needles(rng, depths)
         chosen = sorted(rng.choice(len(needles), self.retrieved, replace=False).tolist())
         queried = [needles[i] for i in chosen]
         context = self._context(needles, length, seed)
         question = _question(
             [needle.city for needle in queried], one_of_many=self.needles is not None
         )
-        # The original's prompt ends in a space.
-        prefix = queried[0].answer_prefix if self.by_logits else " " if self._is_original else ""
+        prefix = ""
+        if self.by_logits:
+            prefix = queried[0].answer_prefix
+        elif self.template != "none":  # the original's prompt ends in a space
+            is_original = choose_template(self.template, self.tokenizer) == ORIGINAL
+            prefix = " " if is_original else ""
         head, tail = wrap(self.tokenizer, self.template, "", f" {question} {_STYLE}", prefix)
         target, spans = self._target(tail, queried)
         numbers = [needle.number for needle in queried]
-        columns: dict[str, Any] = {"question": question, "context_tokens": len(context)}
-        if self.needles is None:
-            reference, spans = numbers[0], ()
-        else:
-            reference = numbers
-            columns = {"depth_percent": [needle.depth for needle in queried], **columns}
+        one = self.needles is None
+        columns = {} if one else {"depth_percent": [needle.depth for needle in queried]}
         return Case(
             prompt=[*head, *context, *tail],
             target=target,
-            answer_spans=spans,
+            answer_spans=() if one else spans,
             max_tokens=self.max_tokens,
-            reference=reference,
-            columns=columns,
+            reference=numbers[0] if one else numbers,
+            columns=columns | {"question": question, "context_tokens": len(context)},
         )
 
-    def _make_needles(self, rng: np.random.Generator, depth: float | None) -> list[_Needle]:
-        count = self._count
-        if depth is None:
-            depths = rng.choice(self.depths, count, replace=count > len(self.depths)).tolist()
-        else:
-            depths = [depth]
-        cities = rng.choice(CITIES, count, replace=False)
+    def _make_needles(self, rng: np.random.Generator, depths: Sequence[float]) -> list[_Needle]:
+        cities = rng.choice(CITIES, len(depths), replace=False).tolist()
         numbers: list[str] = []
-        while len(numbers) < count:
+        while len(numbers) < len(depths):
             number = str(rng.integers(1_000_000, 10_000_000))
             if number not in numbers and number not in self.haystack.numbers:
                 numbers.append(number)
-        return [
-            _Needle(str(city), number, depth)
-            for depth, city, number in zip(depths, cities, numbers, strict=True)
-        ]
+        return [_Needle(*parts) for parts in zip(cities, numbers, depths, strict=True)]
 
     def _context(self, needles: Sequence[_Needle], length: int, seed: int) -> list[int]:
         encoded = [(needle.depth, self.tokenizer.encode_part(needle.text)) for needle in needles]
@@ -195,10 +179,8 @@ class NeedleTask(Checked):
 
     def judge(self, case: Case, response: str) -> Verdict:
         if isinstance(case.reference, str):
-            correct = case.reference in response
-            return Verdict(correct=correct, score=float(correct))
-        verdicts = [number in response for number in case.reference]
-        return Verdict(correct=verdicts, score=sum(verdicts) / len(verdicts))
+            return case.reference in response
+        return [number in response for number in case.reference]
 
     def _target(
         self, tail: Sequence[int], needles: Sequence[_Needle]

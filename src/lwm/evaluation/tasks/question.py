@@ -51,14 +51,13 @@ class Question:
     columns: Mapping[str, Any] = field(default_factory=dict)
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class Subtask:
-    """Hold one task of a suite."""
+    """Hold one task of a suite: what makes a question for a context length, and what judges a
+    response by the answers and columns of its question."""
 
     make: Callable[[Random, int], Question]
-    """Makes a question that will have a context length."""
     judge: Callable[[Sequence[str], Mapping[str, Any], str], Verdict]
-    """Judges a response by the answers and columns of its question."""
 
 
 def fit_question(

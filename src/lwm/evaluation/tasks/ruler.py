@@ -2,11 +2,11 @@
 
 To add a task:
 
-1. Write a function `(sources, random, length) -> Question` like `_frequent_words` below. Its
-   question gives the text before and after the context, a function that returns the context with
-   a number of units of filler, and the answers; `question.py` fills it up to any length. Take all
-   randomness from `random`.
-2. Add a line to `_TASKS` at the end of this file. `lwm eval suite ruler --tasks NAME` runs it, and
+1. Add its prompt to `ruler.toml`.
+2. Write a function `(sources, random, length) -> Question` like `_frequent_words` below. Its
+   question has a function that returns the context with a number of units of filler, and the
+   answers; `question.py` fills it up to any length. Take all randomness from `random`.
+3. Add a line to `_TASKS` at the end of this file. `lwm eval suite ruler --tasks NAME` runs it, and
    tests/evaluation/tasks/test_suites.py checks it. Responses are judged by `string_match_all`.
 
 Source: Hsieh et al. 2024 (arXiv 2404.06654). Templates, beginnings of answers, answer lengths,
@@ -18,9 +18,11 @@ words; `cwe` takes words of ours and of the text; keys of one example are distin
 import math
 import re
 import string
+import tomllib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from importlib.resources import files
 from itertools import islice, pairwise
 from random import Random
 from typing import Any
@@ -58,26 +60,33 @@ def ruler(prose: Prose, tokenizer: Tokenizer) -> dict[str, Subtask]:
     }
 
 
+_PROMPTS = tomllib.loads(
+    files("lwm.evaluation.tasks").joinpath("ruler.toml").read_text(encoding="utf-8")
+)
+
+
+def _prompt(name: str, **values: Any) -> dict[str, Any]:
+    """Return what a prompt of `ruler.toml` determines of a `Question`."""
+    prompt = _PROMPTS[name]
+    values["question"] = prompt["question"].format(**values)
+    parts = {part: prompt[part].format(**values) for part in ("before", "after", "answer_prefix")}
+    columns = {"question": values["question"]}
+    return {**parts, "max_tokens": prompt["max_tokens"], "columns": columns}
+
+
 def string_match_all(answers: Sequence[str], columns: Mapping[str, Any], response: str) -> Verdict:
-    """Score the share of the answers that the response contains, ignoring case."""
-    text = _printable(response)
+    """Return which of the answers the response contains, ignoring case."""
+    text = re.sub(r"[\x00-\x1f]", "\n", response.strip()).strip().lower()
     correct = [answer.lower() in text for answer in answers]
-    return Verdict(
-        correct=correct[0] if len(correct) == 1 else correct, score=sum(correct) / len(correct)
-    )
+    return correct[0] if len(correct) == 1 else correct
 
 
 def string_match_part(
     answers: Sequence[str], columns: Mapping[str, Any], response: str
 ) -> Verdict:
-    """Score whether the response contains any of the answers, ignoring case."""
-    text = _printable(response)
-    correct = any(answer.lower() in text for answer in answers)
-    return Verdict(correct=correct, score=float(correct))
-
-
-def _printable(response: str) -> str:
-    return re.sub(r"[\x00-\x1f]", "\n", response.strip()).strip().lower()
+    """Return whether the response contains any of the answers, ignoring case."""
+    verdict = string_match_all(answers, columns, response)
+    return verdict if isinstance(verdict, bool) else any(verdict)
 
 
 def _enumerate(words: Sequence[str]) -> str:
@@ -135,38 +144,21 @@ def _needles(
             return "\n".join(scatter(needles, lines[:count], depths))
 
     answers = [value for key in queried for value in hidden[key]]
+    name = "niah_one" if len(answers) == 1 else "niah_several"
     return Question(
-        **_needle_text(values, _enumerate(queried), several=len(answers) > 1),
+        **_prompt(name, value=values[:-1], keys=_enumerate(queried)),
         context=context,
         answers=answers,
         ideal=_enumerate(answers) + ".",
-        max_tokens=128,
         least=0 if prose else 1,
         most=None if prose is None else len(prose),
     )
-
-
-def _needle_text(values: str, keys: str, *, several: bool) -> dict[str, Any]:
-    if several:
-        some, what, are, which = "Some", values, "are", "are all"
-    else:
-        some, what, are, which = "A", values[:-1], "is", "is"
-    subject = f"special magic {what} for {keys} mentioned in the provided text"
-    question = f"What {which} the {subject}?"
-    return {
-        "before": f"{some} special magic {what} {are} hidden within the following text. Make sure "
-        f"to memorize it. I will quiz you about the {what} afterwards.\n",
-        "after": f"\n{question}",
-        "answer_prefix": f" The {subject} {are}",
-        "columns": {"question": question},
-    }
 
 
 # Variables
 
 _HOPS = 4
 _EXAMPLE_TOKENS = 500
-_TRACE = "Memorize and track the chain(s) of variable assignment hidden in the following text.\n\n"
 
 
 def _variables(sources: _Sources, random: Random, length: int) -> Question:
@@ -174,7 +166,7 @@ def _variables(sources: _Sources, random: Random, length: int) -> Question:
     solved = _variable_chain(random, letters=3)
 
     def example(lines: int) -> str:
-        prompt = f"{_TRACE}{solved.context(lines)}{solved.after}{solved.answer_prefix}"
+        prompt = f"{solved.before}{solved.context(lines)}{solved.after}{solved.answer_prefix}"
         return f"{prompt} {solved.ideal}\n\n"
 
     def tokens(lines: int) -> int:
@@ -183,28 +175,22 @@ def _variables(sources: _Sources, random: Random, length: int) -> Question:
     lines = least = solved.least
     if tokens(least) <= _EXAMPLE_TOKENS:
         lines = most_units(tokens, _EXAMPLE_TOKENS, least, _EXAMPLE_TOKENS)
-    return _variable_chain(random, letters=5, before=example(lines))
+    return _variable_chain(random, letters=5, example=example(lines))
 
 
-def _variable_chain(random: Random, letters: int, before: str = "") -> Question:
+def _variable_chain(random: Random, letters: int, example: str = "") -> Question:
     names = distinct(lambda r: "".join(r.choices(string.ascii_uppercase, k=letters)), random)
     chain = list(islice(names, _HOPS + 1))
     value = random.randint(10_000, 99_999)
     lines = [f"VAR {chain[0]} = {value}"]
     lines += [f"VAR {new} = VAR {old} " for old, new in pairwise(chain)]
     depths = sorted(random.random() for _ in lines)
-    question = f"Find all variables that are assigned the value {value} in the text above."
     return Question(
-        before=before + _TRACE,
-        after=f"\nQuestion: {question}",
-        answer_prefix=" Answer: According to the chain(s) of variable assignment in the text "
-        f"above, {len(chain)} variables are assigned the value {value}, they are: ",
+        **_prompt("vt", example=example, value=value, count=len(chain)),
         context=lambda noises: "\n".join(scatter(lines, [NOISE] * noises, depths)),
         answers=chain,
         ideal=" ".join(chain),
-        max_tokens=30,
         least=1,
-        columns={"question": question},
     )
 
 
@@ -212,12 +198,6 @@ def _variable_chain(random: Random, letters: int, before: str = "") -> Question:
 
 _SHORT = 4096  # tokens; below, the words are repeated less often
 _COMMON = 10
-_COUNT = (
-    "Below is a numbered list of words. In these words, some appear more often than others. "
-    "Memorize the ones that appear most often.\n"
-)
-_MOST_COMMON = "What are the 10 most common words in the above list?"
-_TOP = " Answer: The top 10 words that appear most often in the list are:"
 
 
 def _common_words(sources: _Sources, random: Random, length: int) -> Question:
@@ -240,17 +220,14 @@ def _common_words(sources: _Sources, random: Random, length: int) -> Question:
         return _shuffled(common, rare[:count], often, seldom, Random(order))
 
     solved = _shuffled(example[:_COMMON], example[_COMMON:], example_often, example_seldom, random)
+    prompt = _prompt("cwe", example="")
+    solved = f"{prompt['before']}{solved}{prompt['after']}{prompt['answer_prefix']}"
     return Question(
-        before=f"{_COUNT}{solved}\nQuestion: {_MOST_COMMON}{_TOP} {_number(example[:_COMMON])}\n"
-        f"{_COUNT}",
-        after=f"\nQuestion: {_MOST_COMMON}",
-        answer_prefix=_TOP,
+        **_prompt("cwe", example=f"{solved} {_number(example[:_COMMON])}\n"),
         context=context,
         answers=common,
         ideal=_number(common),
-        max_tokens=120,
         least=_COMMON,
-        columns={"question": _MOST_COMMON},
     )
 
 
@@ -279,20 +256,12 @@ def _frequent_words(sources: _Sources, random: Random, length: int) -> Question:
         Random(order).shuffle(text)
         return " ".join(text)
 
-    question = "What are the three most frequently appeared words in the above coded text?"
     return Question(
-        before="Read the following coded text and track the frequency of each coded word. Find "
-        "the three most frequently appeared coded words. ",
-        after="\nQuestion: Do not provide any explanation. Please ignore the dots '....'. "
-        f"{question}",
-        answer_prefix=" Answer: According to the coded text above, the three most frequently "
-        "appeared words are:",
+        **_prompt("fwe"),
         context=context,
         answers=ranked[1:4],
         ideal=_enumerate(ranked[1:4]) + ".",
-        max_tokens=50,
         least=_LEAST_CODED,
-        columns={"question": question},
     )
 
 

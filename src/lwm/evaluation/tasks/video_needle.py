@@ -55,21 +55,15 @@ def _prompt(card: Card, codes: np.ndarray, tokenizer: Tokenizer, config: LlamaCo
     return chat_tokens(ORIGINAL, [message], tokenizer, config, codes_from_part)
 
 
-def _answer(card: Card, tokenizer: Tokenizer) -> list[int]:
-    # Encoded separately from the prompt, as training does.
-    return tokenizer.encode(card.answer, specials=False)
-
-
 def require_context(
     tokenizer: Tokenizer, config: LlamaConfig, frames: int, seeds: Iterable[int], max_tokens: int
 ) -> None:
     """Raise CapacityError if the frames exceed the context with the question of any seed."""
     vision, limit = require_vision(config), config.max_sequence_length
     frame = np.zeros((1, vision.codes_per_frame), np.int32)
-    text = max(
+    text = -vision.tokens_per_frame + max(
         len(_prompt(card, frame, tokenizer, config))
-        - vision.tokens_per_frame
-        + max(max_tokens, len(_answer(card, tokenizer)))
+        + max(max_tokens, len(tokenizer.encode(card.answer, specials=False)))
         for card in map(card_of, seeds)
     )
     needed = text + frames * vision.tokens_per_frame
@@ -111,12 +105,9 @@ class VideoNeedleTask(Checked):
 
     def units(self) -> list[list[Key]]:
         return [
-            [
-                {"frames": frames, "depth_percent": depth, "seed": self.seed + number}
-                for depth in self.depths
-            ]
-            for frames in self.frames
-            for number in range(len(self.cards))
+            [{"frames": n, "depth_percent": depth, "seed": seed} for depth in self.depths]
+            for n in self.frames
+            for seed in range(self.seed, self.seed + len(self.cards))
         ]
 
     def case(self, key: Key) -> Case:
@@ -127,7 +118,8 @@ class VideoNeedleTask(Checked):
         prompt = _prompt(card, codes, self.tokenizer, self.config)
         return Case(
             prompt=prompt,
-            target=_answer(card, self.tokenizer),
+            # Encoded separately from the prompt, as training does.
+            target=self.tokenizer.encode(card.answer, specials=False),
             max_tokens=self.max_tokens,
             reference=card.answer,
             columns={
@@ -137,5 +129,4 @@ class VideoNeedleTask(Checked):
         )  # fmt: skip
 
     def judge(self, case: Case, response: str) -> Verdict:
-        correct = card_of(int(case.columns["seed"])).judge(response)
-        return Verdict(correct=correct, score=float(correct))
+        return card_of(int(case.columns["seed"])).judge(response)
