@@ -1,6 +1,5 @@
 """Measure a model: the verbs of `lwm eval`."""
 
-import hashlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +15,6 @@ from lwm.core.progress import say
 
 if TYPE_CHECKING:
     from lwm.evaluation.perplexity import Curve
-    from lwm.evaluation.results import Row
     from lwm.evaluation.task import Task
     from lwm.generation.model import Model
 
@@ -33,8 +31,7 @@ class EvaluationFlags(Checked):
     score: Literal["generation", "logits"] = "generation"
     """Judge the generated answer, or whether each token of the right answer is the likeliest."""
     batch_tokens: int = 0
-    """Prompt tokens of a batch. By default one prompt at a time, so that a prefix shared with the
-    prompt before is computed once."""
+    """Prompt tokens of a batch; by default one prompt at a time, which reuses a shared prefix."""
     theta: float | None = None
     """RoPE theta; the context is then as long as the longest case. Defaults to the model's."""
     out: Path | None = None
@@ -114,8 +111,7 @@ def needle(
     model: ModelName, /, flags: Needle = NeedleFlags(), load: SharedLoad = SharedLoadFlags()
 ) -> None:
     """Ask for a number hidden in a long text, by length and depth."""
-    with load.joined():
-        _needle(model, flags, load)
+    _needle(model, flags, load)
 
 
 def multi_needle(
@@ -132,8 +128,7 @@ def multi_needle(
         needles: Numbers to hide.
         retrieve: Numbers to ask for.
     """
-    with load.joined():
-        _needle(model, flags, load, needles=needles, retrieved=retrieve)
+    _needle(model, flags, load, needles=needles, retrieved=retrieve)
 
 
 def _needle(model: str, flags: NeedleFlags, load: SharedLoadFlags, **several: int) -> None:
@@ -141,26 +136,27 @@ def _needle(model: str, flags: NeedleFlags, load: SharedLoadFlags, **several: in
     from lwm.evaluation.tasks.haystack import SPREAD, read_haystack
     from lwm.evaluation.tasks.needle import NeedleTask
 
-    lengths = parse_lengths(flags.lengths)
-    depths = parse_depths(flags.depths, flags.depth_spacing)
-    room = 0 if flags.theta is None else _TEXT_ROOM + flags.max_tokens
-    loaded = load.load(model, theta=flags.theta, length=lengths[-1] + room)
-    haystack = read_haystack(flags.haystack, loaded.tokenizer, SPREAD * lengths[-1])
-    task = NeedleTask(
-        tokenizer=loaded.tokenizer,
-        haystack=haystack,
-        lengths=lengths,
-        depths=depths,
-        rounds=flags.rounds,
-        seed=flags.seed,
-        template=flags.template,
-        max_tokens=flags.max_tokens,
-        by_logits=flags.score == "logits",
-        **several,
-    )
-    task.require_context(loaded.config.max_sequence_length)
-    settings = {"lengths": lengths, "depths": depths, "text": haystack.fingerprint, **several}
-    _evaluate(task, model, loaded, flags, settings)
+    with load.joined():
+        lengths = parse_lengths(flags.lengths)
+        depths = parse_depths(flags.depths, flags.depth_spacing)
+        room = 0 if flags.theta is None else _TEXT_ROOM + flags.max_tokens
+        loaded = load.load(model, theta=flags.theta, length=lengths[-1] + room)
+        haystack = read_haystack(flags.haystack, loaded.tokenizer, SPREAD * lengths[-1])
+        task = NeedleTask(
+            tokenizer=loaded.tokenizer,
+            haystack=haystack,
+            lengths=lengths,
+            depths=depths,
+            rounds=flags.rounds,
+            seed=flags.seed,
+            template=flags.template,
+            max_tokens=flags.max_tokens,
+            by_logits=flags.score == "logits",
+            **several,
+        )
+        task.require_context(loaded.config.max_sequence_length)
+        settings = {"lengths": lengths, "depths": depths, "text": haystack.fingerprint, **several}
+        _evaluate(task, model, loaded, flags, settings)
 
 
 def suite(
@@ -175,57 +171,51 @@ def suite(
     Args:
         name: RULER's 13 tasks, BABILong's first five, or InfiniteBench's three of retrieval.
     """
-    with load.joined():
-        _suite(name, model, flags, load)
-
-
-def _suite(name: SuiteName, model: str, flags: SuiteFlags, load: SharedLoadFlags) -> None:
     from lwm.cli.ranges import parse_lengths
     from lwm.evaluation.report.scores import effective_length, points_of, task_table
+    from lwm.evaluation.results import file_digest
     from lwm.evaluation.tasks.haystack import read_texts
     from lwm.evaluation.tasks.ruler_qa import read_questions
     from lwm.evaluation.tasks.suites import SuiteTask, choose_tasks, make_subtasks
 
-    lengths = parse_lengths(flags.lengths)
-    named = {"qa_1": flags.squad, "qa_2": flags.hotpot}
-    paths = {task: path for task, path in named.items() if path is not None}
-    tasks, skipped = choose_tasks(name, flags.tasks, paths)
-    files = {task: read_questions(paths[task]) for task in tasks if task in paths}
-    for task, why in skipped.items() if first_process() else ():
-        say(f"{task} is skipped: {why}")
-    loaded = load.load(model, theta=flags.theta, length=lengths[-1])
-    texts = read_texts(flags.haystack)
-    task = SuiteTask(
-        suite=name,
-        subtasks=make_subtasks(name, tasks, loaded.tokenizer, texts, files),
-        tokenizer=loaded.tokenizer,
-        template=flags.template,
-        lengths=lengths,
-        samples=flags.samples,
-        seed=flags.seed,
-    )
-    task.require_fit()
-    settings = {
-        "lengths": lengths, "tasks": tasks, "left_out": skipped, "tokenizer": load.tokenizer,
-        "files": {task: _digest(paths[task]) for task in files},
-        "text": _digest(Path(flags.haystack)),
-    }  # fmt: skip
+    with load.joined():
+        lengths = parse_lengths(flags.lengths)
+        named = {"qa_1": flags.squad, "qa_2": flags.hotpot}
+        paths = {task: path for task, path in named.items() if path is not None}
+        tasks, skipped = choose_tasks(name, flags.tasks, paths)
+        files = {task: read_questions(paths[task]) for task in tasks if task in paths}
+        for task, why in skipped.items() if first_process() else ():
+            say(f"{task} is skipped: {why}")
+        loaded = load.load(model, theta=flags.theta, length=lengths[-1])
+        texts = read_texts(flags.haystack)
+        task = SuiteTask(
+            suite=name,
+            subtasks=make_subtasks(name, tasks, loaded.tokenizer, texts, files),
+            tokenizer=loaded.tokenizer,
+            template=flags.template,
+            lengths=lengths,
+            samples=flags.samples,
+            seed=flags.seed,
+        )
+        task.require_fit()
+        settings = {
+            "lengths": lengths, "tasks": tasks, "left_out": skipped, "tokenizer": load.tokenizer,
+            "files": {task: file_digest(paths[task]) for task in files},
+            "text": file_digest(Path(flags.haystack)),
+        }  # fmt: skip
 
-    def finish(rows: "list[Row]") -> dict[str, Any]:
-        points = points_of(rows)
-        effective = effective_length(points, flags.threshold)
-        if effective is None:
-            length = f"below {lengths[0]:,} tokens"
-        else:
-            length = f"{'at least ' if effective == lengths[-1] else ''}{effective:,} tokens"
-        notes = [f"effective length, by an average of {flags.threshold:g}: {length}"]
-        if skipped:
-            tasks_skipped = ", ".join(f"{task} ({why})" for task, why in skipped.items())
-            notes.append(f"without {tasks_skipped}")
-        print("\n".join([str(task_table(points)), *notes]))
-        return {"notes": notes, "threshold": flags.threshold}
+        def finish(rows: list[dict[str, Any]]) -> dict[str, Any]:
+            points = points_of(rows)
+            reached = effective_length(points, flags.threshold)
+            bound = "at least " if reached == lengths[-1] else "" if reached else "below "
+            length = f"{bound}{reached or lengths[0]:,} tokens"
+            notes = [f"effective length, by an average of {flags.threshold:g}: {length}"]
+            if skipped:
+                notes.append("without " + ", ".join(f"{t} ({why})" for t, why in skipped.items()))
+            print("\n".join([str(task_table(points)), *notes]))
+            return {"notes": notes, "threshold": flags.threshold}
 
-    _evaluate(task, model, loaded, flags, settings, finish)
+        _evaluate(task, model, loaded, flags, settings, finish)
 
 
 def video_needle(
@@ -235,51 +225,48 @@ def video_needle(
     load: SharedLoad = SharedLoadFlags(),
 ) -> None:
     """Ask for a card hidden among the frames of a long video, by frames and depth."""
-    with load.joined():
-        _video_needle(model, flags, load)
-
-
-def _video_needle(model: str, flags: VideoNeedleFlags, load: SharedLoadFlags) -> None:
     from lwm.checkpoints.open import open_checkpoint
     from lwm.cli.ranges import parse_depths, parse_lengths
     from lwm.evaluation.report.plots import frame_sheet
+    from lwm.evaluation.results import file_digest
     from lwm.evaluation.tasks.cards import card_of, paint
     from lwm.evaluation.tasks.video_needle import VideoNeedleTask, haystack_codes, require_context
     from lwm.generation.codec import decode_frames, encode_frames
     from lwm.generation.vision_prompts import require_vision
 
-    counts = parse_lengths(flags.frames, "frames", least=2)  # a card and a frame of the video
-    depths = parse_depths(flags.depths, flags.depth_spacing)
-    vision = require_vision(open_checkpoint(model, config=load.config).config)
-    room = counts[-1] * vision.tokens_per_frame + _VIDEO_ROOM + flags.max_tokens
-    loaded = load.load(model, theta=flags.theta, length=None if flags.theta is None else room)
-    seeds = range(flags.seed, flags.seed + flags.rounds)
-    require_context(loaded.tokenizer, loaded.config, counts[-1], seeds, flags.max_tokens)
-    codec = loaded.codec
-    cards = [paint(card_of(seed), codec.config.image_size) for seed in seeds]
-    task = VideoNeedleTask(
-        tokenizer=loaded.tokenizer,
-        config=loaded.config,
-        video=haystack_codes(codec, counts[-1] - 1, flags.video, flags.fps),
-        cards=encode_frames(codec, cards),
-        frames=counts,
-        depths=depths,
-        seed=flags.seed,
-        max_tokens=flags.max_tokens,
-    )
-    settings = {
-        "frames": counts, "depths": depths, "vqgan": load.vqgan,
-        "video": None if flags.video is None else str(flags.video),
-        "pictures": None if flags.video is None else _digest(flags.video),
-    }  # fmt: skip
+    with load.joined():
+        counts = parse_lengths(flags.frames, "frames", least=2)  # a card and a frame of the video
+        depths = parse_depths(flags.depths, flags.depth_spacing)
+        vision = require_vision(open_checkpoint(model, config=load.config).config)
+        room = counts[-1] * vision.tokens_per_frame + _VIDEO_ROOM + flags.max_tokens
+        loaded = load.load(model, theta=flags.theta, length=None if flags.theta is None else room)
+        seeds = range(flags.seed, flags.seed + flags.rounds)
+        require_context(loaded.tokenizer, loaded.config, counts[-1], seeds, flags.max_tokens)
+        codec = loaded.codec
+        cards = [paint(card_of(seed), codec.config.image_size) for seed in seeds]
+        task = VideoNeedleTask(
+            tokenizer=loaded.tokenizer,
+            config=loaded.config,
+            video=haystack_codes(codec, counts[-1] - 1, flags.video, flags.fps),
+            cards=encode_frames(codec, cards),
+            frames=counts,
+            depths=depths,
+            seed=flags.seed,
+            max_tokens=flags.max_tokens,
+        )
+        settings = {
+            "frames": counts, "depths": depths, "vqgan": load.vqgan,
+            "video": flags.video and str(flags.video),
+            "pictures": flags.video and file_digest(flags.video),
+        }  # fmt: skip
 
-    def finish(rows: "list[Row]") -> dict[str, Any]:
-        decoded = decode_frames(codec, task.cards[:8, None])[:, 0]
-        shown = {"card": cards[:8], "as the model sees it": decoded}
-        captions = [card_of(seed).answer for seed in seeds][:8]
-        return {"figures": {"cards": frame_sheet(shown, captions)}}
+        def finish(rows: list[dict[str, Any]]) -> dict[str, Any]:
+            decoded = decode_frames(codec, task.cards[:8, None])[:, 0]
+            shown = {"card": cards[:8], "as the model sees it": decoded}
+            sheet = frame_sheet(shown, [card_of(seed).answer for seed in seeds[:8]])
+            return {"figures": {"cards": sheet}}
 
-    _evaluate(task, model, loaded, flags, settings, finish)
+        _evaluate(task, model, loaded, flags, settings, finish)
 
 
 # These do not define the cases, or are recorded as parsed or as a digest.
@@ -292,7 +279,7 @@ def _evaluate(
     loaded: "Model",
     flags: EvaluationFlags,
     settings: Mapping[str, Any],
-    finish: Callable[["list[Row]"], dict[str, Any]] = lambda rows: {},
+    finish: Callable[[list[dict[str, Any]]], dict[str, Any]] = lambda rows: {},
 ) -> None:
     """Answer a task, log new rows, and report; `finish` gives further arguments of the report."""
     from lwm.evaluation.answering import ModelAnswerer
@@ -314,10 +301,9 @@ def _evaluate(
     if results.rows and first_process():
         say(f"{directory} has {len(results.rows)} rows; continuing after them")
 
-    def log(row: "Row") -> None:
+    def log(row: dict[str, Any]) -> None:
         case = ", ".join(f"{name} {row[name]}" for name in keys[0])
-        response = " ".join(str(row["response"]).split())
-        say(f"{case}: {row['score']:.0%}  {response[:60]}")
+        say(f"{case}: {row['score']:.0%}  {' '.join(str(row['response']).split())[:60]}")
 
     answerer = ModelAnswerer(loaded, flags.batch_tokens, getattr(flags, "template", "auto"))
     rows = evaluate(task, answerer, results, score=flags.score, on_row=log)
@@ -325,13 +311,6 @@ def _evaluate(
         path = write_report(directory, settings, rows, keys=keys, **finish(rows))
         print(f"{task.name} {model}: {percent(overall(points_of(rows)))}% of {len(rows)}")
         print(path)
-
-
-def _digest(path: Path) -> str | None:
-    if not path.is_file():  # such as `book`
-        return None
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()[:16]
 
 
 def perplexity(
@@ -384,15 +363,13 @@ def perplexity(
         settings = measuring.run_settings(loaded, data, text, config)
         results = Results(directory, settings, measuring.KEYS)
         curves = measuring.measure(loaded, text, config, results, log)
-        if not first_process():
-            return
-        title = f"{Path(loaded.source).name}: {rows} rows of {Path(data).name}"
-        series = measuring.curves_by_theta(curves, stored.rope_theta)
-        table = measuring.curve_table(series)
-        figures = {"perplexity": measuring.perplexity_figure(series, title)}
-        path = write_report(directory, settings, results.rows, table=table, figures=figures)
-        print(table)
-        print(path)
+        if first_process():
+            title = f"{Path(loaded.source).name}: {rows} rows of {Path(data).name}"
+            series = measuring.curves_by_theta(curves, stored.rope_theta)
+            table = measuring.curve_table(series)
+            figures = {"perplexity": measuring.perplexity_figure(series, title)}
+            path = write_report(directory, settings, results.rows, table=table, figures=figures)
+            print(table, path, sep="\n")
 
 
 def compare(
@@ -419,5 +396,4 @@ def compare(
     comparison = compare_runs(results)
     print(comparison.table)
     if out is not None:
-        written = write_comparison(comparison, out, title)
-        say("wrote " + ", ".join(str(path) for path in written))
+        say("wrote " + ", ".join(map(str, write_comparison(comparison, out, title))))

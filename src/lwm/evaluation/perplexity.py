@@ -271,7 +271,7 @@ def _table(
     }
     rows = [
         [name, *("" if cell is None else f"{cell:.4g}" for cell in cells)]
-        for name, cells in (lines | totals).items()
+        for name, cells in {**lines, **totals}.items()
     ]
     return Table(["positions", *names], rows)
 

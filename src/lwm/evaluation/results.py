@@ -5,6 +5,7 @@ Rows have the columns of the original LWM scripts (`context_length`, `depth_perc
 of a run with other settings is refused.
 """
 
+import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -88,6 +89,14 @@ def read_results(path: Path) -> tuple[dict[str, Any], list[Row]]:
         raise InputError(f"{file} has no row yet; continue its run first")
     settings = file.parent / SETTINGS
     return (read_json(settings) if settings.exists() else {}), rows
+
+
+def file_digest(path: Path) -> str | None:
+    """Return a hash of a file's content; None for what is no file, such as `book`."""
+    if not path.is_file():
+        return None
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()[:16]
 
 
 def _open_run(directory: Path, settings: Mapping[str, Any]) -> list[Row]:
