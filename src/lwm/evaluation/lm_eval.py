@@ -30,15 +30,12 @@ from lwm.engine.sampling import Sampling
 from lwm.engine.scoring import Scorer
 from lwm.generation.load import load
 
-NAME = "lwm"
-BATCH_TOKENS = 8192
-"""Tokens of a batch with the batch size `auto`."""
+_NAME = "lwm"
+_BATCH_TOKENS = 8192  # with the batch size `auto`
 _SAMPLING = ("top_k", "top_p", "min_p", "repetition_penalty", "seed")
 
-Scored = tuple[Any, list[int], list[int]]
-"""Cache key of the answer, tokens of the context, tokens of the continuation."""
-Stoppable = tuple[Request, tuple[str, ...]]
-"""A request and its stop strings."""
+Scored = tuple[Any, list[int], list[int]]  # cache key, context, continuation
+Stoppable = tuple[Request, tuple[str, ...]]  # with its stop strings
 
 
 class LwmHarness(TemplateLM):
@@ -249,7 +246,7 @@ class LwmHarness(TemplateLM):
         compute, so that few shapes are compiled."""
         order = sorted(sizes, key=lambda index: -sizes[index])
         while order:
-            rows = self._rows or min(BATCH_TOKENS // max(1, sizes[order[0]]), self._max_rows)
+            rows = self._rows or min(_BATCH_TOKENS // max(1, sizes[order[0]]), self._max_rows)
             rows = 1 << (max(1, min(rows, len(order))) - 1).bit_length()
             yield order[:rows], rows
             order = order[rows:]
@@ -266,8 +263,8 @@ def _batch_rows(batch_size: int | str) -> int:
 
 def register() -> None:
     """Register the model with lm-eval under its name."""
-    if NAME not in model_registry:
-        model_registry.register(NAME, target="lwm.evaluation.lm_eval:LwmHarness")
+    if _NAME not in model_registry:
+        model_registry.register(_NAME, target="lwm.evaluation.lm_eval:LwmHarness")
 
 
 def run_lm_eval(arguments: Iterable[str] | None = None) -> None:

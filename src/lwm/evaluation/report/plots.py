@@ -89,8 +89,7 @@ def heat_map(rows: Rows, title: str, keys: Iterable[Mapping[str, Any]] = ()) -> 
     axes.tick_params(length=0)
     axes.spines[:].set_visible(False)
     empty = "; gray: not answered yet" if np.isnan(grid).any() else ""
-    axes.set_xlabel(f"{_unit(rows)}{empty}")
-    axes.set_ylabel("depth, %")
+    axes.set(xlabel=f"{_unit(rows)}{empty}", ylabel="depth, %")
     bar = figure.colorbar(mesh, ax=axes, ticks=[0, 25, 50, 75, 100], pad=0.02)
     bar.set_label("score, %")
     bar.outline.set_visible(False)  # type: ignore[operator]
@@ -143,8 +142,7 @@ def score_by_length(runs: Mapping[str, Rows], title: str) -> Figure:
     axes.set_xticks(shown, labels, rotation=_rotation(labels, 6.6 / len(shown)))
     axes.minorticks_off()
     axes.set_ylim(0, 100)
-    axes.set_xlabel(_unit(next(iter(runs.values()))))
-    axes.set_ylabel("score, %")
+    axes.set(xlabel=_unit(next(iter(runs.values()))), ylabel="score, %")
     axes.grid(color="#dddddd", linewidth=0.8)
     axes.spines[["top", "right"]].set_visible(False)
     if len(runs) > 1:
@@ -168,8 +166,11 @@ def task_bars(rows: Rows, title: str, threshold: float | None = None) -> Figure:
         heights = [100 * tasks.get((name, length), np.nan) for name in names] + [100 * mean]
         places = np.arange(len(names) + 1) - 0.42 + width * (number + 0.5)
         axes.bar(places, heights, width * 0.94, color=shades[number], label=length_label(length))
-        if width > 0.25:
-            _label_bars(axes, places, heights)
+        for place, height in zip(places, heights, strict=True) if width > 0.25 else ():
+            if np.isfinite(height):
+                axes.text(
+                    place, height + 1, f"{height:.0f}", ha="center", va="bottom", fontsize=7.5
+                )
     if threshold is not None:
         axes.axhline(
             threshold, color="#b00020", linewidth=1, linestyle="--", label=f"{threshold:g}%"
@@ -180,22 +181,14 @@ def task_bars(rows: Rows, title: str, threshold: float | None = None) -> Figure:
         range(len(labels)), labels, rotation=35 if len(labels) > 5 else 0,
         ha="right" if len(labels) > 5 else "center", rotation_mode="anchor",
     )  # fmt: skip
-    axes.set_xlim(-0.55, len(names) + 0.55)
-    axes.set_ylim(0, 106)
+    axes.set(xlim=(-0.55, len(names) + 0.55), ylim=(0, 106), ylabel="score, %")
     axes.set_yticks(range(0, 101, 20))
-    axes.set_ylabel("score, %")
     axes.tick_params(axis="x", length=0)
     axes.grid(axis="y", color="#dddddd", linewidth=0.8)
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(title=_unit(rows), loc="upper left", bbox_to_anchor=(1.0, 1.0))
     return _finish(figure, axes, title)
-
-
-def _label_bars(axes: Axes, places: np.ndarray, heights: Sequence[float]) -> None:
-    for place, height in zip(places, heights, strict=True):
-        if np.isfinite(height):
-            axes.text(place, height + 1, f"{height:.0f}", ha="center", va="bottom", fontsize=7.5)
 
 
 @_style
@@ -231,21 +224,21 @@ def figures_of(
     return figures
 
 
-@_style
 def svg(figure: Figure) -> str:
     """Render a figure as SVG, without a date."""
-    file = io.StringIO()
-    with _missing_glyphs_allowed():
-        figure.savefig(file, format="svg", metadata={"Date": None})
-    return file.getvalue()
+    return _render(figure, format="svg", metadata={"Date": None}).decode()
+
+
+def png(figure: Figure) -> bytes:
+    """Render a figure as PNG, at 192 dots per inch."""
+    return _render(figure, format="png", dpi=192)
 
 
 @_style
-def png(figure: Figure) -> bytes:
-    """Render a figure as PNG, at 192 dots per inch."""
+def _render(figure: Figure, **settings: Any) -> bytes:
     file = io.BytesIO()
     with _missing_glyphs_allowed():
-        figure.savefig(file, format="png", dpi=192)
+        figure.savefig(file, **settings)
     return file.getvalue()
 
 

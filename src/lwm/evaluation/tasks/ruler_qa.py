@@ -17,33 +17,31 @@ from lwm.core.errors import InputError
 from lwm.evaluation.tasks.question import Question, Subtask
 from lwm.evaluation.tasks.ruler import string_match_part
 
-MAX_BYTES = 1 << 30
+_MAX_BYTES = 1 << 30
 
 
-@dataclass(frozen=True, kw_only=True)
-class DocumentQuestion:
-    """Hold a question about documents, which are identified by their index."""
-
+@dataclass(frozen=True)
+class _DocumentQuestion:
     question: str
     answers: Sequence[str]  # each of them is right
-    needed: Sequence[int]  # documents with the answer
+    needed: Sequence[int]  # indices of the documents with the answer
     near: Sequence[int] = ()  # other documents of the same article
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class QuestionFile:
     """Hold a file of questions and its distinct documents."""
 
     path: Path
     documents: Sequence[str]
-    questions: Sequence[DocumentQuestion]
+    questions: Sequence[_DocumentQuestion]
 
 
 def read_questions(path: Path) -> QuestionFile:
     """Read questions from SQuAD's or HotpotQA's JSON; raise InputError if there are none."""
     try:
-        if path.stat().st_size > MAX_BYTES:
-            raise InputError(f"{path} is larger than {MAX_BYTES >> 20} MB; cut it into parts")
+        if path.stat().st_size > _MAX_BYTES:
+            raise InputError(f"{path} is larger than {_MAX_BYTES >> 20} MB; cut it into parts")
         data = path.read_bytes()
     except OSError as error:
         raise InputError(f"{path} cannot be read ({error.strerror}); check the path") from error
@@ -59,13 +57,11 @@ def read_questions(path: Path) -> QuestionFile:
             f"{'HotpotQA' if is_hotpot else 'SQuAD'}'s format: {f'{where}: ' if where else ''}"
             f"{first['msg']}; repair or replace it"
         ) from error
-    if isinstance(content, list):
-        documents, questions = _read_hotpot(content)
-    else:
-        documents, questions = _read_squad(content)
+    is_list = isinstance(content, list)
+    documents, questions = _read_hotpot(content) if is_list else _read_squad(content)
     if not questions:
         raise InputError(f"{path} has no question with an answer; name another file")
-    return QuestionFile(path=path, documents=documents, questions=questions)
+    return QuestionFile(path, documents, questions)
 
 
 def document_task(file: QuestionFile) -> Subtask:
@@ -153,7 +149,7 @@ def _index(documents: Sequence[str]) -> Mapping[str, int]:
     return {document: index for index, document in enumerate(dict.fromkeys(documents))}
 
 
-def _read_squad(content: _Squad) -> tuple[list[str], list[DocumentQuestion]]:
+def _read_squad(content: _Squad) -> tuple[list[str], list[_DocumentQuestion]]:
     index = _index([p.context for article in content.data for p in article.paragraphs])
     questions = []
     for article in content.data:
@@ -164,24 +160,19 @@ def _read_squad(content: _Squad) -> tuple[list[str], list[DocumentQuestion]]:
             for entry in paragraph.qas:
                 answers = list(dict.fromkeys(a.text for a in entry.answers if a.text.strip()))
                 if answers and not entry.is_impossible:
-                    question = DocumentQuestion(
-                        question=entry.question, answers=answers, needed=[document], near=near
-                    )
-                    questions.append(question)
+                    questions.append(_DocumentQuestion(entry.question, answers, [document], near))
     return list(index), questions
 
 
-def _read_hotpot(content: Sequence[_Hotpot]) -> tuple[list[str], list[DocumentQuestion]]:
+def _read_hotpot(content: Sequence[_Hotpot]) -> tuple[list[str], list[_DocumentQuestion]]:
     documents = [
         [f"{title}\n{''.join(sentences)}" for title, sentences in entry.context]
         for entry in content
     ]
     index = _index([text for texts in documents for text in texts])
     questions = [
-        DocumentQuestion(
-            question=entry.question,
-            answers=[entry.answer],
-            needed=list(dict.fromkeys(index[text] for text in texts)),
+        _DocumentQuestion(
+            entry.question, [entry.answer], list(dict.fromkeys(index[text] for text in texts))
         )
         for entry, texts in zip(content, documents, strict=True)
         if entry.answer.strip() and texts

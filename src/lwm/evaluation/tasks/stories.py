@@ -28,7 +28,7 @@ _GAVE = ("gave", "handed", "passed")
 _OPPOSITE = {"north": "south", "south": "north", "east": "west", "west": "east"}
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class Story:
     """Hold facts in order, and a question."""
 
@@ -116,12 +116,8 @@ def place_of_person(random: Random) -> Story:
         world.move()
     person = random.choice(list(world.place))
     place = world.place[person]
-    return Story(
-        facts=world.facts,
-        question=f"Where is {person}?",
-        answer=place,
-        sentence=f"The most recent location of {person} is {place}.",
-    )
+    sentence = f"The most recent location of {person} is {place}."
+    return Story(world.facts, f"Where is {person}?", place, sentence)
 
 
 def place_of_object(random: Random) -> Story:
@@ -129,12 +125,7 @@ def place_of_object(random: Random) -> Story:
     world, things = _simulate(random, MOVERS, _CARRY, 3, lambda world: list(world.trail))
     thing = random.choice(things)
     place = world.trail[thing][-1]
-    return Story(
-        facts=world.facts,
-        question=f"Where is the {thing}?",
-        answer=place,
-        sentence=f"The {thing} is in the {place}.",
-    )
+    return Story(world.facts, f"Where is the {thing}?", place, f"The {thing} is in the {place}.")
 
 
 def past_place_of_object(random: Random) -> Story:
@@ -151,12 +142,9 @@ def past_place_of_object(random: Random) -> Story:
     world, things = _simulate(random, MOVERS, _CARRY, 4, moved)
     thing = random.choice(things)
     before, place = world.trail[thing][-2:]
-    return Story(
-        facts=world.facts,
-        question=f"Where was the {thing} before the {place}?",
-        answer=before,
-        sentence=f"Before the {place} the {thing} was in the {before}.",
-    )
+    question = f"Where was the {thing} before the {place}?"
+    sentence = f"Before the {place} the {thing} was in the {before}."
+    return Story(world.facts, question, before, sentence)
 
 
 def relative_place(random: Random) -> Story:
@@ -174,18 +162,17 @@ def relative_place(random: Random) -> Story:
     question = random.choice(
         (f"What is {way} of the {middle}?", f"What is the {middle} {_OPPOSITE[way]} of?")
     )
-    return Story(facts=facts, question=question, answer=answer, sentence=answer)
+    return Story(facts, question, answer, answer)
 
 
 def gift(random: Random) -> Story:
     """Make a story of task 5, relations of three: about the gift that ends the story."""
     world, questions = _simulate(random, GIVERS, _PASS_ON, 3, _gift_questions)
     question, answer = random.choice(questions)
-    return Story(facts=world.facts, question=question, answer=answer, sentence=answer)
+    return Story(world.facts, question, answer, answer)
 
 
 def _gift_questions(world: _World) -> list[tuple[str, str]]:
-    """Return questions about the last gift with their answers."""
     if not world.gift_last:
         return []
     giver, thing, taker = last = world.gifts[-1]
