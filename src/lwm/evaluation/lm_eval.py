@@ -5,8 +5,7 @@ lm-eval that reads entry points accept `lm_eval --model lwm --model_args pretrai
 latest release, 0.4.13, does not read them; `python -m lwm.evaluation.lm_eval` registers the model,
 then runs lm-eval's command with the same arguments.
 
-Scoring follows lm-eval's `hf` model: where context and continuation are separated, truncation on
-the left, the token before a text without a context, and where an answer ends.
+Scoring follows lm-eval's `hf` model, down to truncation on the left and where an answer ends.
 """
 
 import os
@@ -30,7 +29,6 @@ from lwm.engine.sampling import Sampling
 from lwm.engine.scoring import Scorer
 from lwm.generation.load import load
 
-_NAME = "lwm"
 _BATCH_TOKENS = 8192  # with the batch size `auto`
 _SAMPLING = ("top_k", "top_p", "min_p", "repetition_penalty", "seed")
 
@@ -225,7 +223,7 @@ class LwmHarness(TemplateLM):
         return request, tuple(stop for stop in stops if stop)
 
     def _generate(self, batch: Sequence[Stoppable], slots: int) -> list[list[int]]:
-        """Generate token ids, up to a stop string or a little further."""
+        # Tokens may go a little beyond a stop string.
         longest = max(len(request.prompt) + request.max_tokens for request, _ in batch)
         engine = self.model.engine_for(longest - 1, 1, slots)
         stops_of = {engine.submit(request): stops for request, stops in batch}
@@ -262,9 +260,9 @@ def _batch_rows(batch_size: int | str) -> int:
 
 
 def register() -> None:
-    """Register the model with lm-eval under its name."""
-    if _NAME not in model_registry:
-        model_registry.register(_NAME, target="lwm.evaluation.lm_eval:LwmHarness")
+    """Register the model with lm-eval as `lwm`."""
+    if "lwm" not in model_registry:
+        model_registry.register("lwm", target="lwm.evaluation.lm_eval:LwmHarness")
 
 
 def run_lm_eval(arguments: Iterable[str] | None = None) -> None:

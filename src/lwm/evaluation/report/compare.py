@@ -110,12 +110,10 @@ def write_comparison(comparison: Comparison, directory: Path, title: str) -> lis
         raise InputError(
             f"{directory} cannot be created: {error.strerror}; name another --out"
         ) from error
-    figure = comparison.figure(title)
-    page = directory / "compare.html"
-    written = save_figure(figure, directory / "compare")
+    figure, page = comparison.figure(title), directory / "compare.html"
     notes = [", ".join(comparison.runs)]
     write_page(page, title, {"compare": figure}, notes=notes, table=comparison.table)
-    return [*written, page]
+    return [*save_figure(figure, directory / "compare"), page]
 
 
 def _names(paths: Sequence[Path], runs: Sequence[tuple[Mapping[str, Any], Rows]]) -> list[str]:

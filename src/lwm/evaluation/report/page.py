@@ -59,14 +59,14 @@ def write_report(
         figures: further figures by name.
         table: replaces the table of scores.
     """
-    title = title_of(settings)
-    drawn: dict[str, Figure] = {}
+    title, drawn = title_of(settings), dict[str, Figure]()
     scored = bool(rows) and all(map(is_scored, rows))
     summary = [("answered", f"{len(rows):,} of {len(keys):,}" if keys else f"{len(rows):,}")]
     if scored:
         summary = _score_summary(rows, summary)
         drawn = figures_of(rows, headline(title, rows), keys, threshold)
-        table = table or _score_table(rows)
+        points, kind = points_of(rows), kind_of_rows(rows)
+        table = table or (task_table(points) if kind == "suite" else length_table(points, kind))
     drawn |= figures or {}
     for name, figure in drawn.items():
         save_figure(figure, directory / name)
@@ -103,11 +103,6 @@ def _score_summary(rows: Rows, answered: list[tuple[str, str]]) -> list[tuple[st
         ("score", f"{percent(overall(points))}%"), *answered,
         ("rounds", f"{count_rounds(rows)}"), (unit, " to ".join(span)),
     ]  # fmt: skip
-
-
-def _score_table(rows: Rows) -> Table:
-    points, kind = points_of(rows), kind_of_rows(rows)
-    return task_table(points) if kind == "suite" else length_table(points, kind)
 
 
 def title_of(settings: Mapping[str, Any], default: str = "results") -> str:

@@ -29,7 +29,7 @@ class Point:
 
     @property
     def cell(self) -> tuple[str, int, float | None]:
-        """Return what identifies the item across runs."""
+        """Identify the item across runs."""
         return self.task, self.length, self.depth
 
 
@@ -96,13 +96,11 @@ def _length(row: Mapping[str, Any]) -> int:
 
 
 def _depth(depth: Any) -> float | None:
-    if depth is None:
-        return None
-    if not isinstance(depth, int | float) or not 0 <= depth <= 100:
+    if depth is not None and not (isinstance(depth, int | float) and 0 <= depth <= 100):
         raise InputError(
             f"a row of the results has the depth {depth!r}; a percentage from 0 to 100 is needed"
         )
-    return float(depth)
+    return None if depth is None else float(depth)
 
 
 def _mean(values: Iterable[float]) -> float:

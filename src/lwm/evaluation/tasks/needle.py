@@ -79,7 +79,7 @@ class NeedleTask(Checked):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        count = self._count
+        count = 1 if self.needles is None else self.needles
         if not 1 <= self.retrieved <= count <= len(CITIES):
             raise ConfigError(
                 f"{count} needles are hidden and {self.retrieved} asked for; hide from 1 to "
@@ -101,10 +101,6 @@ class NeedleTask(Checked):
     @property
     def name(self) -> str:
         return "needle" if self.needles is None else "multi-needle"
-
-    @property
-    def _count(self) -> int:
-        return 1 if self.needles is None else self.needles
 
     def units(self) -> list[list[Key]]:
         seeds = range(self.seed, self.seed + self.rounds)

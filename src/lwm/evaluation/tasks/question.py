@@ -107,8 +107,7 @@ def most_units(count: Callable[[int], int], budget: int, least: int, most: int) 
     """Return the largest number of units whose tokens fit a budget; `least` must fit.
 
     Each count tokenizes the whole context, so few are made: a guess follows from the slope of the
-    two counts before. Guesses that stay on one side of the budget take larger and larger steps,
-    and after many guesses the interval is bisected.
+    two counts before. Repeated guesses on one side take larger steps; after many, bisect.
     """
     low, high = least, most + 1  # `low` fits, `high` does not
     last, last_count = least, count(least)
