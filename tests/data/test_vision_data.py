@@ -163,7 +163,7 @@ def test_tokenized_images_are_checked(tmp_path: Path) -> None:
             "vision id 24, outside the model's vision vocabulary of 24",
         ),
         ("short", [7, 8, 17], r"line 1: its 3 vision ids are no multiple of 5"),
-        ("unended", [7, 8, 9, 15, 16], "of another VQGAN"),
+        ("unended", [7, 8, 9, 15, 16], "encode them with the model's VQGAN"),
         ("unused", [7, 8, 20, 15, 17], "frames of 4 codes below 16"),
     ):
         with pytest.raises(InputError, match=message):
