@@ -174,9 +174,9 @@ def test_documents_that_cannot_be_read(refused: Run, tiny: Path, tmp_path: Path)
     for name, message in {
         "book.bin": "is binary, not text",
         "empty.txt": "holds no text",
-        "book.pdf": "a PDF that cannot be read",
+        "book.pdf": "the PDF .* cannot be read",
         "missing.txt": "cannot be read",
-        "": "is a directory",
+        "": "Is a directory",
     }.items():
         refused(message, "chat", tiny, "--document", tmp_path / name, *PROMPT)
 
