@@ -12,7 +12,7 @@ from lwm.attention.api import AttentionConfig
 from lwm.core.mesh import make_mesh
 from lwm.core.params import initialize, shardings
 from lwm.core.sharding import DECODE
-from lwm.engine.scoring import Rows, forward_logits
+from lwm.engine.scoring import TokenRows, forward_logits
 from lwm.models.llama import FusedLayer, Llama, LlamaConfig, llama_params
 
 # Large weights, so that the likeliest token does not depend on the order of sums.
@@ -61,7 +61,7 @@ def full_logits(tokens: Any) -> np.ndarray:
     row = np.zeros((1, LONGEST), np.int32)
     row[0, : len(tokens)] = tokens
     positions = np.arange(LONGEST, dtype=np.int32)[None]
-    rows: Any = Rows(row, positions, np.zeros_like(row))  # type: ignore[arg-type]
+    rows: Any = TokenRows(row, positions, np.zeros_like(row))  # type: ignore[arg-type]
     out = _forward()(weights(), rows)
     return np.asarray(out)[0, : len(tokens)]
 

@@ -13,7 +13,7 @@ from tokenizers import decoders, pre_tokenizers
 from lwm.attention.api import AttentionConfig
 from lwm.core.params import initialize
 from lwm.data.text.tokenizer import Tokenizer
-from lwm.engine.scoring import Rows, forward_logits
+from lwm.engine.scoring import TokenRows, forward_logits
 from lwm.generation.model import Model
 from lwm.models.llama import Llama, LlamaConfig, llama_params
 from lwm.models.vision_tokens import VisionVocabulary
@@ -79,7 +79,7 @@ def following(prompt: Any, answer: Any) -> np.ndarray:
     row = np.zeros((1, LONGEST), np.int32)
     row[0, : len(text)] = text
     positions = np.arange(LONGEST, dtype=np.int32)[None]
-    rows: Any = Rows(row, positions, np.zeros_like(row))  # type: ignore[arg-type]
+    rows: Any = TokenRows(row, positions, np.zeros_like(row))  # type: ignore[arg-type]
     out = _forward()(weights(), rows)
     return np.asarray(out)[0, len(prompt) - 1 : len(text) - 1]
 

@@ -20,7 +20,7 @@ from lwm.engine.engine import Engine
 from lwm.engine.request import Request, Token
 from lwm.engine.runner import reserved_length, weights_for
 from lwm.engine.sampling import Sampling, slot_sampling
-from lwm.engine.scoring import Rows, Scorer
+from lwm.engine.scoring import Scorer, TokenRows
 from lwm.engine.steps import compile_steps
 from lwm.generation.model import Model
 from lwm.models.cache import cache_capacity, make_cache
@@ -420,7 +420,7 @@ def test_float32_products_are_exact_in_every_step(dtype: str) -> None:
     x, angles = steps.embed(model.embedding, row), steps.angles(row)
     x1, angles1 = x[:, :1], steps.angles(row[:, :1])
     present = np.zeros((1, 64), bool)
-    rows = Rows(row, row, row)  # type: ignore[arg-type]
+    rows = TokenRows(row, row, row)  # type: ignore[arg-type]
     scorer = Scorer(model, CONFIG, None)
     lowered = {
         "prefill": steps.prefill.lower(layers[0], x, angles, cache[0], zero, zero),

@@ -16,7 +16,7 @@ from lwm.core.errors import CapacityError, ConfigError, InputError
 from lwm.core.mesh import make_mesh
 from lwm.core.params import abstract
 from lwm.engine import scoring
-from lwm.engine.scoring import Rows, Scorer, forward_scores, padded_length
+from lwm.engine.scoring import Scorer, TokenRows, forward_scores, padded_length
 from lwm.generation.model import Model
 from lwm.generation.text_generation import Timings
 from lwm.models.llama import llama_params
@@ -76,7 +76,9 @@ def test_logits_exist_one_chunk_at_a_time() -> None:
     wide = replace(CONFIG, vocab_size=32000, tie_embeddings=True)
     specs = abstract(llama_params(wide, stacked=False), jnp.float32)
     row = jnp.zeros((1, 4096), jnp.int32)
-    score = jax.jit(partial(forward_scores, config=wide)).lower(specs, Rows(row, row, row), row)
+    score = jax.jit(partial(forward_scores, config=wide)).lower(
+        specs, TokenRows(row, row, row), row
+    )
     memory: Any = score.compile().memory_analysis()
     assert memory.temp_size_in_bytes < 4096 * 32000 * 4 / 2
 

@@ -44,7 +44,7 @@ class TokenScores(NamedTuple):
     likeliest: Bool[np.ndarray, "batch targets"]  # whether no other token is likelier
 
 
-class Rows(NamedTuple):
+class TokenRows(NamedTuple):
     """Hold tokens as the model computes them: positions count from 0 in each segment."""
 
     tokens: Int[Array, "batch seq"]
@@ -54,7 +54,7 @@ class Rows(NamedTuple):
 
 def _hidden(
     weights: Llama,
-    rows: Rows,
+    rows: TokenRows,
     config: LlamaConfig,
     mesh: Mesh | None,
     attention_config: AttentionConfig = AttentionConfig(),
@@ -72,7 +72,7 @@ def _hidden(
 
 def forward_logits(
     weights: Llama,
-    rows: Rows,
+    rows: TokenRows,
     *,
     config: LlamaConfig,
     mesh: Mesh | None = None,
@@ -84,7 +84,7 @@ def forward_logits(
 
 def forward_scores(
     weights: Llama,
-    rows: Rows,
+    rows: TokenRows,
     targets: Int[Array, "batch seq"],
     *,
     config: LlamaConfig,
@@ -173,7 +173,7 @@ class Scorer:
 
     def _lay_out(
         self, tokens: np.ndarray, lengths: np.ndarray, targets: np.ndarray | None = None
-    ) -> tuple[Rows, np.ndarray, np.ndarray]:
+    ) -> tuple[TokenRows, np.ndarray, np.ndarray]:
         """Put rows and targets into the mesh's order; return also the index that restores it."""
         batch, length = tokens.shape
         shards, groups = 1, 1
@@ -191,7 +191,7 @@ class Scorer:
         positions: Any = np.broadcast_to(order.astype(np.int32), (count, padded))
         within = positions < np.pad(lengths, (0, count - batch))[:, None]
         segments: Any = np.where(within, 0, PADDING).astype(np.int32)
-        rows = Rows(lay(tokens), positions, segments)
+        rows = TokenRows(lay(tokens), positions, segments)
         return rows, lay(tokens if targets is None else targets), np.argsort(order)[:length]
 
 

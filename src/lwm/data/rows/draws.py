@@ -18,7 +18,7 @@ from lwm.core.errors import InputError
 from lwm.data.examples.conversations import ConversationEncoder
 from lwm.data.examples.examples import Broken, Example, Report, require_usable
 from lwm.data.examples.fields import FieldsEncoder
-from lwm.data.rows.packing import Draw, Position, Rows
+from lwm.data.rows.packing import Draw, PackedRows, Position
 from lwm.data.sources.source import RecordSource
 from lwm.models.vision_tokens import VisionVocabulary
 
@@ -152,7 +152,7 @@ class Stream:
         shares: Shares,
         row: int,
         *,
-        pack: Callable[[Draw, Position], Rows],
+        pack: Callable[[Draw, Position], PackedRows],
         seed: int,
         drop_prompt: float,
         batch_size: int,
@@ -168,7 +168,7 @@ class Stream:
         most = max(_FRUITLESS_DRAWS, int(max_broken * count) + 1)
         self._patience = min(_FRUITLESS_PASSES * count, most)
 
-    def rows(self, start: Position) -> Rows:
+    def rows(self, start: Position) -> PackedRows:
         """Yield the stream's rows from a position."""
         return self._pack(self.draw, start)
 

@@ -43,7 +43,7 @@ class Position(NamedTuple):
 Draw = Callable[[int], Example | None]
 """Returns the stream's k-th example, for any k; None where it cannot be used."""
 
-Rows = Iterator[tuple[Row, Position]]
+PackedRows = Iterator[tuple[Row, Position]]
 """Rows without end, each with the position after it."""
 
 
@@ -55,7 +55,7 @@ def pack_rows(
     packing: Packing,
     loss_weights: LossWeights,
     text_vocab: int = 0,
-) -> Rows:
+) -> PackedRows:
     """Yield rows of `length` pairs; raise InputError if `start` was saved with other data.
 
     Args:
@@ -137,7 +137,7 @@ def open_rows(length: int) -> int:
     return min(max(_OPEN_TOKENS // length, _LEAST_OPEN), _MOST_OPEN)
 
 
-def _pack(pieces: Iterator[_Piece], returned: int, length: int) -> Rows:
+def _pack(pieces: Iterator[_Piece], returned: int, length: int) -> PackedRows:
     """Put each piece where it leaves the least room (best fit). A piece that fits into none of the
     open rows closes them all, and begins the next ones."""
     piece = next(pieces)

@@ -10,7 +10,7 @@ from lwm.core.errors import InputError
 from lwm.data.sources import array_record, parquet
 from lwm.data.sources.cache import expand_url, is_url, local_file
 from lwm.data.sources.json_lines import JsonLines
-from lwm.data.sources.source import Joined, RecordSource, Rows, input_errors
+from lwm.data.sources.source import Joined, RecordSource, SequenceSource, input_errors
 from lwm.data.text.documents import named_chapters
 
 PREFIX = "hf:"
@@ -36,7 +36,9 @@ def open_records(path: str, format: str = "auto") -> RecordSource:
 
 def _open_part(part: str, format: str) -> list[RecordSource]:
     if (chapters := named_chapters(part)) is not None:
-        return [Rows("the King James Bible", [chapter._asdict() for chapter in chapters])]
+        return [
+            SequenceSource("the King James Bible", [chapter._asdict() for chapter in chapters])
+        ]
     if format == "huggingface" or (part.startswith(PREFIX) and not is_url(part)):
         return [_open_dataset(part.removeprefix(PREFIX))]
     names = expand_url(part) if is_url(part) else _files(part)
@@ -71,11 +73,11 @@ def stream_rows(name: str) -> Iterator[Mapping[str, Any]]:
         yield from _load(name, streaming=True)
 
 
-def _open_dataset(name: str) -> Rows:
+def _open_dataset(name: str) -> SequenceSource:
     rows = _load(name)
     if not len(rows):
         raise InputError(f"the dataset {name!r} has no rows; name another split")
-    return Rows(name, rows)
+    return SequenceSource(name, rows)
 
 
 def _load(name: str, **options: Any) -> Any:

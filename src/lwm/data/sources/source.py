@@ -45,7 +45,7 @@ class NamedSource:
         return {key: value for key, value in self.__dict__.items() if key != "_reader"}
 
 
-class Rows(NamedSource):
+class SequenceSource(NamedSource):
     """Read the rows of a sequence, such as the chapters of a book."""
 
     def __init__(self, name: str, rows: Sequence[Record]) -> None:
