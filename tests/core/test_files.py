@@ -127,3 +127,9 @@ def test_a_file_is_replaced_only_on_request(tmp_path: Path) -> None:
 def test_a_file_needs_its_directory(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="does not exist"), new_file(tmp_path / "no" / "a.json"):
         pytest.fail("the block must not run")
+
+
+def test_an_error_of_another_file_is_not_blamed_on_the_destination(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError), new_file(tmp_path / "out.json") as partial:
+        partial.write_bytes((tmp_path / "missing").read_bytes())
+    assert list(tmp_path.iterdir()) == []

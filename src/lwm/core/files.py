@@ -61,6 +61,8 @@ def new_file(destination: Path, *, replace: bool = False) -> Iterator[Path]:
         finally:
             partial.unlink(missing_ok=True)
     except OSError as error:
+        if error.filename is not None and str(error.filename) != str(partial):
+            raise  # the block failed to read another file
         raise _not_writable(destination, error) from error
 
 
