@@ -1,8 +1,8 @@
-"""Measure attention: time and memory of forward and backward passes by length and packing, and the
-balance of zigzag shards.
+"""Measure attention: time and memory by length and packing, and the balance of zigzag shards.
 
-Blockwise and dense attention run alternately, each in a separate process, so that peaks of memory
-are separate too. Four heads of 64, float32, causal.
+Each measurement covers a forward and a backward pass. Blockwise and dense attention run
+alternately, each in a separate process, so that their memory peaks are separate as well. All cases
+use four heads of dimension 64, float32, and a causal mask.
 
 usage: python benchmarks/attention.py [--rounds 3] [--lengths 2048 8192 32768]
 """
@@ -29,7 +29,7 @@ DENSE_LIMIT = 8192  # the square of a longer sequence takes tens of gigabytes
 
 
 def measure(implementation: str, length: int, segments: int, rounds: int) -> dict[str, float]:
-    """Measure the seconds of a forward and backward pass, and the memory in megabytes."""
+    """Measure the seconds of a forward and backward pass, and its memory in megabytes."""
     keys = jax.random.split(jax.random.key(0), 4)
     query, key, value, gradient = (jax.random.normal(k, (1, length, HEADS, DIM)) for k in keys)
     tokens = side(*_packed(length, segments))

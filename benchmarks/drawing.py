@@ -1,11 +1,12 @@
-"""Measure guided video generation beside plain text, and the memory of chats about videos.
+"""Measure the speed of guided video generation and the memory of chats about videos.
 
-Guided: a video of 8 frames with guidance, which takes two rows of a batch; each code counts once.
-Plain: two rows of text after prompts of the same length, as many tokens each, one per step; each
-token of each row counts. A guided code is the work of two rows, so at half the plain rate guidance
-loses nothing; the printed ratio is of rows per second. Memory: the peak of a process that answers
-a question about a number of frames, and what each frame adds to it. The model answers beyond its
-trained length, which costs the same as an answer that makes sense.
+A video of 8 frames is generated with guidance, which takes two rows of a batch; each code counts
+once. For comparison, two rows of plain text are generated after prompts of the same length, with
+equally many tokens each and one token per step; the tokens of both rows count. A guided code takes
+the work of two rows, so guidance costs nothing extra if it reaches half the rate of plain text;
+the printed ratio compares rows per second. Memory is the peak of a process that answers a question
+about a given number of frames, and the increase per additional frame. The prompts are longer than
+the model's trained context, which makes the answers meaningless but does not affect the cost.
 
 usage: python benchmarks/drawing.py runs/reproduce/run [--rounds 5] [--chat 64 128 256 512]
 """
@@ -29,7 +30,7 @@ from lwm.generation.vision_prompts import generation_prompt
 
 
 def video(model: lwm.Model, frames: int, guidance: float) -> tuple[int, float]:
-    """Return the codes and seconds of a guided video, its first frame included."""
+    """Return the number of codes of a guided video, including its first frame, and the seconds."""
     how = replace(VIDEO, guidance=guidance)
     start = time.perf_counter()
     codes = video_codes(
@@ -40,7 +41,7 @@ def video(model: lwm.Model, frames: int, guidance: float) -> tuple[int, float]:
 
 
 def text(engine: Engine, prompt: list[int], tokens: int) -> tuple[int, float]:
-    """Return the tokens of two rows, and the seconds."""
+    """Return the number of tokens in two rows of plain text, and the seconds."""
     sampling = Sampling(temperature=1.0, top_k=1000)
     requests = [
         Request(prompt=prompt, max_tokens=tokens, sampling=replace(sampling, seed=seed))
@@ -53,7 +54,7 @@ def text(engine: Engine, prompt: list[int], tokens: int) -> tuple[int, float]:
 
 
 def chat(name: str, frames: int) -> None:
-    """Run the chat, in the process that is measured."""
+    """Run the chat in the measured process, and print its memory, tokens and seconds."""
     model = lwm.load(name, context=64 + frames * 80, theta=1e6)
     size = model.codec.config.image_size
     pixels = np.random.default_rng(0).integers(0, 256, (frames, size, size, 3), dtype=np.uint8)

@@ -1,11 +1,12 @@
 """Compare inference with Hugging Face transformers: SmolLM2-135M from the same GGUF file.
 
-Both sides run in separate processes, in turn, for several rounds; ratios are of medians, with the
-least and greatest of single rounds beside them, because machines are noisy. Prefill is the time to
-the first token of a 2,048-token prompt; memory is the peak of the whole process, loading included.
-Decode counts the tokens after the first: `decode, plain` generates one per step, as transformers
-does, and `decode` uses drafts looked up in the text, the engine's default. The gain from drafts
-depends on how much an answer repeats, so it is measured on a short answer and on a long one.
+The two sides run alternately in separate processes for several rounds. The benchmark prints ratios
+of medians, with the lowest and highest ratio of a single round, because machines are noisy.
+Prefill is measured by the time to the first token of a 2,048-token prompt; memory is the peak of
+the whole process, including loading. Decode counts the tokens after the first: `decode, plain`
+generates one token per step, as transformers does, and `decode` uses drafts looked up in the text,
+the engine's default. The gain from drafts depends on how repetitive an answer is, so it is
+measured on a short answer and on a long one.
 
 usage: python benchmarks/generate.py [--rounds 3] [--prefill 2048] [--decode 48] [--long 256]
 """
@@ -24,7 +25,7 @@ from lwm.data.text.documents import read_text
 
 
 def peak() -> float:
-    """Return the peak memory of this process, GB."""
+    """Return the peak memory of this process, in GB."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
 
 
@@ -93,11 +94,11 @@ SIDES = {"lwm": ours, "transformers": transformers}
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--side", choices=SIDES, help="run one side only, and print JSON")
+    parser.add_argument("--side", choices=SIDES, help="run only this side, and print JSON")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--prefill", type=int, default=2048)
-    parser.add_argument("--decode", type=int, default=48, help="tokens of the short answer")
-    parser.add_argument("--long", type=int, default=256, help="tokens of the long one")
+    parser.add_argument("--decode", type=int, default=48, help="tokens in the short answer")
+    parser.add_argument("--long", type=int, default=256, help="tokens in the long answer")
     arguments = parser.parse_args()
     sizes = (arguments.prefill, arguments.decode, max(arguments.decode, arguments.long))
     if arguments.side:

@@ -1,8 +1,9 @@
-"""Measure peak memory and time of reading videos, an hour of synthetic video, and an image of
-20,000 x 20,000 pixels as PNG and as JPEG.
+"""Measure the peak memory and time of reading videos and images.
 
-Each case runs in a separate process. The first line is a process that only imports the readers;
-the difference to it is the cost of a file. The first run creates the synthetic files.
+The cases are the videos that are named, an hour of synthetic video, and an image of 20,000 x
+20,000 pixels as PNG and as JPEG. Each case runs in a separate process. The first line is for a
+process that only imports the readers; subtract it to get the cost of reading a file. The first run
+creates the synthetic files.
 
 usage: python benchmarks/media.py [--work FOLDER] [--seconds 3600] [VIDEO ...]
 """
@@ -26,7 +27,7 @@ SIDE = 20_000
 
 
 def make_hour(path: Path, seconds: int) -> None:
-    """Write H.264 at 640 x 360, 30 frames per second and a keyframe every 250 frames."""
+    """Write H.264 at 640 x 360, with 30 frames per second and a keyframe every 250 frames."""
     rows, columns = np.mgrid[:360, :640]
     pictures = []
     for step in range(60):
@@ -48,7 +49,7 @@ def make_hour(path: Path, seconds: int) -> None:
 
 
 def make_png(path: Path) -> None:
-    """Write a PNG row by row, so that the image is never in memory."""
+    """Write a PNG row by row, so that the whole image is never in memory."""
     columns = np.arange(SIDE)
     compress = zlib.compressobj(1)
 

@@ -1,10 +1,10 @@
 """Compare needle cells per minute with Hugging Face transformers' `generate`.
 
-Both sides run SmolLM2-135M from the same GGUF file on the same token ids, greedily, with the same
-limit of answers. They run alternately, each in its own process, and warm up on as many other
-cells. Both answer one prompt at a time; ours reuses the prefix that a prompt shares with the one
-before, as `lwm eval needle` does. The benchmark prints the ratio of medians, and in how many cells
-both give the same answer.
+Both sides run SmolLM2-135M from the same GGUF file on the same token ids, with greedy decoding and
+the same limit on the length of answers. They run alternately in separate processes, and warm up on
+an equal number of other cells. Both answer one prompt at a time; `lwm` reuses the prefix that a
+prompt shares with the previous one, as `lwm eval needle` does. The benchmark prints the ratio of
+medians and the number of cells in which both sides give the same answer.
 
 usage: python benchmarks/needle.py [--rounds 3] [--lengths 1024,2048] [--depths 0:100:4]
 """
@@ -100,7 +100,7 @@ SIDES = {"lwm": ours, "transformers": transformers}
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--side", choices=SIDES, help="run one side only, and print JSON")
+    parser.add_argument("--side", choices=SIDES, help="run only this side, and print JSON")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--lengths", default="1024,2048")
     parser.add_argument("--depths", default="0:100:4")

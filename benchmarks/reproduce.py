@@ -1,13 +1,13 @@
 """Test the whole pipeline: tokenize real images and videos, memorize them, and reproduce them.
 
 The benchmark crops 64 images and 64 clips from the photographs and videos of `lwm[pictures]` and
-gives them captions. `lwm tokenize` encodes them, `lwm train vision-debug` learns them with masked
-packing in both directions. At temperature 0 the trained model must then generate the codes of each
-image or clip from its caption, and the caption from the file. The first frame of a clip is also
-learned as an image, since generation of a video begins with an image.
+gives them captions. `lwm tokenize` encodes them, and `lwm train vision-debug` trains a model on
+them in both directions, with masked packing. At temperature 0 the trained model must then generate
+the codes of each image or clip from its caption, and the caption from the file. The first frame of
+each clip is also trained on as an image, because video generation begins with an image.
 
 usage: python benchmarks/reproduce.py VQGAN WORK [--steps 1500] [--pictures FILE] [train settings]
-WORK is a directory to create; a repeated call resumes.
+WORK is the directory to create; run the same command again to resume.
 """
 
 import argparse
@@ -45,7 +45,7 @@ def lwm_command(*arguments: Any) -> None:
 
 
 def cut(pixels: np.ndarray, place: tuple[float, float] | None, share: float = 0.6) -> np.ndarray:
-    """Crop a part of square images [..., side, side, 3] and resize it to `SIDE`."""
+    """Crop the same part of square images [..., side, side, 3] and resize it to `SIDE`."""
     side = pixels.shape[-2]
     if place is not None:
         part = int(side * share)
@@ -73,7 +73,7 @@ def clips(files: list[Path]) -> Iterator[tuple[str, np.ndarray]]:
 
 
 def distinct(captioned: Iterable[tuple[str, np.ndarray]]) -> Iterator[tuple[str, np.ndarray]]:
-    """Skip images that look like an earlier one, since their captions would be ambiguous."""
+    """Skip images that look like an earlier one, because their captions would be ambiguous."""
     earlier: list[np.ndarray] = []
     for caption, pixels in captioned:
         if all(np.abs(pixels.astype(float) - other).mean() > 4 for other in earlier):
@@ -154,7 +154,7 @@ def main() -> None:
     parser.add_argument("vqgan", type=Path)
     parser.add_argument("work", type=Path)
     parser.add_argument("--steps", type=int, default=1500)
-    parser.add_argument("--pictures", type=Path, help="image of the results to write")
+    parser.add_argument("--pictures", type=Path, help="image file to write the results to")
     arguments, settings = parser.parse_known_args()
     work = arguments.work
     if not (work / "vqgan").is_dir():

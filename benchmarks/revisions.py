@@ -1,8 +1,8 @@
-"""Compare the speed of this checkout with another revision of it, in the same minutes.
+"""Compare the speed of this checkout with that of another revision.
 
-Each revision runs its own benchmark scripts in processes of their own, in turn, several rounds.
-Printed are the medians, their ratio (above 1 means that this checkout is faster or takes less
-memory), and the range of the ratios of single rounds.
+The two revisions run their own benchmark scripts alternately in separate processes, for several
+rounds. The output shows the medians, their ratio (above 1 means that this checkout is faster or
+uses less memory), and the range of the ratios of single rounds.
 
 usage: python benchmarks/revisions.py REVISION [--rounds 5]
 """
@@ -25,7 +25,7 @@ CASES = {
     "train, 1 x 8,192 tokens": ["train.py", "--side", "lwm", "--batch", "1", "--length", "8192"],
 }
 THROUGHPUT = ("prefill", "decode")
-"""Figures that begin with these words are better when larger; times and memory when smaller."""
+"""Figures that begin with these words are better when larger; times and memory, when smaller."""
 
 
 def measure(tree: Path, case: str) -> dict[str, float]:
@@ -38,7 +38,7 @@ def measure(tree: Path, case: str) -> dict[str, float]:
 
 
 def compare(trees: list[Path], case: str, rounds: int) -> None:
-    """Print a line for each figure of one benchmark."""
+    """Compare two source trees on one benchmark, and print a line for each of its figures."""
     pairs = []
     for number in range(rounds):
         # The order alternates, so that a machine that heats up favors neither side.

@@ -1,8 +1,8 @@
 """Compare a training step with Hugging Face transformers: the original's `debug` size, AdamW.
 
-Each side runs in its own process, in turn, for several rounds. A side's time is its fastest step
-after the first; ratios are of medians over rounds. Memory is the peak of the whole process. The
-last rows measure only lwm, to show how its memory grows with length.
+The two sides run alternately in separate processes, for several rounds. The time of a side is that
+of its fastest step after the first; ratios are of medians over rounds. Memory is the peak of the
+whole process. The last rows measure only `lwm`, to show how its memory use grows with length.
 
 usage: python benchmarks/train.py [--rounds 3] [--peer hf_train_step.py] [--long 32768]
 """
@@ -87,7 +87,7 @@ SIDES = {"lwm": ours, "transformers": transformers}
 
 
 def measure(side: str, batch: int, length: int, peer: str | None) -> dict[str, float]:
-    """Measure seconds per step and peak memory in GB, in a new process."""
+    """Measure the seconds per step and the peak memory in GB, in a new process."""
     if side == "transformers" and peer:
         command = [sys.executable, peer, str(batch), str(length), "--steps", str(STEPS)]
     else:
@@ -99,13 +99,13 @@ def measure(side: str, batch: int, length: int, peer: str | None) -> dict[str, f
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--side", choices=SIDES, help="run one side only, and print JSON")
+    parser.add_argument("--side", choices=SIDES, help="run only this side, and print JSON")
     parser.add_argument("--batch", type=int, default=2)
     parser.add_argument("--length", type=int, default=2048)
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--peer", type=Path, help="another script for the other side")
+    parser.add_argument("--peer", type=Path, help="script that replaces the transformers side")
     parser.add_argument(
-        "--long", type=int, default=32768, help="a length to measure only lwm at; 0 for none"
+        "--long", type=int, default=32768, help="length at which to measure only lwm; 0 for none"
     )
     arguments = parser.parse_args()
     if arguments.side:

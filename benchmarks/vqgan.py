@@ -1,9 +1,10 @@
-"""Measure a trained VQGAN on held-out images, and the gain of encoding in batches.
+"""Measure a trained VQGAN on held-out images, and the speedup from encoding in batches.
 
     python benchmarks/vqgan.py runs/vqgan --grid docs/vqgan.png
 
-Reads the held-out files of the `vqgan` recipe (`lwm[pictures]`). Prints PSNR and SSIM of each
-file, codebook entries used, and images per second one at a time and in batches.
+The benchmark reads the held-out files of the `vqgan` recipe (`lwm[pictures]`). It prints PSNR and
+SSIM of each file, the number of codebook entries used, and the images encoded per second, one at a
+time and in batches.
 """
 
 import time
@@ -80,13 +81,13 @@ def main(
     rounds: int = 7,
     grid: Path | None = None,
 ) -> None:
-    """Measure a VQGAN.
+    """Measure a VQGAN on held-out images.
 
     Args:
-        vqgan: Directory of a VQGAN or of a run.
-        frames: Frames of each held-out video.
-        count: Images to encode.
-        rounds: Rounds of timing.
+        vqgan: Directory of a VQGAN or of a training run.
+        frames: Number of frames of each held-out video.
+        count: Number of images to encode for the timing.
+        rounds: Number of timing rounds.
         grid: File to write originals and reconstructions to.
     """
     codec = lwm.load_vqgan(vqgan)
