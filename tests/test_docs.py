@@ -16,5 +16,11 @@ def test_paths_and_links_exist(page: str) -> None:
     for name in re.findall(r"`([a-z_]+/[a-z_/]*(?:\.py|\.c|/))`", text):
         if name not in ("serving/", "vqgan/"):  # planned, and a folder of model directories
             assert any((place / name).exists() for place in places), name
-    for link in re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", text):
-        assert ((ROOT / page).parent / link).exists(), link
+    for link, anchor in re.findall(r"\]\(([^)#:]+)(?:#([^)]*))?\)", text):
+        target = (ROOT / page).parent / link
+        assert target.exists(), link
+        if anchor:
+            headings = re.findall(r"^#+ (.+)$", target.read_text(encoding="utf-8"), re.MULTILINE)
+            assert anchor in {
+                re.sub(r"[^\w -]", "", h).lower().replace(" ", "-") for h in headings
+            }

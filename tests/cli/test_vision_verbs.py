@@ -1,6 +1,7 @@
 """Check generating and reading images on the command line, with a random model and VQGAN."""
 
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -10,6 +11,7 @@ from commands import Run
 
 from lwm.checkpoints.formats.vqgan import write_vqgan
 from lwm.core.params import initialize
+from lwm.generation.codec import VqganCodec
 from lwm.media.images import read_image, write_image
 from lwm.media.videos import read_video, write_video
 from lwm.models.vqgan import VQGANConfig, vqgan_params
@@ -34,17 +36,26 @@ def vqgan(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def seeing(run: Run, tiny: Path, vqgan: Path, tmp_path: Path) -> Path:
+def vision_model(run: Run, tiny: Path, vqgan: Path, tmp_path: Path) -> Path:
     """Convert the tiny text model, with a vision table and the VQGAN."""
-    done = run("convert", tiny, tmp_path / "seeing", "--add-vision", "--vqgan", vqgan)
+    done = run("convert", tiny, tmp_path / "vision-model", "--add-vision", "--vqgan", vqgan)
     assert done.code == 0, done.err
-    return tmp_path / "seeing"
+    return tmp_path / "vision-model"
 
 
-def test_images_are_numbered_and_previewed(run: Run, seeing: Path, tmp_path: Path) -> None:
+def test_images_are_numbered_and_previewed(run: Run, vision_model: Path, tmp_path: Path) -> None:
     out, preview = tmp_path / "cat.png", tmp_path / "preview"
     done = run(
-        "generate", "image", seeing, *GENERATE, "--out", out, "--count", 2, "--preview", preview
+        "generate",
+        "image",
+        vision_model,
+        *GENERATE,
+        "--out",
+        out,
+        "--count",
+        2,
+        "--preview",
+        preview,
     )
     assert done.code == 0, done.err
     paths = [tmp_path / "cat-1.png", tmp_path / "cat-2.png"]
@@ -56,12 +67,14 @@ def test_images_are_numbered_and_previewed(run: Run, seeing: Path, tmp_path: Pat
     np.testing.assert_array_equal(read_image(preview / "2-0001.png", None), images[1])
 
 
-def test_a_video_continues_an_image_or_a_video(run: Run, seeing: Path, tmp_path: Path) -> None:
+def test_a_video_continues_an_image_or_a_video(
+    run: Run, vision_model: Path, tmp_path: Path
+) -> None:
     write_image(tmp_path / "first.png", np.full((SIZE, SIZE, 3), 90, np.uint8))
     out = tmp_path / "cat.gif"
     settings = (*GENERATE, "--out", out, "--fps", 5)
     first = run(
-        "generate", "video", seeing, *settings, "--frames", 3, "--first-frame",
+        "generate", "video", vision_model, *settings, "--frames", 3, "--first-frame",
         tmp_path / "first.png",
     )  # fmt: skip
     assert first.code == 0, first.err
@@ -69,17 +82,19 @@ def test_a_video_continues_an_image_or_a_video(run: Run, seeing: Path, tmp_path:
     assert len(before) == 3
     gif = tmp_path / "before.gif"
     write_video(gif, before, fps=5.0)
-    more = run("generate", "video", seeing, *settings, "--frames", 4, "--continue", gif)
+    more = run("generate", "video", vision_model, *settings, "--frames", 4, "--continue", gif)
     assert more.code == 0, more.err
     assert len(read_video(out, SIZE)) == 4
 
 
-def test_images_and_videos_are_read_in_order(run: Run, seeing: Path, tmp_path: Path) -> None:
+def test_images_and_videos_are_read_in_order(run: Run, vision_model: Path, tmp_path: Path) -> None:
     write_image(tmp_path / "a.png", np.full((SIZE, SIZE, 3), 90, np.uint8))
     write_video(tmp_path / "b.mp4", np.zeros((3, SIZE, SIZE, 3), np.uint8), fps=4.0)
     how = ("--prompt", "what?", "--max-tokens", 3)
     shown = ("--image", tmp_path / "a.png", "--video", tmp_path / "b.mp4")
-    asked = [run("chat", seeing, *how, *order) for order in (shown, shown[2:] + shown[:2], ())]
+    asked = [
+        run("chat", vision_model, *how, *order) for order in (shown, shown[2:] + shown[:2], ())
+    ]
     assert [done.code for done in asked] == [0, 0, 0], [done.err for done in asked]
     counts = [done.err.split("prompt ")[1].split(" tokens")[0] for done in asked]
     assert counts[0] == counts[1]
@@ -87,24 +102,24 @@ def test_images_and_videos_are_read_in_order(run: Run, seeing: Path, tmp_path: P
 
 
 def test_images_and_videos_that_are_refused(
-    run: Run, seeing: Path, tiny: Path, tmp_path: Path
+    run: Run, vision_model: Path, tiny: Path, tmp_path: Path
 ) -> None:
     (tmp_path / "no.png").write_text("no image", encoding="utf-8")
     other = make_vqgan(tmp_path / "other", codes=32)
     out = tmp_path / "out.png"
-    image = ("generate", "image", seeing, *GENERATE)
-    video = ("generate", "video", seeing, *GENERATE)
+    image = ("generate", "image", vision_model, *GENERATE)
+    video = ("generate", "video", vision_model, *GENERATE)
     for words, command in (
         ("text model", ("generate", "image", tiny, *GENERATE, "--out", out)),
         ("text model", ("chat", tiny, "--prompt", "what?", "--image", tmp_path / "no.png")),
-        ("no.png", ("chat", seeing, "--prompt", "what?", "--image", tmp_path / "no.png")),
+        ("no.png", ("chat", vision_model, "--prompt", "what?", "--image", tmp_path / "no.png")),
         ("32 codes.*16", (*image, "--out", out, "--vqgan", other)),
         ("'.mp4'", (*image, "--out", "out.mp4")),
         ("'.png'", (*video, "--out", out)),
         ("--count is 0", (*image, "--out", out, "--count", 0)),
         ("100 frames.*at most", (*video, "--out", "out.mp4", "--frames", 100)),
         ("give one of them", (*video, "--first-frame", "a.png", "--continue", "b.mp4")),
-        ("prompt is empty", ("generate", "image", seeing, "--prompt", " ")),
+        ("prompt is empty", ("generate", "image", vision_model, "--prompt", " ")),
     ):
         done = run(*command)
         assert done.code == 2, (words, done.out, done.err)
@@ -112,3 +127,23 @@ def test_images_and_videos_that_are_refused(
         last = done.err.strip().splitlines()[-1]
         assert all(part in last for part in words.split(".*")), (words, last)
     assert not out.exists()
+
+
+def test_a_chat_encodes_its_video_once(
+    run: Run, vision_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    frames = np.random.default_rng(0).integers(0, 255, (3, SIZE, SIZE, 3), np.uint8)
+    write_video(tmp_path / "clip.gif", frames, fps=2.0)
+    encode, encoded = VqganCodec.encode, []
+
+    def count(codec: VqganCodec, pixels: np.ndarray, **settings: Any) -> np.ndarray:
+        encoded.append(len(pixels))
+        return encode(codec, pixels, **settings)
+
+    monkeypatch.setattr(VqganCodec, "encode", count)
+    done = run(
+        "chat", vision_model, "--video", tmp_path / "clip.gif", "--max-tokens", 4,
+        stdin="What?\nWhy?\n",
+    )  # fmt: skip
+    assert done.code == 0, done.err
+    assert sum(encoded) == 3

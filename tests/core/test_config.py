@@ -85,7 +85,7 @@ def test_a_value_out_of_range_is_refused_on_the_way_in_and_by_override() -> None
         override(Outer(size=3), size=-1)
 
 
-def test_override_changes_what_is_given_alone() -> None:
+def test_override_changes_only_what_is_set() -> None:
     config = Outer(size=3, name="a", tied=True)
     assert override(config, size=4, name=None, tied=False) == Outer(size=4, name="a")
     assert config.size == 3
@@ -97,7 +97,7 @@ def test_override_changes_what_is_given_alone() -> None:
         b"", b"{", b"[1]", b"3", b'"text"', b"\xff\xfe{}", b"[" * 100_000,
     ],
 )  # fmt: skip
-def test_files_that_hold_no_object_are_refused_by_name(tmp_path: Path, content: bytes) -> None:
+def test_files_without_an_object_are_refused_by_name(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "config.json"
     path.write_bytes(content)
     with pytest.raises(ConfigError, match=r"config\.json"):

@@ -30,7 +30,7 @@ def test_a_failure_leaves_nothing_behind(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-def test_leavings_of_a_killed_run_do_not_enter(tmp_path: Path) -> None:
+def test_leftovers_of_a_killed_run_are_removed(tmp_path: Path) -> None:
     stale = tmp_path / ".model.partial"
     stale.mkdir()
     (stale / "old").write_text("old")
@@ -40,7 +40,7 @@ def test_leavings_of_a_killed_run_do_not_enter(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", ["directory", "file", "dangling link"])
-def test_what_exists_is_refused_and_untouched(tmp_path: Path, kind: str) -> None:
+def test_existing_destinations_are_refused_and_unchanged(tmp_path: Path, kind: str) -> None:
     destination = tmp_path / "model"
     if kind == "directory":
         destination.mkdir()

@@ -106,7 +106,7 @@ def test_prompts_are_dropped_with_the_probability(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("codes", "message"),
     [
-        ([*video(1), 1], r"line 1: the key 'vision' holds 5 codes, which is no multiple of 4"),
+        ([*video(1), 1], r"line 1: the key 'vision' holds 5 codes, which is not a multiple of 4"),
         (video(16), r"line 1: the key 'vision' holds the code 16, outside 0 to 15"),
     ],
 )
@@ -127,8 +127,8 @@ def test_broken_image_is_logged_with_its_line(
     path = write_lines(tmp_path / "a.jsonl", lines)
     take(loader(path, fields="vision", max_broken=0.5, **VISION_MODEL), 3)
     assert [line.split(": ", 1)[1] for line in logged] == [
-        f"{path}, line 2: the key 'vision' holds 3 codes, which is no multiple of 4, the codes of "
-        "a frame"
+        f"{path}, line 2: the key 'vision' holds 3 codes, which is not a multiple of 4, "
+        "the codes of a frame"
     ]
 
 
@@ -162,7 +162,7 @@ def test_tokenized_images_are_checked(tmp_path: Path) -> None:
             [24, 8, 9, 15, 17],
             "vision id 24, outside the model's vision vocabulary of 24",
         ),
-        ("short", [7, 8, 17], r"line 1: its 3 vision ids are no multiple of 5"),
+        ("short", [7, 8, 17], r"line 1: its 3 vision ids are not a multiple of 5"),
         ("unended", [7, 8, 9, 15, 16], "encode them with the model's VQGAN"),
         ("unused", [7, 8, 20, 15, 17], "frames of 4 codes below 16"),
     ):

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from lwm.core.errors import InputError
-from lwm.generation.media_inputs import encode_part
+from lwm.generation.media_inputs import encode_media
 from lwm.media.images import write_image
 from lwm.media.videos import write_video
 
@@ -33,7 +33,7 @@ class Reds:
 
 
 def encode(part: dict[str, Any]) -> np.ndarray:
-    return encode_part(part, Reds)
+    return encode_media(part, Reds)
 
 
 def flat(red: int, side: int = SIZE) -> np.ndarray:

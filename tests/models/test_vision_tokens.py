@@ -41,8 +41,8 @@ def test_interleaved_frames_equal_a_loop_and_split_again(
 @pytest.mark.parametrize(
     ("ids", "message"),
     [
-        ([], "0 vision ids are no multiple of 5"),
-        ([1, 2, 3, 4, 16, 1], "6 vision ids are no multiple of 5"),
+        ([], "0 vision ids are not a multiple of 5"),
+        ([1, 2, 3, 4, 16, 1], "6 vision ids are not a multiple of 5"),
         ([1, 2, 3, 16, 17], "below 16"),
         ([1, 2, 3, -1, 17], "below 16"),
         ([1, 2, 3, 4, 16], "the last by 17"),

@@ -52,9 +52,13 @@ class AttentionConfig(Checked, section="attention"):
     """Configure how attention is computed; the result is the same for every setting."""
 
     implementation: Literal["blockwise", "reference"] = "blockwise"
-    strategy: Literal["ring", "all_gather", "ulysses"] = "ring"  # over the sequence axis
+    """Blocks with an online softmax, or the dense reference, which needs [seq, seq] scores."""
+    strategy: Literal["ring", "all_gather", "ulysses"] = "ring"
+    """How devices of the sequence axis exchange keys and values."""
     query_block: Annotated[int, Ge(1)] = 512
+    """Queries computed at a time."""
     key_block: Annotated[int, Ge(1)] = 512
+    """Keys computed at a time."""
 
 
 def attention(

@@ -82,7 +82,7 @@ class StoredTensor:
 
 
 def stored_tensors(table: NameTable, config: LlamaConfig) -> dict[str, tuple[StoredTensor, ...]]:
-    """Return, by our name, the tensors of the file that make up each of ours, in order."""
+    """Map each name of ours to the stored tensors that form it, in order."""
     specs = named_specs(config)
     stored: dict[str, tuple[StoredTensor, ...]] = dict.fromkeys(specs, ())
     for row in table:

@@ -30,7 +30,7 @@ def convert(
     Args:
         source: Any MODEL.
         dest: Directory to create.
-        format: Ours, or the one that transformers loads as LlamaForCausalLM.
+        format: The format of lwm, or the one that transformers loads as LlamaForCausalLM.
         config: Settings of an original checkpoint: a size such as 7b, or a JSON file.
         tokenizer: Tokenizer to save beside the weights; defaults to the source's.
         dtype: Type of the converted weights; defaults to bfloat16 if the source has it.
@@ -42,6 +42,8 @@ def convert(
         seed: Seed of the random weights of --add-vision.
     """
     refuse_existing(dest)
+    if vqgan_config is not None and vqgan is None:
+        raise ConfigError(f"--vqgan-config {vqgan_config} needs --vqgan; add that option")
     from lwm.checkpoints import add_vision as extension
     from lwm.checkpoints.formats.vqgan import read_vqgan
     from lwm.checkpoints.open import open_checkpoint

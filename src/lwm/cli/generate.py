@@ -121,7 +121,7 @@ def generate_video(
     require_video_name(out, fps)
     settings = sampling.settings()
     if first_frame is not None and continued is not None:
-        raise InputError("--first-frame and --continue both say how it begins; give one of them")
+        raise InputError("--first-frame and --continue exclude each other; use one")
     loaded = load.load(model)
     before = None
     for kind, path in (("image", first_frame), ("video", continued)):

@@ -1,7 +1,7 @@
 """Define the errors that a user can cause and fix.
 
 Each message is one sentence that names the offending value and the remedy. The command line prints
-it and exits with code 2. Any other exception is a bug of ours and keeps its traceback.
+it and exits with code 2. Any other exception is a bug and keeps its traceback.
 """
 
 

@@ -1,4 +1,4 @@
-"""State the facts about each platform that the code makes choices by.
+"""Describe what each platform does well.
 
 Other modules ask `traits` instead of comparing platform names, so a new kind of device is
 described here and nowhere else. `docs/log.md` has the measurements for the CPU.
@@ -33,6 +33,7 @@ class Traits:
         codec_batches: whether several such batches run side by side, one per core.
         bounded_launches: whether a program launched on several devices must finish before many
             more are launched (see `mesh.pace`).
+        host_memory: whether all devices share the memory of the host.
     """
 
     dtype: Literal["float32", "bfloat16"]
@@ -43,6 +44,7 @@ class Traits:
     codec_pixels: int
     codec_batches: bool
     bounded_launches: bool
+    host_memory: bool
 
 
 _CPU = Traits(
@@ -54,6 +56,7 @@ _CPU = Traits(
     codec_pixels=1 << 15,
     codec_batches=True,
     bounded_launches=True,
+    host_memory=True,
 )
 _ACCELERATOR = Traits(
     dtype="bfloat16",
@@ -64,6 +67,7 @@ _ACCELERATOR = Traits(
     codec_pixels=1 << 20,
     codec_batches=False,
     bounded_launches=False,
+    host_memory=False,
 )
 
 
@@ -114,8 +118,8 @@ _PEAK_FLOPS: Mapping[str, float] = {
 def peak_flops(devices: int) -> float:
     """Return the peak throughput of some of this run's devices, or 0 if it is not known.
 
-    Accelerators answer by their vendors' data sheets (dense bfloat16 products); a CPU is measured,
-    and counts once however many devices are simulated on it.
+    Figures of accelerators come from the vendors' data sheets (dense bfloat16 products). A CPU is
+    measured, and counts once however many devices are simulated on it.
 
     Returns:
         Floating-point operations per second.

@@ -8,14 +8,15 @@ import psutil
 from jax.sharding import Mesh
 
 from lwm.core.errors import CapacityError
+from lwm.core.hardware import traits_of
 
 
 def available_bytes(device: Any) -> int | None:
-    """Return how many bytes can still be allocated on a device; None if it does not say.
+    """Return how many bytes can still be allocated on a device; None if it is unknown.
 
     For a CPU device this is the host's free memory, or what its control group leaves if less.
     """
-    if device.platform == "cpu":
+    if traits_of(device.platform).host_memory:
         free = psutil.virtual_memory().available
         limit = _control_group_limit()
         return free if limit is None else min(free, limit - psutil.Process().memory_info().rss)
@@ -40,7 +41,8 @@ def require_memory(needed: int, mesh: Mesh | None, *, what: str, remedy: str) ->
         what: names the allocation in the error message.
     """
     device = jax.devices()[0] if mesh is None else mesh.local_devices[0]
-    sharing = len(mesh.local_devices) if mesh is not None and device.platform == "cpu" else 1
+    shared = traits_of(device.platform).host_memory
+    sharing = len(mesh.local_devices) if mesh is not None and shared else 1
     available = available_bytes(device)
     if available is not None and needed * sharing > available:
         raise CapacityError(

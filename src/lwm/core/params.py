@@ -51,6 +51,7 @@ class ParamSpec:
 
     @property
     def size(self) -> int:
+        """Return the number of elements."""
         return math.prod(self.shape)
 
 

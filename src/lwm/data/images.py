@@ -20,7 +20,7 @@ from PIL import Image
 from lwm.core.config import Checked
 from lwm.core.errors import InputError
 from lwm.core.progress import progress
-from lwm.media.images import is_image, read_image
+from lwm.media.images import is_image, read_image, to_unit
 from lwm.media.videos import is_video, read_video
 
 # Files with these suffixes are reported if they are broken; others are used if their content is
@@ -165,7 +165,7 @@ class Crops:
             Image.Resampling.BICUBIC,
             box=(left, top, left + side, top + side),
         )
-        pixels = np.asarray(crop, np.float32) / 127.5 - 1
+        pixels = to_unit(np.asarray(crop))
         if random.random() < 0.5:
             pixels = pixels[:, ::-1]
         if random.random() < config.colors:
@@ -183,7 +183,7 @@ def evaluation_batches(
 ) -> Iterator[dict[str, np.ndarray]]:
     """Yield the images in order, in batches of one size; padding has weight 0."""
     for start in range(0, len(images), batch_size):
-        part = images[start : start + batch_size].astype(np.float32) / 127.5 - 1
+        part = to_unit(images[start : start + batch_size])
         padding = batch_size - len(part)
         yield {
             "pixels": np.concatenate([part, np.zeros((padding, *part.shape[1:]), np.float32)]),

@@ -130,7 +130,7 @@ def filter_top(
     within = rank < jnp.where(top_k > 0, top_k, vocab)[:, None]
     probabilities = jax.nn.softmax(jnp.where(within, ordered, -jnp.inf), axis=-1)
     before = jnp.cumsum(probabilities, axis=-1) - probabilities
-    # Sums round to 1 before the last id, which a top-p of 1 must keep nevertheless.
+    # Sums round to 1 before the last id, which a top-p of 1 must still keep.
     limit = jnp.where(top_p < 1, top_p, jnp.inf)[:, None]
     within &= (before < limit) | (rank == 0)
     least = jnp.min(jnp.where(within, ordered, jnp.inf), axis=-1, keepdims=True)

@@ -9,11 +9,9 @@ from lwm.data.text.templates import TURN_ENDS
 from lwm.engine.engine import Engine
 from lwm.engine.request import Request
 from lwm.engine.runner import reserved_length
-from lwm.engine.sampling import Sampling
+from lwm.engine.sampling import GREEDY
 from lwm.evaluation.task import Case
 from lwm.generation.model import Model
-
-GREEDY = Sampling(temperature=0.0)
 
 
 class ModelAnswerer:

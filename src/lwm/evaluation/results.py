@@ -92,7 +92,7 @@ def read_results(path: Path) -> tuple[dict[str, Any], list[Row]]:
 
 
 def file_digest(path: Path) -> str | None:
-    """Return a hash of a file's content; None for what is no file, such as `book`."""
+    """Return a hash of a file's content; None if the name is not a file, such as `book`."""
     if not path.is_file():
         return None
     with path.open("rb") as file:

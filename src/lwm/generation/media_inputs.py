@@ -24,7 +24,7 @@ _MAX_FRAMES = 8
 """Frames of a video if a part has neither `max_frames` nor `fps`, as in the original."""
 
 
-def encode_part(
+def encode_media(
     part: Part, open_codec: Callable[[], ImageCodec]
 ) -> Int[np.ndarray, "frames codes_per_frame"]:
     """Compute the codes of a part of a message.

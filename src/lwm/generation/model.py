@@ -17,7 +17,7 @@ from lwm.engine.runner import weights_for
 from lwm.engine.scoring import Logits, Scorer, require_ids
 from lwm.generation.codec import ImageCodec, decode_frames
 from lwm.generation.frames import IMAGE, VIDEO, FrameDone, video_codes
-from lwm.generation.media_inputs import encode_part
+from lwm.generation.media_inputs import encode_media
 from lwm.generation.text_generation import (
     Timings,
     stop_strings,
@@ -117,7 +117,7 @@ class Model:
             ConfigError: there is no VQGAN.
         """
         require_vision(self.config)
-        return encode_part(part, lambda: self.codec)
+        return encode_media(part, lambda: self.codec)
 
     def logits(self, tokens: Any, *, vision_mask: Any = None) -> Logits:
         """Compute the logits of the next token at every position of whole sequences.
@@ -206,7 +206,7 @@ class Model:
 
         Args:
             messages: in OpenAI's shape; content is text, or a list of parts, each of which is text
-                or an image or a video (see `media_inputs.encode_part`).
+                or an image or a video (see `media_inputs.encode_media`).
             template: `auto` (the checkpoint's; the original's if it has none, or if there are
                 images), `original` or `chatml`.
             settings: as for `generate`.

@@ -56,9 +56,9 @@ def save_session(path: Path, model: Model, messages: Sequence[Message]) -> None:
     try:
         with new_file(path, replace=True) as partial:
             save_file(arrays, partial, metadata=metadata)
-    except (OSError, SafetensorError) as error:
+    except SafetensorError as error:
         raise InputError(
-            f"the session {path} cannot be written: {error}; free some space or name another file"
+            f"the session {path} cannot be written: {error}; name another file"
         ) from error
 
 

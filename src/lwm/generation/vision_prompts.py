@@ -23,7 +23,7 @@ OPEN, CLOSE = "<vision>", "</vision>"
 
 Part = Mapping[str, Any]
 """Part of a message's content: `{"type": "text", "text": ...}`, or an image or a video."""
-EncodePart = Callable[[Part], Int[np.ndarray, "frames codes_per_frame"]]
+EncodeMedia = Callable[[Part], Int[np.ndarray, "frames codes_per_frame"]]
 """Return the codes of an image or video part, or raise an `InputError`."""
 
 
@@ -78,7 +78,7 @@ def chat_tokens(
     messages: Sequence[Message],
     tokenizer: Tokenizer,
     config: LlamaConfig,
-    encode_part: EncodePart,
+    encode_media: EncodeMedia,
 ) -> list[int]:
     """Return a conversation as ids, with images and videos as codes in their places.
 
@@ -99,7 +99,7 @@ def chat_tokens(
     ids = tokenizer.encode_part(texts[0])
     for part, text in zip(media, texts[1:], strict=True):
         ids += tokenizer.encode_part(OPEN)
-        ids += frame_tokens(encode_part(part), config)
+        ids += frame_tokens(encode_media(part), config)
         ids += tokenizer.encode_part(CLOSE) + tokenizer.encode_part(text)
     return ids
 

@@ -52,7 +52,7 @@ def choose_frames(
     count = max(1, math.ceil((timeline.end - start - tolerance) * fps))
     if count > _MAX_FRAMES:
         raise InputError(
-            f"the video says it lasts {timeline.end - start:.0f} seconds, which at {fps} "
+            f"the video declares a length of {timeline.end - start:.0f} seconds, which at {fps} "
             f"frames a second are {count} frames; up to {_MAX_FRAMES} are taken, so lower fps"
         )
     steps = _spaced_evenly(count, max_frames)

@@ -85,8 +85,7 @@ def refuse_truncated(file: BinaryFile, name: str) -> None:
     file.seek(0)
     if declared > length:
         raise InputError(
-            f"{name} is cut short: {length} of its {declared} bytes are there; "
-            "get a complete copy of it"
+            f"{name} is cut short: it has {length} of {declared} bytes; get a complete copy of it"
         )
 
 

@@ -181,9 +181,7 @@ def open_image(file: BinaryFile, name: str) -> Image.Image:
         image = _OPENERS[kind](file)
     width, height = image.size
     if width < 1 or height < 1 or width * height > _MAX_PIXELS:
-        raise InputError(
-            f"{name} says it is {width} x {height} pixels; between 1 and {_MAX_PIXELS} are read"
-        )
+        raise InputError(f"{name} declares {width} x {height} pixels; the limit is {_MAX_PIXELS}")
     return image
 
 

@@ -136,8 +136,7 @@ def index_frames(video: VideoFile) -> FrameIndex:
         rate = stream.average_rate or stream.guessed_rate or Fraction(25)
     if "mp4" in kind and packets < indexed:
         raise InputError(
-            f"{name} is cut short: {packets} of its {indexed} frames are there; "
-            "get a complete copy of it"
+            f"{name} is cut short: it has {packets} of {indexed} frames; get a complete copy of it"
         )
     if not ticks:
         raise InputError(f"{name} has a video stream without frames; get a complete copy of it")

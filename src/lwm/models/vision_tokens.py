@@ -76,7 +76,7 @@ class VisionVocabulary(Checked, section="vision"):
         """Invert `interleave` for a whole image or video; raise InputError for other ids."""
         if len(ids) == 0 or len(ids) % self.tokens_per_frame:
             raise InputError(
-                f"{len(ids)} vision ids are no multiple of {self.tokens_per_frame}: a frame has "
+                f"{len(ids)} vision ids are not a multiple of {self.tokens_per_frame}; a frame is "
                 f"{self.codes_per_frame} codes and an end token"
             )
         frames = ids.reshape(-1, self.tokens_per_frame)

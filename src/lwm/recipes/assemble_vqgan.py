@@ -17,7 +17,7 @@ from lwm.core.hardware import precise
 from lwm.core.mesh import make_mesh
 from lwm.core.sharding import TRAINING, shard_count
 from lwm.data.images import Crops, evaluation_batches, read_image_files, split_files
-from lwm.media.images import to_pixels, write_image
+from lwm.media.images import to_pixels, to_unit, write_image
 from lwm.models.vqgan import VQGAN, decode_images, encode_images
 from lwm.recipes.learn import learn, require_run
 from lwm.recipes.settings import VqganRun, require_equal
@@ -85,7 +85,7 @@ def _grid_writer(run: VqganRun, held_out: np.ndarray) -> Callable[[int, VqganSta
     compiled = jax.jit(precise(reconstruct, jnp.float32))
 
     def show(step: int, state: VqganState) -> None:
-        pixels = images.astype(np.float32) / 127.5 - 1
+        pixels = to_unit(images)
         reconstructions = to_pixels(np.asarray(compiled(state.weights, pixels)))
         write_image(run.out / GRID, grid(images, reconstructions))
 

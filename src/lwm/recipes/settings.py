@@ -38,14 +38,23 @@ class ModelSettings:
     rope_theta: float | None = None
     """Base of the rotary embedding; raise it to extend the context."""
     vocab_size: int | None = None
+    """Number of text ids; this and the sizes below default to those of the size."""
     hidden_size: int | None = None
+    """Width of the residual stream."""
     intermediate_size: int | None = None
+    """Width of the feed-forward network."""
     num_layers: int | None = None
+    """Number of layers."""
     num_heads: int | None = None
+    """Number of query heads."""
     num_kv_heads: int | None = None
+    """Number of key-value heads; fewer than query heads means grouped-query attention."""
     head_dim: int | None = None
+    """Width of a head."""
     rms_norm_eps: float | None = None
+    """Term added to the mean square in RMSNorm."""
     tie_embeddings: bool | None = None
+    """Use the embedding as the output head."""
     vision: Annotated[VisionVocabulary | None, tyro.conf.AvoidSubcommands] = None
     """Vision vocabulary; defaults to the one of --init, or none."""
 

@@ -101,7 +101,8 @@ def plot_losses(rows: list[dict[str, Any]], path: Path) -> None:
     axes.grid(alpha=0.3)
     if train or evaluation:
         axes.legend()
-    figure.savefig(path, dpi=120)
+    with new_file(path, replace=True) as partial:
+        figure.savefig(partial, dpi=120)
 
 
 def require_tracking(tracking: TrackingConfig) -> None:
@@ -129,7 +130,8 @@ def _weights_and_biases(run: Path, tracking: TrackingConfig, settings: dict[str,
 
     id_file = run / "wandb-run-id"  # a resumed run continues under the same id
     if not id_file.is_file():
-        id_file.write_text(secrets.token_hex(4), encoding="utf-8")
+        with new_file(id_file) as partial:
+            partial.write_text(secrets.token_hex(4), encoding="utf-8")
     try:
         tracked = wandb.init(
             project=tracking.wandb,

@@ -182,7 +182,7 @@ def test_broken_texts(record: dict[str, Any], message: str) -> None:
     ("codes", "message"),
     [
         ([], "holds 0 codes"),
-        ([0] * 255, "holds 255 codes, which is no multiple of 256"),
+        ([0] * 255, "holds 255 codes, which is not a multiple of 256"),
         ([0] * 255 + [8192], "code 8192, outside 0 to 8191"),
         ([-1] + [0] * 255, "code -1"),
         ([0.0] * 256, "where a list of codes"),

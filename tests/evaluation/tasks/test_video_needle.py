@@ -127,8 +127,8 @@ def test_right_answers_score_everything(tokenizer: Tokenizer, tmp_path: Path) ->
 
 
 def test_random_answers_score_at_chance_level() -> None:
-    draw, counts = np.random.default_rng(0), {"colour": 8, "shape": 5, "digit": 8, "count": 8}
-    words = {"colour": list(COLORS), "digit": list("23456789"), "count": list("23456789")}
+    draw, counts = np.random.default_rng(0), {"color": 8, "shape": 5, "digit": 8, "count": 8}
+    words = {"color": list(COLORS), "digit": list("23456789"), "count": list("23456789")}
     words["shape"] = ["circle", "square", "triangle", "star", "cross"]
     for seed in range(4):
         card = card_of(seed)
@@ -139,9 +139,9 @@ def test_random_answers_score_at_chance_level() -> None:
 def test_answers_are_judged_by_their_words() -> None:
     card = card_of(0)
     verdicts: list[tuple[CardKind, str, bool]] = [
-        ("colour", "red", True), ("colour", "The star is RED.", True), ("colour", "", False),
-        ("colour", "red, orange, yellow, green", False), ("colour", "a star", False),
-        ("colour", "It is colored.", False), ("colour", "redder", False),
+        ("color", "red", True), ("color", "The star is RED.", True), ("color", "", False),
+        ("color", "red, orange, yellow, green", False), ("color", "a star", False),
+        ("color", "It is colored.", False), ("color", "redder", False),
         ("shape", "A red star!", True), ("shape", "stars", False), ("shape", "square", False),
         ("digit", "4", True), ("digit", "Four.", True), ("digit", "14", False),
         ("digit", "4 or 5", False), ("digit", "It is the one with a 4", True),
@@ -160,7 +160,7 @@ def blobs(mask: np.ndarray) -> int:
 
 def test_cards_show_what_their_question_is_about() -> None:
     cards = [card_of(seed) for seed in range(64)]
-    assert [card.kind for card in cards[:5]] == ["colour", "shape", "digit", "count", "colour"]
+    assert [card.kind for card in cards[:5]] == ["color", "shape", "digit", "count", "color"]
     assert cards == [card_of(seed) for seed in range(64)]
     many = {card_of(seed).answer for seed in range(400)}
     assert many == {*COLORS, "star", "circle", "square", "triangle", "cross", *"23456789"}

@@ -76,7 +76,7 @@ def _compiler() -> list[str]:
         command = shlex.split(name)
         if command and shutil.which(command[0]):
             return command
-    raise CompilerError("there is no C compiler; install gcc or clang, or name one by CC")
+    raise CompilerError("there is no C compiler; install gcc or clang, or set CC")
 
 
 def _cache() -> Path:

@@ -88,7 +88,7 @@ def open_gguf(file: Path) -> Checkpoint:
     except (ValueError, LookupError, ArithmeticError, RecursionError, OSError) as error:
         reason = error.args[0] if error.args else type(error).__name__
         raise CheckpointError(
-            f"{file} is no GGUF file, or is broken or cut short ({reason}); download it again"
+            f"{file} is not a GGUF file, or is broken or cut short ({reason}); download it again"
         ) from error
     metadata = _Metadata(reader, source)
     architecture = metadata.get("general.architecture", str)

@@ -1,7 +1,7 @@
 """Read and write Hugging Face Llama directories.
 
 To transformers a vision-language model is a plain Llama with one table, the vision ids after the
-text ids. A key of ours in `config.json`, which transformers preserves and ignores, says where the
+text ids. A key in `config.json`, which transformers preserves and ignores, says where the
 vision ids begin.
 """
 

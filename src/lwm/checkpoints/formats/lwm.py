@@ -45,7 +45,7 @@ def write_lwm_config(directory: Path, config: LlamaConfig, dtype: str) -> None:
 
 
 def read_own_settings(directory: Path, kind: str) -> dict[str, Any]:
-    """Read a `config.json` of ours; raise CheckpointError if it has another format or version."""
+    """Read lwm's `config.json`; raise CheckpointError if it has another format or version."""
     file = directory / "config.json"
     data = read_json(file)
     ours, version = data.get("format") == _FORMATS[kind], data.get("version")

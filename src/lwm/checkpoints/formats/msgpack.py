@@ -149,7 +149,7 @@ class Walker:
         for _ in range(count):
             key = self.value(depth + 1)
             if not isinstance(key, str):
-                raise self.fail("a map has a key that is no string")
+                raise self.fail("a map has a key that is not a string")
             result[key] = self.value(depth + 1)
         return result
 

@@ -165,7 +165,7 @@ def _read_settings(config: str | None) -> tuple[LlamaConfig, int]:
 
 def _read_vision(data: dict[str, Any], source: str) -> VisionVocabulary | None:
     # The original fixes 8192 codes, 256 per frame, and 256 more rows in its table. So without
-    # `vision_codes`, a key of ours, a table of more than 256 rows is taken to have that form,
+    # `vision_codes`, a key of lwm, a table of more than 256 rows is taken to have that form,
     # and a smaller one to contain codes and two end tokens.
     values = {ours: data[theirs] for ours, theirs in _VISION_KEYS.items() if theirs in data}
     if "size" not in values:

@@ -136,7 +136,7 @@ def read_pickle(file: Path) -> dict[str, np.ndarray]:
     """Read arrays by their path in the nested dicts, joined by slashes; refuse anything else."""
     try:
         if file.stat().st_size > _MAX_BYTES:
-            raise CheckpointError(f"{file} exceeds {_MAX_BYTES >> 30} GB, so it is no VQGAN")
+            raise CheckpointError(f"{file} exceeds {_MAX_BYTES >> 30} GB, so it is not a VQGAN")
         data = file.read_bytes()
     except OSError as error:
         raise CheckpointError(f"{file} cannot be read ({error}); check the path") from error
@@ -180,7 +180,7 @@ def _flatten(tree: Any) -> dict[str, np.ndarray]:
         if not isinstance(value, dict) or path.count("/") > _MAX_DEPTH:
             raise _Refused(f"{path or 'the root'!r} is neither a dict nor an array")
         if not all(isinstance(key, str) for key in value):
-            raise _Refused(f"a key of {path or 'the root'!r} is no string")
+            raise _Refused(f"a key of {path or 'the root'!r} is not a string")
         if len(waiting) + len(value) > _MAX_ENTRIES:
             break
         waiting += [(f"{path}/{key}" if path else key, inner) for key, inner in value.items()]

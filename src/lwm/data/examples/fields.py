@@ -201,7 +201,7 @@ class FieldsEncoder:
             raise Broken(f"{label} {json_type(value)}, where a list of codes is needed")
         if not value or len(value) % frame:
             raise Broken(
-                f"{label} {len(value)} codes, which is no multiple of {frame}, the codes of a "
+                f"{label} {len(value)} codes, which is not a multiple of {frame}, the codes of a "
                 "frame"
             )
         worst = min(value) if min(value) < 0 else max(value)
@@ -229,7 +229,9 @@ def encode_text(tokenizer: Tokenizer, text: str) -> list[int]:
     try:
         text.encode()
     except UnicodeEncodeError as error:
-        raise Broken("its text holds half of a surrogate pair, which is no character") from error
+        raise Broken(
+            "its text holds half of a surrogate pair, which is not a character"
+        ) from error
     return tokenizer.encode(text, specials=False)
 
 

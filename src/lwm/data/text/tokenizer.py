@@ -127,7 +127,7 @@ def read_tokenizer(path: Path) -> Tokenizer:
     if not path.is_file():
         raise CheckpointError(f"the tokenizer {path} does not exist; check the path")
     if path.stat().st_size > _MAX_BYTES:
-        raise CheckpointError(f"{path} is larger than {_MAX_BYTES >> 20} MB; it is no tokenizer")
+        raise CheckpointError(f"{path} is larger than {_MAX_BYTES >> 20} MB; name a tokenizer")
     if path.suffix != ".json":
         return _with_settings(from_vocabulary(read_sentencepiece(path)), path.parent)
     try:
@@ -224,7 +224,7 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int) -> Tokenizer:
         initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
         show_progress=False,
     )
-    # Half a surrogate pair, which JSON allows, is no character.
+    # Half a surrogate pair, which JSON allows, is not a character.
     pieces = (
         piece.encode("utf-8", "ignore").decode() for text in texts for piece in text_pieces(text)
     )

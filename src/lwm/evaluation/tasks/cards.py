@@ -40,12 +40,12 @@ _SHAPES: dict[str, Sequence[tuple[float, float]]] = {
 _NUMBERS = ("two", "three", "four", "five", "six", "seven", "eight", "nine")
 _DIGITS = tuple(str(n) for n in range(2, 10))  # "one" occurs in most answers
 
-CardKind = Literal["colour", "shape", "digit", "count"]
+CardKind = Literal["color", "shape", "digit", "count"]
 _ANSWERS: dict[CardKind, tuple[str, ...]] = {
-    "colour": tuple(COLORS), "shape": tuple(_SHAPES), "digit": _DIGITS, "count": _DIGITS,
+    "color": tuple(COLORS), "shape": tuple(_SHAPES), "digit": _DIGITS, "count": _DIGITS,
 }  # fmt: skip
 _QUESTIONS: dict[CardKind, str] = {
-    "colour": "a white card with one {shape}. What colour is the {shape}?",
+    "color": "a white card with one {shape}. What color is the {shape}?",
     "shape": "a white card with one {color} shape. Which shape is it?",
     "digit": "a white card with one large {color} digit. Which digit is it?",
     "count": "a white card with {color} dots. How many dots are there?",
@@ -71,7 +71,7 @@ class Card:
     @property
     def answer(self) -> str:
         """Return the answer, one word."""
-        return {"colour": self.color, "shape": self.shape}.get(self.kind, self.digit)
+        return {"color": self.color, "shape": self.shape}.get(self.kind, self.digit)
 
     def judge(self, response: str) -> bool:
         """Return whether a response has the answer as a word, and no other possible answer."""

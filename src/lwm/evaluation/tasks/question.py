@@ -72,7 +72,7 @@ def fit_question(
     target = continuation(tokenizer, tail, question.ideal)
     max_tokens = max(question.max_tokens, len(target))
 
-    @lru_cache(maxsize=2)  # the result is often the last count but one
+    @lru_cache(maxsize=2)  # the result is often the second-to-last count
     def ids(units: int) -> list[int]:
         return tokenizer.encode(question.context(units), specials=False)
 

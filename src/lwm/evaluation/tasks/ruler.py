@@ -12,7 +12,7 @@ To add a task:
 Source: Hsieh et al. 2024 (arXiv 2404.06654). Templates, beginnings of answers, answer lengths,
 settings and scores are those of NVIDIA/RULER (scripts/synthetic.yaml). Differences: the user's
 text replaces the essays and is not repeated if it is too short; keys are compounds of our own
-words; `cwe` takes words of ours and of the text; keys of one example are distinct.
+words; `cwe` takes words from our list and from the text; keys of one example are distinct.
 """
 
 import math
