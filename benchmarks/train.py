@@ -37,7 +37,7 @@ def ours(batch: int, length: int) -> float:
         optimizer=OptimizerConfig(learning_rate=8e-5),
         steps=STEPS,
     )
-    state, step = training.first_state(), training.step()
+    state, step = training.first_state(), training.compiled_step()
     tokens = np.random.default_rng(0).integers(0, 32000, (batch, length + 1), dtype=np.int32)
     rows = {
         "tokens": tokens[:, :-1],

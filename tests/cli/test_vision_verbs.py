@@ -36,19 +36,19 @@ def vqgan(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def vision_model(run: Run, tiny: Path, vqgan: Path, tmp_path: Path) -> Path:
+def multimodal(run: Run, tiny: Path, vqgan: Path, tmp_path: Path) -> Path:
     """Convert the tiny text model, with a vision table and the VQGAN."""
     done = run("convert", tiny, tmp_path / "vision-model", "--add-vision", "--vqgan", vqgan)
     assert done.code == 0, done.err
     return tmp_path / "vision-model"
 
 
-def test_images_are_numbered_and_previewed(run: Run, vision_model: Path, tmp_path: Path) -> None:
+def test_images_are_numbered_and_previewed(run: Run, multimodal: Path, tmp_path: Path) -> None:
     out, preview = tmp_path / "cat.png", tmp_path / "preview"
     done = run(
         "generate",
         "image",
-        vision_model,
+        multimodal,
         *GENERATE,
         "--out",
         out,
@@ -67,14 +67,12 @@ def test_images_are_numbered_and_previewed(run: Run, vision_model: Path, tmp_pat
     np.testing.assert_array_equal(read_image(preview / "2-0001.png", None), images[1])
 
 
-def test_a_video_continues_an_image_or_a_video(
-    run: Run, vision_model: Path, tmp_path: Path
-) -> None:
+def test_a_video_continues_an_image_or_a_video(run: Run, multimodal: Path, tmp_path: Path) -> None:
     write_image(tmp_path / "first.png", np.full((SIZE, SIZE, 3), 90, np.uint8))
     out = tmp_path / "cat.gif"
     settings = (*GENERATE, "--out", out, "--fps", 5)
     first = run(
-        "generate", "video", vision_model, *settings, "--frames", 3, "--first-frame",
+        "generate", "video", multimodal, *settings, "--frames", 3, "--first-frame",
         tmp_path / "first.png",
     )  # fmt: skip
     assert first.code == 0, first.err
@@ -82,18 +80,18 @@ def test_a_video_continues_an_image_or_a_video(
     assert len(before) == 3
     gif = tmp_path / "before.gif"
     write_video(gif, before, fps=5.0)
-    more = run("generate", "video", vision_model, *settings, "--frames", 4, "--continue", gif)
+    more = run("generate", "video", multimodal, *settings, "--frames", 4, "--continue", gif)
     assert more.code == 0, more.err
     assert len(read_video(out, SIZE)) == 4
 
 
-def test_images_and_videos_are_read_in_order(run: Run, vision_model: Path, tmp_path: Path) -> None:
+def test_images_and_videos_are_read_in_order(run: Run, multimodal: Path, tmp_path: Path) -> None:
     write_image(tmp_path / "a.png", np.full((SIZE, SIZE, 3), 90, np.uint8))
     write_video(tmp_path / "b.mp4", np.zeros((3, SIZE, SIZE, 3), np.uint8), fps=4.0)
-    how = ("--prompt", "what?", "--max-tokens", 3)
-    shown = ("--image", tmp_path / "a.png", "--video", tmp_path / "b.mp4")
+    options = ("--prompt", "what?", "--max-tokens", 3)
+    media = ("--image", tmp_path / "a.png", "--video", tmp_path / "b.mp4")
     asked = [
-        run("chat", vision_model, *how, *order) for order in (shown, shown[2:] + shown[:2], ())
+        run("chat", multimodal, *options, *files) for files in (media, media[2:] + media[:2], ())
     ]
     assert [done.code for done in asked] == [0, 0, 0], [done.err for done in asked]
     counts = [done.err.split("prompt ")[1].split(" tokens")[0] for done in asked]
@@ -102,24 +100,24 @@ def test_images_and_videos_are_read_in_order(run: Run, vision_model: Path, tmp_p
 
 
 def test_images_and_videos_that_are_refused(
-    run: Run, vision_model: Path, tiny: Path, tmp_path: Path
+    run: Run, multimodal: Path, tiny: Path, tmp_path: Path
 ) -> None:
     (tmp_path / "no.png").write_text("no image", encoding="utf-8")
     other = make_vqgan(tmp_path / "other", codes=32)
     out = tmp_path / "out.png"
-    image = ("generate", "image", vision_model, *GENERATE)
-    video = ("generate", "video", vision_model, *GENERATE)
+    image = ("generate", "image", multimodal, *GENERATE)
+    video = ("generate", "video", multimodal, *GENERATE)
     for words, command in (
         ("text model", ("generate", "image", tiny, *GENERATE, "--out", out)),
         ("text model", ("chat", tiny, "--prompt", "what?", "--image", tmp_path / "no.png")),
-        ("no.png", ("chat", vision_model, "--prompt", "what?", "--image", tmp_path / "no.png")),
+        ("no.png", ("chat", multimodal, "--prompt", "what?", "--image", tmp_path / "no.png")),
         ("32 codes.*16", (*image, "--out", out, "--vqgan", other)),
         ("'.mp4'", (*image, "--out", "out.mp4")),
         ("'.png'", (*video, "--out", out)),
         ("--count is 0", (*image, "--out", out, "--count", 0)),
         ("100 frames.*at most", (*video, "--out", "out.mp4", "--frames", 100)),
         ("give one of them", (*video, "--first-frame", "a.png", "--continue", "b.mp4")),
-        ("prompt is empty", ("generate", "image", vision_model, "--prompt", " ")),
+        ("prompt is empty", ("generate", "image", multimodal, "--prompt", " ")),
     ):
         done = run(*command)
         assert done.code == 2, (words, done.out, done.err)
@@ -130,7 +128,7 @@ def test_images_and_videos_that_are_refused(
 
 
 def test_a_chat_encodes_its_video_once(
-    run: Run, vision_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    run: Run, multimodal: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     frames = np.random.default_rng(0).integers(0, 255, (3, SIZE, SIZE, 3), np.uint8)
     write_video(tmp_path / "clip.gif", frames, fps=2.0)
@@ -142,7 +140,7 @@ def test_a_chat_encodes_its_video_once(
 
     monkeypatch.setattr(VqganCodec, "encode", count)
     done = run(
-        "chat", vision_model, "--video", tmp_path / "clip.gif", "--max-tokens", 4,
+        "chat", multimodal, "--video", tmp_path / "clip.gif", "--max-tokens", 4,
         stdin="What?\nWhy?\n",
     )  # fmt: skip
     assert done.code == 0, done.err

@@ -78,7 +78,10 @@ def test_generation_prompts_have_the_originals_form() -> None:
         ([part([])], r"shape \[0\]"),
         ([part([[1.5, 2, 3, 4]])], "float64"),
         ([part([[1], [2, 3]])], r"shape \[0\]"),
-        ([{"type": "image_url", "image_url": {"url": "x"}}], "'image_url'.*no VQGAN"),
+        (
+            [{"type": "image_url", "image_url": {"url": "x"}}],
+            "'image_url'.*where the model has a VQGAN",
+        ),
         (["text"], "of type 'str'"),
     ],
 )

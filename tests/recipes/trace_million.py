@@ -46,7 +46,7 @@ def main() -> None:
         steps=run.loop.steps,
     )
     arguments = (training.template(), None, abstract_batch(training.layout))
-    traced = jax.make_jaxpr(training.step())(*arguments)
+    traced = jax.make_jaxpr(training.compiled_step())(*arguments)
     json.dump(sorted(shapes_inside(traced.jaxpr)), sys.stdout)
 
 

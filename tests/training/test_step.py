@@ -91,7 +91,7 @@ def test_a_step_equals_optax_on_the_dense_gradient():
     state = training.first_state()
     rows = {name: jnp.asarray(x) for name, x in packed_rows(9).items()}
     before = jax.tree.map(jnp.copy, state.weights)
-    after, metrics = training.step()(state, None, training.place(packed_rows(9)))
+    after, metrics = training.compiled_step()(state, None, training.place(packed_rows(9)))
 
     loss, gradient = jax.jit(jax.value_and_grad(dense_loss))(before, rows)
     norm = jnp.sqrt(sum((x**2).sum() for x in jax.tree.leaves(gradient)))
@@ -115,7 +115,7 @@ def test_all_weights_decay_if_set():
     training = tiny_training(optimizer=optimizer)
     state = training.first_state()
     before = jax.tree.map(np.asarray, state.weights)
-    after, metrics = training.step()(state, None, training.place(rows))
+    after, metrics = training.compiled_step()(state, None, training.place(rows))
     np.testing.assert_allclose(after.weights.norm, before.norm * 0.75, rtol=1e-6)
     np.testing.assert_allclose(after.weights.embedding, before.embedding * 0.75, rtol=1e-6)
     assert metrics["loss"] == 0
@@ -124,7 +124,7 @@ def test_all_weights_decay_if_set():
 
 def test_a_step_that_is_not_finite_changes_nothing():
     training = tiny_training()
-    step = training.step()
+    step = training.compiled_step()
     state, _ = step(training.first_state(), None, training.place(packed_rows(0)))
     before = jax.tree.map(np.array, state)
     rows = packed_rows(1)
@@ -151,7 +151,7 @@ def test_float32_products_are_exact_on_accelerators(dtype, least):
     """Check the precision of every product, in the step's forward and backward pass."""
     training = tiny_training(compute=ComputeConfig(dtype=dtype))
     arguments = (training.template(), None, abstract_batch(training.layout))
-    for function in (training.step(), training.evaluate()):
+    for function in (training.compiled_step(), training.compiled_evaluation()):
         products = [
             line
             for line in function.lower(*arguments).as_text().splitlines()
@@ -167,7 +167,7 @@ def test_packed_rows_weigh_as_the_same_examples_unpacked():
     training = tiny_training()
     packed = packed_rows(4)
     padded = unpacked(packed)
-    evaluate, state = training.evaluate(), training.first_state()
+    evaluate, state = training.compiled_evaluation(), training.first_state()
     whole = evaluate(state, None, training.place(packed))
     wider = tiny_training(rows=len(padded["tokens"]))
     single = evaluate(state, None, wider.place(padded))
@@ -207,11 +207,11 @@ def test_adapters_start_at_zero_and_train_alone():
     state, rows = training.first_state(), packed_rows(0)
     before = jax.tree.map(np.array, frozen)
     placed = jax.device_put(frozen, tiny_training("1,2,2,1").shardings.weights)
-    step, losses = training.step(), []
+    step, losses = training.compiled_step(), []
     for _ in range(5):
         state, metrics = step(state, placed, training.place(rows))
         losses.append(float(metrics["loss"]))
-    first = whole.evaluate()(whole.first_state(), None, whole.place(rows))
+    first = whole.compiled_evaluation()(whole.first_state(), None, whole.place(rows))
     np.testing.assert_allclose(losses[0], first["loss"] / first["weight"], rtol=1e-5)
     assert losses[-1] < losses[0]
     jax.tree.map(np.testing.assert_array_equal, before, placed)
@@ -251,7 +251,7 @@ def test_no_square_and_no_logits_at_length():
                         walk(part.jaxpr)
 
     arguments = (training.template(), None, abstract_batch(training.layout))
-    walk(jax.make_jaxpr(training.step())(*arguments).jaxpr)
+    walk(jax.make_jaxpr(training.compiled_step())(*arguments).jaxpr)
     assert len(sizes) > 60  # the walk went inside the loops
     # The largest is the hidden activation of all four shards.
     assert max(sizes.values()) <= 4 * length * config.intermediate_size

@@ -161,7 +161,7 @@ def test_row_halves_are_the_originals_loss():
 
 def metrics_of_steps(mesh: str) -> list[dict[str, float]]:
     training = tiny_training(mesh, rows=4, config=WORLD)
-    state, step, values = training.first_state(), training.step(), []
+    state, step, values = training.first_state(), training.compiled_step(), []
     for number in range(3):
         state, metrics = step(state, None, training.place(rows_of("pack", 4, seed=number)))
         values.append({name: float(x) for name, x in metrics.items()})

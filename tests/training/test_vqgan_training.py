@@ -37,7 +37,7 @@ def batch(count: int = 4) -> dict[str, np.ndarray]:
 
 def run(training: VqganTraining, steps: int) -> tuple:
     """Return the last state and the metrics of each step."""
-    state, step, metrics = training.first_state(), training.step(), []
+    state, step, metrics = training.first_state(), training.compiled_step(), []
     for _ in range(steps):
         state, values = step(state, None, training.place(batch()))
         metrics.append(jax.device_get(values))
@@ -56,7 +56,7 @@ def test_reconstructions_improve(learning, structure) -> None:
     # An evaluation does not count two images that only fill up the batch.
     local = batch()
     local["weights"][2:] = 0
-    sums = jax.device_get(training.evaluate()(state, None, training.place(local)))
+    sums = jax.device_get(training.compiled_evaluation()(state, None, training.place(local)))
     assert sums["images"] == 2
     assert sums["counts"].sum() == 2 * 36
     assert sums["psnr"] / 2 == pytest.approx(last["psnr"], abs=3)
@@ -79,7 +79,7 @@ def test_a_step_that_is_not_finite_changes_nothing() -> None:
     before = jax.device_get(state)
     local = batch()
     local["pixels"][0, 0, 0, 0] = np.nan
-    state, metrics = training.step()(state, None, training.place(local))
+    state, metrics = training.compiled_step()(state, None, training.place(local))
     assert metrics["skipped"] == 1
     after = jax.device_get(state)
     assert after.step == 1
@@ -95,7 +95,7 @@ def test_products_are_exact_on_accelerators() -> None:
     """Check the precision of every product and convolution, forward and backward."""
     training = tiny_training(structure=0.1)
     arguments = (training.template(), None, training.place(batch()))
-    for function in (training.step(), training.evaluate()):
+    for function in (training.compiled_step(), training.compiled_evaluation()):
         products = [
             line
             for line in function.lower(*arguments).as_text().splitlines()

@@ -82,7 +82,7 @@ def unpacked(packed: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
 
 def trajectory(training: TextTraining, *, steps: int = 6) -> np.ndarray:
     """Return loss and gradient norm of each step on the same global batches."""
-    state, step, values = training.first_state(), training.step(), []
+    state, step, values = training.first_state(), training.compiled_step(), []
     for number in range(steps):
         rows = {name: x[training.layout.rows] for name, x in packed_rows(number).items()}
         state, metrics = step(state, None, training.place(rows))

@@ -23,29 +23,29 @@ from lwm.core.errors import LwmError
 
 
 @dataclass(frozen=True)
-class Group:
+class CommandGroup:
     """Represent a command that consists of further commands."""
 
     summary: str
-    commands: "dict[str, Group | Callable[..., None]]"
+    commands: "dict[str, CommandGroup | Callable[..., None]]"
 
 
-LWM = Group(
+LWM = CommandGroup(
     "Train, evaluate, run and convert Large World Models.",
     {
         "demo": demo,
         "chat": chat,
-        "generate": Group(
+        "generate": CommandGroup(
             "Generate text, images or videos from a prompt.",
             {"text": generate_text, "image": generate_image, "video": generate_video},
         ),
         "train": train,
         "tokenize": tokenize,
-        "data": Group(
+        "data": CommandGroup(
             "Inspect, write or export training data.",
             {"inspect": inspect, "qa": questions, "export": export},
         ),
-        "eval": Group(
+        "eval": CommandGroup(
             "Evaluate a model, and report scores with plots.",
             {
                 "needle": needle,
@@ -83,7 +83,7 @@ def main() -> None:
         sys.exit(2)
 
 
-def _run(command: str, group: Group, arguments: Sequence[str]) -> None:
+def _run(command: str, group: CommandGroup, arguments: Sequence[str]) -> None:
     see = f"see '{command} --help'"
     if not arguments:
         raise UsageError(f"{command}: name one of {', '.join(group.commands)}; {see}")
@@ -96,7 +96,7 @@ def _run(command: str, group: Group, arguments: Sequence[str]) -> None:
         remedy = f"did you mean {close}?" if close else see
         raise UsageError(f"{command}: unknown command {name!r}; {remedy}")
     match group.commands[name]:
-        case Group() as inner:
+        case CommandGroup() as inner:
             _run(f"{command} {name}", inner, rest)
         case verb if verb in (train, inspect):  # whose options depend on a recipe
             verb(rest)
@@ -104,10 +104,10 @@ def _run(command: str, group: Group, arguments: Sequence[str]) -> None:
             parse(verb, f"{command} {name}", rest)
 
 
-def _help(command: str, group: Group) -> str:
+def _help(command: str, group: CommandGroup) -> str:
     lines = [f"usage: {command} [-h] COMMAND ...", "", group.summary, "", "commands:"]
     for name, entry in group.commands.items():
-        summary = entry.summary if isinstance(entry, Group) else str(entry.__doc__)
+        summary = entry.summary if isinstance(entry, CommandGroup) else str(entry.__doc__)
         lines.append(f"  {name:<14}{summary.splitlines()[0]}")
     return "\n".join([*lines, "", f"'{command} COMMAND --help' describes a command."])
 

@@ -11,7 +11,7 @@ from lwm.core.errors import ConfigError
 from lwm.data.examples.fields import parse_fields
 from lwm.data.rows.packing import LossWeights, Packing
 
-Format = Literal["auto", "jsonl", "parquet", "array_record", "huggingface"]
+SourceFormat = Literal["auto", "jsonl", "parquet", "array_record", "huggingface"]
 
 _LEAST_SHARE = 0.001  # of a mixture, since shares are exact in every thousand examples
 _MOST_SETS = 255
@@ -43,7 +43,7 @@ class DataConfig(Checked, section="data"):
     mixture: dict[str, DataSet] = field(default_factory=dict)
     """Several data sets by weight, instead of one path: --data.mixture.NAME.path FILE, and
     .weight, .fields, .fields-from-example or .messages, for any NAME."""
-    format: Format = "auto"
+    format: SourceFormat = "auto"
     """Format of the files; auto detects it."""
     fields: str = "text"
     """Keys of an example to train on, separated by commas: `+` joins as text, `[key]` carries no

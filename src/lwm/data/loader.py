@@ -18,7 +18,7 @@ from lwm.data.rows.broken import BrokenLog
 from lwm.data.rows.draws import Shares, Split, Stream
 from lwm.data.rows.packing import Row, pack_rows
 from lwm.data.rows.pipeline import BatchIterator
-from lwm.data.splits import Part, open_mixture
+from lwm.data.splits import SplitName, open_mixture
 from lwm.data.text.tokenizer import Tokenizer
 from lwm.models.vision_tokens import VisionVocabulary
 
@@ -52,7 +52,7 @@ class Loader:
         sequence_length: int,
         batch_size: int,
         rows: Sequence[int] | None = None,
-        split: Part = "train",
+        split: SplitName = "train",
         vocab_size: int | None = None,
         vision: VisionVocabulary | None = None,
     ) -> None:

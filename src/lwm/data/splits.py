@@ -19,7 +19,7 @@ from lwm.data.text.templates import text_content
 from lwm.data.text.tokenizer import LEAST_VOCABULARY, Tokenizer, train_tokenizer
 from lwm.models.vision_tokens import VisionVocabulary
 
-Part = Literal["train", "evaluation"]
+SplitName = Literal["train", "evaluation"]
 
 _PROBED = 100  # broken examples at the beginning after which the data as a whole is refused
 
@@ -27,7 +27,7 @@ _PROBED = 100  # broken examples at the beginning after which the data as a whol
 def open_mixture(
     config: DataConfig,
     tokenizer: Tokenizer,
-    part: Part,
+    part: SplitName,
     *,
     streams: int = 1,
     text_vocab: int | None = None,
@@ -71,7 +71,7 @@ def open_mixture(
     return opened
 
 
-def _numbers(config: DataConfig, total: int, part: Part) -> range:
+def _numbers(config: DataConfig, total: int, part: SplitName) -> range:
     held_out = round(total * config.held_out)
     share = f"held_out is {config.held_out:g} of {total} examples, which"
     if part == "evaluation" and not held_out:

@@ -109,8 +109,8 @@ def codes_from_part(part: Part) -> np.ndarray:
     kind = part.get("type")
     if kind != "codes":
         raise InputError(
-            f"the message has a part of type {kind!r}, and the model has no VQGAN to turn it into "
-            "codes; load one, or send parts of type 'text' and 'codes'"
+            f"the message has a part of type {kind!r}; 'text' and 'codes' are supported, and "
+            "'image', 'video', 'image_url' and 'video_url' where the model has a VQGAN"
         )
     return integer_array(part.get("codes"), "the codes of a message", "frames, codes_per_frame")
 

@@ -138,7 +138,7 @@ class Loop:
         self._pending: tuple[dict[str, Any], float, Any] | None = None
         started = self._clock = self._logged = time.perf_counter()
         self._frozen = self.training.frozen()
-        train, evaluate = self.training.step(), self.training.evaluate()
+        train, evaluate = self.training.compiled_step(), self.training.compiled_evaluation()
         profiled = min(_PROFILED.start, last - self._first - 1) if self.config.profile else -1
         with ExitStack() as stack:
             interruption = stack.enter_context(Interruption(self._first))

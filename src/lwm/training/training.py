@@ -137,13 +137,13 @@ class Training(ABC):
     def evaluation_row(self, sums: Mapping[str, Any]) -> dict[str, float]:
         """Return an evaluation's values, with `loss`, from the sums over its batches."""
 
-    def step(self) -> Any:
+    def compiled_step(self) -> Any:
         """Compile `train_step`; the compiled function reuses the buffers of the state."""
         outputs = self.shardings, self.replicated
         step = precise(self.train_step, self.dtype)
         return jax.jit(step, donate_argnums=0, out_shardings=outputs)
 
-    def evaluate(self) -> Any:
+    def compiled_evaluation(self) -> Any:
         """Compile `evaluate_batch`."""
         return jax.jit(precise(self.evaluate_batch, self.dtype), out_shardings=self.replicated)
 
