@@ -116,7 +116,7 @@ def test_images_and_videos_that_are_refused(
         ("'.png'", (*video, "--out", out)),
         ("--count is 0", (*image, "--out", out, "--count", 0)),
         ("100 frames.*at most", (*video, "--out", "out.mp4", "--frames", 100)),
-        ("give one of them", (*video, "--first-frame", "a.png", "--continue", "b.mp4")),
+        ("exclude each other", (*video, "--first-frame", "a.png", "--continue", "b.mp4")),
         ("prompt is empty", ("generate", "image", multimodal, "--prompt", " ")),
     ):
         done = run(*command)
