@@ -112,7 +112,7 @@ def recursive() -> dict:
     ("tree", "message"),
     [
         ([np.zeros(2)], "neither a dict nor an array"),
-        ({1: np.zeros(2)}, "no string"),
+        ({1: np.zeros(2)}, "not a string"),
         ({"a": "text"}, "neither a dict nor an array"),
         ({"a": np.zeros(2, np.int32)}, "'i4'"),
         ({"a": np.array([None])}, "more than dicts of arrays"),
