@@ -123,7 +123,7 @@ def test_a_video_too_long_is_refused_before_its_first_frame(vision_model: Model)
         ({"prompt": "a", "frames": 2, "before": np.zeros((1, 2, 4), int)}, InputError, "least 3"),
         ({"prompt": "a", "before": [[1, 2, 3, 4]]}, InputError, r"shape \[1, 4\] and type int64"),
         ({"prompt": "a", "before": [[[1], [1, 2]]]}, InputError, r"shape \[0\]"),
-        ({"prompt": "a", "colour": 1}, ConfigError, "colour"),
+        ({"prompt": "a", "tint": 1}, ConfigError, "tint"),
         ({"prompt": "a", "temperature": -1}, ConfigError, "temperature is -1"),
     ],
 )
