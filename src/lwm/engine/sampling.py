@@ -20,6 +20,7 @@ from jaxtyping import Array, Bool, Float, Int, UInt32
 
 from lwm.core.config import Checked
 from lwm.core.errors import ConfigError
+from lwm.core.pytree import pytree
 
 MAX_ALTERNATIVES = 20
 """Alternatives that a step can return for each token."""
@@ -59,8 +60,7 @@ GREEDY = Sampling(temperature=0.0)
 """Take the likeliest token."""
 
 
-@jax.tree_util.register_dataclass
-@dataclass(frozen=True, kw_only=True)
+@pytree
 class SlotSampling:
     """Hold the `Sampling` of every slot, as arrays.
 
@@ -97,8 +97,7 @@ def slot_sampling(rows: Sequence[Sampling], **slots: Any) -> SlotSampling:
     return SlotSampling(**columns, **slots)
 
 
-@jax.tree_util.register_dataclass
-@dataclass(frozen=True, kw_only=True)
+@pytree
 class Sampled:
     """Hold a token per row, its log-probability, and alternatives (zeros if none are needed)."""
 

@@ -13,11 +13,11 @@ from jaxtyping import Array, Float, Int
 from lwm.attention.order import zigzag
 from lwm.core.errors import ConfigError
 from lwm.core.mesh import SEQUENCE
+from lwm.core.pytree import pytree
 from lwm.core.sharding import TRAINING, partition_spec, shard_count
 
 
-@jax.tree_util.register_dataclass
-@dataclass(frozen=True, kw_only=True)
+@pytree
 class Batch:
     """Hold rows of token ids, their positions in any order, and the loss weights of the targets.
 

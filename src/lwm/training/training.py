@@ -19,12 +19,12 @@ from jaxtyping import Array, Bool, Int
 
 from lwm.core import params
 from lwm.core.hardware import precise
+from lwm.core.pytree import pytree
 from lwm.core.sharding import TRAINING
 from lwm.training.optimizer import OptimizerConfig
 
 
-@jax.tree_util.register_dataclass
-@dataclass(frozen=True, kw_only=True)
+@pytree
 class TrainState:
     """Hold what a step changes; `step` counts the batches used so far."""
 

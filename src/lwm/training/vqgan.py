@@ -19,6 +19,7 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from lwm.core.config import Checked
 from lwm.core.errors import ConfigError
+from lwm.core.pytree import pytree
 from lwm.core.sharding import TRAINING, partition_spec
 from lwm.models.likeness import psnr, ssim
 from lwm.models.vqgan import (
@@ -48,8 +49,7 @@ class CodebookConfig(Checked, section="codebook"):
     random latent; 0 disables this."""
 
 
-@jax.tree_util.register_dataclass
-@dataclass(frozen=True, kw_only=True)
+@pytree
 class Usage:
     """Hold, for each entry, moving averages of how often it is chosen and of its latents' sum."""
 
@@ -136,8 +136,7 @@ def _reconstruction_loss(
     return loss
 
 
-@jax.tree_util.register_dataclass
-@dataclass(frozen=True, kw_only=True)
+@pytree
 class VqganState(TrainState):
     """Hold what a step changes, with the usage of the codebook's entries."""
 
