@@ -13,6 +13,7 @@ import jax
 import numpy as np
 import pytest
 from commands import Run
+from PIL import Image
 
 from lwm.checkpoints.formats.vqgan import write_vqgan
 from lwm.core import params
@@ -49,7 +50,9 @@ def folder(tmp_path: Path) -> Path:
         write_image(folder / f"{number}.png", pixels[number])
     write_video(folder / "v.mp4", pixels, fps=8.0)
     (folder / "broken.jpg").write_bytes(b"\xff\xd8\xff nothing")
-    for name in ("0", "1", "broken", "v"):
+    Image.fromarray(pixels[0]).save(folder / "still.avif")
+    (folder / "drawing.svg").write_text("<svg/>")
+    for name in ("0", "1", "broken", "drawing", "still", "v"):
         (folder / f"{name}.txt").write_text(f"the thing {name}", encoding="utf-8")
     (folder.parent / "more.csv").write_text("file,caption\n2.png,two\n2.png,a two\n")
     return folder
@@ -64,15 +67,18 @@ def test_a_folder_becomes_a_file_that_trains(run: Run, folder: Path, vqgan: Path
     assert ran.code == 0, ran.err
     assert ran.out == f"{out}\n"
     lines = ran.err.splitlines()
-    assert "broken.jpg" in lines[0]
-    assert lines[1].startswith("skipped 1 of 10 files that cannot be read")
-    assert lines[2].startswith("skipped 5 of 10 files without a caption, such as 3.png")
-    assert lines[3] == "(5 captioned images, 8 frames of 4 codes)"
+    assert "broken.jpg cannot be read as an image" in lines[0]
+    assert "drawing.svg is not an image that can be read" in lines[1]
+    assert lines[2].startswith("skipped 2 of 12 files that cannot be read")
+    assert lines[3:8] == [f"{number}.png has no caption" for number in range(3, 8)]
+    assert lines[8].startswith("skipped 5 of 12 files without a caption")
+    assert lines[9] == "(6 captioned images, 9 frames of 4 codes)"
     lines = [json.loads(line) for line in out.read_text(encoding="utf-8").splitlines()]
     assert [line["caption"] for line in lines] == [
-        "the thing 0", "the thing 1", "two", "a two", "the thing v",
+        "the thing 0", "the thing 1", "two", "a two", "the thing still", "the thing v",
     ]  # fmt: skip
-    assert [len(line["vision"]) for line in lines] == [4, 4, 4, 4, 20]
+    assert [len(line["vision"]) for line in lines] == [4, 4, 4, 4, 4, 20]
+    assert " an image of" in lines[4]["drawing"]
     trained = run(
         "train", "vision-debug", "--data.path", out, "--out", folder.parent / "run", "--steps",
         2, *MODEL,

@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from lwm.core.errors import InputError
-from lwm.curation.captions import CaptionedFile, captioned_files, find_media
+from lwm.curation.captions import CaptionedFile, captioned_files, find_files
 
 
 def write_png(file: Path, caption: str | None = None) -> Path:
@@ -38,12 +38,12 @@ def captions(files: tuple[CaptionedFile, ...]) -> dict[str, tuple[str, ...]]:
 
 
 def test_folders_are_listed_by_name(folder: Path) -> None:
-    sources = [file.source for file in find_media([folder])]
+    sources = [file.source for file in find_files([folder])[0]]
     assert sources == ["a/cat.png", "b.png", "broken.mp4", "z"]
 
 
 def test_a_file_named_twice_is_listed_once(folder: Path) -> None:
-    sources = [file.source for file in find_media([folder / "a" / "cat.png", folder])]
+    sources = [file.source for file in find_files([folder / "a" / "cat.png", folder])[0]]
     assert sources == ["cat.png", "b.png", "broken.mp4", "z"]
 
 
@@ -54,6 +54,22 @@ def test_captions_are_read_beside_their_files(folder: Path) -> None:
     all_files = captioned_files([folder], uncaptioned="keep")
     assert captions(all_files.files) == captions(result.files) | {"broken.mp4": (), "z": ()}
     assert all_files.uncaptioned == ()
+
+
+def test_files_that_are_no_media_are_in_the_result_if_they_have_a_caption(folder: Path) -> None:
+    for name in ("drawing.svg", "paper.pdf", "b.json", "table.dat", "photo.HEIC"):
+        (folder / name).write_bytes(b"anything")
+    (folder / "paper.txt").write_text("a paper", encoding="utf-8")
+    (folder.parent / "some.csv").write_text("file,caption\ntable.dat,a table\n")
+    result = captioned_files([folder], folder.parent / "some.csv")
+    assert captions(result.files) == {
+        "a/cat.png": ("a cat",),
+        "b.png": ("a bear",),  # b.txt is not the caption of b.json
+        "paper.pdf": ("a paper",),
+        "table.dat": ("a table",),
+    }
+    # Their names say that they are images.
+    assert result.uncaptioned == ("broken.mp4", "drawing.svg", "photo.HEIC", "z")
 
 
 @pytest.mark.parametrize(

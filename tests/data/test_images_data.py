@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from lwm.core.errors import ConfigError, InputError
 from lwm.data.images import (
@@ -35,6 +36,22 @@ def test_files_are_held_out_whole(folder) -> None:
     assert sizes == {"dog.png": (1, 16, 16, 3), "run.mp4": (4, 16, 16, 3)}
     globbed, _ = split_files(ImageDataConfig(path=f"{folder}/*.png, {folder}/run.mp4"))
     assert [file.name for file in globbed] == ["cat.png", "dog.png", "run.mp4"]
+
+
+def test_files_that_cannot_be_read_are_reported_and_skipped(folder, capsys) -> None:
+    (folder / "drawing.svg").write_text("<svg/>")
+    (folder / "half.jpg").write_bytes((folder / "deep" / "cow.jpg").read_bytes()[:200])
+    Image.new("RGB", (20, 20)).save(folder / "still.avif")
+    files, _ = split_files(ImageDataConfig(path=str(folder)))
+    assert len(files) == 7
+    images = {file.name: len(squares) for file, squares in read_image_files(files, 16, 4)}
+    assert images == {"cat.png": 1, "cow.jpg": 1, "dog.png": 1, "run.mp4": 4, "still.avif": 1}
+    report = capsys.readouterr().err
+    assert "drawing.svg is not an image that can be read" in report
+    assert "half.jpg cannot be read as an image" in report
+    assert "skipped 2 of 7 files" in report
+    with pytest.raises(InputError, match=r"none of 1 files can be read: .*drawing\.svg"):
+        list(read_image_files([folder / "drawing.svg"], 16, 4))
 
 
 @pytest.mark.parametrize(

@@ -11,12 +11,15 @@ import av.stream
 import numpy as np
 import pytest
 from PIL import Image
+from pillow_heif import register_heif_opener
 from small_media import add_sound, encoded, numbered, smooth_image, video
 
 from lwm.core.errors import InputError
 from lwm.media import streams
 from lwm.media.images import is_image, read_image
 from lwm.media.videos import is_video, read_video, write_video
+
+register_heif_opener()
 
 FRAMES = [numbered(index) for index in range(12)]
 
@@ -41,7 +44,7 @@ def test_text_named_as_an_image_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "poem.png"
     path.write_text("Rough winds do shake the darling buds of May\n" * 50)
     with pytest.raises(
-        InputError, match=r"poem\.png is not an image; PNG, JPEG, WebP, GIF and BMP"
+        InputError, match=r"poem\.png is not an image that can be read; PNG, .*HEIC"
     ):
         read_image(path, 16)
     with pytest.raises(InputError, match=r"poem\.png is not a video that can be read"):
@@ -169,6 +172,9 @@ def image_files() -> dict[str, bytes]:
         "GIF, animated": encoded(image, "GIF", **animated),
         "WebP, animated": encoded(image, "WEBP", **animated),
         "PNG, animated": encoded(image, "PNG", **animated),
+        "TIFF": encoded(image, "TIFF", exif=exif, compression="tiff_lzw"),
+        "AVIF, animated": encoded(image, "AVIF", **animated),
+        "HEIF": encoded(image, "HEIF"),
     }
 
 

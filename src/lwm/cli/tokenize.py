@@ -30,8 +30,9 @@ def tokenize(
 ) -> None:
     """Encode captioned images and videos as training data.
 
-    The caption of cat.jpg is the text in cat.txt beside it, or comes from --captions. Unreadable
-    files are skipped. A repeated command continues an interrupted run, from OUT.partial.
+    The caption of cat.jpg is the text in cat.txt beside it, or comes from --captions. Files that
+    cannot be read or have no caption are listed and skipped. A repeated command continues an
+    interrupted run, from OUT.partial.
 
     Args:
         vqgan: VQGAN that encodes images: a directory, a training run, or the original's pickle.
@@ -73,10 +74,12 @@ def tokenize(
         say(fault)
     if faults:
         say(f"skipped {len(faults)} of {total} files that cannot be read, as reported above")
+    for file in captioned.uncaptioned:
+        say(f"{file} has no caption")
     if captioned.uncaptioned:
         say(
-            f"skipped {len(captioned.uncaptioned)} of {total} files without a caption, such as "
-            f"{captioned.uncaptioned[0]}; --uncaptioned keep keeps them"
+            f"skipped {len(captioned.uncaptioned)} of {total} files without a caption, as "
+            "reported above; --uncaptioned keep keeps them"
         )
     say(
         f"({summary.examples:,} captioned images, {summary.frames:,} frames of "

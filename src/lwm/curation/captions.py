@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Literal
 
 from lwm.core.errors import InputError
-from lwm.data.images import IMAGES, is_media
+from lwm.data.images import IMAGES, is_media, is_visible
 
 _MAX_CAPTION_BYTES = 1 << 20
 
@@ -48,11 +48,23 @@ def captioned_files(
 ) -> CaptionedFiles:
     """Find images and videos in files and folders, with their captions.
 
+    A file of another kind is in the result if it has a caption, so that it is reported.
+
     Args:
         manifest: captions; a file that it does not name may still have a text file beside it.
     """
-    files = list(find_media(paths))
-    by_file = {} if manifest is None else _read_manifest(manifest, files)
+    media, others = find_files(paths)
+    by_file = {} if manifest is None else _read_manifest(manifest, [*media, *others])
+    # The text beside cat.jpg is not the caption of cat.json.
+    stems = {file.path.with_suffix("") for file in media}
+    files = media + [
+        file
+        for file in others
+        if file.path in by_file
+        or (file.path.with_suffix("") not in stems and file.path.with_suffix(".txt").is_file())
+    ]
+    if not files:
+        raise InputError(f"{paths[0]} holds no images or videos; name a folder that does")
     result: list[CaptionedFile] = []
     skipped: list[str] = []
     faults: list[str] = []
@@ -76,16 +88,19 @@ def captioned_files(
     return CaptionedFiles(files=tuple(result), uncaptioned=tuple(skipped), faults=tuple(faults))
 
 
-def find_media(paths: Sequence[Path]) -> Iterator[CaptionedFile]:
-    """Yield the images and videos of files and folders, each once, without captions."""
+def find_files(paths: Sequence[Path]) -> tuple[list[CaptionedFile], list[CaptionedFile]]:
+    """Return the images and videos of files and folders, and the other files, each once.
+
+    A file that is named itself counts as an image or a video.
+    """
     if not paths:
         raise InputError("there is nothing to look at; name a folder of images and videos")
+    media: list[CaptionedFile] = []
+    others: list[CaptionedFile] = []
     visited: set[Path] = set()
     for path in paths:
         if path.is_dir():
-            inside = [file for file in path.rglob("*") if is_media(file, path)]
-            if not inside:
-                raise InputError(f"{path} holds no images or videos; name a folder that does")
+            inside = [file for file in path.rglob("*") if is_visible(file, path)]
             named = sorted((file.relative_to(path).as_posix(), file) for file in inside)
         elif path.is_file():
             named = [(path.name, path)]
@@ -94,7 +109,9 @@ def find_media(paths: Sequence[Path]) -> Iterator[CaptionedFile]:
         for source, file in named:
             if (resolved := file.resolve()) not in visited:
                 visited.add(resolved)
-                yield CaptionedFile(path=file, source=source)
+                group = media if file == path or is_media(file) else others
+                group.append(CaptionedFile(path=file, source=source))
+    return media, others
 
 
 def _caption_beside(image: Path) -> tuple[str, ...]:

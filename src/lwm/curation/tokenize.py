@@ -29,7 +29,7 @@ from lwm.core.progress import progress
 from lwm.curation.captions import CaptionedFile
 from lwm.data.examples.examples import Example
 from lwm.data.examples.fields import FieldsEncoder
-from lwm.data.images import VIDEOS
+from lwm.data.images import is_moving
 from lwm.data.sources.array_record import SUFFIX as ARRAY_RECORD
 from lwm.data.sources.array_record import write_array_record
 from lwm.data.text.tokenizer import Tokenizer
@@ -37,7 +37,7 @@ from lwm.data.text.vision_texts import training_line
 from lwm.generation.codec import VqganCodec
 from lwm.media.choice import check_choice
 from lwm.media.images import read_image, to_unit
-from lwm.media.videos import is_video, iterate_frames
+from lwm.media.videos import iterate_frames
 from lwm.models.vision_tokens import VisionVocabulary
 
 _EXTENSIONS = (".jsonl", ".jsonl.gz", ARRAY_RECORD)
@@ -132,9 +132,7 @@ def encode_group(
 
 def _image(path: Path, size: int) -> UInt8[np.ndarray, "size size 3"] | None:
     """Read an image; None if the file is a video, even a broken one."""
-    if path.suffix.lower() in VIDEOS or is_video(path):
-        return None
-    return read_image(path, size)
+    return None if is_moving(path) else read_image(path, size)
 
 
 def encode_locally(codec: VqganCodec, settings: FrameSettings) -> EncodeGroups:

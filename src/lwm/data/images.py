@@ -5,7 +5,7 @@ and n, so a run resumes by a number.
 """
 
 import importlib.util
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatch
 from glob import glob
@@ -19,14 +19,19 @@ from PIL import Image
 
 from lwm.core.config import Checked
 from lwm.core.errors import InputError
-from lwm.core.progress import progress
+from lwm.core.progress import progress, say
 from lwm.media.images import is_image, read_image, to_unit
 from lwm.media.videos import is_video, read_video
 
-# Files with these suffixes are reported if they are broken; others are used if their content is
-# an image or a video.
-IMAGES = frozenset((".bmp", ".gif", ".jpeg", ".jpg", ".png", ".webp"))
-VIDEOS = frozenset((".avi", ".m4v", ".mkv", ".mov", ".mp4", ".webm"))
+# Files with these suffixes are reported if they are broken or of a format that is not supported;
+# others are used if their content is an image or a video.
+_IMAGES = """
+.apng .arw .avif .avifs .bmp .cr2 .cr3 .dds .dib .dng .emf .eps .exr .gif .hdr .heic .heics .heif
+.heifs .hif .icns .ico .j2k .jfif .jp2 .jpe .jpeg .jpg .jpx .jxl .jxr .nef .orf .pbm .pcx .pef .pgm
+.png .pnm .ppm .psd .qoi .raf .raw .rw2 .svg .svgz .tga .tif .tiff .webp .wmf .xcf
+"""
+_VIDEOS = ".3gp .asf .avi .flv .m2ts .m4v .mkv .mov .mp4 .mpeg .mpg .mts .ogv .webm .wmv"
+IMAGES, VIDEOS = frozenset(_IMAGES.split()), frozenset(_VIDEOS.split())
 
 _PACKAGED = {
     "skimage": "data/*.[jp][pn]g",
@@ -56,16 +61,26 @@ class ImageDataConfig(Checked, section="data"):
     """Seed of the crops."""
 
 
-def is_media(file: Path, folder: Path) -> bool:
-    """Return whether a file is an image or a video, and not hidden below the folder."""
+def is_visible(file: Path, folder: Path) -> bool:
+    """Return whether a file is not hidden below the folder, and not a text as captions are."""
     hidden = any(part.startswith(".") for part in file.relative_to(folder).parts)
-    suffix = file.suffix.lower()
-    if hidden or suffix == ".txt" or not file.is_file():
-        return False
+    return not hidden and file.suffix.lower() != ".txt" and file.is_file()
+
+
+def is_media(file: Path) -> bool:
+    """Return whether a file is an image or a video by its content, or claims to be by its name."""
     try:
-        return suffix in IMAGES | VIDEOS or is_image(file) or is_video(file)
+        return file.suffix.lower() in IMAGES | VIDEOS or is_image(file) or is_video(file)
     except InputError:  # empty, or not readable
         return False
+
+
+def is_moving(file: Path) -> bool:
+    """Return whether to read a file as a video.
+
+    The content decides. Only a file of unknown content goes by its name, for a message that fits.
+    """
+    return is_video(file) or (file.suffix.lower() in VIDEOS and not is_image(file))
 
 
 def split_files(config: ImageDataConfig) -> tuple[list[Path], list[Path]]:
@@ -94,14 +109,15 @@ def _files(path: str) -> list[Path]:
     for part in filter(None, (part.strip() for part in path.split(","))):
         location = Path(part)
         if location.is_dir():
-            files += sorted(file for file in location.rglob("*") if is_media(file, location))
+            inside = sorted(location.rglob("*"))
+            files += [file for file in inside if is_visible(file, location) and is_media(file)]
         elif location.is_file():
             files.append(location)
         else:
             matched = sorted(map(Path, glob(part, recursive=True)))
             if not matched:
                 raise InputError(f"--data.path {part!r} names no file; check the path")
-            files += [file for file in matched if is_media(file, file.parent)]
+            files += [file for file in matched if is_visible(file, file.parent) and is_media(file)]
     return files
 
 
@@ -119,22 +135,36 @@ def _packaged() -> list[Path]:
 
 
 def read_image_files(
-    files: list[Path], size: int, frames: int
+    files: Sequence[Path], size: int, frames: int
 ) -> Iterator[tuple[Path, UInt8[np.ndarray, "images size size 3"]]]:
-    """Yield each file as squares: one of an image, up to `frames` of a video."""
+    """Yield each file as squares: one of an image, up to `frames` of a video.
+
+    A file that cannot be read is reported and skipped; InputError is raised if none can be read.
+    """
+    faults: list[str] = []
     with progress("reading images", len(files)) as advance:
         for file in files:
-            if is_video(file):
-                yield file, read_video(file, size, max_frames=frames)
+            try:
+                if is_moving(file):
+                    pixels = read_video(file, size, max_frames=frames)
+                else:
+                    pixels = read_image(file, size)[None]
+            except InputError as error:
+                faults.append(str(error))
+                say(str(error))
             else:
-                yield file, read_image(file, size)[None]
+                yield file, pixels
             advance()
+    if files and len(faults) == len(files):
+        raise InputError(f"none of {len(files)} files can be read: {faults[0]}")
+    if faults:
+        say(f"skipped {len(faults)} of {len(files)} files that cannot be read, as reported above")
 
 
 class Crops:
     """Yield batches of random crops of side `size`: `pixels` in [-1, 1] and `weights` of 1."""
 
-    broken = 0  # files that cannot be read are refused before the first example
+    broken = 0  # files that cannot be read are skipped before the first example
 
     def __init__(
         self,

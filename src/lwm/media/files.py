@@ -7,6 +7,8 @@ import io
 import os
 import re
 import struct
+import threading
+import warnings
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,20 +18,29 @@ from lwm.core.errors import InputError, LwmError
 MediaSource = str | os.PathLike[str] | bytes
 BinaryFile = io.BufferedReader | io.BytesIO
 
-_HEAD = 16  # bytes that identify every format
+_HEAD = 256  # bytes that identify every format
 
 _IMAGE_STARTS = {
     "PNG": re.compile(rb"\x89PNG\r\n\x1a\n"),
     "JPEG": re.compile(rb"\xff\xd8\xff"),
     "GIF": re.compile(rb"GIF8[79]a"),
     "WEBP": re.compile(rb"RIFF....WEBP", re.DOTALL),
-    "BMP": re.compile(rb"BM"),
+    # Two letters alone would also match a text; the size of the header follows the file header.
+    "BMP": re.compile(rb"BM.{12}[\x0c\x28\x34\x38\x40\x6c\x7c]\0\0\0", re.DOTALL),
+    "TIFF": re.compile(rb"II[*+]\0|MM\0\*"),
 }
+
+# Brands in the first box of an image in the High Efficiency Image File Format (ISO/IEC 23008-12,
+# annex B), single or in a sequence. `mif1` and `msf1` leave the codec open.
+_AVIF_BRANDS = frozenset(b"avif avis".split())
+_HEIC_BRANDS = frozenset(b"heic heix heim heis hevc hevx hevm hevs mif1 msf1".split())
 
 # Kinds of top-level boxes in an MP4 or MOV file (ISO/IEC 14496-12).
 _BOXES = frozenset(
     b"ftyp moov mdat free skip wide moof mfra uuid sidx styp meta udta pdin ssix emsg".split()
 )
+
+_filter_lock = threading.Lock()
 
 
 @contextmanager
@@ -59,10 +70,19 @@ def open_media(source: MediaSource) -> Iterator[tuple[BinaryFile, str]]:
 
 
 def image_format(file: BinaryFile) -> str | None:
-    """Return PNG, JPEG, GIF, WEBP or BMP by the first bytes, else None; rewind the file."""
+    """Return the format of an image by the first bytes, else None; rewind the file.
+
+    An image in a sequence, or one that is animated, has the format of a still one.
+    """
     file.seek(0)
     head = file.read(_HEAD)
     file.seek(0)
+    if head[4:8] == b"ftyp":
+        box = head[: int.from_bytes(head[:4], "big")]
+        brands = {box[start : start + 4] for start in (8, *range(16, len(box), 4))}
+        if brands & _AVIF_BRANDS:
+            return "AVIF"
+        return "HEIC" if brands & _HEIC_BRANDS else None
     return next((kind for kind, start in _IMAGE_STARTS.items() if start.match(head)), None)
 
 
@@ -121,6 +141,17 @@ def _mp4_size(file: BinaryFile, length: int) -> int:
             return end
         end += size
     return end
+
+
+@contextmanager
+def without_warnings() -> Iterator[None]:
+    """Silence Pillow's warnings about malformed metadata, which we do not use.
+
+    The lock is needed because warning filters belong to the process and loaders read in threads.
+    """
+    with _filter_lock, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
 
 
 @contextmanager

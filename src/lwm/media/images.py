@@ -1,27 +1,23 @@
 """Read images as RGB arrays in bounded memory, and write arrays as PNG and JPEG.
 
-Transparent pixels become white, EXIF rotation is applied, 16-bit levels become 8-bit, and an
-animation gives its first image. With a size, an image is framed as in `framing`.
+Transparent pixels become white, EXIF rotation is applied, 16-bit levels become 8-bit, an animation
+gives its first image and a TIFF its first page. With a size, an image is framed as in `framing`.
 
 An image may have up to 2^29 pixels, which admits 20,000 x 20,000. Pillow decodes images whose
-bitmap takes up to 512 MiB; rotating one upright takes a second bitmap. Of larger images, libvips
-reads PNGs one strip at a time, libjpeg reduces JPEGs while decoding, and others are refused.
+bitmap takes up to 512 MiB; rotating one upright takes a second bitmap. libvips reads any TIFF, and
+larger PNGs, one strip at a time. libjpeg reduces larger JPEGs while decoding; others are refused.
 """
 
-import io
-import logging
+import math
 import os
-import threading
-import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from jaxtyping import Float, UInt8
 from PIL import (
+    AvifImagePlugin,
     BmpImagePlugin,
     GifImagePlugin,
     Image,
@@ -39,6 +35,7 @@ from lwm.media.files import (
     image_format,
     open_media,
     require_extension,
+    without_warnings,
 )
 from lwm.media.framing import (
     check_size,
@@ -47,10 +44,9 @@ from lwm.media.framing import (
     resize_strips,
     resized_shape,
 )
+from lwm.media.strips import MAX_BYTES, StripReader, open_png, open_tiff, open_with_libvips
 
 _MAX_PIXELS = 1 << 29
-MAX_BYTES = 1 << 29
-
 _STRIP_PIXELS = 1 << 20
 
 # `Image.open` would apply Pillow's process-wide limit on pixels, which is too low for a scan and
@@ -61,7 +57,9 @@ _OPENERS = {
     "GIF": GifImagePlugin.GifImageFile,
     "WEBP": WebPImagePlugin.WebPImageFile,
     "BMP": BmpImagePlugin.BmpImageFile,
+    "AVIF": AvifImagePlugin.AvifImageFile,
 }
+FORMATS = "PNG, JPEG, WebP, GIF, BMP, TIFF, AVIF and, with lwm[heic], HEIC"
 
 # By the value of the EXIF orientation tag.
 _TRANSPOSES = {
@@ -78,8 +76,6 @@ _SWAP_SIDES = {_TRANSPOSES[orientation] for orientation in (5, 6, 7, 8)}
 _JPEG = {"format": "JPEG", "quality": 95, "subsampling": 0}
 _WRITERS = {".png": {"format": "PNG"}, ".jpg": _JPEG, ".jpeg": _JPEG}
 
-_filter_lock = threading.Lock()
-
 
 @dataclass(frozen=True, kw_only=True)
 class _Strips:
@@ -92,16 +88,9 @@ class _Strips:
 
 
 def is_image(source: MediaSource) -> bool:
-    """Return whether `read_image` supports a file, animations included, by its header only."""
-    with open_media(source) as (file, name):
-        if image_format(file) is None:
-            return False
-        try:
-            with decoder_errors(name, "an image"):
-                open_image(file, name)
-        except InputError:
-            return False
-    return True
+    """Return whether a file is an image, broken or not, animations included, by its content."""
+    with open_media(source) as (file, _):
+        return image_format(file) is not None
 
 
 def read_image(source: MediaSource, size: int | None) -> UInt8[np.ndarray, "height width 3"]:
@@ -176,37 +165,54 @@ def open_image(file: BinaryFile, name: str) -> Image.Image:
     """Read the header of an image; raise InputError if it is of another format or too large."""
     kind = image_format(file)
     if kind is None:
-        raise InputError(f"{name} is not an image; PNG, JPEG, WebP, GIF and BMP can be read")
-    with _without_warnings():
-        image = _OPENERS[kind](file)
-    width, height = image.size
-    if width < 1 or height < 1 or width * height > _MAX_PIXELS:
-        raise InputError(f"{name} declares {width} x {height} pixels; the limit is {_MAX_PIXELS}")
+        raise InputError(f"{name} is not an image that can be read; {FORMATS} can be read")
+    opener = _heic_opener(name) if kind == "HEIC" else _OPENERS[kind]
+    with without_warnings():
+        image = opener(file)
+    _check_pixels(image.size, name)
     return image
+
+
+def _heic_opener(name: str) -> Callable[[BinaryFile], Image.Image]:
+    try:
+        from pillow_heif import HeifImageFile
+    except ImportError as error:
+        raise InputError(
+            f"{name} is a HEIC image, which needs the package pillow-heif; install lwm[heic], or "
+            "save it as JPEG"
+        ) from error
+    return HeifImageFile
+
+
+def _check_pixels(shape: tuple[int, int], name: str) -> None:
+    if min(shape) < 1 or math.prod(shape) > _MAX_PIXELS:
+        raise InputError(
+            f"{name} declares {shape[0]} x {shape[1]} pixels; the limit is {_MAX_PIXELS}"
+        )
 
 
 def bitmap_bytes(image: Image.Image) -> int:
     """Return an upper bound, by measurement, on the bytes that Pillow decodes an image into.
 
-    Pillow takes four bytes for a pixel unless the image is gray or has a palette; WebP takes three
-    canvases beside the image.
+    Pillow takes four bytes for a pixel unless the image is gray or has a palette. WebP takes three
+    canvases beside the image, AVIF and HEIC the planes of the codec and one or two canvases.
     """
     size = {"1": 1, "L": 1, "P": 1}.get(image.mode, 2 if image.mode.startswith("I;16") else 4)
-    size = 16 if image.format == "WEBP" else size
+    size = {"WEBP": 16, "AVIF": 16, "HEIF": 10}.get(image.format or "", size)
     return image.width * image.height * size
 
 
 def _decode(file: BinaryFile, name: str, size: int | None) -> _Strips:
     """Decode the first image of a file, to resize its short side to `size` if it is not None."""
+    if image_format(file) == "TIFF":
+        tiff = open_tiff(file, name)
+        shape = tiff.image.width, tiff.image.height
+        _check_pixels(shape, name)
+        _check_result(shape, size, name)
+        return _vips_strips(tiff, _TRANSPOSES.get(tiff.image.get("orientation")))
     image = open_image(file, name)
     shape = width, height = image.size
-    if size is not None:
-        refuse_thin(shape, size, name)
-    elif width * height * 3 > MAX_BYTES:
-        raise InputError(
-            f"{name} is {width} x {height} pixels, more than {MAX_BYTES >> 20} MiB; scale it down "
-            "or read it at a size"
-        )
+    _check_result(shape, size, name)
     coefficients = _coefficient_bytes(image, file)
     large = bitmap_bytes(image) + coefficients > MAX_BYTES
     if large and size is not None and isinstance(image, JpegImagePlugin.JpegImageFile):
@@ -229,12 +235,25 @@ def _decode(file: BinaryFile, name: str, size: int | None) -> _Strips:
             f"more than {MAX_BYTES >> 20} MiB to decode; scale it down or save it as an 8-bit PNG "
             "without interlace"
         )
-    return _Strips(
-        shape=shape,
-        full_shape=shape,
-        strips=_libvips_strips(file),
-        transpose=_exif_transpose(image),
-    )
+    return _vips_strips(open_png(file), _exif_transpose(image))
+
+
+def _check_result(shape: tuple[int, int], size: int | None, name: str) -> None:
+    """Refuse an image that cannot be resized to `size`, or that is too large as a whole."""
+    width, height = shape
+    if size is not None:
+        refuse_thin(shape, size, name)
+    elif width * height * 3 > MAX_BYTES:
+        raise InputError(
+            f"{name} is {width} x {height} pixels, more than {MAX_BYTES >> 20} MiB; scale it down "
+            "or read it at a size"
+        )
+
+
+def _vips_strips(reader: StripReader, transpose: Image.Transpose | None) -> _Strips:
+    shape = reader.image.width, reader.image.height
+    strips = map(opaque, reader.strips(_STRIP_PIXELS))
+    return _Strips(shape=shape, full_shape=shape, strips=strips, transpose=transpose)
 
 
 def opaque(image: Image.Image) -> Image.Image:
@@ -262,22 +281,6 @@ def _pillow_strips(image: Image.Image) -> Iterator[Image.Image]:
         yield opaque(image.crop((0, top, image.width, min(top + rows, image.height))))
 
 
-def _libvips_strips(file: BinaryFile) -> Iterator[Image.Image]:
-    import pyvips
-
-    image = _open_with_libvips(file, "png")
-    region = pyvips.Region.new(image)
-    mode = ("L", "LA", "RGB", "RGBA")[image.bands - 1]
-    dtype = np.uint16 if image.format == "ushort" else np.uint8
-    rows = max(1, _STRIP_PIXELS // image.width)
-    for top in range(0, image.height, rows):
-        count = min(rows, image.height - top)
-        levels = np.frombuffer(region.fetch(0, top, image.width, count), dtype)
-        if dtype == np.uint16:
-            levels = (levels >> 8).astype(np.uint8)
-        yield opaque(Image.frombytes(mode, (image.width, count), levels.tobytes()))
-
-
 def _coefficient_bytes(image: Image.Image, file: BinaryFile) -> int:
     """Return the size of the coefficients that libjpeg stores while it decodes several scans."""
     if not isinstance(image, JpegImagePlugin.JpegImageFile):
@@ -285,22 +288,7 @@ def _coefficient_bytes(image: Image.Image, file: BinaryFile) -> int:
     size = 2 * image.width * image.height * image.layers
     # Only a large image needs the number of scans, which Pillow does not report.
     large = bitmap_bytes(image) + size > MAX_BYTES
-    return size if large and _open_with_libvips(file, "jpeg").get_typeof("interlaced") else 0
-
-
-def _open_with_libvips(file: BinaryFile, kind: str) -> Any:
-    """Read the header of an image whose rows can then be decoded from top to bottom."""
-    import pyvips
-
-    # Refuse the loaders that libvips does not fuzz, and cache nothing, so that files are closed.
-    # Errors are raised as well as logged.
-    pyvips.block_untrusted_set(True)
-    pyvips.cache_set_max(0)
-    logging.getLogger("pyvips").setLevel(logging.CRITICAL)
-    options = {"access": "sequential", "fail_on": "truncated"}
-    if isinstance(file, io.BytesIO):
-        return pyvips.Operation.call(f"{kind}load_buffer", file.getvalue(), **options)
-    return pyvips.Operation.call(f"{kind}load", file.name, **options)
+    return size if large and open_with_libvips(file, "jpeg").get_typeof("interlaced") else 0
 
 
 def _exif_transpose(image: Image.Image) -> Image.Transpose | None:
@@ -309,21 +297,10 @@ def _exif_transpose(image: Image.Image) -> Image.Transpose | None:
     if not isinstance(data, bytes):
         return None
     exif = Image.Exif()
-    with _without_warnings():
+    with without_warnings():
         try:
             exif.load(data)
             return _TRANSPOSES.get(exif.get(0x0112, 1))
         except Exception:
             # The pixels are intact; like viewers, show the image as it is stored.
             return None
-
-
-@contextmanager
-def _without_warnings() -> Iterator[None]:
-    """Silence Pillow's warnings about malformed metadata, which we do not use.
-
-    The lock is needed because warning filters belong to the process and loaders read in threads.
-    """
-    with _filter_lock, warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        yield

@@ -89,16 +89,20 @@ def open_video(file: BinaryFile, name: str) -> Iterator[VideoFile]:
         # A broken video cannot be distinguished from a file that never was a video.
         raise InputError(
             f"{name} is not a video that can be read, or is broken or cut short; "
-            "MP4, MOV, WebM, MKV, AVI, MPEG, FLV, Ogg, animated GIF and WebP can be read"
+            "MP4, MOV, WebM, MKV, AVI, MPEG, FLV, Ogg, animated GIF, WebP and AVIF can be read"
         ) from error
     with container:
-        for stream in container.streams.video:
-            if not stream.disposition & Disposition.attached_pic:
-                break
-        else:
+        streams = [
+            stream
+            for stream in container.streams.video
+            if not stream.disposition & Disposition.attached_pic
+        ]
+        if not streams:
             kinds = sorted({other.type for other in container.streams})
             content = f"only {' and '.join(kinds)}" if kinds else "no stream at all"
             raise InputError(f"{name} has no video stream, {content}; name a file with one")
+        # An animated AVIF lists its still images, which have no duration, before its frames.
+        stream = min(streams, key=lambda stream: stream.frames == 1 and stream.duration is None)
         if stream.codec_context is None:
             raise InputError(f"{name} uses an unknown codec; save it as H.264")
         if stream.width * stream.height > MAX_FRAME_PIXELS:

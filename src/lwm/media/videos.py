@@ -43,7 +43,7 @@ _MAX_BYTES = 1 << 32  # of frames that one call returns
 def is_video(source: MediaSource) -> bool:
     """Return whether a file holds a video, by its content.
 
-    An animated GIF or WebP is a video as well as an image; a still one is not a video.
+    An animated GIF, PNG, WebP or AVIF is a video as well as an image; a still one is no video.
     """
     with open_media(source) as (file, name):
         kind = image_format(file)
@@ -52,7 +52,7 @@ def is_video(source: MediaSource) -> bool:
             return timeline is not None and len(timeline.times) > 1
         try:
             with open_video(file, name) as video:
-                return kind != "GIF" or len(index_frames(video).timeline.times) > 1
+                return kind is None or len(index_frames(video).timeline.times) > 1
         except InputError:
             return False
 
@@ -105,11 +105,11 @@ def _sampled(
             images = _webp_frames(file, sorted(set(indices)), name)
             yield len(indices), _framed(indices, images, size, name), name
             return
-        if kind in ("JPEG", "BMP"):
+        if kind in ("JPEG", "BMP", "TIFF"):
             raise still
         with open_video(file, name) as video:
             index = index_frames(video)
-            if kind == "GIF" and len(index.timeline.times) == 1:
+            if kind is not None and len(index.timeline.times) == 1:
                 raise still
             indices = choose_frames(index.timeline, max_frames=max_frames, fps=fps)
             images = decode_frames_at(video, index, sorted(set(indices)))

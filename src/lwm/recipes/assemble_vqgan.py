@@ -1,6 +1,6 @@
 """Put together a run that trains a VQGAN, in the order of `assemble`, and start it."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -43,8 +43,8 @@ def train_vqgan(run: VqganRun) -> Path:
         require_equal(run.init, config, run.model)
     files, held_out_files = split_files(run.data)
     size = run.model.image_size
-    images = _read(files, run.data.source_size, run.data.frames)
-    held_out = _read(held_out_files, size, run.data.frames)
+    images, files_read = _read(files, run.data.source_size, run.data.frames)
+    held_out, held_out_read = _read(held_out_files, size, run.data.frames)
     evaluates = len(held_out) > 0
     training = VqganTraining(
         mesh=mesh,
@@ -64,14 +64,17 @@ def train_vqgan(run: VqganRun) -> Path:
         partial(evaluation_batches, held_out, run.batch_size) if evaluates else None,
         facts={"vqgan": to_dict(run.model)},
         description=f"training {params.count(training.specs):,} parameters on {len(images):,} "
-        f"images of {len(files)} files, with {len(held_out):,} images of {len(held_out_files)} "
+        f"images of {files_read} files, with {len(held_out):,} images of {held_out_read} "
         f"files held out; an image of {size} x {size} becomes {run.model.codes_per_frame} codes",
     )
 
 
-def _read(files: list[Path], size: int, frames: int) -> UInt8[np.ndarray, "images size size 3"]:
-    none = np.zeros((0, size, size, 3), np.uint8)
-    return np.concatenate([none, *(images for _, images in read_image_files(files, size, frames))])
+def _read(
+    files: Sequence[Path], size: int, frames: int
+) -> tuple[UInt8[np.ndarray, "images size size 3"], int]:
+    """Return the images of files, and the number of files that could be read."""
+    images = [pixels for _, pixels in read_image_files(files, size, frames)]
+    return np.concatenate([np.zeros((0, size, size, 3), np.uint8), *images]), len(images)
 
 
 def _grid_writer(run: VqganRun, held_out: np.ndarray) -> Callable[[int, VqganState], None]:
