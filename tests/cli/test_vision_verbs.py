@@ -104,18 +104,24 @@ def test_images_and_videos_that_are_refused(
 ) -> None:
     (tmp_path / "no.png").write_text("no image", encoding="utf-8")
     other = make_vqgan(tmp_path / "other", codes=32)
-    out = tmp_path / "out.png"
+    out, long = tmp_path / "out.png", tmp_path / "long.mp4"
+    write_video(long, np.zeros((2048, 2, 2, 3), np.uint8), fps=4.0)
     image = ("generate", "image", multimodal, *GENERATE)
     video = ("generate", "video", multimodal, *GENERATE)
     for words, command in (
         ("text model", ("generate", "image", tiny, *GENERATE, "--out", out)),
-        ("text model", ("chat", tiny, "--prompt", "what?", "--image", tmp_path / "no.png")),
+        ("reads text only", ("chat", tiny, "--prompt", "what?", "--image", tmp_path / "no.png")),
         ("no.png", ("chat", multimodal, "--prompt", "what?", "--image", tmp_path / "no.png")),
         ("32 codes.*16", (*image, "--out", out, "--vqgan", other)),
         ("'.mp4'", (*image, "--out", "out.mp4")),
         ("'.png'", (*video, "--out", out)),
         ("--count is 0", (*image, "--out", out, "--count", 0)),
         ("100 frames.*at most", (*video, "--out", "out.mp4", "--frames", 100)),
+        (
+            "tokens and the context.*fewer frames",
+            ("chat", multimodal, "--prompt", "what?", "--video", long, "--fps", 4),
+        ),
+        ("frames is 8 and there are 2048", (*video, "--out", "out.mp4", "--continue", long)),
         ("exclude each other", (*video, "--first-frame", "a.png", "--continue", "b.mp4")),
         ("prompt is empty", ("generate", "image", multimodal, "--prompt", " ")),
     ):

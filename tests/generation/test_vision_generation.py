@@ -1,6 +1,7 @@
 """Check a vision-language model from words to pixels and from images to words."""
 
 from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -10,11 +11,14 @@ import tiny_model
 from tiny_vision_model import CONFIG, VISION, following, ids, model, tokenizer
 
 from lwm.core.errors import CapacityError, ConfigError, InputError
+from lwm.data.text.templates import ORIGINAL
 from lwm.engine.sampling import Sampling
 from lwm.generation.codec import decode_frames
 from lwm.generation.frames import IMAGE, VIDEO, FrameRequest, generate_frames, video_codes
+from lwm.generation.media_inputs import count_part_frames
 from lwm.generation.model import Model
-from lwm.generation.vision_prompts import frame_tokens
+from lwm.generation.vision_prompts import chat_length, chat_tokens, frame_tokens
+from lwm.media.videos import write_video
 
 
 class Shades:
@@ -113,6 +117,61 @@ def test_a_video_too_long_is_refused_before_its_first_frame(vision_model: Model)
         vision_model.video(
             "an apple", frames=60, frame_done=lambda *frame: pytest.fail("generated")
         )
+
+
+class Untouched(Shades):
+    """Fail the test if a frame is encoded."""
+
+    def encode(self, pixels: Any, /) -> Any:
+        pytest.fail("a frame is encoded")
+
+
+def test_frames_beyond_the_context_are_counted_and_not_encoded(tmp_path: Path) -> None:
+    made = model()
+    made.codec = Untouched()
+    pixels = np.zeros((2048, 2, 2, 3), np.uint8)
+    write_video(tmp_path / "a.mp4", np.zeros((80, 16, 16, 3), np.uint8), fps=4.0)
+    text = {"type": "text", "text": "What?"}
+    around = len(ids("<s>You are a helpful assistant. USER: What?\n"))
+    around += len(ids("<vision>")) + len(ids("</vision>")) + len(ids(" ASSISTANT:"))
+    gap = len(ids("\n")) + len(ids("<vision>")) + len(ids("</vision>"))  # one more part
+    image = {"type": "image", "image": pixels[0]}
+    for parts, length in (
+        ([{"type": "video", "video": pixels, "max_frames": 2048}], around + 2048 * 5),
+        ([{"type": "video", "video": tmp_path / "a.mp4", "fps": 4}], around + 80 * 5),
+        ([{"type": "codes", "codes": np.zeros((50, 4), int)}, image], around + 51 * 5 + gap),
+        ([image] * 9, around + 9 * 5 + 8 * gap),
+    ):
+        messages = [{"role": "user", "content": [text, *parts]}]
+        message = rf"has {length:,} tokens and .* is 256, .*; show fewer frames or images"
+        for ask in (made.chat, made.require_room):
+            with pytest.raises(CapacityError, match=message):
+                ask(messages)
+    # Settings are refused early, too.
+    with pytest.raises(ConfigError, match="max_tokens is 0"):
+        made.chat([{"role": "user", "content": [text, image]}], max_tokens=0)
+    earlier = {"type": "video", "video": tmp_path / "a.mp4", "fps": 4}
+    with pytest.raises(InputError, match="frames is 8 and there are 80 already"):
+        made.video("an apple", frames=8, before=earlier)
+    with pytest.raises(CapacityError, match=r"90 frames of 5 tokens .* context is 256"):
+        made.video("an apple", frames=90, before=earlier)
+
+
+def test_the_length_counted_is_that_of_the_prompt() -> None:
+    made = model()
+    made.codec = Shades()
+    video = {"type": "video", "video": np.zeros((3, 2, 2, 3), np.uint8)}
+    parts = [{"type": "text", "text": "What?"}, video, {"type": "codes", "codes": [[1] * 4] * 2}]
+    messages = [{"role": "user", "content": parts}]
+    args = (ORIGINAL, messages, tokenizer(), CONFIG)
+    assert chat_length(*args, count_part_frames) == len(chat_tokens(*args, made.codes))
+    made.chat(messages, max_tokens=1)
+    assert made.timings.prompt == chat_length(*args, count_part_frames)
+    # A video is continued from a file as from its codes.
+    rest = made.video("an apple", frames=4, before=video, temperature=0)
+    codes = made.codes(video)[None]
+    again = made.video("an apple", frames=4, before=codes, temperature=0)
+    np.testing.assert_array_equal(rest, again)
 
 
 @pytest.mark.parametrize(

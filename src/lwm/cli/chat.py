@@ -66,8 +66,12 @@ def chat(
         {"type": kind, kind: path} | (frames if kind == "video" else {})
         for kind, path in _in_order({"image": list(image), "video": list(video)}, sys.argv)
     ]
-    parts = [{"type": "codes", "codes": loaded.codes(part)} for part in parts]
     opening: list[Any] = [] if system is None else [{"role": "system", "content": system}]
+    if parts:  # refused before they are encoded, and encoded before the user types
+        text = {"type": "text", "text": "\n\n".join([*documents, prompt or ""])}
+        first = {"role": "user", "content": [text, *parts]}
+        loaded.require_room([*opening, first], template=template, **vars(sampling))
+    parts = [{"type": "codes", "codes": loaded.codes(part)} for part in parts]
     turns = [*load_session(session, loaded)] if session is not None and resumed else [*opening]
 
     def ask(question: str) -> None:

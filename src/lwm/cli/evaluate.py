@@ -242,6 +242,8 @@ def video_needle(
         loaded = load.load(model, theta=flags.theta, length=None if flags.theta is None else room)
         seeds = range(flags.seed, flags.seed + flags.rounds)
         require_context(loaded.tokenizer, loaded.config, counts[-1], seeds, flags.max_tokens)
+        # The cache must fit into memory before a frame is encoded.
+        loaded.engine_for(min(room, loaded.config.max_sequence_length) - 1, 1)
         codec = loaded.codec
         cards = [paint(card_of(seed), codec.config.image_size) for seed in seeds]
         task = VideoNeedleTask(

@@ -126,7 +126,7 @@ def generate_video(
     before = None
     for kind, path in (("image", first_frame), ("video", continued)):
         if path is not None:
-            before = loaded.codes({"type": kind, kind: path, "fps": fps})[None]
+            before = {"type": kind, kind: path, "fps": fps}
     preview = _preview(loaded, sampling.preview)
     videos = loaded.video(prompt, frames=frames, before=before, frame_done=preview, **settings)
     for path, pixels in zip(_numbered(out, sampling.count), videos, strict=True):

@@ -158,6 +158,14 @@ def generate_frames(
     return np.stack([vision.split(row) for row in ids])
 
 
+@dataclass(frozen=True)
+class EarlierFrames:
+    """Hold the number of frames to continue, and a function that encodes them."""
+
+    count: int
+    encode: Callable[[], Int[np.ndarray, "videos frames codes_per_frame"]]
+
+
 def video_codes(
     engine_for: EngineFor,
     config: LlamaConfig,
@@ -166,7 +174,7 @@ def video_codes(
     *,
     frames: int,
     count: int = 1,
-    before: Any = None,
+    before: EarlierFrames | Any = None,
     negative_prompt: str | None = None,
     sampling: Sampling = VIDEO,
     first_sampling: Sampling = IMAGE,
@@ -178,10 +186,10 @@ def video_codes(
     the settings for the first frame, if there are no earlier ones.
     """
     vision = require_vision(config)
-    earlier = None
-    if before is not None:
-        earlier = integer_array(before, "earlier frames", "videos, frames, codes_per_frame")
-    existing = 0 if earlier is None else earlier.shape[1]
+    if before is not None and not isinstance(before, EarlierFrames):
+        codes = integer_array(before, "earlier frames", "videos, frames, codes_per_frame")
+        before = EarlierFrames(codes.shape[1], lambda: codes)
+    existing = 0 if before is None else before.count
     if frames <= existing:
         raise InputError(
             f"frames is {frames} and there are {existing} already; request at least {existing + 1}"
@@ -201,10 +209,12 @@ def video_codes(
             sampling=how,
         )
 
-    if earlier is None or not existing:
-        if frames > 1:  # refuse a video that is too long before its first frame is generated
-            placeholder = np.zeros((1, 1, vision.codes_per_frame), np.int32)
-            request("a video", frames - 1, placeholder, sampling).require_context(config)
+    if frames > 1:  # refuse a video that is too long before a frame is encoded or generated
+        placeholder = np.zeros((1, 1, vision.codes_per_frame), np.int32)
+        request("a video", frames - 1, placeholder, sampling).require_context(config)
+    if before is not None and existing:
+        earlier = before.encode()
+    else:
         first = request("an image", 1, None, first_sampling)
         earlier, existing = generate_frames(engine_for, config, first, frame_done=frame_done), 1
     if frames == existing:

@@ -18,7 +18,7 @@ from lwm.generation.vision_prompts import Part, codes_from_part
 from lwm.media.choice import check_choice
 from lwm.media.framing import crop_square
 from lwm.media.images import read_image
-from lwm.media.videos import iterate_frames
+from lwm.media.videos import count_frames, iterate_frames
 
 _MAX_FRAMES = 8
 """Frames of a video if a part has neither `max_frames` nor `fps`, as in the original."""
@@ -44,6 +44,19 @@ def encode_media(
     if isinstance(source, np.ndarray):
         return encode_frames(codec, [_framed(source, size)])
     return encode_frames(codec, [read_image(source, size)])
+
+
+def count_part_frames(part: Part) -> int:
+    """Return how many frames `encode_media` encodes, without decoding any."""
+    kind = str(part.get("type"))
+    if kind in ("image", "image_url"):
+        return 1
+    if kind not in ("video", "video_url"):
+        return len(codes_from_part(part))
+    source, (max_frames, fps) = _source(part.get(kind), kind), _frame_limits(part)
+    if isinstance(source, np.ndarray):
+        return len(_chosen_frames(source, max_frames, fps))
+    return count_frames(source, max_frames=max_frames, fps=fps)
 
 
 def _frame_limits(part: Part) -> tuple[int | None, float | None]:
@@ -89,6 +102,12 @@ def _video_frames(
 ) -> Iterator[UInt8[np.ndarray, "size size 3"]]:
     if not isinstance(source, np.ndarray):
         return iterate_frames(source, size, max_frames=max_frames, fps=fps)
+    chosen = _chosen_frames(source, max_frames, fps)
+    return (_framed(source[index], size) for index in chosen)
+
+
+def _chosen_frames(source: np.ndarray, max_frames: int | None, fps: float | None) -> list[int]:
+    """Return the indices of the frames of an array to encode."""
     if source.ndim != 4 or len(source) == 0:
         raise InputError(
             f"a video has the shape {list(source.shape)}; [frames, height, width, 3] is needed"
@@ -96,8 +115,7 @@ def _video_frames(
     if fps is not None:
         raise InputError("a video that is an array has no times; give max_frames instead of fps")
     count = len(source) if max_frames is None else min(len(source), max_frames)
-    chosen = np.linspace(0, len(source) - 1, count).astype(int)
-    return (_framed(source[index], size) for index in chosen)
+    return np.linspace(0, len(source) - 1, count).astype(int).tolist()
 
 
 def _framed(pixels: np.ndarray, size: int) -> UInt8[np.ndarray, "size size 3"]:

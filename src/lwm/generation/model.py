@@ -1,6 +1,6 @@
 """Define `Model`, which `lwm.load` returns: weights with a tokenizer and a codec."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cache, cached_property
 from typing import Any, Literal, overload
 
@@ -13,11 +13,12 @@ from lwm.core.errors import CapacityError, ConfigError, InputError
 from lwm.data.text.templates import TURN_ENDS, Message, choose_template, render
 from lwm.data.text.tokenizer import Tokenizer
 from lwm.engine.engine import Engine
+from lwm.engine.request import Request
 from lwm.engine.runner import weights_for
 from lwm.engine.scoring import Logits, Scorer, require_ids
 from lwm.generation.codec import ImageCodec, decode_frames
-from lwm.generation.frames import IMAGE, VIDEO, FrameDone, video_codes
-from lwm.generation.media_inputs import encode_media
+from lwm.generation.frames import IMAGE, VIDEO, EarlierFrames, FrameDone, video_codes
+from lwm.generation.media_inputs import count_part_frames, encode_media
 from lwm.generation.text_generation import (
     Timings,
     stop_strings,
@@ -27,6 +28,7 @@ from lwm.generation.text_generation import (
 )
 from lwm.generation.vision_prompts import (
     Part,
+    chat_length,
     chat_tokens,
     has_vision,
     integer_array,
@@ -37,6 +39,8 @@ from lwm.models.llama import Llama, LlamaConfig
 from lwm.models.quantized import QUANTIZED_ROWS
 from lwm.models.vision_tokens import single_table_ids
 from lwm.models.vqgan import VQGANConfig
+
+_SHORTEN = "shorten the prompt"
 
 
 class Model:
@@ -216,27 +220,52 @@ class Model:
             ConfigError: a setting is unknown or out of range.
             CapacityError: the conversation exceeds the context, or its cache the memory.
         """
-        with_vision = self.config.vision is not None and has_vision(messages)
-        if with_vision and template == "auto":  # the form of the training data for images
-            template = "original"
+        template = self._template_name(messages, template)
         chosen = choose_template(template, self.tokenizer)
-        if with_vision:
-            tokens = chat_tokens(chosen, messages, self.tokenizer, self.config, self.codes)
-        else:
-            require_text(messages, self.source)
-            text = render(chosen, messages, self.tokenizer)
-            tokens = self.tokenizer.encode(text, specials=False)
         if template in TURN_ENDS:
             settings["stop"] = (*stop_strings(settings), TURN_ENDS[template])
+        if self._with_vision(messages):
+            self.require_room(messages, template=template, **settings)
+            tokens = chat_tokens(chosen, messages, self.tokenizer, self.config, self.codes)
+        else:
+            tokens = self._text_tokens(chosen, messages)
         return self._answer(tokens, stream, settings)
+
+    def require_room(
+        self, messages: Sequence[Message], *, template: str = "auto", **settings: Any
+    ) -> None:
+        """Raise what `chat` raises about a conversation, before any image or video is encoded."""
+        chosen = choose_template(self._template_name(messages, template), self.tokenizer)
+        if not self._with_vision(messages):
+            self._request(self._text_tokens(chosen, messages), settings)
+            return
+        length = chat_length(chosen, messages, self.tokenizer, self.config, count_part_frames)
+        self._request(range(length), settings, remedy="show fewer frames or images")
+
+    def _with_vision(self, messages: Sequence[Message]) -> bool:
+        return self.config.vision is not None and has_vision(messages)
+
+    def _template_name(self, messages: Sequence[Message], template: str) -> str:
+        # The form of the training data for images.
+        return "original" if template == "auto" and self._with_vision(messages) else template
+
+    def _text_tokens(self, template: str, messages: Sequence[Message]) -> list[int]:
+        require_text(messages, self.source)
+        return self.tokenizer.encode(render(template, messages, self.tokenizer), specials=False)
+
+    def _request(
+        self, prompt: Sequence[int], settings: Mapping[str, Any], remedy: str = _SHORTEN
+    ) -> tuple[Request, Engine]:
+        """Build a request, and an engine with room for it; refuse what exceeds the context."""
+        self._require_context(len(prompt), answer=1, remedy=remedy)
+        request = text_request(prompt, settings, self.tokenizer, self.config.max_sequence_length)
+        return request, self.engine_for(len(prompt), request.max_tokens)
 
     def _answer(
         self, tokens: list[int], stream: bool, settings: dict[str, Any], after: Sequence[int] = ()
     ) -> str | Iterator[str]:
         """Generate text; `after` is the text that it continues without a break."""
-        self._require_context(len(tokens), answer=1)
-        request = text_request(tokens, settings, self.tokenizer, self.config.max_sequence_length)
-        engine = self.engine_for(len(tokens), request.max_tokens)
+        request, engine = self._request(tokens, settings)
         self.timings = Timings(prompt=len(tokens))
         answer = stream_tokens(engine, request, self.timings)
         text = self.tokenizer.decode_stream(answer, after=after)
@@ -288,13 +317,17 @@ class Model:
 
         Args:
             frames: of the whole video, earlier ones included.
-            before: codes of earlier frames to continue, [1 or count, frames, codes_per_frame].
+            before: earlier frames to continue: codes [1 or count, frames, codes_per_frame], or an
+                image or a video as a part of a message (see `chat`).
             settings: of `Sampling`; defaults to the original's (`frames.IMAGE` for a first frame,
                 `frames.VIDEO` for the others).
 
         Other arguments and errors are those of `image`.
         """
         codec = self.codec
+        if isinstance(before, Mapping):
+            part = before
+            before = EarlierFrames(count_part_frames(part), lambda: self.codes(part)[None])
         codes = video_codes(
             self.engine_for, self.config, self.tokenizer, prompt, frames=frames,
             count=1 if count is None else count, before=before, negative_prompt=negative_prompt,
@@ -337,11 +370,11 @@ class Model:
             mesh=self.mesh,
         )  # fmt: skip
 
-    def _require_context(self, length: int, answer: int = 0) -> None:
+    def _require_context(self, length: int, answer: int = 0, remedy: str = _SHORTEN) -> None:
         limit = self.config.max_sequence_length
         if length + answer > limit:
             raise CapacityError(
                 f"the prompt has {length:,} tokens and the context of {self.source} is {limit:,}"
-                f"{', the answer included' if answer else ''}; shorten the prompt or use a model "
-                "of longer context"
+                f"{', the answer included' if answer else ''}; {remedy} or use a model of longer "
+                "context"
             )

@@ -104,6 +104,25 @@ def chat_tokens(
     return ids
 
 
+def chat_length(
+    template: str,
+    messages: Sequence[Message],
+    tokenizer: Tokenizer,
+    config: LlamaConfig,
+    count_frames: Callable[[Part], int],
+) -> int:
+    """Return the number of tokens of `chat_tokens`, without encoding any image or video."""
+    vision = require_vision(config)
+    frames: list[int] = []
+
+    def one_frame(part: Part) -> np.ndarray:
+        frames.append(count_frames(part))
+        return np.zeros((1, vision.codes_per_frame), np.int32)
+
+    tokens = chat_tokens(template, messages, tokenizer, config, one_frame)
+    return len(tokens) + sum(count - 1 for count in frames) * vision.tokens_per_frame
+
+
 def codes_from_part(part: Part) -> np.ndarray:
     """Return the codes in a part `{"type": "codes", "codes": [[...], ...]}`, one row per frame."""
     kind = part.get("type")

@@ -86,6 +86,14 @@ def iterate_frames(
         yield from frames
 
 
+def count_frames(
+    source: MediaSource, *, max_frames: int | None = None, fps: float | None = None
+) -> int:
+    """Return how many frames `read_video` gives, without decoding any."""
+    with _sampled(source, 1, max_frames, fps) as (count, _, _):
+        return count
+
+
 @contextmanager
 def _sampled(
     source: MediaSource, size: int, max_frames: int | None, fps: float | None

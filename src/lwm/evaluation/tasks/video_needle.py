@@ -26,7 +26,7 @@ from lwm.evaluation.task import Case, Verdict
 from lwm.evaluation.tasks.cards import Card, card_of, synthetic_frames
 from lwm.generation.codec import ImageCodec, encode_frames
 from lwm.generation.vision_prompts import chat_tokens, codes_from_part, require_vision
-from lwm.media.videos import iterate_frames
+from lwm.media.videos import count_frames, iterate_frames
 from lwm.models.llama import LlamaConfig
 
 
@@ -35,18 +35,18 @@ def haystack_codes(
 ) -> Int[np.ndarray, "frames codes_per_frame"]:
     """Encode the first frames of a video, or of a synthetic one; raise InputError if too few."""
     size = codec.config.image_size
+    available = count if video is None else count_frames(video, fps=fps)
+    if available < count:
+        raise InputError(
+            f"{video} gives {available:,} frames at {fps:g} a second and the longest case needs "
+            f"{count:,}; name a longer --video, raise --fps, or shorten --frames"
+        )
     frames: Iterable[np.ndarray] = (
         synthetic_frames(count, size)
         if video is None
         else islice(iterate_frames(video, size, fps=fps), count)
     )
-    codes = encode_frames(codec, frames)
-    if len(codes) < count:
-        raise InputError(
-            f"{video} gives {len(codes):,} frames at {fps:g} a second and the longest case needs "
-            f"{count:,}; name a longer --video, raise --fps, or shorten --frames"
-        )
-    return codes
+    return encode_frames(codec, frames)
 
 
 def _prompt(card: Card, codes: np.ndarray, tokenizer: Tokenizer, config: LlamaConfig) -> list[int]:
