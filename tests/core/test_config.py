@@ -1,17 +1,28 @@
 """Check configurations through JSON text and back, and with one wrong value at a time."""
 
 import json
+import re
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import hypothesis.strategies as st
+import numpy as np
 import pytest
 from annotated_types import Ge, Gt, Le, Lt
 from hypothesis import given
 
-from lwm.core.config import MAX_JSON_BYTES, Checked, from_dict, override, read_json, to_dict
-from lwm.core.errors import ConfigError
+from lwm.core.config import (
+    MAX_JSON_BYTES,
+    Checked,
+    check_arguments,
+    from_dict,
+    override,
+    read_json,
+    to_dict,
+)
+from lwm.core.errors import ConfigError, InputError
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -145,6 +156,75 @@ def test_declared_ranges_are_enforced(changes: dict[str, Any], message: str) -> 
     assert str(error.value) == message
     with pytest.raises(ConfigError, match=next(iter(changes))):
         from_dict(Ranges, changes, "here")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Types(Checked, section="kind"):
+    count: Annotated[int, Ge(1)] = 1
+    rate: float | None = None
+    on: bool = False
+    name: str = ""
+    place: Path = Path()
+    choice: Literal["one", "two"] = "one"
+    sizes: tuple[int, ...] = ()
+    stop: str | Sequence[str] = ()
+    call: Callable[[], int] | None = None
+    tokens: Sequence[int] = ()
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "needed"),
+    [
+        ("count", 1.5, "a whole number"),
+        ("count", True, "a whole number"),
+        ("count", np.float32(2), "a whole number"),
+        ("count", "3", "a whole number"),
+        ("count", None, "a whole number"),
+        ("rate", "fast", "a number or None"),
+        ("rate", np.True_, "a number or None"),
+        ("rate", 1j, "a number or None"),
+        ("on", 1, "true or false"),
+        ("name", b"x", "text"),
+        ("place", "x", "a path"),
+        ("choice", "three", "one of one, two"),
+        ("choice", 1, "one of one, two"),
+        ("sizes", (1, 2.5), "a list of whole numbers"),
+        ("sizes", 3, "a list of whole numbers"),
+        ("stop", 5, "text or a list of text"),
+        ("stop", ["a", 5], "text or a list of text"),
+        ("stop", b"a", "text or a list of text"),
+        ("call", 5, "a function or None"),
+    ],
+)
+def test_values_of_wrong_types_are_refused(name: str, value: Any, needed: str) -> None:
+    changes: Any = {name: value}
+    with pytest.raises(InputError, match=re.escape(f"kind.{name} is ")) as error:
+        Types(**changes)
+    assert str(error.value).endswith(f"; it must be {needed}")
+
+
+def test_scalars_of_numpy_become_those_of_python() -> None:
+    scalars: Any = {"count": np.int64(3), "rate": np.float32(0.5), "on": np.True_}
+    config = Types(**scalars)
+    assert (type(config.count), type(config.rate), type(config.on)) == (int, float, bool)
+    assert config == Types(count=3, rate=0.5, on=True)
+
+
+def test_arguments_of_wrong_types_are_refused() -> None:
+    @check_arguments
+    def repeat(text: str, times: int = 2, *, marks: Mapping[str, Any] | None = None, **more: int):
+        return text * times, marks, more
+
+    call: Any = repeat
+    assert call("a", np.int32(3), more="any") == ("aaa", None, {"more": "any"})
+    with pytest.raises(InputError, match=r"times is 1\.5; it must be a whole number"):
+        call("a", 1.5)
+    with pytest.raises(InputError, match="text is 5; it must be text"):
+        call(5)
+    with pytest.raises(InputError, match="marks is 'x'; it must be a mapping or None"):
+        call("a", marks="x")
+    with pytest.raises(TypeError, match="missing a required argument"):
+        call()
 
 
 def test_limits_themselves_are_inside_the_range() -> None:

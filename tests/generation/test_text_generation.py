@@ -7,7 +7,7 @@ import pytest
 from hypothesis import example, given, settings
 
 from lwm.core.errors import InputError
-from lwm.generation.text_generation import until_stop
+from lwm.generation.text_generation import AnswerEnd, until_stop
 
 letters = st.text("ab", max_size=6)
 
@@ -46,4 +46,4 @@ def test_text_is_buffered_only_while_it_may_begin_a_stop_string(
 
 def test_an_empty_stop_string_is_refused() -> None:
     with pytest.raises(InputError, match="empty"):
-        list(until_stop(["a"], ["b", ""]))
+        AnswerEnd(stop=["b", ""])

@@ -1,34 +1,53 @@
-"""Convert typed configurations to JSON and back, and check the ranges they declare.
+"""Convert typed configurations to JSON and back, and check the types and ranges they declare.
 
 Configurations are frozen keyword-only dataclasses. pydantic enforces their types when they are
 read from JSON, so a file edited by hand fails with one sentence and not with a wrong type later.
 """
 
 import dataclasses
+import inspect
 import json
 import operator
+import reprlib
 from collections import defaultdict
-from collections.abc import Callable
-from functools import cache
+from collections.abc import Callable, Mapping, Sequence
+from functools import cache, wraps
+from numbers import Integral, Real
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, TypeVar, get_args, get_origin, get_type_hints
+from types import NoneType, UnionType
+from typing import (
+    Annotated,
+    Any,
+    ClassVar,
+    Literal,
+    ParamSpec,
+    TypeVar,
+    Union,
+    get_args,
+    get_origin,
+    get_type_hints,
+)
 
+import numpy as np
 import pydantic
 from annotated_types import Ge, Gt, Le, Lt
 
-from lwm.core.errors import ConfigError
+from lwm.core.errors import ConfigError, InputError
 
 Config = TypeVar("Config")
+Result = TypeVar("Result")
+Arguments = ParamSpec("Arguments")
 
 MAX_JSON_BYTES = 64 << 20
 """Limit for configurations and indexes; no real one comes near it."""
 
 
 class Checked:
-    """Check the ranges that the fields of a configuration declare.
+    """Check the types and ranges that the fields of a configuration declare.
 
     A field written `steps: Annotated[int, Ge(1)] = 1000` refuses smaller values, whether they come
-    from JSON, the command line or Python. NaN is outside every range; None is inside.
+    from JSON, the command line or Python, and values that are no whole numbers, see
+    `needed_instead`. NaN is outside every range; None is inside. Numpy's scalars become Python's.
 
     Args:
         section: name of the configuration in error messages, such as `loop`.
@@ -41,6 +60,12 @@ class Checked:
         cls._section = section
 
     def __post_init__(self) -> None:
+        for name, hint in _hints(type(self)).items():
+            value = getattr(self, name, None)
+            label = f"{self._section}.{name}" if self._section else name
+            _check_type(label, hint, value)
+            if isinstance(value, np.generic):
+                object.__setattr__(self, name, value.item())
         for name, bounds in _bounds(type(self)).items():
             value = getattr(self, name)
             if value is None or all(holds(value, limit) for _, holds, limit in bounds):
@@ -58,11 +83,93 @@ _KINDS = {
 }
 
 
+def check_arguments(function: Callable[Arguments, Result]) -> Callable[Arguments, Result]:
+    """Decorate a function to raise InputError for an argument whose type is not the declared one.
+
+    This is for functions that users call; `needed_instead` says which types are checked. Scalars
+    of numpy become Python's.
+    """
+    signature = inspect.signature(function)
+
+    @wraps(function)
+    def checked(*args: Arguments.args, **kwargs: Arguments.kwargs) -> Result:
+        bound = signature.bind(*args, **kwargs)
+        for name, value in bound.arguments.items():
+            if signature.parameters[name].kind is inspect.Parameter.VAR_KEYWORD:
+                continue
+            _check_type(name, _hints(function).get(name, Any), value)
+            if isinstance(value, np.generic):
+                bound.arguments[name] = value.item()
+        return function(*bound.args, **bound.kwargs)
+
+    return checked
+
+
+def _check_type(label: str, hint: Any, value: Any) -> None:
+    if (needed := needed_instead(hint, value)) is not None:
+        shown = " ".join(reprlib.repr(value).split())
+        raise InputError(f"{label} is {shown}; it must be {needed}")
+
+
+_SCALARS: dict[Any, tuple[Any, str]] = {
+    int: (Integral, "a whole number"),
+    float: (Real, "a number"),
+    bool: ((bool, np.bool_), "true or false"),
+    str: (str, "text"),
+    Path: (Path, "a path"),
+    NoneType: (NoneType, "None"),
+}
+
+
+_PLURALS = {int: "whole numbers", float: "numbers", str: "text", Mapping: "mappings"}
+
+
+def needed_instead(hint: Any, value: Any) -> str | None:
+    """Describe what a type hint admits if a value is of another type; return None if it fits.
+
+    Scalars, paths, choices, callbacks, mappings, and sequences of text or mappings are checked;
+    any value fits other hints. Scalars of numpy count as Python's, but true is not a number.
+    """
+    origin, arguments = get_origin(hint), get_args(hint)
+    if origin is Annotated:
+        return needed_instead(arguments[0], value)
+    if hint in _SCALARS:
+        kinds, words = _SCALARS[hint]
+        number_from_bool = isinstance(value, bool | np.bool_) and hint in (int, float)
+        return None if isinstance(value, kinds) and not number_from_bool else words
+    if origin is Literal:
+        fits = any(type(value) is type(choice) and value == choice for choice in arguments)
+        return None if fits else f"one of {', '.join(map(str, arguments))}"
+    if origin in (Union, UnionType):
+        needed = [needed_instead(option, value) for option in arguments]
+        return None if None in needed else " or ".join(dict.fromkeys(map(str, needed)))
+    if origin is Mapping:
+        return None if isinstance(value, Mapping) else "a mapping"
+    if origin is Callable:
+        return None if callable(value) else "a function"
+    if origin in (Sequence, tuple):
+        item = arguments[0] if origin is Sequence or arguments[1:] == (...,) else Any
+        if origin is Sequence and not (item is str or get_origin(item) is Mapping):
+            return None  # such as token ids, which are many
+        listed = isinstance(value, Sequence) and not isinstance(value, str | bytes)
+        if listed and all(needed_instead(item, one) is None for one in value):
+            return None
+        item = Mapping if get_origin(item) is Mapping else item
+        return f"a list of {_PLURALS.get(item, 'values')}"
+    return None
+
+
+@cache
+def _hints(declared: Any) -> dict[str, Any]:
+    """Return the type hints of a class or a function."""
+    return get_type_hints(declared, include_extras=True)
+
+
 @cache
 def _bounds(config: type) -> dict[str, list[tuple[str, Callable[[Any, Any], bool], Any]]]:
     """Collect the bounds that each annotated field of a class declares."""
     bounds = defaultdict(list)
-    for name, hint in get_type_hints(config, include_extras=True).items():
+    for name, hint in _hints(config).items():
         for item in get_args(hint)[1:] if get_origin(hint) is Annotated else ():
             if type(item) in _KINDS:
                 words, holds, attribute = _KINDS[type(item)]

@@ -181,7 +181,7 @@ def together() -> Iterator[None]:
             f"{error.strerror or error}: {error.filename or ''}".rstrip(": ")
         )
     text = "" if fault is None else f"{type(fault).__name__} {fault}"
-    message = np.frombuffer(text.encode()[:_MESSAGE_BYTES], np.uint8)
+    message = np.frombuffer(text.encode(errors="replace")[:_MESSAGE_BYTES], np.uint8)
     buffer = np.zeros(_MESSAGE_BYTES, np.uint8)
     buffer[: len(message)] = message
     for number, row in enumerate(gather(buffer)):

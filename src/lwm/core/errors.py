@@ -22,7 +22,7 @@ class CheckpointError(LwmError):
 
 
 class InputError(LwmError):
-    """Signal that a prompt, a document, a file or a token sequence cannot be used."""
+    """Signal that an argument, a prompt, a document, a file or tokens cannot be used."""
 
 
 class CapacityError(LwmError):

@@ -24,7 +24,7 @@ class Request(Checked):
     """
 
     prompt: Sequence[int]
-    max_tokens: int
+    max_tokens: Annotated[int, Ge(1)]
     sampling: Sampling = field(default_factory=Sampling)
     unconditional: Sequence[int] | None = None
     stop_tokens: Sequence[int] = ()

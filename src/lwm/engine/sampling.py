@@ -44,16 +44,19 @@ class Sampling(Checked):
     top_k: Annotated[int, Ge(0), Lt(2**31)] = 0
     top_p: Annotated[float, Gt(0), Le(1)] = 1.0
     min_p: Annotated[float, Ge(0), Le(1)] = 0.0
-    repetition_penalty: Annotated[float, Gt(0)] = 1.0
+    repetition_penalty: Annotated[float, Gt(0), Lt(math.inf)] = 1.0
     guidance: Annotated[float, Gt(-math.inf), Lt(math.inf)] = 1.0
     seed: Annotated[int, Ge(0), Lt(2**32)] = 0
 
     def updated(self, settings: Mapping[str, Any]) -> "Sampling":
-        """Return a copy with some settings changed; raise ConfigError if one is wrong."""
-        try:
-            return replace(self, **settings)
-        except TypeError as error:
-            raise ConfigError(f"a sampling setting is unknown or not a number: {error}") from error
+        """Return a copy with some settings changed; refuse unknown names and wrong values."""
+        names = [field.name for field in fields(self)]
+        for name in settings:
+            if name not in names:
+                raise ConfigError(
+                    f"the setting {name!r} is unknown; the settings are {', '.join(names)}"
+                )
+        return replace(self, **settings)
 
 
 GREEDY = Sampling(temperature=0.0)

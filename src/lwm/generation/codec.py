@@ -15,9 +15,11 @@ import numpy as np
 from jaxtyping import Float, Int, UInt8
 
 from lwm.checkpoints.formats.vqgan import read_vqgan
+from lwm.core.config import check_arguments
 from lwm.core.errors import ConfigError, InputError
 from lwm.core.hardware import precise, traits
 from lwm.core.progress import progress
+from lwm.generation.vision_prompts import as_array
 from lwm.media.images import to_pixels, to_unit
 from lwm.models.vqgan import VQGAN, VQGANConfig, decode_images, encode_images
 
@@ -73,7 +75,7 @@ class VqganCodec:
         Raises:
             InputError: the array is no batch of images in [-1, 1] that divide into codes.
         """
-        pixels, step = np.asarray(pixels), self.config.downsampling
+        pixels, step = as_array(pixels), self.config.downsampling
         if pixels.ndim != 4 or pixels.shape[-1] != 3:
             raise InputError(
                 f"pixels have shape {list(pixels.shape)}; [images, height, width, 3] is needed"
@@ -100,7 +102,7 @@ class VqganCodec:
         Raises:
             InputError: the array is no batch of grids of codes of the codebook.
         """
-        codes = np.asarray(codes)
+        codes = as_array(codes)
         if codes.ndim != 3 or 0 in codes.shape[1:] or not np.issubdtype(codes.dtype, np.integer):
             raise InputError(
                 f"codes are {codes.dtype} of shape {list(codes.shape)}; integers "
@@ -139,6 +141,7 @@ class VqganCodec:
             list(pool.map(fill, range(0, len(inputs), size)))
 
 
+@check_arguments
 def load_vqgan(path: str | Path, *, config: str | Path | None = None) -> VqganCodec:
     """Load a VQGAN from our directory, a training run, or the original's pickle.
 

@@ -8,7 +8,7 @@ from lwm.checkpoints.add_vision import require_codebook
 from lwm.checkpoints.checkpoint import Checkpoint
 from lwm.checkpoints.open import open_checkpoint
 from lwm.checkpoints.place import load_weights
-from lwm.core.config import override
+from lwm.core.config import check_arguments, override
 from lwm.core.distributed import together
 from lwm.core.errors import ConfigError
 from lwm.core.hardware import traits
@@ -45,6 +45,7 @@ def open_codec(
     return codec
 
 
+@check_arguments
 @together()
 def load(
     model: str | Path,

@@ -81,7 +81,10 @@ def _source(value: Any, kind: str) -> Path | bytes | np.ndarray:
             f"the message has a part of type {kind!r} that contains {type(value).__name__}; give "
             "a path, a file's bytes, a data: URL or an array of pixels"
         )
-    url = urlsplit(value)
+    try:
+        url = urlsplit(value)
+    except ValueError:  # no URL, such as a path with a bracket
+        return Path(value)
     if url.scheme in ("http", "https"):
         raise InputError(f"{value[:100]} is on the network; download it and give the file")
     if url.scheme == "file":
@@ -89,7 +92,7 @@ def _source(value: Any, kind: str) -> Path | bytes | np.ndarray:
     if url.scheme == "data":
         head, _, data = value.partition(",")
         if not head.endswith(";base64"):
-            return unquote_to_bytes(data)
+            return unquote_to_bytes(data.encode(errors="replace"))
         try:
             return base64.b64decode(data, validate=True)
         except (binascii.Error, ValueError) as error:

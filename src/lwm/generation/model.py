@@ -9,6 +9,7 @@ from jax.sharding import Mesh
 from jaxtyping import Int, UInt8
 
 from lwm.checkpoints.add_vision import require_codebook
+from lwm.core.config import check_arguments
 from lwm.core.errors import CapacityError, ConfigError, InputError
 from lwm.data.text.templates import TURN_ENDS, Message, choose_template, render
 from lwm.data.text.tokenizer import Tokenizer
@@ -21,13 +22,14 @@ from lwm.generation.frames import IMAGE, VIDEO, EarlierFrames, FrameDone, video_
 from lwm.generation.media_inputs import count_part_frames, encode_media
 from lwm.generation.text_generation import (
     Timings,
-    stop_strings,
+    answer_end,
     stream_tokens,
     text_request,
     until_stop,
 )
 from lwm.generation.vision_prompts import (
     Part,
+    as_array,
     chat_length,
     chat_tokens,
     has_vision,
@@ -113,6 +115,7 @@ class Model:
             require_codebook(codec.config, "given", self.config, self.source)
         self._open_codec = lambda: codec
 
+    @check_arguments
     def codes(self, part: Part) -> Int[np.ndarray, "frames codes_per_frame"]:
         """Compute the codes of an image or a video in a part of a message (see `chat`).
 
@@ -137,7 +140,7 @@ class Model:
         """
         vision, vocab_size = self.config.vision, self.config.vocab_size
         ids = integer_array(tokens, "tokens", "batch, seq")
-        mask = np.zeros(ids.shape, bool) if vision_mask is None else np.asarray(vision_mask)
+        mask = np.zeros(ids.shape, bool) if vision_mask is None else as_array(vision_mask)
         if vision_mask is not None and vision is None:
             raise InputError(f"{self.source} is a text model; leave out vision_mask")
         if mask.shape != ids.shape or mask.dtype != bool:
@@ -164,6 +167,7 @@ class Model:
         self, prompt: str, *, stream: Literal[True], **settings: Any
     ) -> Iterator[str]: ...
 
+    @check_arguments
     def generate(
         self, prompt: str, *, stream: bool = False, **settings: Any
     ) -> str | Iterator[str]:
@@ -195,6 +199,7 @@ class Model:
         self, messages: Sequence[Message], *, stream: Literal[True], **settings: Any
     ) -> Iterator[str]: ...
 
+    @check_arguments
     def chat(
         self,
         messages: Sequence[Message],
@@ -223,7 +228,7 @@ class Model:
         template = self._template_name(messages, template)
         chosen = choose_template(template, self.tokenizer)
         if template in TURN_ENDS:
-            settings["stop"] = (*stop_strings(settings), TURN_ENDS[template])
+            settings["stop"] = (*answer_end(settings).stops, TURN_ENDS[template])
         if self._with_vision(messages):
             self.require_room(messages, template=template, **settings)
             tokens = chat_tokens(chosen, messages, self.tokenizer, self.config, self.codes)
@@ -231,6 +236,7 @@ class Model:
             tokens = self._text_tokens(chosen, messages)
         return self._answer(tokens, stream, settings)
 
+    @check_arguments
     def require_room(
         self, messages: Sequence[Message], *, template: str = "auto", **settings: Any
     ) -> None:
@@ -269,9 +275,10 @@ class Model:
         self.timings = Timings(prompt=len(tokens))
         answer = stream_tokens(engine, request, self.timings)
         text = self.tokenizer.decode_stream(answer, after=after)
-        pieces = until_stop(text, stop_strings(settings))
+        pieces = until_stop(text, answer_end(settings).stops)
         return pieces if stream else "".join(pieces)
 
+    @check_arguments
     def image(
         self,
         prompt: str,
@@ -300,6 +307,7 @@ class Model:
         )[:, 0]  # fmt: skip
         return images[0] if count is None else images
 
+    @check_arguments
     def video(
         self,
         prompt: str,

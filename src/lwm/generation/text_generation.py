@@ -4,11 +4,14 @@ import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 
-from lwm.core.errors import ConfigError, InputError
+from annotated_types import Ge
+
+from lwm.core.config import Checked
+from lwm.core.errors import InputError
 from lwm.core.progress import progress
-from lwm.data.text.tokenizer import Tokenizer
+from lwm.data.text.tokenizer import Tokenizer, require_unicode
 from lwm.engine.engine import Engine
 from lwm.engine.request import Request
 from lwm.engine.sampling import GREEDY
@@ -37,25 +40,45 @@ class Timings:
         return ", ".join(parts)
 
 
-def stop_strings(settings: Mapping[str, Any]) -> tuple[str, ...]:
-    """Return the `stop` setting, one string or several, as a tuple."""
-    stop = settings.get("stop", ())
-    return (stop,) if isinstance(stop, str) else tuple(stop)
+@dataclass(frozen=True, kw_only=True)
+class AnswerEnd(Checked):
+    """Set where an answer ends: after a number of tokens, or at a string."""
+
+    max_tokens: Annotated[int, Ge(1)] = 256
+    stop: str | Sequence[str] | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not all(self.stops):
+            raise InputError(
+                "a stop string is empty; leave it out or give it at least one character"
+            )
+
+    @property
+    def stops(self) -> tuple[str, ...]:
+        """Return the strings that end an answer."""
+        return (self.stop,) if isinstance(self.stop, str) else tuple(self.stop or ())
+
+
+def answer_end(settings: Mapping[str, Any]) -> AnswerEnd:
+    """Select the settings of an answer that are not of `Sampling`."""
+    return AnswerEnd(**{name: settings[name] for name in _END if name in settings})
+
+
+_END = ("max_tokens", "stop")
 
 
 def text_request(
     prompt: Sequence[int], settings: Mapping[str, Any], tokenizer: Tokenizer, context: int
 ) -> Request:
     """Build the request that continues a prompt; `Model.generate` describes the settings."""
-    sampling = {name: x for name, x in settings.items() if name not in ("max_tokens", "stop")}
-    max_tokens = settings.get("max_tokens", 256)
-    if max_tokens < 1:
-        raise ConfigError(f"max_tokens is {max_tokens}; it must be at least 1")
+    sampling = {name: x for name, x in settings.items() if name not in _END}
+    end = answer_end(settings)
     # A stop string that is one token never occurs in the decoded text.
-    stops = [tokenizer.backend.token_to_id(text) for text in stop_strings(settings)]
+    stops = [tokenizer.backend.token_to_id(require_unicode(text)) for text in end.stops]
     return Request(
         prompt=prompt,
-        max_tokens=min(max_tokens, context - len(prompt)),
+        max_tokens=min(end.max_tokens, context - len(prompt)),
         sampling=GREEDY.updated(sampling),
         stop_tokens=(*tokenizer.eos, *(token for token in stops if token is not None)),
     )
@@ -87,8 +110,6 @@ def until_stop(pieces: Iterable[str], stops: Sequence[str]) -> Iterator[str]:
 
     Text that may be the beginning of a stop string is buffered until more text decides.
     """
-    if not all(stops):
-        raise InputError("a stop string is empty; leave it out or give it at least one character")
     buffer = ""
     for piece in pieces:
         buffer += piece

@@ -136,16 +136,21 @@ def codes_from_part(part: Part) -> np.ndarray:
 
 def integer_array(value: Any, name: str, axes: str) -> np.ndarray:
     """Return an array of whole numbers with the axes that `axes` lists, or refuse the value."""
-    try:
-        array = np.asarray(value)
-    except ValueError:  # rows of different lengths
-        array = np.array([])
+    array = as_array(value)
     if array.ndim != len(axes.split(", ")) or not np.issubdtype(array.dtype, np.integer):
         raise InputError(
             f"{name} have shape {list(array.shape)} and type {array.dtype}; whole numbers "
             f"[{axes}] are needed"
         )
     return array
+
+
+def as_array(value: Any) -> np.ndarray:
+    """Return an array; an empty one of objects if rows have different lengths."""
+    try:
+        return np.asarray(value)
+    except (ValueError, TypeError, OverflowError):
+        return np.array([], object)
 
 
 def _parts(message: Message) -> list[Part]:

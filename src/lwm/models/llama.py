@@ -7,10 +7,11 @@ Source: Touvron et al. 2023 (arXiv 2302.13971, 2307.09288); grouped key-value he
 2023 (arXiv 2305.13245).
 """
 
+import math
 from dataclasses import dataclass
 from typing import Annotated, Any
 
-from annotated_types import Ge, Gt, Le
+from annotated_types import Ge, Gt, Le, Lt
 from jax.sharding import Mesh
 from jaxtyping import Array, Float
 
@@ -37,8 +38,8 @@ class LlamaConfig(Checked, section="model"):
     num_heads: Annotated[int, Ge(1)]
     num_kv_heads: Annotated[int, Ge(1)]
     head_dim: Annotated[int, Ge(1)]
-    max_sequence_length: Annotated[int, Ge(1)]
-    rope_theta: Annotated[float, Gt(0)] = 10000.0
+    max_sequence_length: Annotated[int, Ge(1), Lt(2**31)]  # positions are int32
+    rope_theta: Annotated[float, Gt(0), Lt(math.inf)] = 10000.0
     rms_norm_eps: Annotated[float, Gt(0)] = 1e-6
     tie_embeddings: bool = False
     initializer_range: float = 0.02

@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from lwm.core.errors import ConfigError
+from lwm.core.errors import ConfigError, InputError
 from lwm.data.examples.examples import NO_VISION, Broken, Example, MissingKey
 from lwm.data.text.tokenizer import Tokenizer
 from lwm.models.vision_tokens import VisionVocabulary
@@ -227,12 +227,11 @@ class FieldsEncoder:
 def encode_text(tokenizer: Tokenizer, text: str) -> list[int]:
     """Return a text's tokens without special tokens; raise `Broken` if it is not valid Unicode."""
     try:
-        text.encode()
-    except UnicodeEncodeError as error:
+        return tokenizer.encode(text, specials=False)
+    except InputError as error:
         raise Broken(
             "its text holds half of a surrogate pair, which is not a character"
         ) from error
-    return tokenizer.encode(text, specials=False)
 
 
 def require_key(record: Mapping[str, Any], key: str) -> Any:

@@ -47,7 +47,7 @@ class Tokenizer:
 
     def encode(self, text: str, *, specials: bool = True) -> list[int]:
         """Return token ids; `specials` adds special tokens, usually a beginning-of-text token."""
-        return self.backend.encode(text, add_special_tokens=specials).ids
+        return self.backend.encode(require_unicode(text), add_special_tokens=specials).ids
 
     @property
     def bos_id(self) -> int | None:
@@ -114,6 +114,20 @@ class Tokenizer:
         for name, content in contents.items():
             text = json.dumps(content, indent=2, ensure_ascii=False)
             (directory / name).write_text(text, encoding="utf-8")
+
+
+def require_unicode(text: str) -> str:
+    """Return a text; raise InputError if it holds half of a surrogate pair."""
+    if not text.isascii():
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            half = f"U+{ord(text[error.start]):04X}"
+            raise InputError(
+                f"the text has half of a surrogate pair, {half}, at character {error.start}; "
+                "remove it or decode the text again"
+            ) from error
+    return text
 
 
 def read_tokenizer(path: Path) -> Tokenizer:
