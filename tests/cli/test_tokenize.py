@@ -58,6 +58,20 @@ def folder(tmp_path: Path) -> Path:
     return folder
 
 
+def test_names_of_files_may_be_any_bytes(run: Run, tmp_path: Path, vqgan: Path) -> None:
+    for name in (b"caf\xe9", b"broken\xff"):
+        path = tmp_path / os.fsdecode(name + b".png")
+        write_image(path, np.zeros((8, 8, 3), np.uint8))
+        path.with_suffix(".txt").write_text("a thing", encoding="utf-8")
+    path.write_bytes(b"\x89PNG\r\n\x1a\n nothing")
+    out = tmp_path / "out.jsonl"
+    ran = run("tokenize", tmp_path, "--vqgan", vqgan, "--out", out)
+    assert ran.code == 0, ran.err
+    assert r"broken\udcff.png cannot be read" in ran.err
+    (line,) = map(json.loads, out.read_text(encoding="utf-8").splitlines())
+    assert os.fsencode(line["source"]) == b"caf\xe9.png"
+
+
 def test_a_folder_becomes_a_file_that_trains(run: Run, folder: Path, vqgan: Path) -> None:
     out = folder.parent / "out.jsonl"
     ran = run(

@@ -8,6 +8,7 @@ from typing import Annotated, Any
 import tyro
 
 from lwm.cli.flags import Load, LoadFlags, ModelName, Sampling, SamplingFlags, print_stream
+from lwm.cli.parsing import Text, read_text
 from lwm.core.errors import CapacityError, InputError
 from lwm.core.progress import console, say
 
@@ -17,14 +18,14 @@ Files = Annotated[tuple[Path, ...], tyro.conf.UseAppendAction]
 def chat(
     model: ModelName,
     /,
-    prompt: str | None = None,
+    prompt: Text | None = None,
     document: Files = (),
     image: Files = (),
     video: Files = (),
     max_frames: int | None = None,
     fps: float | None = None,
     session: Path | None = None,
-    system: str | None = None,
+    system: Text | None = None,
     template: str = "auto",
     load: Load = LoadFlags(),
     sampling: Sampling = SamplingFlags(),
@@ -132,6 +133,6 @@ def _in_order(files: dict[str, list[Path]], arguments: list[str]) -> Iterator[tu
 def _read_line() -> str | None:
     """Read a line, or None at the end of input; the prompt goes to standard error."""
     try:
-        return console.input("> ") if sys.stdin.isatty() else input()
+        return read_text(console.input("> ") if sys.stdin.isatty() else input())
     except EOFError:
         return None

@@ -9,8 +9,10 @@ import tyro
 from annotated_types import Ge
 
 from lwm.cli.flags import ModelName, SharedLoad, SharedLoadFlags
+from lwm.cli.parsing import Text
 from lwm.core.config import Checked
 from lwm.core.distributed import first_process
+from lwm.core.files import readable
 from lwm.core.progress import say
 
 if TYPE_CHECKING:
@@ -310,7 +312,7 @@ def _evaluate(
     answerer = ModelAnswerer(loaded, flags.batch_tokens, getattr(flags, "template", "auto"))
     rows = evaluate(task, answerer, results, score=flags.score, on_row=log)
     if first_process():
-        path = write_report(directory, settings, rows, keys=keys, **finish(rows))
+        path = write_report(directory, results.settings, rows, keys=keys, **finish(rows))
         print(f"{task.name} {model}: {percent(overall(points_of(rows)))}% of {len(rows)}")
         print(path)
 
@@ -367,10 +369,13 @@ def perplexity(
         curves = measuring.measure(loaded, text, config, results, log)
         if first_process():
             title = f"{Path(loaded.source).name}: {rows} rows of {Path(data).name}"
+            title = readable(title)
             series = measuring.curves_by_theta(curves, stored.rope_theta)
             table = measuring.curve_table(series)
             figures = {"perplexity": measuring.perplexity_figure(series, title)}
-            path = write_report(directory, settings, results.rows, table=table, figures=figures)
+            path = write_report(
+                directory, results.settings, results.rows, table=table, figures=figures
+            )
             print(table, path, sep="\n")
 
 
@@ -382,7 +387,7 @@ def compare(
     ],
     /,
     out: Path | None = None,
-    title: str = "Comparison",
+    title: Text = Text("Comparison"),
 ) -> None:
     """Compare several runs: scores by length and overall, one column for each run.
 

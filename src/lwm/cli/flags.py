@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
+from lwm.cli.parsing import Text
 from lwm.core.distributed import DistributedConfig, join, together
 from lwm.core.errors import CapacityError
 
@@ -94,7 +95,7 @@ class SamplingFlags:
     """Values above 1 make tokens that occurred before less likely."""
     seed: int = 0
     """Seed of the sampling; the same seed gives the same answer."""
-    stop: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
+    stop: tyro.conf.UseAppendAction[tuple[Text, ...]] = ()
     """String that ends the answer."""
 
 

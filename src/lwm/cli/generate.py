@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import tyro
 
 from lwm.cli.flags import Load, LoadFlags, ModelName, Sampling, SamplingFlags, print_stream
+from lwm.cli.parsing import Text
 from lwm.core.errors import InputError
 from lwm.core.progress import say
 
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
 def generate_text(
     model: ModelName,
     /,
-    prompt: str,
+    prompt: Text,
     load: Load = LoadFlags(),
     sampling: Sampling = SamplingFlags(max_tokens=256),
 ) -> None:
@@ -50,7 +51,7 @@ class VisionSamplingFlags:
     """Sample from the most likely codes whose probabilities sum to this."""
     seed: int = 0
     """Seed of the sampling; the same seed gives the same images."""
-    negative_prompt: str | None = None
+    negative_prompt: Text | None = None
     """Text that guidance leads away from; only used if --guidance is not 1."""
     count: int = 1
     """Number of images or videos, generated together."""
@@ -72,7 +73,7 @@ VisionSampling = Annotated[VisionSamplingFlags, tyro.conf.OmitArgPrefixes]
 def generate_image(
     model: ModelName,
     /,
-    prompt: str,
+    prompt: Text,
     out: Path = Path("image.png"),
     load: Load = LoadFlags(),
     sampling: VisionSampling = VisionSamplingFlags(),
@@ -97,7 +98,7 @@ def generate_image(
 def generate_video(
     model: ModelName,
     /,
-    prompt: str,
+    prompt: Text,
     out: Path = Path("video.mp4"),
     frames: int = 8,
     fps: float = 4.0,

@@ -1,11 +1,14 @@
 """Run the `lwm` command: choose the verb, and report a user's mistake in one sentence."""
 
+import codecs
 import os
 import sys
 import threading
 import warnings
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
+from io import TextIOWrapper
 from pathlib import Path
 from typing import Any
 
@@ -64,10 +67,15 @@ LWM = CommandGroup(
 
 def main() -> None:
     """Run the command line of this process."""
+    _read_as_utf8()
+    _open_closed_streams()
     _cache_compiled_code()
     _ignore_closed_event_loops()
     try:
-        _run("lwm", LWM, sys.argv[1:])
+        try:
+            _run("lwm", LWM, sys.argv[1:])
+        finally:  # here, where a failure can be reported
+            sys.stdout.flush()
     except LwmError as error:
         print("" if isinstance(error, UsageError) else "lwm: ", error, sep="", file=sys.stderr)
         warnings.simplefilter("ignore")  # warnings about work that the error interrupted
@@ -75,11 +83,12 @@ def main() -> None:
     except KeyboardInterrupt:
         sys.exit(130)
     except BrokenPipeError:  # the program that reads our output has ended
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _discard_output()
         sys.exit(141)
     except OSError as error:  # a path that cannot be reached, a full disk
         problem = f"lwm: {error.strerror or error}: {error.filename or ''}"
         print(problem.rstrip(": "), file=sys.stderr)
+        _discard_output()
         sys.exit(2)
 
 
@@ -110,6 +119,42 @@ def _help(command: str, group: CommandGroup) -> str:
         summary = entry.summary if isinstance(entry, CommandGroup) else str(entry.__doc__)
         lines.append(f"  {name:<14}{summary.splitlines()[0]}")
     return "\n".join([*lines, "", f"'{command} COMMAND --help' describes a command."])
+
+
+def _read_as_utf8() -> None:
+    """Take the C and POSIX locales for UTF-8, and let no stream fail for its encoding.
+
+    Python does so unless PYTHONUTF8=0 or LC_ALL prevent it; arguments, names of files and streams
+    would then be ASCII. A line of input or a name of a file may still be any bytes.
+    """
+    if codecs.lookup(sys.getfilesystemencoding()).name == "ascii":
+        os.execv(sys.executable, [sys.executable, "-X", "utf8", *sys.orig_argv[1:]])
+    for stream in (sys.stdin, sys.stdout, sys.stderr):
+        if isinstance(stream, TextIOWrapper) and stream.errors == "strict":
+            utf8 = codecs.lookup(stream.encoding).name == "utf-8" and stream is not sys.stderr
+            keeps_bytes = utf8 or stream is sys.stdin
+            stream.reconfigure(errors="surrogateescape" if keeps_bytes else "backslashreplace")
+
+
+def _open_closed_streams() -> None:
+    """Connect standard streams that are closed to the null device.
+
+    Otherwise the next files that are opened would get their descriptors.
+    """
+    for number, (name, mode) in enumerate((("stdin", "r"), ("stdout", "w"), ("stderr", "w"))):
+        if getattr(sys, name) is None:
+            descriptor = os.open(os.devnull, os.O_RDWR)
+            if descriptor != number:
+                os.dup2(descriptor, number)
+                os.close(descriptor)
+            setattr(sys, name, os.fdopen(number, mode, encoding="utf-8", errors="replace"))
+
+
+def _discard_output() -> None:
+    """Prevent Python from reporting, at exit, that a stream cannot be written."""
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(OSError):  # it has no descriptor
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 def _cache_compiled_code() -> None:

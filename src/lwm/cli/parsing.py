@@ -21,6 +21,8 @@ from tyro.conf import PositionalMetavarFromFieldName
 from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec, PrimitiveTypeInfo
 
 from lwm.core.errors import LwmError
+from lwm.core.files import readable
+from lwm.core.progress import say
 
 T = TypeVar("T")
 _rules = ConstructorRegistry()
@@ -28,6 +30,18 @@ _rules = ConstructorRegistry()
 
 class UsageError(LwmError):
     """Signal a command line that cannot be parsed; the message begins with the command."""
+
+
+class Text(str):
+    """Hold text of a user, in contrast to names of files, which may be any bytes."""
+
+
+def read_text(text: str) -> Text:
+    """Return text whose bytes that are no UTF-8 are replaced, with a remark."""
+    result = Text(readable(text))
+    if result != text:
+        say(f"the text {str(result)!r} is not valid UTF-8; what cannot be read is replaced")
+    return result
 
 
 def parse(target: Callable[..., T], command: str, arguments: Sequence[str], **settings: Any) -> T:
@@ -106,6 +120,19 @@ def _options(target: Callable[..., Any], settings: dict[str, Any]) -> list[str]:
     with redirect_stdout(text), suppress(SystemExit):
         tyro.cli(target, args=["--help"], **settings)
     return re.findall(r"(?:^|│|,)\s*(--[\w.-]+)", text.getvalue(), re.MULTILINE)
+
+
+@_rules.primitive_rule
+def _text(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec | None:
+    if info.type is not Text:
+        return None
+    return PrimitiveConstructorSpec(
+        nargs=1,
+        metavar="STR",
+        instance_from_str=lambda words: read_text(words[0]),
+        is_instance=lambda value: isinstance(value, str),
+        str_from_instance=lambda value: [value],
+    )
 
 
 @_rules.primitive_rule

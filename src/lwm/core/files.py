@@ -1,12 +1,27 @@
 """Write files and directories that appear under their names only when they are complete."""
 
 import os
+import re
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from lwm.core.errors import InputError
+
+
+def readable(text: str) -> str:
+    """Return text, such as the name of a file, with bytes that are not UTF-8 replaced.
+
+    Python holds each of them as half of a surrogate pair.
+    """
+    return re.sub("[\ud800-\udfff]", "\ufffd", text)
+
+
+def require_utf8(path: Path, reason: str) -> None:
+    """Raise InputError if a path is not valid UTF-8; `reason` says what needs it."""
+    if readable(str(path.absolute())) != str(path.absolute()):
+        raise InputError(f"the path {path} is not valid UTF-8, as {reason}; choose another")
 
 
 def refuse_existing(destination: Path) -> None:

@@ -30,6 +30,15 @@ def read_journal(path: Path) -> Iterator[tuple[int, Any]]:
             yield number, value
 
 
+def json_line(value: Any, separators: tuple[str, str] | None = None) -> bytes:
+    """Return a JSON value as a line; names of files that are not UTF-8 are escaped."""
+    text = json.dumps(value, ensure_ascii=False, separators=separators)
+    try:
+        return f"{text}\n".encode()
+    except UnicodeEncodeError:
+        return f"{json.dumps(value, separators=separators)}\n".encode()
+
+
 def discard_incomplete(path: Path) -> None:
     """Remove the incomplete line that a crash may have left at the end of the file."""
     if not path.exists():
@@ -43,8 +52,8 @@ def discard_incomplete(path: Path) -> None:
 
 def append(path: Path, value: Any, *, sync: bool = True) -> None:
     """Append one value as a line; with `sync`, return only when the line is on disk."""
-    with path.open("a", encoding="utf-8", newline="\n") as file:
-        file.write(json.dumps(value, ensure_ascii=False) + "\n")
+    with path.open("ab") as file:
+        file.write(json_line(value))
         if sync:
             file.flush()
             os.fsync(file.fileno())

@@ -8,7 +8,6 @@ destination stores finished groups until the destination is complete.
 
 import gzip
 import hashlib
-import json
 import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -23,8 +22,8 @@ from jaxtyping import UInt8
 
 from lwm.core.config import Checked
 from lwm.core.errors import ConfigError, InputError
-from lwm.core.files import new_file, refuse_existing
-from lwm.core.journal import append, discard_incomplete, read_journal
+from lwm.core.files import new_file, refuse_existing, require_utf8
+from lwm.core.journal import append, discard_incomplete, json_line, read_journal
 from lwm.core.progress import progress
 from lwm.curation.captions import CaptionedFile
 from lwm.data.examples.examples import Example
@@ -155,6 +154,8 @@ def require_destination(destination: Path, tokenizer: Path | None) -> None:
     if not destination.name.endswith(_EXTENSIONS):
         raise InputError(f"{destination} must end in .jsonl, .jsonl.gz or {ARRAY_RECORD}")
     tokens = destination.name.endswith(ARRAY_RECORD)
+    if tokens:
+        require_utf8(destination, "ArrayRecord files must be")
     if tokens and tokenizer is None:
         raise ConfigError(
             f"{destination} stores tokens; give the tokenizer with --tokenizer, or write .jsonl"
@@ -269,13 +270,9 @@ def _write(
         if destination.suffix == ".gz":
             # Without name and time, so that equal data gives equal bytes.
             with gzip.GzipFile("", "wb", fileobj=file, mtime=0) as packed:
-                packed.writelines(map(_json_line, lines))
+                packed.writelines(json_line(line, (",", ":")) for line in lines)
         else:
-            file.writelines(map(_json_line, lines))
-
-
-def _json_line(line: dict[str, Any]) -> bytes:
-    return json.dumps(line, ensure_ascii=False, separators=(",", ":")).encode() + b"\n"
+            file.writelines(json_line(line, (",", ":")) for line in lines)
 
 
 def _examples(

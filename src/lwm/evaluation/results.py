@@ -14,7 +14,7 @@ from typing import Any
 from lwm.core.config import read_json
 from lwm.core.distributed import first_process, from_first, together
 from lwm.core.errors import InputError
-from lwm.core.files import new_file
+from lwm.core.files import new_file, readable
 from lwm.core.journal import append, discard_incomplete, read_journal
 
 ROWS = "results.jsonl"
@@ -42,7 +42,7 @@ class Results:
     ) -> None:
         self.directory, self._keys = directory, keys
         self.path = directory / ROWS
-        self.settings = mine = json.loads(json.dumps(dict(settings)))
+        self.settings = mine = json.loads(readable(json.dumps(dict(settings), ensure_ascii=False)))
         first, self.rows = from_first(lambda: (mine, _open_run(directory, mine)))
         with together():
             remedy = "start all of them with the same flags"

@@ -13,7 +13,7 @@ from lwm.checkpoints.formats.run import RUN_FILE, TOKENIZER
 from lwm.core.config import to_dict
 from lwm.core.distributed import first_process, together
 from lwm.core.errors import ConfigError, InputError
-from lwm.core.files import new_file
+from lwm.core.files import new_file, require_utf8
 from lwm.core.progress import say
 from lwm.data.images import Crops
 from lwm.data.loader import Loader
@@ -113,9 +113,10 @@ def _comparable(facts: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def require_run(run: RunSettings) -> None:
-    """Refuse trackers that are not installed, and a path that holds something else than a run."""
+    """Refuse trackers that are not installed, and a path that cannot hold this run."""
     require_tracking(run.tracking)
     directory = run.out
+    require_utf8(directory, "checkpoints must be")
     if directory.is_file() or (
         directory.is_dir()
         and any(not path.name.startswith(".") for path in directory.iterdir())

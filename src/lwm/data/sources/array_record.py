@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from lwm.core.errors import InputError
-from lwm.core.files import new_file
+from lwm.core.files import new_file, require_utf8
 from lwm.data.examples.examples import MAX_TOKENS, Broken, Example
 from lwm.data.sources.source import NamedSource, Record, input_errors
 
@@ -32,6 +32,7 @@ class ArrayRecord(NamedSource):
 
     def __init__(self, path: Path, name: str) -> None:
         super().__init__(name)
+        require_utf8(path, "ArrayRecord files must be")
         self._path = path
         self._count = self._reader.num_records()
         if not self._count:

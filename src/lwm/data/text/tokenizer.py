@@ -96,7 +96,8 @@ class Tokenizer:
 
     def save(self, directory: Path) -> None:
         """Write `tokenizer.json` and the two files of Hugging Face that hold the rest."""
-        self.backend.save(str(directory / "tokenizer.json"))
+        tokenizer = directory / "tokenizer.json"  # the library writes only to UTF-8 names
+        tokenizer.write_text(self.backend.to_str(pretty=True), encoding="utf-8")
         settings = {
             "bos_token": self.bos,
             "eos_token": self.eos_text,
@@ -145,7 +146,7 @@ def read_tokenizer(path: Path) -> Tokenizer:
     if path.suffix != ".json":
         return _with_settings(from_vocabulary(read_sentencepiece(path)), path.parent)
     try:
-        backend = tokenizers.Tokenizer.from_file(str(path))
+        backend = tokenizers.Tokenizer.from_buffer(path.read_bytes())
     except Exception as error:  # the library raises plain Exception
         raise CheckpointError(f"{path} is not a tokenizer.json ({error}); replace it") from error
     return _with_settings(Tokenizer(backend=backend), path.parent)

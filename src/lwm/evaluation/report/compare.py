@@ -9,6 +9,7 @@ from typing import Any, Literal
 from matplotlib.figure import Figure
 
 from lwm.core.errors import InputError
+from lwm.core.files import readable
 from lwm.evaluation.perplexity import comparison_table, curves_of_runs, perplexity_figure
 from lwm.evaluation.report.page import title_of, write_page
 from lwm.evaluation.report.plots import save_figure, score_by_length
@@ -118,11 +119,11 @@ def write_comparison(comparison: Comparison, directory: Path, title: str) -> lis
 
 def _names(paths: Sequence[Path], runs: Sequence[tuple[Mapping[str, Any], Rows]]) -> list[str]:
     titles = [
-        title_of(settings, path.name if path.is_dir() else str(path))
+        title_of(settings, readable(path.name if path.is_dir() else str(path)))
         for path, (settings, _) in zip(paths, runs, strict=True)
     ]
     names = [
-        title if titles.count(title) == 1 else f"{title} ({path})"
+        title if titles.count(title) == 1 else f"{title} ({readable(str(path))})"
         for title, path in zip(titles, paths, strict=True)
     ]
     return [
