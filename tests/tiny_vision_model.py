@@ -85,4 +85,4 @@ def following(prompt: Any, answer: Any) -> np.ndarray:
 
 
 def ids(text: str) -> list[int]:
-    return tokenizer().encode(text, specials=False)
+    return tokenizer().encode_controlled(text)

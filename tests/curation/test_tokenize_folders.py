@@ -203,7 +203,7 @@ def test_prompts_begin_as_training_does_for_any_tokenizer() -> None:
     settings["model"]["vocab"]["▁"] = max(settings["model"]["vocab"].values()) + 1
     first = type(tokenizer())(backend=backend.from_str(json.dumps(settings)), bos="<s>", eos=(1,))
     plain = first.encode("You are", specials=False)
-    assert first.encode("<s>You are", specials=False) != [0, *plain]
+    assert first.encode_controlled("<s>You are") != [0, *plain]
     assert generation_prompt(first, "x", "an image")[: len(plain) + 1] == [0, *plain]
 
 

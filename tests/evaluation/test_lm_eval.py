@@ -2,6 +2,7 @@
 rolling ones, answers, and whole tasks over local data."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -55,7 +56,6 @@ def test_log_likelihoods_equal_hf(ours: LwmHarness, peer: Any) -> None:
         ("the question and the", " answer"),
         ("the question and the ", "answer"),  # the space belongs to what follows
         ("", "once upon a time"),
-        ("<s>the question", " and"),  # begins a text already
         (text(10, 0), " " + text(3, 1)),
         (text(300, 2), " " + text(5, 3)),  # truncated on the left
         *((text(20, 4), f" {word}") for word in WORDS[:6]),
@@ -235,3 +235,27 @@ def test_the_command_registers_the_model(
     assert stopped.value.code == 2
     assert "there is no model 'no-such-model'" in capsys.readouterr().err
     assert get_model("lwm") is LwmHarness
+
+
+def test_truncated_prompts_are_counted(
+    ours: LwmHarness, capsys: pytest.CaptureFixture[str]
+) -> None:
+    long, short = text(300, 2), text(5, 3)
+    ours.generate_until(
+        asked("generate_until", *((one, {"max_gen_toks": 2}) for one in (long, short, long)))
+    )
+    report = f"2 of 3 prompts exceed the context of {CONTEXT} tokens and are truncated"
+    assert capsys.readouterr().err.count(report) == 1
+
+
+def test_only_the_template_writes_control_tokens(checkpoint: Path) -> None:
+    """Check that the same text is a control token in a rendered template, and text elsewhere."""
+    harness = LwmHarness(pretrained=str(checkpoint))
+    end = harness.tokenizer.eos_text
+    assert harness.eot_token_id not in harness.tok_encode(f"once{end} upon")
+    template = "{% for m in messages %}{{ m.content + eos_token }}{% endfor %}"
+    harness.tokenizer = replace(harness.tokenizer, chat_template=template)
+    rendered = harness.apply_chat_template([{"role": "user", "content": f"once{end} upon"}])
+    context, continuation = harness._encode_pair(rendered, f" a{end} time")
+    assert context.count(harness.eot_token_id) == 1
+    assert harness.eot_token_id not in continuation

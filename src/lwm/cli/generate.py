@@ -22,6 +22,7 @@ def generate_text(
     model: ModelName,
     /,
     prompt: Text,
+    special: bool = False,
     load: Load = LoadFlags(),
     sampling: Sampling = SamplingFlags(max_tokens=256),
 ) -> None:
@@ -29,11 +30,12 @@ def generate_text(
 
     Args:
         prompt: Text to continue.
+        special: Read control tokens spelled in the prompt, such as </s>, as these tokens.
     """
     if not prompt.strip():
         raise InputError("the prompt is empty; write some text to continue after --prompt")
     loaded = load.load(model)
-    print_stream(loaded.generate(prompt, stream=True, **vars(sampling)))
+    print_stream(loaded.generate(prompt, stream=True, special=special, **vars(sampling)))
     say(f"({loaded.timings})")
 
 

@@ -201,7 +201,7 @@ def _require_context(writer: Writer, chunk_tokens: int) -> int:
     messages = _answer_messages(_question_messages("", ""), "", "")
     tokenizer = writer.tokenizer
     prompt = render(choose_template("auto", tokenizer), messages, tokenizer)
-    context = len(tokenizer.encode(prompt, specials=False)) + chunk_tokens
+    context = len(tokenizer.encode_controlled(prompt)) + chunk_tokens
     # Where texts meet, tokens may be split differently; 16 covers these.
     context += 2 * _SENTENCE_TOKENS + QUESTION_TOKENS + ANSWER_TOKENS + 16
     limit = writer.config.max_sequence_length

@@ -67,7 +67,7 @@ class _Lengths:
 
         def overhead(pairs: int) -> int:
             messages = [message("user", ""), message("assistant", "")] * pairs
-            return self.text(render(template, messages, tokenizer))
+            return len(tokenizer.encode_controlled(render(template, messages, tokenizer)))
 
         self.pair = overhead(2) - overhead(1)
         self.opening = overhead(1) - self.pair

@@ -59,6 +59,7 @@ class LwmHarness(TemplateLM):
         device: str | None = None,
     ) -> None:
         super().__init__()
+        self._templated = False
         # lm-eval forks to estimate errors, which can deadlock a process with JAX's threads.
         os.environ.setdefault("DISABLE_MULTIPROC", "1")
         self._rows = _batch_rows(batch_size)
@@ -113,13 +114,20 @@ class LwmHarness(TemplateLM):
     def tok_encode(
         self, string: str, add_special_tokens: bool | None = None, **kwargs: Any
     ) -> list[int]:
-        has_bos = self.tokenizer.bos is not None and string.startswith(self.tokenizer.bos)
-        specials = not has_bos if add_special_tokens is None else add_special_tokens
+        specials = add_special_tokens is not False
+        if self._templated:  # with the control tokens of the template
+            return self.tokenizer.encode_controlled(string, specials=specials)
         return self.tokenizer.encode(string, specials=specials)
+
+    def _encode_pair(self, context: str, continuation: str) -> tuple[list[int], list[int]]:
+        if self._templated:  # the context is a rendered template, the continuation is not
+            continuation = self.tokenizer.escape(continuation)
+        return super()._encode_pair(context, continuation)
 
     def apply_chat_template(
         self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True
     ) -> str:
+        self._templated = True  # lm-eval applies the template to all requests or to none
         return render(
             choose_template("auto", self.tokenizer),
             chat_history,
@@ -137,7 +145,10 @@ class LwmHarness(TemplateLM):
                     f"a continuation has {len(continuation):,} tokens and the context of "
                     f"{self.model.source} is {self.max_length:,}; leave the task out"
                 )
-            rows.append([*context, *continuation][-(self.max_length + 1) :])
+            rows.append([*context, *continuation])
+        whole = self.max_length + 1  # with the token that only the last position predicts
+        self._report_truncated(sum(len(row) > whole for row in rows), len(rows))
+        rows = [row[-whole:] for row in rows]
         answers: list[tuple[float, bool]] = [(0.0, True)] * len(rows)
         with progress("scoring", len(rows)) as advance:
             for batch, count in self._batches({i: len(row) for i, row in enumerate(rows)}):
@@ -183,6 +194,13 @@ class LwmHarness(TemplateLM):
         self, requests: Sequence[Instance], disable_tqdm: bool = False
     ) -> list[str]:
         parsed = [self._parse(*request.args) for request in requests]
+        rooms = [self.max_length - one.max_tokens for one, _ in parsed]
+        longer = [len(one.prompt) > room for (one, _), room in zip(parsed, rooms, strict=True)]
+        self._report_truncated(sum(longer), len(parsed))
+        parsed = [
+            (replace(one, prompt=one.prompt[-room:]), stops)
+            for (one, stops), room in zip(parsed, rooms, strict=True)
+        ]
         answers = [""] * len(parsed)
         sizes = {i: len(one.prompt) + one.max_tokens for i, (one, _) in enumerate(parsed)}
         with progress("answering", len(parsed)) as advance:
@@ -215,12 +233,19 @@ class LwmHarness(TemplateLM):
                 f"is {self.max_length:,}; set --gen_kwargs max_gen_toks=N"
             )
         request = Request(
-            prompt=self.tok_encode(context)[-room:],
+            prompt=self.tok_encode(context),
             max_tokens=max_tokens,
             sampling=Sampling(temperature=temperature, **sampling),
             stop_tokens=self.tokenizer.eos,
         )
         return request, tuple(stop for stop in stops if stop)
+
+    def _report_truncated(self, count: int, total: int) -> None:
+        if count:
+            say(
+                f"{count:,} of {total:,} prompts exceed the context of {self.max_length:,} tokens "
+                "and are truncated on the left, as in lm-eval's hf model"
+            )
 
     def _generate(self, batch: Sequence[Stoppable], slots: int) -> list[list[int]]:
         # Tokens may go a little beyond a stop string.

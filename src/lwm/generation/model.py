@@ -160,21 +160,30 @@ class Model:
         return Logits(text=logits[..., :vocab_size], vision=logits[..., vocab_size:])
 
     @overload
-    def generate(self, prompt: str, *, stream: Literal[False] = False, **settings: Any) -> str: ...
+    def generate(
+        self,
+        prompt: str,
+        *,
+        stream: Literal[False] = False,
+        special: bool = False,
+        **settings: Any,
+    ) -> str: ...
 
     @overload
     def generate(
-        self, prompt: str, *, stream: Literal[True], **settings: Any
+        self, prompt: str, *, stream: Literal[True], special: bool = False, **settings: Any
     ) -> Iterator[str]: ...
 
     @check_arguments
     def generate(
-        self, prompt: str, *, stream: bool = False, **settings: Any
+        self, prompt: str, *, stream: bool = False, special: bool = False, **settings: Any
     ) -> str | Iterator[str]:
         """Continue a text.
 
         Args:
             stream: return an iterator over pieces of text instead of the whole text.
+            special: whether control tokens spelled in the prompt, such as `</s>`, are these
+                tokens instead of text.
             settings: `max_tokens` (256), `temperature` (0), `top_k`, `top_p`, `min_p`,
                 `repetition_penalty`, `seed` as in `Sampling`, and `stop`, strings that end the
                 answer.
@@ -186,7 +195,8 @@ class Model:
         """
         if not prompt.strip():
             raise InputError("the prompt is empty; give some text to continue")
-        tokens = self.tokenizer.encode(prompt)
+        encode = self.tokenizer.encode_controlled if special else self.tokenizer.encode
+        tokens = encode(prompt, specials=True)
         return self._answer(tokens, stream, settings, after=tokens)
 
     @overload
@@ -257,7 +267,7 @@ class Model:
 
     def _text_tokens(self, template: str, messages: Sequence[Message]) -> list[int]:
         require_text(messages, self.source)
-        return self.tokenizer.encode(render(template, messages, self.tokenizer), specials=False)
+        return self.tokenizer.encode_controlled(render(template, messages, self.tokenizer))
 
     def _request(
         self, prompt: Sequence[int], settings: Mapping[str, Any], remedy: str = _SHORTEN

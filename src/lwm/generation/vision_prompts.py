@@ -1,7 +1,8 @@
 """Build prompts of vision-language models: text with the codes of images and videos in it.
 
-The codes of an image or video stand between `<vision>` and `</vision>`, which are ordinary text to
-the tokenizer. Each piece of text is encoded separately, as in training.
+The codes of an image or video stand between `<vision>` and `</vision>`, which are control tokens
+of some tokenizers and ordinary text to others. Each piece of text is encoded separately, as in
+training.
 
 Source: LargeWorldModel paper (arXiv 2402.08268), section 4; the forms are those of its code.
 """
@@ -46,8 +47,7 @@ def frame_tokens(codes: Any, config: LlamaConfig, *, ended: bool = True) -> list
 
 def start_of_frames(tokenizer: Tokenizer, text: str = "") -> list[int]:
     """Return a text with its beginning-of-text token, up to where frames start."""
-    if tokenizer.bos:
-        text = tokenizer.bos + text
+    text = (tokenizer.bos or "") + tokenizer.escape(text)
     return [*tokenizer.encode_part(text), *tokenizer.encode_part(OPEN)]
 
 

@@ -110,11 +110,11 @@ def test_prompt_tokens_equal_a_chat(encoding: Tokenizer) -> None:
     tokens, weights = encode(chat, encoding)
     first = weights.index(1.0)
     asked = render(TEMPLATES["original"], chat[:1], encoding)
-    assert tokens[:first] == encoding.encode(asked, specials=False)
+    assert tokens[:first] == encoding.encode_controlled(asked)
     second = first + weights[first:].index(0.0)
     again = second + weights[second:].index(1.0)
     asked = render(TEMPLATES["original"], chat[:3], encoding)
-    assert tokens[:again] == encoding.encode(asked, specials=False)
+    assert tokens[:again] == encoding.encode_controlled(asked)
 
 
 def test_no_space_is_added_inside_a_text() -> None:

@@ -158,7 +158,7 @@ def test_gpt_2_rules_match_transformers() -> None:
 
 def test_special_tokens_are_encoded_and_not_decoded() -> None:
     tokenizer = make("smollm")
-    ids = tokenizer.encode("<|im_start|>it was<|endoftext|>")
+    ids = tokenizer.encode_controlled("<|im_start|>it was<|endoftext|>")
     assert (ids[0], ids[-1]) == (1, 0)
     assert tokenizer.decode(ids) == "it was"
     assert (tokenizer.bos, tokenizer.eos, tokenizer.eos_text) == (

@@ -13,7 +13,7 @@ from typing import Any
 
 from lwm.core.errors import InputError
 from lwm.data.examples.examples import Broken, Example
-from lwm.data.examples.fields import encode_text, json_type, require_key
+from lwm.data.examples.fields import NOT_UNICODE, json_type, require_key
 from lwm.data.text.templates import choose_template, render
 from lwm.data.text.tokenizer import Tokenizer
 
@@ -52,8 +52,11 @@ class ConversationEncoder:
         for text, loss in self._parts(messages):
             # Tokenizers treat text after a special token like the start of a text.
             begins = not tokens or tokens[-1] in self._specials
-            encode = encode_text if begins else encode_continuation
-            encoded = encode(self.tokenizer, text)
+            encode = Tokenizer.encode_controlled if begins else encode_continuation
+            try:
+                encoded = encode(self.tokenizer, text)
+            except InputError as error:
+                raise Broken(NOT_UNICODE) from error
             tokens += encoded
             weights += self._weights(encoded) if loss else [0.0] * len(encoded)
         return Example.of_text(tokens, weights)
@@ -102,11 +105,11 @@ class ConversationEncoder:
 
 
 def encode_continuation(tokenizer: Tokenizer, text: str) -> list[int]:
-    """Return the tokens of a text that follows another, without the space that some tokenizers put
-    before every text; raise `Broken` if it is not valid Unicode."""
+    """Return the tokens of a rendered text that follows another, without the space that some
+    tokenizers put before every text."""
+    encode = tokenizer.encode_controlled
     for anchor in _ANCHORS:
-        before = encode_text(tokenizer, anchor)
-        both = encode_text(tokenizer, anchor + text)
+        before, both = encode(anchor), encode(anchor + text)
         if both[: len(before)] == before:
             return both[len(before) :]
-    return encode_text(tokenizer, text)
+    return encode(text)

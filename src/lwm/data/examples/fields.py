@@ -26,6 +26,8 @@ from lwm.data.text.tokenizer import Tokenizer
 from lwm.models.vision_tokens import VisionVocabulary
 
 BOS, EOS = "<|bos|>", "<|eos|>"
+NOT_UNICODE = "its text holds half of a surrogate pair, which is not a character"
+"""Why a text with half of a surrogate pair, which JSON allows, is broken."""
 
 
 class Field(NamedTuple):
@@ -118,7 +120,8 @@ class FieldsEncoder:
 
     @cached_property
     def _markers(self) -> tuple[list[int], list[int]]:
-        return self._encode("<vision>"), self._encode("</vision>")
+        encode = self.tokenizer.encode_controlled
+        return encode("<vision>"), encode("</vision>")
 
     def __call__(
         self, record: Mapping[str, Any], line: int, *, drop_prompt: bool = False
@@ -225,13 +228,11 @@ class FieldsEncoder:
 
 
 def encode_text(tokenizer: Tokenizer, text: str) -> list[int]:
-    """Return a text's tokens without special tokens; raise `Broken` if it is not valid Unicode."""
+    """Return the tokens of plain text; raise `Broken` if it is not valid Unicode."""
     try:
         return tokenizer.encode(text, specials=False)
     except InputError as error:
-        raise Broken(
-            "its text holds half of a surrogate pair, which is not a character"
-        ) from error
+        raise Broken(NOT_UNICODE) from error
 
 
 def require_key(record: Mapping[str, Any], key: str) -> Any:

@@ -66,7 +66,11 @@ def render(
     *,
     add_generation_prompt: bool = True,
 ) -> str:
-    """Render a conversation, by default up to where the assistant answers."""
+    """Render a conversation, by default up to where the assistant answers.
+
+    The result is for `Tokenizer.encode_controlled` or `encode_part`: control tokens that messages
+    spell are escaped in it.
+    """
     if not messages:
         raise InputError("the conversation is empty; give at least one message")
     plain = []
@@ -78,7 +82,7 @@ def render(
                 f"the message {shown} is malformed; it needs a role (system, user or assistant) "
                 "and a content that is text or a list of text parts"
             )
-        plain.append({**message, "content": text})
+        plain.append(_escaped({**message, "content": text}, tokenizer))
 
     try:
         return _compiled(template).render(
@@ -94,6 +98,15 @@ def render(
         raise InputError(
             f"the chat template cannot be rendered ({reason}); choose another with --template"
         ) from error
+
+
+def _escaped(value: Any, tokenizer: Tokenizer) -> Any:
+    """Escape all texts in a message."""
+    if isinstance(value, str):
+        return tokenizer.escape(value)
+    if isinstance(value, Mapping):
+        return {key: _escaped(item, tokenizer) for key, item in value.items()}
+    return [_escaped(item, tokenizer) for item in value] if isinstance(value, list) else value
 
 
 @lru_cache(maxsize=8)  # training renders one template millions of times

@@ -1,11 +1,19 @@
 """Convert text to token ids and back, by a `tokenizer.json`, a sentencepiece `tokenizer.model` or
 the vocabulary of a GGUF file. The files beside a tokenizer have Hugging Face's names.
+
+Text of users and files is plain: where it spells a control token such as `</s>`, it becomes pieces
+of text, never the token. Only what this package writes itself, such as a rendered chat template,
+is encoded with its control tokens; the text that users contribute to it is escaped.
 """
 
 import json
+import re
+import secrets
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from itertools import chain
+from functools import cached_property
+from itertools import chain, compress
+from operator import not_
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +29,10 @@ from lwm.data.text.tokenizer_build import build, prepend_bos, read_sentencepiece
 LEAST_VOCABULARY = 256 + 2
 """Least size of a trained vocabulary: every byte, and the tokens that begin and end a text."""
 _MAX_BYTES = 256 << 20
+
+_ESCAPE = "\ufdd0"  # a code point that Unicode reserves for the use inside programs
+_ESCAPED = re.compile(f"{_ESCAPE}([0-9]*){_ESCAPE}")
+_NONCE = secrets.token_hex(8)  # makes private names impossible to guess
 
 _CONTEXT = 4  # tokens before a text that decide how its first token is decoded
 _LONGEST_CHARACTER = 8  # tokens; more without a valid character are invalid UTF-8
@@ -46,21 +58,97 @@ class Tokenizer:
     chat_template: str | None = None
 
     def encode(self, text: str, *, specials: bool = True) -> list[int]:
-        """Return token ids; `specials` adds special tokens, usually a beginning-of-text token."""
-        return self.backend.encode(require_unicode(text), add_special_tokens=specials).ids
+        """Return the token ids of plain text, in which spelled control tokens are text.
+
+        `specials` adds the tokens around a text, usually a beginning-of-text token.
+        """
+        require_unicode(text)
+        encoding = self.backend.encode(text, add_special_tokens=specials)
+        ids = encoding.ids
+        if specials:  # those that were added are masked, those that the text spells are not
+            ids = compress(ids, map(not_, encoding.special_tokens_mask))
+        if self._special_ids.isdisjoint(ids):
+            return encoding.ids
+        return self._plain_backend.encode(text, add_special_tokens=specials).ids
+
+    def encode_controlled(self, text: str, *, specials: bool = False) -> list[int]:
+        """Return the token ids of a text with control tokens, whose plain parts are escaped.
+
+        `specials` is as for `encode`; a text that begins with `bos` does not get it again.
+        """
+        require_unicode(text)
+        specials = specials and not (self.bos and text.startswith(self.bos))
+        if _ESCAPE not in text:
+            return self.backend.encode(text, add_special_tokens=specials).ids
+        private = self._control_tokens.sub(lambda match: self._private(match.group()), text)
+        plain = _ESCAPED.sub(
+            lambda match: self._contents[int(match[1])] if match[1] else _ESCAPE, private
+        )
+        return self._plain_backend.encode(plain, add_special_tokens=specials).ids
+
+    def encode_part(self, text: str) -> list[int]:
+        """Return the token ids of a part of a prompt, as `encode_controlled`; the text after a
+        `bos` at its beginning is encoded like the start of a text."""
+        first = self.bos_id
+        if self.bos and first is not None and text.startswith(self.bos):
+            # Some tokenizers put a space before a text, but not after a special token.
+            return [first, *self.encode_part(text.removeprefix(self.bos))]
+        return self.encode_controlled(text) if text else []
+
+    def escape(self, text: str) -> str:
+        """Escape what spells a control token, so that `encode_controlled` leaves it plain."""
+        text = text.replace(_ESCAPE, 2 * _ESCAPE)
+        if not self._contents:
+            return text
+        return self._control_tokens.sub(
+            lambda match: f"{_ESCAPE}{self._contents.index(match.group())}{_ESCAPE}", text
+        )
+
+    @cached_property
+    def _contents(self) -> tuple[str, ...]:
+        """Return the spellings of the control tokens, longest first."""
+        added = self.backend.get_added_tokens_decoder().values()
+        contents = {token.content for token in added if token.special and token.content}
+        return tuple(sorted(contents, key=lambda content: (-len(content), content)))
+
+    @cached_property
+    def _special_ids(self) -> frozenset[int]:
+        added = self.backend.get_added_tokens_decoder()
+        return frozenset(token for token, content in added.items() if content.special)
+
+    @cached_property
+    def _control_tokens(self) -> re.Pattern[str]:
+        return re.compile("|".join(map(re.escape, self._contents)) or r"(?!)")
+
+    @cached_property
+    def _plain_backend(self) -> tokenizers.Tokenizer:
+        """Return the tokenizer with control tokens under private names, which no text spells."""
+        data = json.loads(self.backend.to_str())
+        names = {content: self._private(content) for content in self._contents}
+        for token in data["added_tokens"]:
+            token["content"] = names.get(token["content"], token["content"])
+        model = data["model"]
+        vocabulary = model.get("vocab")
+        if isinstance(vocabulary, dict):
+            model["vocab"] = {names.get(name, name): i for name, i in vocabulary.items()}
+        elif isinstance(vocabulary, list):  # unigram: pieces with their scores
+            model["vocab"] = [[names.get(name, name), *rest] for name, *rest in vocabulary]
+        if "merges" in model:  # a rule that makes a control token would make it of text
+            rules = [
+                rule if isinstance(rule, list) else rule.split(" ") for rule in model["merges"]
+            ]
+            model["merges"] = [rule for rule in rules if not names.keys() & {*rule, "".join(rule)}]
+        if model.get("unk_token") in names:
+            model["unk_token"] = names[model["unk_token"]]
+        return tokenizers.Tokenizer.from_str(json.dumps(data))
+
+    def _private(self, content: str) -> str:
+        return f"<{_NONCE}:{self._contents.index(content)}>"
 
     @property
     def bos_id(self) -> int | None:
         """Return the id of the token that begins a text."""
         return None if self.bos is None else self.backend.token_to_id(self.bos)
-
-    def encode_part(self, text: str) -> list[int]:
-        """Return the token ids of a part of a prompt, which may begin with `bos` as text."""
-        first = self.bos_id
-        if self.bos and first is not None and text.startswith(self.bos):
-            # Some tokenizers put a space before a text, but not after a special token.
-            return [first, *self.encode_part(text.removeprefix(self.bos))]
-        return self.encode(text, specials=False) if text else []
 
     def decode(self, tokens: Sequence[int]) -> str:
         """Return the text without special tokens."""

@@ -158,7 +158,8 @@ class NeedleTask(Checked):
         return [_Needle(*parts) for parts in zip(cities, numbers, depths, strict=True)]
 
     def _context(self, needles: Sequence[_Needle], length: int, seed: int) -> list[int]:
-        encoded = [(needle.depth, self.tokenizer.encode_part(needle.text)) for needle in needles]
+        encode = self.tokenizer.encode
+        encoded = [(needle.depth, encode(needle.text, specials=False)) for needle in needles]
         size = length - RESERVED - sum(len(ids) for _, ids in encoded)
         # The window does not depend on the depth, so that a unit shares what precedes the needle.
         return self.haystack.window(size, [seed, length]).with_needles(encoded)

@@ -146,7 +146,7 @@ def wrap(
     """
     if template == "none":
         bos = tokenizer.bos or ""
-        head, tail = bos + before, after
+        head, tail = bos + tokenizer.escape(before), tokenizer.escape(after)
     else:
         marker = unused_text(before + after + answer_prefix)
         message = {"role": "user", "content": before + marker + after}
@@ -159,6 +159,7 @@ def wrap(
         head, tail = text.split(marker)
     if answer_prefix and not tail[-1:].isspace() and not answer_prefix[0].isspace():
         tail += " "
+    answer_prefix = tokenizer.escape(answer_prefix)
     return tokenizer.encode_part(head), tokenizer.encode_part(tail + answer_prefix)
 
 
