@@ -316,7 +316,7 @@ def test_unshuffled_streams_read_all_examples(count: int, streams: int) -> None:
         ([{"text": "a"}] * 10, {"held_out": 0.01, "split": "evaluation"}, InputError,
          "held_out is 0.01 of 10 examples, which reserves none"),
         ([{"text": "a"}], {"held_out": 0.9}, InputError, "leaves none to train on"),
-        ([{"text": "a"}], {"vocab_size": 299}, ConfigError, "has 300 tokens and the model 299"),
+        ([{"text": "a"}], {"vocab_size": 50}, InputError, "outside the model's vocabulary of 50"),
         ([{"text": "a"}], {"rows": [4]}, ConfigError, "within the batch"),
         ([{"text": "a"}], {"rows": []}, ConfigError, "within the batch"),
         ([{"text": "a"}], {"held_out": 1.5}, ConfigError, "held_out is 1.5"),

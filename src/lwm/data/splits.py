@@ -4,10 +4,10 @@ Data whose beginning cannot be used is refused.
 """
 
 from collections.abc import Iterator
-from dataclasses import fields
+from dataclasses import fields, replace
 from typing import Any, Literal
 
-from lwm.core.errors import ConfigError, InputError
+from lwm.core.errors import InputError
 from lwm.data.config import DataConfig
 from lwm.data.examples.conversations import ConversationEncoder
 from lwm.data.examples.examples import Broken, Example, MissingKey, Report
@@ -39,11 +39,7 @@ def open_mixture(
         streams: rows of the global batch.
         text_vocab: text ids of the model; not checked if None.
     """
-    if text_vocab is not None and tokenizer.vocab_size > text_vocab:
-        raise ConfigError(
-            f"the tokenizer has {tokenizer.vocab_size} tokens and the model {text_vocab}; give "
-            "the model's own tokenizer, or a model with a larger vocabulary"
-        )
+    tokenizer = replace(tokenizer, limit=text_vocab)
     opened: list[tuple[Split, Example]] = []
     before = 0
     for name, (_, settings) in config.sets().items():

@@ -15,6 +15,7 @@ from lwm.core.hardware import traits
 from lwm.core.mesh import make_mesh, require_all_devices
 from lwm.core.sharding import DECODE
 from lwm.core.vocabulary import Vocabulary
+from lwm.data.text.templates import TEMPLATES, choose_template, with_turn_end
 from lwm.data.text.tokenizer import Tokenizer, checkpoint_tokenizer, read_tokenizer
 from lwm.generation.codec import VqganCodec, load_vqgan
 from lwm.generation.model import Model
@@ -26,11 +27,16 @@ def open_tokenizer(checkpoint: Checkpoint, tokenizer: str | Path | None) -> Toke
     """Open the tokenizer at a path, which defaults to the checkpoint's, if any."""
     vocabulary = checkpoint.vocabulary
     if tokenizer is None:
-        return checkpoint_tokenizer(vocabulary)
-    result = read_tokenizer(Path(tokenizer))
-    if isinstance(vocabulary, Vocabulary) and result.chat_template is None:
-        return replace(result, chat_template=vocabulary.chat_template)
-    return result
+        result = checkpoint_tokenizer(vocabulary)
+        if result is None:
+            return None
+    else:
+        result = read_tokenizer(Path(tokenizer))
+        if isinstance(vocabulary, Vocabulary) and result.chat_template is None:
+            result = replace(result, chat_template=vocabulary.chat_template)
+    for template in (choose_template("auto", result), *TEMPLATES.values()):
+        result = with_turn_end(result, template)
+    return replace(result, limit=checkpoint.config.vocab_size)
 
 
 def open_codec(

@@ -142,7 +142,7 @@ def test_continuation_decodes_to_its_text(text: str) -> None:
         (["text"], "where a list of messages"),
         ([{"role": "user"}], "is malformed"),
         ([{"role": "wizard", "content": "a"}], "is malformed"),
-        ([{"role": "tool", "content": "a " * 9999}], r"\.\.\. is malformed"),
+        ([{"role": "tools", "content": "a " * 9999}], r"\.\.\. is malformed"),
         ([{"role": "user", "content": [{"type": "image_url"}]}], "is malformed"),
         ([{"role": "user", "content": [{"type": "text"}]}], "is malformed"),
         ([{"role": "assistant", "content": "a"}], "another must precede"),

@@ -2,6 +2,7 @@
 that a checkpoint's template cannot escape its sandbox."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,13 @@ from tokenizers import models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from lwm.core.errors import CheckpointError, ConfigError, InputError
-from lwm.data.text.templates import CHATML, ORIGINAL, choose_template, render
+from lwm.data.text.templates import (
+    CHATML,
+    ORIGINAL,
+    choose_template,
+    render,
+    with_turn_end,
+)
 from lwm.data.text.tokenizer import Tokenizer, read_tokenizer
 
 TURNS = [
@@ -129,7 +136,7 @@ def test_broken_and_unsafe_templates_are_refused(tokenizer: Tokenizer, template:
 
 def test_a_template_cannot_change_the_conversation(tokenizer: Tokenizer) -> None:
     turns = [dict(turn) for turn in TURNS]
-    render("{% set messages = [] %}{{ messages }}", turns, tokenizer)
+    render("{{ messages }}{% set messages = [] %}{{ messages }}", turns, tokenizer)
     assert turns == TURNS
 
 
@@ -141,7 +148,7 @@ def test_a_template_cannot_change_the_conversation(tokenizer: Tokenizer) -> None
         ([{"content": "x"}], "malformed"),
         ([{"role": "user"}], "malformed"),
         ([{"role": "user", "content": 3}], "malformed"),
-        ([{"role": "user", "content": None}], "malformed"),
+        ([{"role": "assistant", "tool_calls": []}], "malformed"),
         ([{"role": ["user"], "content": "x"}], "malformed"),
     ],
 )
@@ -150,3 +157,109 @@ def test_malformed_messages_are_refused(
 ) -> None:
     with pytest.raises(InputError, match=message):
         render(ORIGINAL, messages, tokenizer)
+
+
+# The constructs of the templates of Llama 2 and 3, Mistral, Zephyr, Gemma, Phi, Qwen, DeepSeek.
+CONSTRUCTS = {
+    "generation": "{% for m in messages %}<{{ m.role }}>{% if m.role == 'assistant' %}"
+    "{% generation %}{{ m.content }}{{ eos_token }}{% endgeneration %}{% else %}{{ m.content }}"
+    "{% endif %}{% endfor %}",
+    "tojson": "{% for m in messages %}{{ m.content | tojson(ensure_ascii=True) }}"
+    "{{ m | tojson(indent=2, sort_keys=True, separators=(',', ' : ')) }}{% endfor %}",
+    "tools": "{% if tools is not none or documents %}tools{% endif %}"
+    "{%- if tools is defined %}defined{% endif %}{{ messages }}",
+    "tokens": "{{ pad_token }}{{ unk_token }}{{ bos_token }}{{ cls_token is defined }}"
+    "{{ messages }}",
+    "date": "{{ strftime_now('%Y') }}{% if not date_string is defined %}{% set date_string = "
+    "'26 Jul 2024' %}{% endif %}{{ date_string }}{{ messages }}",
+    "namespace": "{% set ns = namespace(first=true, text='') %}{% for m in messages %}"
+    "{% if m['role'] == 'system' and ns.first %}{% set ns.text = m['content'] %}{% continue %}"
+    "{% endif %}{{ ns.text + m['content'] | trim }}{% set ns.first = false %}{% endfor %}",
+    "slices": "{% if messages[0].role == 'system' %}{% set rest = messages[1:] %}"
+    "{{ '<<SYS>>\\n' + messages[0].content + '\\n<</SYS>>' }}{% else %}{% set rest = messages %}"
+    "{% endif %}{% for m in rest %}{% if loop.first %}{{ bos_token }}{% endif %}"
+    "{% if (m.role == 'user') != (loop.index0 % 2 == 0) %}{{ raise_exception('odd') }}{% endif %}"
+    "{{ '[INST] ' ~ m.content.strip() ~ ' [/INST]' }}{{ loop.last }}{% endfor %}",
+    "macros": "{% macro turn(role, text) -%}"
+    "<start>{{ role }}\n{{ text | trim }}<end>{%- endmacro %}"
+    "{% for m in messages %}{{ turn('model' if m.role == 'assistant' else m.role, m.content) }}"
+    "{% endfor %}{{ messages | map(attribute='role') | list | join(',') }}"
+    "{{ messages | selectattr('role', 'equalto', 'user') | list | length }}",
+    "strings": "{% for m in messages %}{% set c = m.content %}{% if '</think>' in c %}"
+    "{% set c = c.split('</think>')[-1].lstrip('\\n') %}{% endif %}{{ c }}{{ c.startswith('A') }}"
+    "{{ m.get('name', 'nobody') }}{% if m.tool_calls is defined %}call{% endif %}{% endfor %}",
+    "whitespace": "{%- for m in messages -%}\n  {{- m.role }}:\n    {{ m.content }}\n\n"
+    "{% endfor -%} \n",
+}
+
+
+@pytest.mark.parametrize("name", CONSTRUCTS)
+def test_constructs_render_as_in_transformers(
+    backend: tokenizers.Tokenizer, tokenizer: Tokenizer, name: str
+) -> None:
+    others = {"pad_token": "<pad>", "unk_token": "<unk>"}
+    names = {"bos_token": "<s>", "eos_token": "</s>", **others}
+    peer: Any = PreTrainedTokenizerFast(tokenizer_object=backend, **names)
+    ours = replace(tokenizer, other_tokens=others)
+    turns = [turn | {"content": turn["content"].replace("<s>", "")} for turn in TURNS]
+    for messages in (turns, turns[1:]):
+        expected = peer.apply_chat_template(
+            messages, chat_template=CONSTRUCTS[name], tokenize=False, add_generation_prompt=True
+        )
+        assert render(CONSTRUCTS[name], messages, ours) == expected
+
+
+def test_developers_tools_and_messages_without_content(tokenizer: Tokenizer) -> None:
+    messages = [
+        {"role": "developer", "content": "Be brief."},
+        {"role": "user", "content": "What is 1 + 1?"},
+        {"role": "assistant", "content": None, "tool_calls": [{"name": "add"}]},
+        {"role": "tool", "content": '{"sum": 2}'},
+    ]
+    expected = (
+        "<|im_start|>system\nBe brief.<|im_end|>\n<|im_start|>user\nWhat is 1 + 1?<|im_end|>\n"
+        '<|im_start|>assistant\n<|im_end|>\n<|im_start|>tool\n{"sum": 2}<|im_end|>\n'
+        "<|im_start|>assistant\n"
+    )
+    assert render(CHATML, messages, tokenizer) == expected
+
+
+@pytest.mark.parametrize(
+    ("messages", "left_out"),
+    [
+        ([*TURNS[1:3], TURNS[0], TURNS[3]], "message 3, of the role 'system'"),
+        ([TURNS[1], {"role": "tool", "content": "2"}], "message 2, of the role 'tool'"),
+    ],
+)
+def test_words_that_a_template_leaves_out_are_refused(
+    tokenizer: Tokenizer, messages: list[Any], left_out: str
+) -> None:
+    with pytest.raises(InputError, match=left_out):
+        render(ORIGINAL, messages, tokenizer)
+    assert "Answer  briefly." in render(CHATML, TURNS, tokenizer)
+
+
+@pytest.mark.parametrize(
+    ("template", "ends"),
+    [
+        (CHATML, ["</s>", "<|im_end|>"]),
+        (ORIGINAL, ["</s>"]),
+        ("{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}", ["</s>"]),
+        ("{% for m in messages %}{{ m.content }} <turn>\n{% endfor %}", ["</s>", "<turn>"]),
+        ("{{ raise_exception('no') }}", ["</s>"]),
+    ],
+)
+def test_the_end_of_a_turn_is_taken_from_the_template(template: str, ends: list[str]) -> None:
+    backend = tokenizers.Tokenizer(models.WordLevel({"<unk>": 0, "word": 1}, unk_token="<unk>"))
+    backend.add_special_tokens(["</s>", "<|im_start|>", "<|im_end|>"])
+    backend.add_tokens(["<turn>"])  # user-defined: marks a turn as well, without being special
+    ids = backend.get_vocab()
+    changed = with_turn_end(Tokenizer(backend=backend, eos=(ids["</s>"],)), template)
+    assert list(changed.eos) == [ids[end] for end in ends]
+
+
+def test_tokens_beyond_the_model_are_refused_where_they_occur(tokenizer: Tokenizer) -> None:
+    limited = replace(tokenizer, limit=3)
+    assert limited.encode("unknown") == [0]
+    with pytest.raises(InputError, match=r"the token 'word', whose id 3 .* vocabulary of 3"):
+        limited.encode("word")

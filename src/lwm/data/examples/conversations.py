@@ -13,7 +13,7 @@ from typing import Any
 
 from lwm.core.errors import InputError
 from lwm.data.examples.examples import Broken, Example
-from lwm.data.examples.fields import NOT_UNICODE, json_type, require_key
+from lwm.data.examples.fields import json_type, require_key
 from lwm.data.text.templates import choose_template, render
 from lwm.data.text.tokenizer import Tokenizer
 
@@ -56,7 +56,7 @@ class ConversationEncoder:
             try:
                 encoded = encode(self.tokenizer, text)
             except InputError as error:
-                raise Broken(NOT_UNICODE) from error
+                raise Broken(str(error)) from error
             tokens += encoded
             weights += self._weights(encoded) if loss else [0.0] * len(encoded)
         return Example.of_text(tokens, weights)

@@ -26,8 +26,6 @@ from lwm.data.text.tokenizer import Tokenizer
 from lwm.models.vision_tokens import VisionVocabulary
 
 BOS, EOS = "<|bos|>", "<|eos|>"
-NOT_UNICODE = "its text holds half of a surrogate pair, which is not a character"
-"""Why a text with half of a surrogate pair, which JSON allows, is broken."""
 
 
 class Field(NamedTuple):
@@ -232,7 +230,7 @@ def encode_text(tokenizer: Tokenizer, text: str) -> list[int]:
     try:
         return tokenizer.encode(text, specials=False)
     except InputError as error:
-        raise Broken(NOT_UNICODE) from error
+        raise Broken(str(error)) from error
 
 
 def require_key(record: Mapping[str, Any], key: str) -> Any:

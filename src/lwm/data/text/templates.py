@@ -4,7 +4,8 @@ Templates run in a sandbox, because a checkpoint's template is a program from el
 """
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from datetime import datetime
 from functools import lru_cache
 from importlib.resources import files
@@ -12,7 +13,9 @@ from itertools import count
 from textwrap import shorten
 from typing import Any, NoReturn
 
-from jinja2 import Template
+from jinja2 import Template, nodes
+from jinja2.ext import Extension
+from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from lwm.core.errors import ConfigError, InputError
@@ -20,7 +23,11 @@ from lwm.data.text.tokenizer import Tokenizer
 
 Message = Mapping[str, Any]
 """OpenAI's format: `{"role": "system" | "user" | "assistant", "content": text}`, where the content
-may be a list of parts `{"type": "text", "text": text}`."""
+may be a list of parts `{"type": "text", "text": text}`, or None for no text. A `developer` is a
+system, and a `tool` gives the result of a call."""
+
+_ROLES = {role: role for role in ("system", "user", "assistant", "tool")} | {"developer": "system"}
+"""The roles that messages have, and the names that templates know for them."""
 
 TEMPLATES = {
     name: files("lwm.data.text").joinpath(f"{name}.jinja").read_text(encoding="utf-8")
@@ -51,6 +58,8 @@ def choose_template(name: str, tokenizer: Tokenizer) -> str:
 
 def text_content(content: Any) -> str | None:
     """Return the text of a message's content, a line for each part; None if it has other parts."""
+    if content is None:
+        return ""
     if not isinstance(content, list):
         return content if isinstance(content, str) else None
     if any(not isinstance(part, Mapping) or part.get("type") != "text" for part in content):
@@ -75,21 +84,50 @@ def render(
         raise InputError("the conversation is empty; give at least one message")
     plain = []
     for message in messages:
-        role, text = message.get("role"), text_content(message.get("content"))
-        if role not in ("system", "user", "assistant") or text is None:
+        missing = None if message.get("tool_calls") else ...  # only calls stand without a content
+        role, text = message.get("role"), text_content(message.get("content", missing))
+        if not isinstance(role, str) or role not in _ROLES or text is None:
             shown = shorten(repr(dict(message)), 100, placeholder="...")
             raise InputError(
-                f"the message {shown} is malformed; it needs a role (system, user or assistant) "
-                "and a content that is text or a list of text parts"
+                f"the message {shown} is malformed; it needs a role (system, developer, user, "
+                "assistant or tool) and a content that is text or a list of text parts"
             )
-        plain.append(_escaped({**message, "content": text}, tokenizer))
+        changed = {**message, "role": _ROLES[role], "content": text}
+        plain.append(_escaped(changed, tokenizer))
+    result = _rendered(
+        template, plain, tokenizer.named_tokens, add_generation_prompt=add_generation_prompt
+    )
+    for number, message in enumerate(plain, 1):
+        # Templates may shorten the assistant's earlier answers, but nobody else's words.
+        role = message["role"]
+        if role != "assistant" and not _occurs(message["content"].strip(), result):
+            raise InputError(
+                f"the chat template leaves out message {number}, of the role {role!r}; move it "
+                "(a system message comes first), or choose another template with --template"
+            )
+    return result
 
+
+def _occurs(text: str, rendered: str) -> bool:
+    """Return whether a text occurs in a rendered template, as it is or quoted."""
+    quoted = (repr(text), json.dumps(text), json.dumps(text, ensure_ascii=False))
+    return text in rendered or any(form[1:-1] in rendered for form in quoted)
+
+
+def _rendered(
+    template: str,
+    messages: Sequence[Message],
+    named_tokens: Mapping[str, str],
+    *,
+    add_generation_prompt: bool,
+) -> str:
     try:
         return _compiled(template).render(
-            messages=plain,
+            messages=messages,
+            tools=None,
+            documents=None,
             add_generation_prompt=add_generation_prompt,
-            bos_token=tokenizer.bos or "",
-            eos_token=tokenizer.eos_text,
+            **named_tokens,
         )
     except InputError:
         raise
@@ -98,6 +136,22 @@ def render(
         raise InputError(
             f"the chat template cannot be rendered ({reason}); choose another with --template"
         ) from error
+
+
+def with_turn_end(tokenizer: Tokenizer, template: str) -> Tokenizer:
+    """Return the tokenizer with the control token that ends the assistant's turn in a template,
+    besides the tokens that end an answer by its own settings."""
+    answer = unused_text(template)
+    messages = [{"role": "user", "content": "?"}, {"role": "assistant", "content": answer}]
+    try:
+        text = _rendered(template, messages, tokenizer.named_tokens, add_generation_prompt=False)
+    except InputError:  # it may need other messages
+        return tokenizer
+    ids = tokenizer.encode_controlled(text.rpartition(answer)[2].lstrip())
+    added = tokenizer.backend.get_added_tokens_decoder()
+    if not ids or ids[0] not in added or ids[0] in tokenizer.eos:
+        return tokenizer
+    return replace(tokenizer, eos=(*tokenizer.eos, ids[0]))
 
 
 def _escaped(value: Any, tokenizer: Tokenizer) -> Any:
@@ -116,11 +170,36 @@ def _compiled(template: str) -> Template:
         raise InputError(f"the model's chat template refuses the conversation: {sentence}")
 
     environment = ImmutableSandboxedEnvironment(
-        trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"]
+        trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols", _Generation]
     )
-    environment.filters["tojson"] = lambda value, indent=None: json.dumps(
-        value, ensure_ascii=False, indent=indent
-    )
+    environment.filters["tojson"] = _to_json
     environment.globals["raise_exception"] = refuse
     environment.globals["strftime_now"] = lambda form: datetime.now().strftime(form)
     return environment.from_string(template)
+
+
+def _to_json(
+    value: Any,
+    ensure_ascii: bool = False,
+    indent: int | str | None = None,
+    separators: tuple[str, str] | None = None,
+    sort_keys: bool = False,
+) -> str:
+    # Jinja's own filter escapes HTML; these are transformers' arguments.
+    return json.dumps(
+        value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys
+    )
+
+
+class _Generation(Extension):
+    """Accept `{% generation %}` blocks, by which transformers finds the assistant's words."""
+
+    tags = {"generation"}  # noqa: RUF012  as Jinja declares it
+
+    def parse(self, parser: Parser) -> nodes.Node:
+        line = next(parser.stream).lineno
+        body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
+        return nodes.CallBlock(self.call_method("_content"), [], [], body).set_lineno(line)
+
+    def _content(self, caller: Callable[[], str]) -> str:
+        return caller()

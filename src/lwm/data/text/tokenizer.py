@@ -9,8 +9,8 @@ is encoded with its control tokens; the text that users contribute to it is esca
 import json
 import re
 import secrets
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import chain, compress
 from operator import not_
@@ -39,6 +39,7 @@ _LONGEST_CHARACTER = 8  # tokens; more without a valid character are invalid UTF
 
 # Special tokens that begin and end a text if no file names them.
 _COMMON_BOS = ("<s>", "<|begin_of_text|>", "<bos>")
+_BOS_AND_EOS = ("bos_token", "eos_token")
 _COMMON_EOS = ("</s>", "<|im_end|>", "<|eot_id|>", "<|end_of_text|>", "<|endoftext|>", "<eos>")
 
 
@@ -50,12 +51,16 @@ class Tokenizer:
         bos: token that begins a text, as text; None if there is none.
         eos: tokens that end an answer, as ids; the first ends a text.
         chat_template: the checkpoint's own Jinja template, if it has one.
+        other_tokens: the texts of `pad_token`, `unk_token` and others, for templates.
+        limit: text ids of the model; texts with other tokens are refused. None if unknown.
     """
 
     backend: tokenizers.Tokenizer
     bos: str | None = None
     eos: tuple[int, ...] = ()
     chat_template: str | None = None
+    other_tokens: Mapping[str, str] = field(default_factory=dict)
+    limit: int | None = None
 
     def encode(self, text: str, *, specials: bool = True) -> list[int]:
         """Return the token ids of plain text, in which spelled control tokens are text.
@@ -68,8 +73,8 @@ class Tokenizer:
         if specials:  # those that were added are masked, those that the text spells are not
             ids = compress(ids, map(not_, encoding.special_tokens_mask))
         if self._special_ids.isdisjoint(ids):
-            return encoding.ids
-        return self._plain_backend.encode(text, add_special_tokens=specials).ids
+            return self._limited(encoding.ids)
+        return self._limited(self._plain_backend.encode(text, add_special_tokens=specials).ids)
 
     def encode_controlled(self, text: str, *, specials: bool = False) -> list[int]:
         """Return the token ids of a text with control tokens, whose plain parts are escaped.
@@ -79,12 +84,20 @@ class Tokenizer:
         require_unicode(text)
         specials = specials and not (self.bos and text.startswith(self.bos))
         if _ESCAPE not in text:
-            return self.backend.encode(text, add_special_tokens=specials).ids
+            return self._limited(self.backend.encode(text, add_special_tokens=specials).ids)
         private = self._control_tokens.sub(lambda match: self._private(match.group()), text)
         plain = _ESCAPED.sub(
             lambda match: self._contents[int(match[1])] if match[1] else _ESCAPE, private
         )
-        return self._plain_backend.encode(plain, add_special_tokens=specials).ids
+        return self._limited(self._plain_backend.encode(plain, add_special_tokens=specials).ids)
+
+    def _limited(self, ids: list[int]) -> list[int]:
+        if self.limit is not None and (worst := max(ids, default=0)) >= self.limit:
+            raise InputError(
+                f"the text has the token {self.backend.id_to_token(worst)!r}, whose id {worst} is "
+                f"outside the model's vocabulary of {self.limit}; leave it out"
+            )
+        return ids
 
     def encode_part(self, text: str) -> list[int]:
         """Return the token ids of a part of a prompt, as `encode_controlled`; the text after a
@@ -146,6 +159,12 @@ class Tokenizer:
         return f"<{_NONCE}:{self._contents.index(content)}>"
 
     @property
+    def named_tokens(self) -> dict[str, str]:
+        """Return the texts of `bos_token`, `eos_token` and others that are defined, by name."""
+        named = {**self.other_tokens, "bos_token": self.bos, "eos_token": self.eos_text}
+        return {name: text for name, text in named.items() if text}
+
+    @property
     def bos_id(self) -> int | None:
         """Return the id of the token that begins a text."""
         return None if self.bos is None else self.backend.token_to_id(self.bos)
@@ -186,11 +205,7 @@ class Tokenizer:
         """Write `tokenizer.json` and the two files of Hugging Face that hold the rest."""
         tokenizer = directory / "tokenizer.json"  # the library writes only to UTF-8 names
         tokenizer.write_text(self.backend.to_str(pretty=True), encoding="utf-8")
-        settings = {
-            "bos_token": self.bos,
-            "eos_token": self.eos_text,
-            "chat_template": self.chat_template,
-        }
+        settings = {**self.named_tokens, "chat_template": self.chat_template}
         config = {
             "tokenizer_class": "PreTrainedTokenizerFast",
             "clean_up_tokenization_spaces": False,
@@ -288,8 +303,11 @@ def _with_settings(tokenizer: Tokenizer, directory: Path) -> Tokenizer:
     special = {token.content for token in added if token.special}
     bos = (name for name in _COMMON_BOS if name in special)
     common_eos = (backend.token_to_id(name) for name in _COMMON_EOS if name in special)
+    names = [name for name in settings if name.endswith("_token") and name not in _BOS_AND_EOS]
+    others = {name: text for name in names if (text := token_text(name)) is not None}
     return replace(
         tokenizer,
+        other_tokens=others,
         bos=token_text("bos_token") or tokenizer.bos or next(bos, None),
         eos=tuple(valid) or tokenizer.eos or tuple(common_eos),
         chat_template=_chat_template(settings.get("chat_template"), directory),
