@@ -97,7 +97,11 @@ def write(
 
 
 def tokens_of(example: dict[str, Any]) -> int:
-    return len(TOKENIZER.encode(render(ORIGINAL, example["messages"], TOKENIZER)))
+    return len(
+        TOKENIZER.encode_controlled(
+            render(ORIGINAL, example["messages"], TOKENIZER), specials=True
+        )
+    )
 
 
 @given(
