@@ -12,6 +12,7 @@ from typing import Any
 
 from lwm.core.errors import InputError
 from lwm.curation.answer_checks import sentence_ends, split_point
+from lwm.data.text.long_texts import encode_parts
 from lwm.data.text.templates import choose_template, render
 from lwm.data.text.tokenizer import Tokenizer
 
@@ -34,8 +35,7 @@ def split_text(text: str, tokenizer: Tokenizer, size: int) -> list[str]:
     """
     if not text.strip():
         raise InputError("the book holds no text; name one that does")
-    encoding = tokenizer.backend.encode(text, add_special_tokens=False)
-    starts = [start for start, _ in encoding.offsets]
+    starts = [start for part in encode_parts(tokenizer.backend, text) for start in part.starts]
     ends = sentence_ends(text)
     chunks, begin = [], 0
     while begin < len(text):

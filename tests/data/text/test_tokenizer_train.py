@@ -41,6 +41,13 @@ def test_long_texts_are_processed_in_parts(monkeypatch: pytest.MonkeyPatch) -> N
     assert train_tokenizer([" ".join(TEXTS)], 300).backend.to_str() == whole
 
 
+def test_words_without_end_are_cut_for_training() -> None:
+    trained = train_tokenizer(["a" * 50_000, *TEXTS], 300)
+    assert max(map(len, trained.backend.get_vocab())) <= 128
+    text = "a" * 1000 + " " + TEXTS[1]
+    assert trained.decode(trained.encode(text, specials=False)) == text
+
+
 def test_half_a_surrogate_pair_is_ignored() -> None:
     assert train_tokenizer([*TEXTS, "\ud800"], 300).vocab_size == 300
 

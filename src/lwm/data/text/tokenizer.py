@@ -13,22 +13,23 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import chain, compress
-from operator import not_
 from pathlib import Path
 from typing import Any
 
 import tokenizers
-from tokenizers import decoders, models, pre_tokenizers, trainers
+from tokenizers import Regex, decoders, models, pre_tokenizers, trainers
 
 from lwm.core.config import read_json
 from lwm.core.errors import CheckpointError, ConfigError, InputError
 from lwm.core.vocabulary import Vocabulary
 from lwm.data.text.documents import text_pieces
+from lwm.data.text.long_texts import encode_parts
 from lwm.data.text.tokenizer_build import build, prepend_bos, read_sentencepiece
 
 LEAST_VOCABULARY = 256 + 2
 """Least size of a trained vocabulary: every byte, and the tokens that begin and end a text."""
 _MAX_BYTES = 256 << 20
+_LONG_WORD = r"\S{128}|\s{128}"
 
 _ESCAPE = "\ufdd0"  # a code point that Unicode reserves for the use inside programs
 _ESCAPED = re.compile(f"{_ESCAPE}([0-9]*){_ESCAPE}")
@@ -68,13 +69,10 @@ class Tokenizer:
         `specials` adds the tokens around a text, usually a beginning-of-text token.
         """
         require_unicode(text)
-        encoding = self.backend.encode(text, add_special_tokens=specials)
-        ids = encoding.ids
-        if specials:  # those that were added are masked, those that the text spells are not
-            ids = compress(ids, map(not_, encoding.special_tokens_mask))
-        if self._special_ids.isdisjoint(ids):
-            return self._limited(encoding.ids)
-        return self._limited(self._plain_backend.encode(text, add_special_tokens=specials).ids)
+        ids = _text_ids(self.backend, text)
+        if not self._special_ids.isdisjoint(ids):
+            ids = _text_ids(self._plain_backend, text)
+        return self._limited(self._surrounded(ids) if specials else ids)
 
     def encode_controlled(self, text: str, *, specials: bool = False) -> list[int]:
         """Return the token ids of a text with control tokens, whose plain parts are escaped.
@@ -83,13 +81,22 @@ class Tokenizer:
         """
         require_unicode(text)
         specials = specials and not (self.bos and text.startswith(self.bos))
-        if _ESCAPE not in text:
-            return self._limited(self.backend.encode(text, add_special_tokens=specials).ids)
-        private = self._control_tokens.sub(lambda match: self._private(match.group()), text)
-        plain = _ESCAPED.sub(
-            lambda match: self._contents[int(match[1])] if match[1] else _ESCAPE, private
-        )
-        return self._limited(self._plain_backend.encode(plain, add_special_tokens=specials).ids)
+        backend = self.backend
+        if _ESCAPE in text:
+            backend = self._plain_backend
+            private = self._control_tokens.sub(lambda match: self._private(match.group()), text)
+            text = _ESCAPED.sub(
+                lambda match: self._contents[int(match[1])] if match[1] else _ESCAPE, private
+            )
+        ids = _text_ids(backend, text)
+        return self._limited(self._surrounded(ids) if specials else ids)
+
+    def _surrounded(self, ids: list[int]) -> list[int]:
+        """Add the tokens that the tokenizer puts around a text."""
+        example = self.backend.encode("a")
+        added = example.special_tokens_mask
+        before = added.index(0) if 0 in added else len(added)
+        return [*example.ids[:before], *ids, *compress(example.ids[before:], added[before:])]
 
     def _limited(self, ids: list[int]) -> list[int]:
         if self.limit is not None and (worst := max(ids, default=0)) >= self.limit:
@@ -220,6 +227,10 @@ class Tokenizer:
             (directory / name).write_text(text, encoding="utf-8")
 
 
+def _text_ids(backend: tokenizers.Tokenizer, text: str) -> list[int]:
+    return [token for part in encode_parts(backend, text) for token in part.ids]
+
+
 def require_unicode(text: str) -> str:
     """Return a text; raise InputError if it holds half of a surrogate pair."""
     if not text.isascii():
@@ -252,6 +263,8 @@ def read_tokenizer(path: Path) -> Tokenizer:
         backend = tokenizers.Tokenizer.from_buffer(path.read_bytes())
     except Exception as error:  # the library raises plain Exception
         raise CheckpointError(f"{path} is not a tokenizer.json ({error}); replace it") from error
+    backend.no_truncation()  # the file may keep these settings of its last use
+    backend.no_padding()
     return _with_settings(Tokenizer(backend=backend), path.parent)
 
 
@@ -335,8 +348,11 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int) -> Tokenizer:
         )
     bos, eos = "<s>", "</s>"
     backend = tokenizers.Tokenizer(models.BPE())
-    backend.pre_tokenizer = pre_tokenizers.ByteLevel(  # type: ignore[assignment]
-        add_prefix_space=False, use_regex=True
+    words = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
+    # Training takes time in proportion to the length of words, and no token is that long.
+    long_words = pre_tokenizers.Split(Regex(_LONG_WORD), "isolated")
+    backend.pre_tokenizer = pre_tokenizers.Sequence(  # type: ignore[assignment]
+        [long_words, words]
     )
     backend.decoder = decoders.ByteLevel()  # type: ignore[assignment]
     trainer = trainers.BpeTrainer(
@@ -352,5 +368,6 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int) -> Tokenizer:
     if (first := next(pieces, None)) is None:
         raise InputError("the data has no text to train a tokenizer on; name other keys or files")
     backend.train_from_iterator(chain([first], pieces), trainer)
+    backend.pre_tokenizer = words  # type: ignore[assignment]
     prepend_bos(backend, bos, 0)  # the library numbers special tokens first
     return Tokenizer(backend=backend, bos=bos, eos=(1,))
