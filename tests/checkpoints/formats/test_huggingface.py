@@ -286,3 +286,53 @@ def test_directories_without_weights_are_refused(broken: Path) -> None:
     (broken / "model.safetensors").unlink()
     with pytest.raises(CheckpointError, match=r"neither model.safetensors nor"):
         open_checkpoint(str(broken))
+
+
+def shard(directory: Path, stale: dict[str, np.ndarray]) -> dict[str, str]:
+    """Split a model into two files with an index, and put more tensors into the second."""
+    tensors = stored(directory)
+    (directory / "model.safetensors").unlink()
+    files = [f"model-0000{number}-of-00002.safetensors" for number in (1, 2)]
+    index = {name: files["layers.1" in name] for name in tensors}
+    for file in files:
+        part = {name: tensors[name] for name in tensors if index[name] == file}
+        part |= stale if file == files[1] else {}
+        safetensors.numpy.save_file(part, directory / file, metadata={"format": "pt"})
+    (directory / "model.safetensors.index.json").write_text(json.dumps({"weight_map": index}))
+    return index
+
+
+def test_the_index_decides_which_tensors_are_read(tmp_path: Path) -> None:
+    """Check a stale copy of an indexed tensor, and a tensor that the index does not name."""
+    peer = make()
+    peer.save_pretrained(tmp_path)
+    stale = {"model.norm.weight": np.full(64, 7, np.float32), "some.other": np.ones(3, np.float32)}
+    index = shard(tmp_path, stale)
+    np.testing.assert_allclose(
+        lwm.load(tmp_path).logits(TOKENS).text, peer_logits(peer), atol=TOLERANCE
+    )
+    index["model.norm.weight"] = index["model.layers.0.mlp.up_proj.weight"]
+    index["model.layers.1.mlp.up_proj.weight"] = index["model.norm.weight"]
+    (tmp_path / "model.safetensors.index.json").write_text(json.dumps({"weight_map": index}))
+    with pytest.raises(CheckpointError, match=r"layers\.1\.mlp\.up_proj.* in model-00001.* lacks"):
+        open_checkpoint(str(tmp_path))
+
+
+def test_a_tied_configuration_with_another_head(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    make(tie_word_embeddings=True).save_pretrained(tmp_path / "tied")
+    tensors = stored(tmp_path / "tied")
+    embedding = tensors["model.embed_tokens.weight"]
+    for head, tied in ((embedding.copy(), True), (embedding[::-1].copy(), False)):
+        file = tmp_path / "tied" / "model.safetensors"
+        safetensors.numpy.save_file({**tensors, "lm_head.weight": head}, file, {"format": "pt"})
+        expected = peer_logits(LlamaForCausalLM.from_pretrained(tmp_path / "tied").eval())
+        model = lwm.load(tmp_path / "tied")
+        np.testing.assert_allclose(model.logits(TOKENS).text, expected, atol=TOLERANCE)
+        assert model.config.tie_embeddings is tied
+        assert ("lm_head.weight" in capsys.readouterr().err) is not tied
+    for form in ("huggingface", "lwm"):
+        convert(tmp_path / "tied", tmp_path / form, form=form)
+        again = lwm.load(tmp_path / form).logits(TOKENS).text
+        np.testing.assert_allclose(again, expected, atol=TOLERANCE)

@@ -6,10 +6,11 @@ vision ids begin.
 """
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
+import numpy as np
 from annotated_types import Ge
 from pydantic import StrictBool, StrictFloat, StrictInt
 
@@ -18,12 +19,14 @@ from lwm.checkpoints.formats.safetensors import SafetensorsDirectory
 from lwm.checkpoints.names import AS_IS, HALF_SPLIT, TRANSPOSED, NameRow, NameTable
 from lwm.core.config import from_dict, read_json, to_dict
 from lwm.core.errors import CheckpointError
+from lwm.core.progress import say
 from lwm.models.llama import LlamaConfig
 from lwm.models.vision_tokens import VisionVocabulary
 
 _LAYER = "model.layers.{layer}"
+_EMBEDDING, _HEAD = "model.embed_tokens.weight", "lm_head.weight"
 HUGGINGFACE_NAMES: NameTable = (
-    NameRow("embedding", "model.embed_tokens.weight", AS_IS),
+    NameRow("embedding", _EMBEDDING, AS_IS),
     NameRow("layers.{layer}.attention_norm", f"{_LAYER}.input_layernorm.weight", AS_IS),
     NameRow("layers.{layer}.query", f"{_LAYER}.self_attn.q_proj.weight", HALF_SPLIT),
     NameRow("layers.{layer}.key", f"{_LAYER}.self_attn.k_proj.weight", HALF_SPLIT),
@@ -34,7 +37,7 @@ HUGGINGFACE_NAMES: NameTable = (
     NameRow("layers.{layer}.up", f"{_LAYER}.mlp.up_proj.weight", TRANSPOSED),
     NameRow("layers.{layer}.down", f"{_LAYER}.mlp.down_proj.weight", TRANSPOSED),
     NameRow("norm", "model.norm.weight", AS_IS),
-    NameRow("head", "lm_head.weight", TRANSPOSED),
+    NameRow("head", _HEAD, TRANSPOSED),
 )
 
 _OURS = {
@@ -79,7 +82,13 @@ def open_huggingface(directory: Path) -> Checkpoint:
     file = directory / "config.json"
     config = _read_config(read_json(file), str(file))
     tensors = SafetensorsDirectory(directory)
-    ignorable = ("rotary_emb.inv_freq", *(["lm_head.weight"] if config.tie_embeddings else []))
+    if config.tie_embeddings and _stores_another_head(tensors):
+        say(
+            f"{directory} ties the head to the embedding, but stores another {_HEAD}; it is used, "
+            "as in transformers"
+        )
+        config = replace(config, tie_embeddings=False)
+    ignorable = ("rotary_emb.inv_freq", *([_HEAD] if config.tie_embeddings else []))
     return Checkpoint(
         source=str(directory),
         format="Hugging Face",
@@ -91,6 +100,14 @@ def open_huggingface(directory: Path) -> Checkpoint:
         vqgan=vqgan_in(directory),
         ignorable=lambda name: name.endswith(ignorable),
     )
+
+
+def _stores_another_head(tensors: SafetensorsDirectory) -> bool:
+    """Return whether a head is stored that differs from the embedding."""
+    shapes = tensors.shapes()
+    if _HEAD not in shapes or shapes[_HEAD] != shapes.get(_EMBEDDING):
+        return False  # a wrong shape is refused with all others
+    return not np.array_equal(tensors.read(_HEAD), tensors.read(_EMBEDDING))
 
 
 def _read_config(data: dict[str, Any], source: str) -> LlamaConfig:

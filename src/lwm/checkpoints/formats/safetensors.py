@@ -20,16 +20,24 @@ _DTYPES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat
 
 
 class SafetensorsDirectory:
-    """Provide the tensors of `model.safetensors`, or of the files that an index names."""
+    """Provide the tensors of `model.safetensors`, or those that an index names, each from the file
+    that it names; what else is in these files is not part of the model."""
 
     def __init__(self, directory: Path) -> None:
         self._files: dict[str, Path] = {}
         self._shapes: dict[str, tuple[int, ...]] = {}
         dtypes: set[str] = set()
-        for file in _files(directory):
+        for file, indexed in _files(directory).items():
             try:
                 with safe_open(file, framework="numpy") as opened:
-                    for name in opened.keys():  # noqa: SIM118  not a dict
+                    present = opened.keys()
+                    names = present if indexed is None else indexed
+                    if lacking := set(names).difference(present):
+                        raise CheckpointError(
+                            f"{directory / INDEX} names the tensor {min(lacking)!r} in {file.name}"
+                            ", which lacks it; copy or download both again"
+                        )
+                    for name in names:
                         tensor = opened.get_slice(name)
                         self._files[name] = file
                         self._shapes[name] = tuple(tensor.get_shape())
@@ -64,22 +72,24 @@ def is_complete(directory: Path) -> bool:
         return False
 
 
-def _files(directory: Path) -> list[Path]:
+def _files(directory: Path) -> dict[Path, list[str] | None]:
+    """Return the files of weights, with the tensors that an index names in each."""
     single, index = directory / SINGLE, directory / INDEX
-    if single.is_file():
-        return [single]
+    if single.is_file():  # transformers, too, prefers it to an index
+        return {single: None}
     if not index.is_file():
         raise CheckpointError(f"{directory} has neither {SINGLE} nor {INDEX}; name another")
     mapping = read_json(index).get("weight_map")
     if not isinstance(mapping, dict) or not all(isinstance(v, str) for v in mapping.values()):
         raise CheckpointError(f"{index} has no weight_map of names to files; replace it")
-    names = sorted(set(mapping.values()))
-    for name in names:
+    files: dict[Path, list[str] | None] = {}
+    for name in sorted(set(mapping.values())):
         if (directory / name).parent != directory or not (directory / name).is_file():
             raise CheckpointError(
                 f"{index} names the file {name!r}, which is not beside it; download it again"
             )
-    return [directory / name for name in names]
+        files[directory / name] = [tensor for tensor, file in mapping.items() if file == name]
+    return files
 
 
 def write_safetensors(
