@@ -261,5 +261,5 @@ def test_the_end_of_a_turn_is_taken_from_the_template(template: str, ends: list[
 def test_tokens_beyond_the_model_are_refused_where_they_occur(tokenizer: Tokenizer) -> None:
     limited = replace(tokenizer, limit=3)
     assert limited.encode("unknown") == [0]
-    with pytest.raises(InputError, match=r"the token 'word', whose id 3 .* vocabulary of 3"):
+    with pytest.raises(InputError, match=r"'word' is token 3, .* vocabulary of 3"):
         limited.encode("word")

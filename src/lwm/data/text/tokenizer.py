@@ -100,9 +100,10 @@ class Tokenizer:
 
     def _limited(self, ids: list[int]) -> list[int]:
         if self.limit is not None and (worst := max(ids, default=0)) >= self.limit:
+            text = self.backend.decode([worst], skip_special_tokens=False)
             raise InputError(
-                f"the text has the token {self.backend.id_to_token(worst)!r}, whose id {worst} is "
-                f"outside the model's vocabulary of {self.limit}; leave it out"
+                f"{text!r} is token {worst}, outside the model's vocabulary of {self.limit}; "
+                "leave it out of the text, or name the model's own tokenizer"
             )
         return ids
 
