@@ -8,6 +8,7 @@ from annotated_types import Ge, Le, Lt
 
 from lwm.core.config import Checked
 from lwm.core.errors import ConfigError
+from lwm.data.examples.examples import LongExamples
 from lwm.data.examples.fields import parse_fields
 from lwm.data.rows.packing import LossWeights, Packing
 
@@ -72,6 +73,11 @@ class DataConfig(Checked, section="data"):
     packing: Packing = "concatenate"
     """concatenate cuts a running text into rows, pack fits whole examples into rows, pad gives
     each example a row."""
+    too_long: LongExamples = "truncate"
+    """What pack and pad do with an example longer than a row: truncate keeps the system message
+    and the end of a chat, or shortens the longest field without loss; skip omits it. Images,
+    videos and stored tokens are skipped; plain texts (one field, with loss) go on in the next
+    row."""
     loss_weights: LossWeights = "example"
     """Unit that counts equally: each example (in concatenate, each row), each token, or the halves
     of text and vision in each example; row_halves: in each row."""

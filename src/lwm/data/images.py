@@ -5,7 +5,7 @@ and n, so a run resumes by a number.
 """
 
 import importlib.util
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatch
 from glob import glob
@@ -164,7 +164,7 @@ def read_image_files(
 class Crops:
     """Yield batches of random crops of side `size`: `pixels` in [-1, 1] and `weights` of 1."""
 
-    broken = 0  # files that cannot be read are skipped before the first example
+    counts: Mapping[str, int] = {"broken": 0}  # files that cannot be read are skipped before
 
     def __init__(
         self,

@@ -9,13 +9,12 @@ from collections.abc import Iterator, Sequence
 from functools import partial
 from typing import Any
 
-import grain
-
 from lwm.core.errors import ConfigError
 from lwm.data.config import DataConfig
 from lwm.data.examples.examples import Example, Report
 from lwm.data.rows.broken import BrokenLog
 from lwm.data.rows.draws import Shares, Split, Stream
+from lwm.data.rows.long_examples import describe_long_examples
 from lwm.data.rows.packing import Row, pack_rows
 from lwm.data.rows.pipeline import BatchIterator
 from lwm.data.splits import SplitName, open_mixture
@@ -59,9 +58,12 @@ class Loader:
         assert vision is None or vocab_size is not None, "vision ids follow the text ids"
         rows = tuple(range(batch_size) if rows is None else rows)
         _require_rows(rows, batch_size, sequence_length)
+        longest = None if config.packing == "concatenate" else sequence_length + 1
         opened = open_mixture(
-            config, tokenizer, split, streams=batch_size, text_vocab=vocab_size, vision=vision
-        )
+            config, tokenizer, split, streams=batch_size, text_vocab=vocab_size, vision=vision,
+            longest=longest,
+        )  # fmt: skip
+        self._opened, self._length = opened, sequence_length
         splits = [part for part, _ in opened]
         shares = Shares([weight for weight, _ in config.sets().values()], seed=config.seed)
         self.examples = sum(split.order.count for split in splits)
@@ -73,7 +75,7 @@ class Loader:
             share=len(rows) / batch_size,
             max_broken=config.max_broken,
         )
-        self.iterator: grain.DatasetIterator[Row] = BatchIterator(
+        self.iterator = BatchIterator(
             _open_stream(config, splits, shares, batch_size, sequence_length, vocab_size or 0),
             rows,
             workers=_divisor(len(rows), config.workers),
@@ -87,6 +89,16 @@ class Loader:
 
     def __next__(self) -> Row:
         return next(self.iterator)
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """Return the numbers of examples that this process has read, of those that were longer
+        than a row, of those that were truncated, and of broken ones."""
+        return {**self.iterator.read._asdict(), "broken": self.broken}
+
+    def describe_long_examples(self) -> str | None:
+        """Return a sentence on the examples that are longer than a row, if there are any."""
+        return describe_long_examples(self._opened, self._length)
 
     @property
     def broken(self) -> int:
@@ -169,6 +181,7 @@ def _identity(
         "batch_size": batch_size,
         "sequence_length": sequence_length,
         "packing": config.packing,
+        **({} if config.packing == "concatenate" else {"too_long": config.too_long}),
         "shuffle": config.shuffle,
         "seed": config.seed,
         "mixture": list(shares.slots),

@@ -10,7 +10,7 @@ from typing import Any, Literal
 from lwm.core.errors import InputError
 from lwm.data.config import DataConfig
 from lwm.data.examples.conversations import ConversationEncoder
-from lwm.data.examples.examples import Broken, Example, MissingKey, Report
+from lwm.data.examples.examples import Broken, Example, MissingKey, Report, TooLong
 from lwm.data.examples.fields import FieldsEncoder, is_vision, parse_fields
 from lwm.data.rows.draws import Order, Split
 from lwm.data.sources.opening import open_records
@@ -21,6 +21,7 @@ from lwm.models.vision_tokens import VisionVocabulary
 
 SplitName = Literal["train", "evaluation"]
 
+_PROBED_LONG = 10_000  # the same for examples that are too long
 _PROBED = 100  # broken examples at the beginning after which the data as a whole is refused
 
 
@@ -32,12 +33,14 @@ def open_mixture(
     streams: int = 1,
     text_vocab: int | None = None,
     vision: VisionVocabulary | None = None,
+    longest: int | None = None,
 ) -> list[tuple[Split, Example]]:
     """Open a part of every data set, and read the first usable example of each.
 
     Args:
         streams: rows of the global batch.
         text_vocab: text ids of the model; not checked if None.
+        longest: most tokens of an example that is not a plain text; None for any number.
     """
     tokenizer = replace(tokenizer, limit=text_vocab)
     opened: list[tuple[Split, Example]] = []
@@ -61,6 +64,8 @@ def open_mixture(
             before=before,
             text_vocab=text_vocab,
             vision=vision,
+            longest=longest,
+            too_long=config.too_long,
         )
         opened.append((split, _first_usable(split, settings)))
         before += len(source)
@@ -99,6 +104,7 @@ def _encoder(
 def _first_usable(split: Split, config: DataConfig) -> Example:
     _refuse_fields_of_tokens(split, config)
     faults: list[Report] = []
+    too_long = 0
     remedy = "--data.messages" if config.messages else "--data.fields"
     first = split.order.first
     for index in range(first, first + split.order.count):
@@ -111,6 +117,15 @@ def _first_usable(split: Split, config: DataConfig) -> Example:
                 raise InputError(f"{faults[-1]}; name other keys with {remedy}") from broken
             if len(faults) == _PROBED:
                 break
+        except TooLong:
+            too_long += 1
+            if too_long == _PROBED_LONG:
+                break
+    if too_long and split.longest:
+        raise InputError(
+            f"the first {too_long:,} examples of {config.path} that can be read are all longer "
+            f"than a row of {split.longest - 1:,} tokens and are skipped; raise --sequence-length"
+        )
     if faults:
         raise InputError(
             f"none of the first {len(faults)} examples can be used, the first of them "

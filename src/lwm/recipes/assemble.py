@@ -199,6 +199,8 @@ def _open_data(
         batch_size=run.batch_size, vocab_size=start.config.vocab_size, vision=start.config.vision,
     )  # fmt: skip
     batches = stack.enter_context(loader(run.data))
+    if sentence := batches.describe_long_examples():
+        say(sentence)
     if not run.loop.evaluate_every:
         return batches, None
     if not run.data.held_out:
@@ -208,6 +210,8 @@ def _open_data(
         )
     plain = replace(run.data, shuffle=False, workers=0, drop_prompt=0.0)
     evaluation = stack.enter_context(loader(plain, split="evaluation"))
+    if sentence := evaluation.describe_long_examples():
+        say(f"for evaluation, {sentence}")
     beginning = evaluation.get_state()
 
     def held_out() -> Iterator[dict[str, np.ndarray]]:

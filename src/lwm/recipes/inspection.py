@@ -28,6 +28,8 @@ def inspect_rows(run: TrainingRun, rows: int) -> Iterator[str]:
             f"{loader.examples:,} examples; rows of {run.sequence_length:,} tokens, "
             f"{run.batch_size} per step, {run.data.packing}"
         )
+        if sentence := loader.describe_long_examples():
+            yield sentence
         totals, batch = np.zeros(5), {}
         batches = max(1, _COUNTED_TOKENS // (run.batch_size * run.sequence_length))
         for number in range(batches * run.batch_size):
@@ -40,13 +42,19 @@ def inspect_rows(run: TrainingRun, rows: int) -> Iterator[str]:
             vision = weighted & (row["targets"] >= start.config.vocab_size)
             real, segments = row["segments"] >= 0, len(_segments(row))
             totals += [real.size, real.sum(), weighted.sum(), vision.sum(), segments]
+    counts, long = loader.counts, ""
+    if counts["too_long"]:
+        long = (
+            f"{counts['too_long']:,} of {counts['examples']:,} examples longer than a row "
+            f"({counts['truncated']:,} truncated), "
+        )
     places, tokens, targets, vision, segments = totals
     kinds = f" ({vision:,.0f} of vision)" if start.config.vision else ""
     yield ""
     yield (
         f"in {batches} batches: {places:,.0f} positions, {tokens:,.0f} tokens "
         f"({1 - tokens / places:.1%} padding), {targets:,.0f} of them with loss{kinds}, "
-        f"{segments:,.0f} segments; {loader.broken} broken examples"
+        f"{segments:,.0f} segments; {long}{counts['broken']:,} broken examples"
     )
 
 

@@ -163,14 +163,16 @@ class Loop:
                 number,
             )
         steps, minutes = last - self._first, (time.perf_counter() - started) / 60
-        count = self.batches.broken
-        broken = f", {count:,} broken example{'s' * (count > 1)} skipped" if count else ""
-        say(f"done: {steps:,} steps in {minutes:.1f} minutes{broken}; see {self.directory}")
+        broken = self.batches.counts["broken"]
+        too_long = self.batches.counts.get("too_long", 0)
+        notes = f", {broken:,} broken example{'s' * (broken > 1)} skipped" if broken else ""
+        notes += f", {too_long:,} example{'s' * (too_long > 1)} longer than a row" * bool(too_long)
+        say(f"done: {steps:,} steps in {minutes:.1f} minutes{notes}; see {self.directory}")
 
     def _take_step(self, train: Any) -> None:
         start = time.perf_counter()
         local = next(self.batches)
-        row = {"data_wait_seconds": time.perf_counter() - start, "broken": self.batches.broken}
+        row = {"data_wait_seconds": time.perf_counter() - start, **self.batches.counts}
         batch = self.training.place(local)
         # Any other transfer between host and device would be a mistake, and slow.
         with jax.transfer_guard("disallow"):

@@ -6,15 +6,16 @@ so that no token crosses a boundary, but as it would be inside the whole text, s
 are the same as in a chat.
 """
 
+from bisect import bisect_left
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
 from lwm.core.errors import InputError
-from lwm.data.examples.examples import Broken, Example
-from lwm.data.examples.fields import json_type, require_key
-from lwm.data.text.templates import choose_template, render
+from lwm.data.examples.examples import Broken, Example, TooLong
+from lwm.data.examples.fields import json_type, require_key, text_end
+from lwm.data.text.templates import choose_template, render, text_content
 from lwm.data.text.tokenizer import Tokenizer
 
 _ANCHORS = ("\n", ":", ".")  # at least one of them never merges with the text after it
@@ -41,10 +42,56 @@ class ConversationEncoder:
     ) -> Example | None:
         """Return the example, or None if there are no messages; raise `Broken`."""
         del line, drop_prompt  # for images and videos only
+        return self._encoded(self._messages(record))
+
+    def truncated(
+        self, record: Mapping[str, Any], line: int, longest: int, *, drop_prompt: bool = False
+    ) -> Example:
+        """Return the end of the conversation, in at most `longest` tokens, after its first system
+        messages: as many last turns as fit. If the last turn does not fit, its longest message to
+        the assistant loses its beginning. Raise `TooLong` if that does not suffice."""
+        del line, drop_prompt
+        messages = self._messages(record)
+        roles = [message.get("role") for message in messages]
+        first = next(i for i, role in enumerate(roles) if role not in ("system", "developer"))
+        end = len(roles) - roles[::-1].index("assistant")
+        system = messages[:first]
+        turns = [
+            i
+            for i in range(first + 1, end)
+            if roles[i] not in ("assistant", "tool") and roles[i - 1] == "assistant"
+        ]
+
+        def since(start: int) -> Example:
+            example = self._encoded([*system, *messages[start:end]])
+            assert example is not None
+            return replace(example, truncated=True)
+
+        fitting = bisect_left(turns, True, key=lambda start: len(since(start)) <= longest)
+        if fitting < len(turns):
+            return since(turns[fitting])
+        start = turns[-1] if turns else first
+        asked = [i for i in range(start, end) if roles[i] != "assistant"]
+        if not asked:
+            raise TooLong
+        texts = {i: text_content(messages[i].get("content")) or "" for i in asked}
+        at = max(asked, key=lambda i: len(texts[i]))
+        text, example = texts[at], since(start)
+        while (excess := len(example) - longest) > 0:
+            if not (text := text_end(self.tokenizer, text, excess)):
+                raise TooLong
+            messages[at] = {**messages[at], "content": text}
+            example = since(start)
+        return example
+
+    def _messages(self, record: Mapping[str, Any]) -> list[dict[str, Any]]:
         messages = require_key(record, self.key)
         if not isinstance(messages, list) or not all(isinstance(m, dict) for m in messages):
             kind = json_type(messages)
             raise Broken(f"the key {self.key!r} holds {kind}, where a list of messages is needed")
+        return list(messages)
+
+    def _encoded(self, messages: list[dict[str, Any]]) -> Example | None:
         if not messages:
             return None
         tokens: list[int] = []

@@ -1,7 +1,7 @@
 """Represent training examples, which sources and encoders make and packing cuts into rows."""
 
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 from jaxtyping import Bool, Float32, Int32
@@ -26,6 +26,13 @@ class MissingKey(Broken):
     """Signal that a key of the settings is absent; in a first example, the settings are wrong."""
 
 
+class TooLong(Exception):
+    """Signal that an example is longer than a row and is skipped."""
+
+
+LongExamples = Literal["truncate", "skip"]
+
+
 class Report(NamedTuple):
     """Hold a broken example's place and the reason."""
 
@@ -47,11 +54,16 @@ class Example:
             serves models with different text vocabularies.
         weights: loss weight of each token as a target, 0 or 1.
         vision: whether a token is a vision id.
+        plain: whether it is a text that may go on in another row: nothing in it depends on a
+            question, a system message or an image before it.
+        truncated: whether it is only the end of a longer example.
     """
 
     tokens: Int32[np.ndarray, " tokens"]
     weights: Float32[np.ndarray, " tokens"]
     vision: Bool[np.ndarray, " tokens"]
+    plain: bool = False
+    truncated: bool = False
 
     def __len__(self) -> int:
         return len(self.tokens)

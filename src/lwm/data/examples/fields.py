@@ -13,7 +13,7 @@ Source of the grammar: the text processors of LargeWorldModel/LWM, implemented i
 
 import random
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
 from itertools import dropwhile
 from typing import Any, NamedTuple
@@ -21,7 +21,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from lwm.core.errors import ConfigError, InputError
-from lwm.data.examples.examples import NO_VISION, Broken, Example, MissingKey
+from lwm.data.examples.examples import NO_VISION, Broken, Example, MissingKey, TooLong
+from lwm.data.text.long_texts import encode_parts
 from lwm.data.text.tokenizer import Tokenizer
 from lwm.models.vision_tokens import VisionVocabulary
 
@@ -147,11 +148,34 @@ class FieldsEncoder:
         if self.add_eos:
             pieces.append((self._special(EOS), True, False))
         lengths = [len(tokens) for tokens, _, _ in pieces]
+        with_keys = [item for item in grammar if item.keys]
         return Example(
             tokens=np.array([token for tokens, _, _ in pieces for token in tokens], np.int32),
             weights=np.repeat(np.array([loss for _, loss, _ in pieces], np.float32), lengths),
             vision=np.repeat([vision for _, _, vision in pieces], lengths),
+            plain=len(with_keys) == 1
+            and with_keys[0].loss
+            and not any(map(is_vision, with_keys[0].keys)),
         )
+
+    def truncated(
+        self, record: Mapping[str, Any], line: int, longest: int, *, drop_prompt: bool = False
+    ) -> Example:
+        """Return an example of at most `longest` tokens, without the beginning of its longest text
+        that carries no loss; raise `TooLong` if that does not suffice, or if it has vision."""
+        grammar = self._grammar(record, line)
+        learned = {key for item in grammar if item.loss for key in item.keys}
+        prompts = {key for item in grammar if not item.loss for key in item.keys} - learned
+        example = self(record, line, drop_prompt=drop_prompt)
+        if not prompts or example is None or example.vision.any():
+            raise TooLong
+        key = max(sorted(prompts), key=lambda key: len(record[key]))
+        while (excess := len(example) - longest) > 0:
+            record = {**record, key: text_end(self.tokenizer, record[key], excess)}
+            example = self(record, line, drop_prompt=drop_prompt)
+            if example is None or not record[key]:
+                raise TooLong
+        return replace(example, truncated=True)
 
     def _grammar(self, record: Mapping[str, Any], line: int) -> tuple[Field, ...]:
         if not self.fields_from_example:
@@ -231,6 +255,13 @@ def encode_text(tokenizer: Tokenizer, text: str) -> list[int]:
         return tokenizer.encode(text, specials=False)
     except InputError as error:
         raise Broken(str(error)) from error
+
+
+def text_end(tokenizer: Tokenizer, text: str, excess: int) -> str:
+    """Return a text without its first `excess` tokens; nothing if only blanks are left."""
+    starts = [start for part in encode_parts(tokenizer.backend, text) for start in part.starts]
+    end = text[next((start for start in starts[excess:] if start), len(text)) :]
+    return end if end.strip() else ""
 
 
 def require_key(record: Mapping[str, Any], key: str) -> Any:

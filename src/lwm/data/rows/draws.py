@@ -11,12 +11,20 @@ import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import NamedTuple
 
 from grain.experimental import index_shuffle
 
 from lwm.core.errors import InputError
 from lwm.data.examples.conversations import ConversationEncoder
-from lwm.data.examples.examples import Broken, Example, Report, require_usable
+from lwm.data.examples.examples import (
+    Broken,
+    Example,
+    LongExamples,
+    Report,
+    TooLong,
+    require_usable,
+)
 from lwm.data.examples.fields import FieldsEncoder
 from lwm.data.rows.packing import Draw, PackedRows, Position
 from lwm.data.sources.source import RecordSource
@@ -68,6 +76,9 @@ class Split:
             mixture has its own number.
         text_vocab: size of the model's text vocabulary; not checked if None.
         vision: the model's vision vocabulary; None for a text model.
+        longest: most tokens of an example that is not a plain text; None for any number.
+        too_long: what becomes of longer ones. Those that hold tokens, images or videos are always
+            skipped.
     """
 
     source: RecordSource
@@ -77,20 +88,39 @@ class Split:
     before: int
     text_vocab: int | None
     vision: VisionVocabulary | None
+    longest: int | None
+    too_long: LongExamples
 
     def example(self, index: int, *, drop_prompt: bool = False) -> Example | None:
-        """Return the example at an index of the source, None for a blank line; raise `Broken`."""
-        example = self.source.read(index)
-        if example is not None and not isinstance(example, Example):
-            line = self.source.place(index)[1]
-            example = self.encode(example, line, drop_prompt=drop_prompt)
-        if example is not None:
-            require_usable(example, text_vocab=self.text_vocab, vision=self.vision)
-        return example
+        """Return the example at an index of the source, None for a blank line; raise `Broken`, or
+        `TooLong` if it is skipped."""
+        record = self.source.read(index)
+        line = self.source.place(index)[1]
+        example = (
+            record
+            if record is None or isinstance(record, Example)
+            else self.encode(record, line, drop_prompt=drop_prompt)
+        )
+        if example is None:
+            return None
+        require_usable(example, text_vocab=self.text_vocab, vision=self.vision)
+        if self.longest is None or len(example) <= self.longest or example.plain:
+            return example
+        if self.too_long == "skip" or record is None or isinstance(record, Example):
+            raise TooLong
+        return self.encode.truncated(record, line, self.longest, drop_prompt=drop_prompt)
 
     def report(self, index: int, broken: Broken) -> Report:
         """Return the report of a broken example."""
         return Report(self.before + index, *self.source.place(index), str(broken))
+
+
+class Read(NamedTuple):
+    """Count examples that were read."""
+
+    examples: int = 0
+    too_long: int = 0  # of them
+    truncated: int = 0  # of those that are too long; the others were skipped
 
 
 class Shares:
@@ -162,8 +192,10 @@ class Stream:
         self._seed, self._drop_prompt = seed, drop_prompt
         self._row, self._batch_size = row, batch_size
         self._reports: list[Report] = []
+        self._too_long: dict[int, bool] = {}  # whether truncated, by number
         self._fruitless = 0
         self._first_fault: Report | None = None
+        self._long = False  # whether any of the last examples was too long
         count = sum(split.order.count for split in splits)
         most = max(_FRUITLESS_DRAWS, int(max_broken * count) + 1)
         self._patience = min(_FRUITLESS_PASSES * count, most)
@@ -173,7 +205,7 @@ class Stream:
         return self._pack(self.draw, start)
 
     def draw(self, number: int) -> Example | None:
-        """Return the stream's example of this number; None if it is blank or broken.
+        """Return the stream's example of this number; None if it is blank, broken or skipped.
 
         Raise InputError once too many examples in succession were unusable.
         """
@@ -188,22 +220,37 @@ class Stream:
             self._reports.append(report)
             self._first_fault = self._first_fault or report
             example = None
+        except TooLong:
+            self._too_long[number], example = False, None
+            self._long = True
         if example is not None:
-            self._fruitless, self._first_fault = 0, None
+            if example.truncated:
+                self._too_long[number] = True
+            self._fruitless, self._first_fault, self._long = 0, None, False
             return example
         self._fruitless += 1
         if self._fruitless >= self._patience:
             fault = self._first_fault
+            kinds = f"blank or broken, the first of them {fault}" if fault else "blank"
+            remedy = "repair the data"
+            if self._long:
+                kinds = f"longer than a row, {kinds}"
+                remedy = f"raise --sequence-length, or {remedy}"
             raise InputError(
-                f"the last {self._fruitless} examples read were all "
-                + (f"blank or broken, the first of them {fault}" if fault else "blank")
-                + "; repair the data"
+                f"the last {self._fruitless} examples read were all {kinds}; {remedy}"
             )
         return None
 
     def _drops_prompt(self, place: int) -> bool:
         share = self._drop_prompt
         return share > 0 and random.Random(f"{self._seed} prompt {place}").random() < share
+
+    def take_too_long(self, position: Position) -> Read:
+        """Return the counts of long examples before a position, each counted once, also by runs
+        that resume; without the number of all examples."""
+        before = [number for number in self._too_long if number < position.draw]
+        truncated = sum([self._too_long.pop(number) for number in before])
+        return Read(0, len(before), truncated)
 
     def take_reports(self) -> list[Report]:
         """Return the reports since the last call."""

@@ -2,8 +2,8 @@
 
 `concatenate` joins the tokens of all examples and cuts them at the row's length (the original's
 method for text), `pack` fits whole examples into rows in which each attends only to itself, `pad`
-gives each example a row. An example of n tokens has n - 1 pairs; one that is longer than a row is
-cut into pieces that overlap by one token, so that each pair occurs once.
+gives each example a row. An example of n tokens has n - 1 pairs; one that is longer than a row, as
+plain texts may be, is cut into pieces that overlap by one token, so that each pair occurs once.
 
 Packing is a pure function of the examples and a `Position`, so a checkpoint needs only a few
 numbers however long the examples are. Rows hold ids of the model's one table: text, then vision.

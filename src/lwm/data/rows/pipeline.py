@@ -20,7 +20,7 @@ from absl import flags
 
 from lwm.core.errors import InputError
 from lwm.data.examples.examples import Report
-from lwm.data.rows.draws import Stream
+from lwm.data.rows.draws import Read, Stream
 from lwm.data.rows.packing import Position, Row
 
 _VERSION = 2
@@ -35,6 +35,7 @@ class _Note:
     row: int
     position: Position  # after the row
     reports: list[Report]
+    too_long: Read
 
 
 class _StreamsDataset(grain.IterDataset[dict[str, Any]]):
@@ -61,7 +62,10 @@ class _StreamsIterator(_Elements):
     def __next__(self) -> dict[str, Any]:
         row, stream, rows = next(self._streams)
         packed, position = next(rows)
-        return {**packed, "note": _Note(row, position, stream.take_reports())}
+        return {
+            **packed,
+            "note": _Note(row, position, stream.take_reports(), stream.take_too_long(position)),
+        }
 
     # Grain reads the state of each element. Ours is in the element's note instead, where it does
     # not depend on how the streams are distributed; `BatchIterator` resumes from positions.
@@ -99,11 +103,13 @@ class BatchIterator(grain.DatasetIterator[Row]):
         self._workers, self._prefetch = workers, prefetch
         self._identity, self._report = dict(identity), report
         self._positions = dict.fromkeys(self._rows, Position())
+        self._too_long = Read()
         self._elements: _Elements | None = None
 
     def __next__(self) -> Row:
         self._assert_not_closed()
         elements, positions, reports = self._started(), dict(self._positions), []
+        too_long = self._too_long
         rows: list[dict[str, Any]] = []
         for expected in self._rows:
             element = next(elements)
@@ -111,11 +117,19 @@ class BatchIterator(grain.DatasetIterator[Row]):
             assert note.row == expected, (note.row, expected)
             positions[note.row] = Position(*note.position)
             reports += note.reports
+            too_long = Read(*map(sum, zip(too_long, note.too_long, strict=True)))
             rows.append(element)
         self._report(reports, sum(position.draw for position in positions.values()))
         batch = {name: np.stack([row[name] for row in rows]) for name in rows[0]}
-        self._positions = positions  # last, so that an interrupt leaves the state of whole batches
+        # Last, so that an interrupt leaves the state of whole batches.
+        self._positions, self._too_long = positions, too_long
         return batch
+
+    @property
+    def read(self) -> Read:
+        """Return how many examples the batches so far have used up, in all runs to this point."""
+        examples = sum(position.draw for position in self._positions.values())
+        return self._too_long._replace(examples=examples)
 
     def get_state(self) -> dict[str, Any]:
         """Return the positions of all rows as JSON data of constant size."""
@@ -123,6 +137,7 @@ class BatchIterator(grain.DatasetIterator[Row]):
             "version": _VERSION,
             "data": dict(self._identity),
             "rows": {str(row): list(position) for row, position in self._positions.items()},
+            "too_long": list(self._too_long),
         }
 
     def set_state(self, state: dict[str, Any]) -> None:
@@ -154,6 +169,7 @@ class BatchIterator(grain.DatasetIterator[Row]):
             )
         self._stop()
         self._positions = {row: Position(*state["rows"][str(row)]) for row in self._rows}
+        self._too_long = Read(*state.get("too_long", ()))
 
     def start_prefetch(self) -> None:
         """Start to prepare batches."""

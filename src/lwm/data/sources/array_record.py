@@ -94,10 +94,12 @@ def decode_example(record: bytes) -> Example:
     flags = np.frombuffer(record, np.uint8, count, _HEADER.size + 4 * count)
     if count and int(flags.max()) > _LOSS | _VISION:
         raise Broken(f"the record has the unknown flags {int(flags.max())}")
+    weighted, vision = (flags & _LOSS) > 0, (flags & _VISION) > 0
     return Example(
         tokens=tokens,
-        weights=((flags & _LOSS) > 0).astype(np.float32),
-        vision=(flags & _VISION) > 0,
+        weights=weighted.astype(np.float32),
+        vision=vision,
+        plain=bool(weighted[1:].all() and not vision.any()),  # the first may begin the text
     )
 
 
