@@ -88,7 +88,7 @@ def test_gguf_of_another_architecture(
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
-    refused("architecture 'mamba'; only 'llama'", *put(verb, file))
+    refused("architecture 'mamba'; supported are llama", *put(verb, file))
     whole = file.read_bytes()
     file.write_bytes(whole[:-30])
     refused("broken or cut short", *put(verb, file))

@@ -9,6 +9,7 @@ import math
 import mmap
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Protocol
 
@@ -116,7 +117,15 @@ class Checkpoint:
         """Return a function that reads one of `quantized_names`, (out, in)."""
         assert self.quantized is not None
         quantized, stored = self.quantized, stored_tensors(self.table, self.config)
-        return lambda name: quantized.quantized(stored[name][0].name)
+
+        def read(name: str) -> QuantizedTensor:
+            part = stored[name][0]
+            arrays = quantized.quantized(part.name)
+            in_order = partial(part.layout.rows_from_file, head_dim=self.config.head_dim)
+            offsets = None if arrays.offsets is None else in_order(arrays.offsets)
+            return QuantizedTensor(in_order(arrays.values), in_order(arrays.scales), offsets)
+
+        return read
 
     def weight_bytes(self, dtype: str, *, keep_quantized: bool) -> int:
         """Return the bytes that the weights take in memory, dequantized or not."""

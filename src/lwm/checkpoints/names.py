@@ -6,45 +6,53 @@ with interleaved rotary pairs; writing converts it back. Where a format stores t
 vision part of a table as two tensors, each has a row, and ours is their concatenation.
 """
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, fields
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Literal
 
 import jax
 import numpy as np
 
 from lwm.core.params import ParamSpec
-from lwm.models.llama import Layer, LlamaConfig, llama_params
-
-Convert = Callable[[np.ndarray, int], np.ndarray]
+from lwm.models.llama import KERNELS, Kernel, LlamaConfig, llama_params
 
 
 @dataclass(frozen=True)
 class TensorLayout:
-    """Pair two functions of an array and the head size that are each other's inverse."""
+    """Describe how a file lays out a kernel (out, in), or a bias (out).
 
-    from_file: Convert
-    to_file: Convert
-    transposed: bool
+    Args:
+        transposed: whether ours is the transpose.
+        halves: whether rotary pair i of a head is in rows i and i + d/2; ours is in 2i and 2i + 1.
+    """
+
+    transposed: bool = False
+    halves: bool = False
+
+    def from_file(self, x: np.ndarray, head_dim: int) -> np.ndarray:
+        """Return a file's array in our layout."""
+        x = self.rows_from_file(x, head_dim)
+        return x.T if self.transposed else x
+
+    def rows_from_file(self, x: np.ndarray, head_dim: int) -> np.ndarray:
+        """Return an array (out, ...) with its rows in our order."""
+        if not self.halves:
+            return x
+        heads = x.reshape(len(x) // head_dim, 2, head_dim // 2, *x.shape[1:])
+        return heads.swapaxes(1, 2).reshape(x.shape)
+
+    def to_file(self, x: np.ndarray, head_dim: int) -> np.ndarray:
+        """Return an array of ours in the file's layout."""
+        x = x.T if self.transposed else x
+        if not self.halves:
+            return x
+        heads = x.reshape(len(x) // head_dim, head_dim // 2, 2, *x.shape[1:])
+        return heads.swapaxes(1, 2).reshape(x.shape)
 
 
-def _pairs_from_halves(x: np.ndarray, head_dim: int) -> np.ndarray:
-    """Convert (out, in) with pair i in rows i and i + d/2 to (in, out) with it in columns 2i and
-    2i + 1."""
-    rows, columns = x.shape
-    x = x.reshape(rows // head_dim, 2, head_dim // 2, columns)
-    return x.swapaxes(1, 2).reshape(rows, columns).T
-
-
-def _halves_from_pairs(x: np.ndarray, head_dim: int) -> np.ndarray:
-    rows, columns = x.T.shape
-    x = x.T.reshape(rows // head_dim, head_dim // 2, 2, columns)
-    return x.swapaxes(1, 2).reshape(rows, columns)
-
-
-AS_IS = TensorLayout(lambda x, _: x, lambda x, _: x, transposed=False)
-TRANSPOSED = TensorLayout(lambda x, _: x.T, lambda x, _: x.T, transposed=True)
-HALF_SPLIT = TensorLayout(_pairs_from_halves, _halves_from_pairs, transposed=True)
+AS_IS = TensorLayout()
+TRANSPOSED = TensorLayout(transposed=True)
+HALF_SPLIT = TensorLayout(transposed=True, halves=True)
 
 
 @dataclass(frozen=True)
@@ -59,7 +67,23 @@ class NameRow:
 
 NameTable = tuple[NameRow, ...]
 
-_LAYER = [f"layers.{{layer}}.{field.name}" for field in fields(Layer)]
+
+def kernel_rows(modules: Mapping[Kernel, tuple[str, TensorLayout]], prefix: str) -> NameTable:
+    """Return the rows of the kernels of a layer and of their biases.
+
+    Args:
+        modules: a file's name of each kernel, without `.weight`, and the layout.
+        prefix: of these names, with `{layer}`.
+    """
+    return tuple(
+        NameRow(f"layers.{{layer}}.{within}{kernel}", f"{prefix}.{module}.{kind}", layout)
+        for kernel, (module, layout) in modules.items()
+        for within, kind in (("", "weight"), ("biases.", "bias"))
+    )
+
+
+_PARTS = ("attention_norm", "mlp_norm", *KERNELS, *(f"biases.{kernel}" for kernel in KERNELS))
+_LAYER = [f"layers.{{layer}}.{part}" for part in _PARTS]
 LWM_NAMES = tuple(NameRow(name, name, AS_IS) for name in ("embedding", *_LAYER, "norm", "head"))
 
 
@@ -90,7 +114,7 @@ def stored_tensors(table: NameTable, config: LlamaConfig) -> dict[str, tuple[Sto
             continue
         for layer in range(config.num_layers) if "{layer}" in row.name else (0,):
             name, stored_name = (x.format(layer=layer) for x in (row.name, row.stored_name))
-            if name in specs:  # a tied head has no tensor
+            if name in specs:  # a tied head has no tensor, and few kernels have a bias
                 shape = list(specs[name].shape)
                 axis = 0 if row.ids is None else specs[name].axes.index("vocab")
                 start = config.vocab_size if row.ids == "vision" else 0

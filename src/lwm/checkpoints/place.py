@@ -46,20 +46,33 @@ def load_weights(checkpoint: Checkpoint, *, dtype: str, mesh: Mesh | None) -> Ll
         return np.asarray(read_dense(name), dtype=cast(dtype), order="K" if fused else "C")
 
     kind = FusedLayer if fused else Layer
+    parts_of = {
+        field: FUSED.get(field, (field,)) if fused else (field,)
+        for field in kind.__dataclass_fields__
+        if field != "biases"
+    }
     with progress(f"loading {checkpoint.source}", len(specs)) as advance:
 
         def load(*names: str) -> Any:
             arrays, axes = [read(name) for name in names], specs[names[0]].axes
             advance(len(names))
-            is_kernel = names[0].startswith("layers.") and len(axes) == 2
-            if (fused and is_kernel) or isinstance(arrays[0], QuantizedTensor):
+            if (fused and names[0].startswith("layers.")) or isinstance(
+                arrays[0], QuantizedTensor
+            ):
                 return _put(_transpose(arrays), axes[::-1], mesh)
             return _put(arrays[0], axes, mesh)
 
         def load_layer(i: int) -> Any:
-            fields = {field: FUSED.get(field, (field,)) for field in kind.__dataclass_fields__}
-            names = {field: [f"layers.{i}.{x}" for x in parts] for field, parts in fields.items()}
-            return kind(**{field: load(*parts) for field, parts in names.items()})
+            arrays = {
+                field: load(*(f"layers.{i}.{part}" for part in parts))
+                for field, parts in parts_of.items()
+            }
+            biases = {
+                field: load(*(f"layers.{i}.biases.{part}" for part in parts))
+                for field, parts in parts_of.items()
+                if parts[0] in checkpoint.config.biases
+            }
+            return kind(**arrays, biases=biases)
 
         return Llama(
             embedding=load("embedding"),
@@ -98,9 +111,9 @@ def load_stacked(checkpoint: Checkpoint, *, mesh: Mesh) -> Llama:
     with progress(f"loading {checkpoint.source}", len(leaves)) as advance:
         for path, spec in leaves:
             name = jax.tree_util.keystr(path, simple=True, separator=".")
-            prefix, _, field = name.rpartition(".")
+            field = name.removeprefix("layers.")
             layers = range(checkpoint.config.num_layers)
-            names = [f"layers.{i}.{field}" for i in layers] if prefix else [name]
+            names = [name] if field == name else [f"layers.{i}.{field}" for i in layers]
             arrays = [np.asarray(read(part), np.float32) for part in names]
 
             def shard(index: Any, arrays: list[np.ndarray] = arrays) -> np.ndarray:

@@ -156,7 +156,7 @@ def _needle(model: str, flags: NeedleFlags, load: SharedLoadFlags, **several: in
             by_logits=flags.score == "logits",
             **several,
         )
-        task.require_context(loaded.config.max_sequence_length)
+        task.require_context(loaded.config.generation_length)
         settings = {"lengths": lengths, "depths": depths, "text": haystack.fingerprint, **several}
         _evaluate(task, model, loaded, flags, settings)
 
@@ -245,7 +245,7 @@ def video_needle(
         seeds = range(flags.seed, flags.seed + flags.rounds)
         require_context(loaded.tokenizer, loaded.config, counts[-1], seeds, flags.max_tokens)
         # The cache must fit into memory before a frame is encoded.
-        loaded.engine_for(min(room, loaded.config.max_sequence_length) - 1, 1)
+        loaded.engine_for(min(room, loaded.config.generation_length) - 1, 1)
         codec = loaded.codec
         cards = [paint(card_of(seed), codec.config.image_size) for seed in seeds]
         task = VideoNeedleTask(

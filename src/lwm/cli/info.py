@@ -11,6 +11,7 @@ from rich.table import Table
 from lwm.core.errors import ConfigError
 
 if TYPE_CHECKING:
+    from lwm.attention.rope import RopeScaling
     from lwm.checkpoints.checkpoint import Checkpoint
 
 
@@ -86,6 +87,8 @@ def _description(checkpoint: "Checkpoint") -> Table:
         "head": "tied to the embedding" if config.tie_embeddings else "separate",
         "context": f"{config.max_sequence_length:,} tokens",
         "rope theta": f"{config.rope_theta:g}",
+        "rope scaling": _rope_scaling(config.rope_scaling),
+        "biases": ", ".join(config.biases) or "none",
         "norm epsilon": f"{config.rms_norm_eps:g}",
         "tokenizer": "yes" if _has_tokenizer(checkpoint) else "none; text needs --tokenizer",
     }
@@ -101,6 +104,14 @@ def _has_tokenizer(checkpoint: "Checkpoint") -> bool:
     if isinstance(checkpoint.vocabulary, Path):
         return find_tokenizer(checkpoint.vocabulary) is not None
     return checkpoint.vocabulary is not None
+
+
+def _rope_scaling(scaling: "RopeScaling | None") -> str:
+    if scaling is None:
+        return "none"
+    original = f"from {scaling.original_max_position_embeddings:,} tokens"
+    factor = "" if scaling.rope_type == "factors" else f" by {scaling.factor:g}"
+    return f"{scaling.rope_type}{factor}, {original}"
 
 
 def _vision(checkpoint: "Checkpoint") -> str:

@@ -204,7 +204,7 @@ def _require_context(writer: Writer, chunk_tokens: int) -> int:
     context = len(tokenizer.encode_controlled(prompt)) + chunk_tokens
     # Where texts meet, tokens may be split differently; 16 covers these.
     context += 2 * _SENTENCE_TOKENS + QUESTION_TOKENS + ANSWER_TOKENS + 16
-    limit = writer.config.max_sequence_length
+    limit = writer.config.generation_length
     if context <= limit:
         return context
     fitting = chunk_tokens - (context - limit)

@@ -39,7 +39,7 @@ def reserved_length(tokens: int, config: LlamaConfig) -> int:
     """
     unit = max(256, 1 << max(0, tokens.bit_length() - 3))
     length = max(1024, -(-tokens // unit) * unit)
-    return max(tokens, min(length, config.max_sequence_length))
+    return max(tokens, min(length, config.generation_length))
 
 
 def weights_for(weights: Llama, slots: int) -> Llama:

@@ -188,8 +188,10 @@ class Scorer:
             x = np.pad(x.astype(np.int32), ((0, count - batch), (0, padded - length)))
             return x[:, order]
 
-        positions: Any = np.broadcast_to(order.astype(np.int32), (count, padded))
-        within = positions < np.pad(lengths, (0, count - batch))[:, None]
+        places: Any = np.broadcast_to(order.astype(np.int32), (count, padded))
+        # Dynamic scaling takes the largest position as the length, which padding does not raise.
+        positions = np.minimum(places, max(1, lengths.max()) - 1)
+        within = places < np.pad(lengths, (0, count - batch))[:, None]
         segments: Any = np.where(within, 0, PADDING).astype(np.int32)
         rows = TokenRows(lay(tokens), positions, segments)
         return rows, lay(tokens if targets is None else targets), np.argsort(order)[:length]

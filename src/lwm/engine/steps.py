@@ -130,7 +130,10 @@ class Steps:
         def jit(function: Callable[..., Any], **options: Any) -> Any:
             return jax.jit(precise(function, dtype), **options)
 
-        angles = partial(rotary_angles, head_dim=config.head_dim, theta=config.rope_theta)
+        angles = partial(
+            rotary_angles, head_dim=config.head_dim, theta=config.rope_theta,
+            scaling=config.rope_scaling,
+        )  # fmt: skip
         sample_tokens = partial(_sample_tokens, **static)
         self.embed = jit(partial(embed_tokens, mesh=mesh, rules=PREFILL))
         self.embed_next = jit(partial(embed_tokens, mesh=mesh, rules=DECODE))

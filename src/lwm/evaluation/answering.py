@@ -58,7 +58,7 @@ class ModelAnswerer:
 
     def _batches(self, cases: Sequence[Case]) -> Iterator[Sequence[Case]]:
         longest = max(len(case.prompt) + max(case.max_tokens, len(case.target)) for case in cases)
-        limit = self._model.config.max_sequence_length
+        limit = self._model.config.generation_length
         if longest > limit:
             raise CapacityError(
                 f"a prompt and its answer take {longest:,} tokens and the context of "

@@ -115,7 +115,7 @@ class FrameRequest(Checked):
     def require_context(self, config: LlamaConfig) -> None:
         """Refuse frames that exceed the model's context, or a text model."""
         vision = require_vision(config)
-        limit, size = config.max_sequence_length, vision.tokens_per_frame
+        limit, size = config.generation_length, vision.tokens_per_frame
         total, frames = sum(self.length(vision)), self.earlier + self.frames
         if total > limit:
             prompt = total + 1 - frames * size

@@ -274,7 +274,7 @@ class Model:
     ) -> tuple[Request, Engine]:
         """Build a request, and an engine with room for it; refuse what exceeds the context."""
         self._require_context(len(prompt), answer=1, remedy=remedy)
-        request = text_request(prompt, settings, self.tokenizer, self.config.max_sequence_length)
+        request = text_request(prompt, settings, self.tokenizer, self.config.generation_length)
         return request, self.engine_for(len(prompt), request.max_tokens)
 
     def _answer(
@@ -389,10 +389,12 @@ class Model:
         )  # fmt: skip
 
     def _require_context(self, length: int, answer: int = 0, remedy: str = _SHORTEN) -> None:
-        limit = self.config.max_sequence_length
+        limit = self.config.generation_length if answer else self.config.max_sequence_length
         if length + answer > limit:
+            note = ", the answer included" if answer else ""
+            if limit < self.config.max_sequence_length:
+                note += ", because dynamic RoPE scaling changes the keys of longer texts"
             raise CapacityError(
                 f"the prompt has {length:,} tokens and the context of {self.source} is {limit:,}"
-                f"{', the answer included' if answer else ''}; {remedy} or use a model of longer "
-                "context"
+                f"{note}; {remedy} or use a model of longer context"
             )

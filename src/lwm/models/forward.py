@@ -15,7 +15,7 @@ from lwm.attention.rope import RotaryAngles, apply_rotary, rotary_angles
 from lwm.core.hardware import traits
 from lwm.core.mesh import TENSOR
 from lwm.core.sharding import Rules, constrain, partition_spec, shard_count
-from lwm.models.llama import FusedLayer, Layer, Llama, LlamaConfig
+from lwm.models.llama import FUSED, FusedLayer, Layer, Llama, LlamaConfig
 from lwm.models.quantized import QUANTIZED_ROWS, QuantizedKernel, multiply_quantized
 
 _Hidden = Float[Array, "batch seq embed"]
@@ -48,7 +48,7 @@ def hidden_states(
         remat: wrapper like `jax.checkpoint`, for stacked layers.
         dtype: of the activations; defaults to the embedding's.
     """
-    angles = rotary_angles(positions, config.head_dim, config.rope_theta)
+    angles = rotary_angles(positions, config.head_dim, config.rope_theta, config.rope_scaling)
     apply = partial(apply_layer, config=config, attend=attend, mesh=mesh, rules=rules)
     x = embed_tokens(weights.embedding, tokens, mesh, rules)
     x = x if dtype is None else x.astype(dtype)
@@ -124,7 +124,7 @@ def apply_layer(
     key = apply_rotary(split(key, config.num_kv_heads, "kv_heads"), angles)
     mixed, cache = attend(query, key, split(value, config.num_kv_heads, "kv_heads"), cache)
     mixed = mixed.reshape(*x.shape[:2], -1)
-    x = x + (mixed @ layer.output if isinstance(layer, Layer) else multiply(mixed, layer.output))
+    x = x + _linear(layer, "output", mixed)
     normed = rms_norm(x, layer.mlp_norm, config.rms_norm_eps)
     shards = 1 if mesh is None else shard_count(mesh, "position", rules)
     x = x + feed_forward(layer, normed, block=MLP_BLOCK, shards=shards)
@@ -141,10 +141,17 @@ def rms_norm(x: _Hidden, scale: Float[Array, " embed"], epsilon: float) -> _Hidd
 def _project(layer: Layer | FusedLayer, x: _Hidden, config: LlamaConfig) -> tuple[Array, ...]:
     """Return queries, keys and values of a normalized input, heads not yet split."""
     if isinstance(layer, Layer):
-        return x @ layer.query, x @ layer.key, x @ layer.value
+        return tuple(_linear(layer, name, x) for name in FUSED["attention_in"])
     heads, kv_heads = config.num_heads * config.head_dim, config.num_kv_heads * config.head_dim
-    fused = multiply(x, layer.attention_in)
+    fused = _linear(layer, "attention_in", x)
     return tuple(jnp.split(fused, [heads, heads + kv_heads], axis=-1))
+
+
+def _linear(layer: Layer | FusedLayer, name: str, x: Array) -> Array:
+    """Multiply by a kernel of a layer, and add its bias if there is one."""
+    kernel, bias = getattr(layer, name), layer.biases.get(name)
+    out = x @ kernel if isinstance(layer, Layer) else multiply(x, kernel)
+    return out if bias is None else out + bias
 
 
 def feed_forward(layer: Layer | FusedLayer, x: _Hidden, *, block: int, shards: int) -> _Hidden:
@@ -156,9 +163,10 @@ def feed_forward(layer: Layer | FusedLayer, x: _Hidden, *, block: int, shards: i
 
     def apply(x: Array) -> Array:
         if isinstance(layer, Layer):
-            return (jax.nn.silu(x @ layer.gate) * (x @ layer.up)) @ layer.down
-        gate, up = jnp.split(multiply(x, layer.mlp_in), 2, axis=-1)
-        return multiply(jax.nn.silu(gate) * up, layer.down)
+            gate, up = (_linear(layer, name, x) for name in FUSED["mlp_in"])
+        else:
+            gate, up = jnp.split(_linear(layer, "mlp_in", x), 2, axis=-1)
+        return _linear(layer, "down", jax.nn.silu(gate) * up)
 
     batch, length, embed = x.shape
     shards = 1 if length % shards else shards  # one part is correct for any sharding

@@ -1,4 +1,4 @@
-"""Declare the Llama transformer: its configuration and its weights.
+"""Declare the Llama transformer: its configuration and its weights. Biases make it a Qwen2.
 
 Layers are stacked on a leading axis in training, where they are scanned and one is compiled, and a
 tuple in inference, where scanning would copy each layer's weights on a CPU.
@@ -8,20 +8,26 @@ Source: Touvron et al. 2023 (arXiv 2302.13971, 2307.09288); grouped key-value he
 """
 
 import math
-from dataclasses import dataclass
-from typing import Annotated, Any
+from dataclasses import dataclass, field
+from typing import Annotated, Any, Literal, get_args
 
 from annotated_types import Ge, Gt, Le, Lt
 from jax.sharding import Mesh
 from jaxtyping import Array, Float
 
+from lwm.attention.rope import RopeScaling
 from lwm.core.config import Checked
 from lwm.core.errors import ConfigError
-from lwm.core.params import ParamSpec, normal, ones, stack
+from lwm.core.params import ParamSpec, normal, ones, stack, zeros
 from lwm.core.pytree import pytree
 from lwm.core.sharding import Rules, require_divisible
 from lwm.models.quantized import QuantizedKernel
 from lwm.models.vision_tokens import VisionVocabulary
+
+Kernel = Literal["query", "key", "value", "output", "gate", "up", "down"]
+"""A kernel of a layer."""
+
+KERNELS: tuple[Kernel, ...] = get_args(Kernel)
 
 MAX_LAYERS = 4096
 """Limit on the layers that a checkpoint may claim, since their names are listed one by one."""
@@ -40,7 +46,10 @@ class LlamaConfig(Checked, section="model"):
     head_dim: Annotated[int, Ge(1)]
     max_sequence_length: Annotated[int, Ge(1), Lt(2**31)]  # positions are int32
     rope_theta: Annotated[float, Gt(0), Lt(math.inf)] = 10000.0
+    rope_scaling: RopeScaling | None = None
     rms_norm_eps: Annotated[float, Gt(0)] = 1e-6
+    biases: tuple[Kernel, ...] = ()
+    """Kernels of a layer whose outputs have a bias."""
     tie_embeddings: bool = False
     initializer_range: float = 0.02
     vision: VisionVocabulary | None = None
@@ -55,6 +64,24 @@ class LlamaConfig(Checked, section="model"):
             )
         if self.head_dim % 2:
             raise ConfigError(f"model.head_dim is {self.head_dim}; it must be even")
+        if self.rope_scaling is not None:
+            self.rope_scaling.require(self.head_dim, self.rope_theta)
+        if unknown := [name for name in self.biases if name not in KERNELS]:
+            raise ConfigError(
+                f"model.biases contains {unknown[0]!r}; choose among {', '.join(KERNELS)}"
+            )
+        for parts in FUSED.values():
+            if 0 < len(set(parts) & set(self.biases)) < len(parts):
+                raise ConfigError(f"model.biases must contain {', '.join(parts)} together or none")
+
+    @property
+    def generation_length(self) -> int:
+        """Return the longest sequence that a cache can hold. With `dynamic` scaling, the keys of
+        all positions would change as a sequence grows beyond the original length."""
+        if self.rope_scaling is None or self.rope_scaling.rope_type != "dynamic":
+            return self.max_sequence_length
+        original = self.rope_scaling.original_max_position_embeddings
+        return min(self.max_sequence_length, original)
 
     @property
     def table_size(self) -> int:
@@ -66,7 +93,8 @@ class LlamaConfig(Checked, section="model"):
 class Layer:
     """Hold the weights of one transformer layer.
 
-    Kernels are (in, out); the outputs of query and key are in interleaved rotary pairs.
+    Kernels are (in, out); the outputs of query and key are in interleaved rotary pairs. Biases are
+    by the name of their kernel.
     """
 
     attention_norm: Float[Array, "*layers embed"]
@@ -78,6 +106,7 @@ class Layer:
     gate: Float[Array, "*layers embed mlp"]
     up: Float[Array, "*layers embed mlp"]
     down: Float[Array, "*layers mlp embed"]
+    biases: dict[str, Float[Array, "*layers out"]] = field(default_factory=dict)
 
 
 @pytree
@@ -94,6 +123,7 @@ class FusedLayer:
     mlp_norm: Float[Array, " embed"]
     mlp_in: Float[Array, "gate_and_up embed"] | QuantizedKernel
     down: Float[Array, "embed mlp"] | QuantizedKernel
+    biases: dict[str, Float[Array, " out"]] = field(default_factory=dict)
 
 
 FUSED = {"attention_in": ("query", "key", "value"), "mlp_in": ("gate", "up")}
@@ -125,17 +155,20 @@ def llama_params(config: LlamaConfig, *, stacked: bool) -> Llama:
         return ParamSpec(tuple(sizes[axis] for axis in axes), axes, initializer)
 
     norm: Any = ParamSpec((config.hidden_size,), ("norm",), ones())
-    layer: Any = Layer(
-        attention_norm=norm,
-        query=matrix("embed", "heads"),
-        key=matrix("embed", "kv_heads"),
-        value=matrix("embed", "kv_heads"),
-        output=matrix("heads", "embed"),
-        mlp_norm=norm,
-        gate=matrix("embed", "mlp"),
-        up=matrix("embed", "mlp"),
-        down=matrix("mlp", "embed"),
-    )
+    kernels = {
+        "query": matrix("embed", "heads"),
+        "key": matrix("embed", "kv_heads"),
+        "value": matrix("embed", "kv_heads"),
+        "output": matrix("heads", "embed"),
+        "gate": matrix("embed", "mlp"),
+        "up": matrix("embed", "mlp"),
+        "down": matrix("mlp", "embed"),
+    }
+    biases: Any = {
+        name: ParamSpec(kernels[name].shape[1:], kernels[name].axes[1:], zeros())
+        for name in config.biases
+    }
+    layer: Any = Layer(attention_norm=norm, mlp_norm=norm, biases=biases, **kernels)
     return Llama(
         embedding=matrix("vocab", "embed"),
         layers=stack(layer, config.num_layers) if stacked else (layer,) * config.num_layers,

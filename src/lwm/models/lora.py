@@ -1,7 +1,7 @@
 """Adapt frozen kernels by small trained low-rank matrices (Hu et al. 2021, arXiv 2106.09685)."""
 
 from dataclasses import dataclass, replace
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any
 
 from annotated_types import Ge
 from jaxtyping import Array, Float
@@ -10,10 +10,7 @@ from lwm.core.config import Checked
 from lwm.core.errors import ConfigError
 from lwm.core.params import ParamSpec, normal, stack, zeros
 from lwm.core.pytree import pytree
-from lwm.models.llama import Layer, LlamaConfig, llama_params
-
-Target = Literal["query", "key", "value", "output", "gate", "up", "down"]
-TARGETS: tuple[Target, ...] = get_args(Target)
+from lwm.models.llama import KERNELS, Kernel, Layer, LlamaConfig, llama_params
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,13 +21,13 @@ class LoraConfig(Checked, section="lora"):
     """Rank of each adapter; 0 trains the whole model instead."""
     alpha: float = 16.0
     """Adapters are scaled by alpha / rank."""
-    targets: tuple[Target, ...] = TARGETS
+    targets: tuple[Kernel, ...] = KERNELS
     """Kernels that are adapted."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.rank and not self.targets:
-            raise ConfigError(f"lora.targets is empty; name some of {', '.join(TARGETS)}")
+            raise ConfigError(f"lora.targets is empty; name some of {', '.join(KERNELS)}")
 
     @property
     def scale(self) -> float:

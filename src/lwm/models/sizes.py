@@ -1,5 +1,7 @@
 """List the original's sizes by name, and calculate what a model of any size costs."""
 
+import jax
+
 from lwm.core.errors import ConfigError
 from lwm.core.params import count
 from lwm.models.llama import LlamaConfig, llama_params
@@ -57,11 +59,11 @@ def training_flops(config: LlamaConfig, *, tokens: int, pairs: int, adapters: in
     Source: Kaplan et al. 2020 (arXiv 2001.08361), section 2.1, here with causal attention.
     """
     layers = llama_params(config, stacked=False).layers
-    parameters = count(layers) - 2 * config.hidden_size * config.num_layers  # without norms
-    parameters += config.table_size * config.hidden_size
-    kernels = (4.0 if adapters else 6.0) * parameters * tokens
+    kernels = [spec for spec in jax.tree.leaves(layers) if len(spec.shape) == 2]
+    parameters = count(kernels) + config.table_size * config.hidden_size
+    products = (4.0 if adapters else 6.0) * parameters * tokens
     attention = 12.0 * config.num_layers * config.num_heads * config.head_dim * pairs
-    return kernels + 6.0 * adapters * tokens + attention
+    return products + 6.0 * adapters * tokens + attention
 
 
 def weight_bytes(config: LlamaConfig, dtype: str) -> int:

@@ -1,6 +1,6 @@
 """Define the settings of a training run, which a recipe makes and the command line changes."""
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -77,6 +77,8 @@ class ModelSettings:
         config = override(base, **changes)
         if start is None:
             return config
+        # Settings of a checkpoint that a size does not have.
+        config = replace(config, rope_scaling=start.rope_scaling, biases=start.biases)
         if self.vision is None:  # a size has no vision vocabulary
             config = override(config, vision=start.vision)
         elif start.vision is None:

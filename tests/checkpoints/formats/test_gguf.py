@@ -281,7 +281,8 @@ def test_tensors_of_many_rows_are_read_in_chunks(tmp_path: Path) -> None:
         ({"embedding_length": 2**31}, "llama.rope.dimension_count"),
         ({"feed_forward_length": 255}, r"'blk.0.ffn_gate.weight'.*\[256, 256\].*\[255, 256\]"),
         ({"rope_dimension_count": 16}, "llama.rope.dimension_count"),
-        ({"rope_scaling_type": gguf.RopeScalingType.YARN}, "yarn"),
+        ({"rope_scaling_type": gguf.RopeScalingType.LONGROPE}, "longrope"),
+        ({"sliding_window": 256}, "sliding window of 256"),
         ({"layer_norm_rms_eps": None}, "layer_norm_rms_epsilon"),
         ({"rope_freq_base": float("nan")}, "rope_theta is nan"),
     ],
@@ -318,9 +319,12 @@ def test_missing_misshaped_and_unsupported_tensors_are_named(tmp_path: Path) -> 
                 )
             )
         )
-    factors = tensors | {"rope_freqs": (np.ones(HEAD // 2, np.float32), Quantization.F32)}
-    with pytest.raises(CheckpointError, match="scales its rotary embedding"):
-        open_checkpoint(str(write_gguf(tmp_path / "factors.gguf", factors)))
+    for count, factor in ((HEAD, 1.0), (HEAD // 2, np.nan), (HEAD // 2, 0.0)):
+        factors = np.full(count, factor, np.float32), Quantization.F32
+        with pytest.raises(LwmError, match=r"rope_scaling\.factors"):
+            open_checkpoint(
+                str(write_gguf(tmp_path / "factors.gguf", tensors | {"rope_freqs": factors}))
+            )
 
 
 @pytest.fixture(scope="module")

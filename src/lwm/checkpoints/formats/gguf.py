@@ -1,12 +1,14 @@
-"""Open GGUF files of Llama models: the configuration, the tokenizer's vocabulary, the tensors.
+"""Open GGUF files of Llama models and relatives: configuration, vocabulary and tensors.
 
 The gguf package parses the file and dequantizes. It does not unpack values and scales without
-dequantizing, so that is done here. Rotary pairs are interleaved, as in our layout.
+dequantizing, so that is done here.
 
-Sources: the GGUF specification (ggml-org/ggml, docs/gguf.md); ggml-common.h.
+Sources: the GGUF specification (ggml-org/ggml, docs/gguf.md); ggml-common.h; for the scaling of
+rotary embeddings, llama-model.cpp of ggml-org/llama.cpp.
 """
 
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,27 +17,52 @@ import numpy as np
 from gguf import GGMLQuantizationType as Quantization
 from gguf.quants import Q4_K
 
+from lwm.attention.rope import RopeScaling, rotary_frequencies
 from lwm.checkpoints.checkpoint import Checkpoint, release_pages
-from lwm.checkpoints.names import AS_IS, TRANSPOSED, NameRow, NameTable
+from lwm.checkpoints.formats.rope_scaling import read_rope_scaling
+from lwm.checkpoints.names import (
+    AS_IS,
+    HALF_SPLIT,
+    TRANSPOSED,
+    NameRow,
+    NameTable,
+    TensorLayout,
+    kernel_rows,
+)
 from lwm.core.errors import CheckpointError
 from lwm.core.vocabulary import CONTROL, NORMAL, Piece, Vocabulary
-from lwm.models.llama import LlamaConfig
+from lwm.models.llama import Kernel, LlamaConfig
 from lwm.models.quantized import BlockFormat, QuantizedTensor
 
-GGUF_NAMES: NameTable = (
-    NameRow("embedding", "token_embd.weight", AS_IS),
-    NameRow("layers.{layer}.attention_norm", "blk.{layer}.attn_norm.weight", AS_IS),
-    NameRow("layers.{layer}.query", "blk.{layer}.attn_q.weight", TRANSPOSED),
-    NameRow("layers.{layer}.key", "blk.{layer}.attn_k.weight", TRANSPOSED),
-    NameRow("layers.{layer}.value", "blk.{layer}.attn_v.weight", TRANSPOSED),
-    NameRow("layers.{layer}.output", "blk.{layer}.attn_output.weight", TRANSPOSED),
-    NameRow("layers.{layer}.mlp_norm", "blk.{layer}.ffn_norm.weight", AS_IS),
-    NameRow("layers.{layer}.gate", "blk.{layer}.ffn_gate.weight", TRANSPOSED),
-    NameRow("layers.{layer}.up", "blk.{layer}.ffn_up.weight", TRANSPOSED),
-    NameRow("layers.{layer}.down", "blk.{layer}.ffn_down.weight", TRANSPOSED),
-    NameRow("norm", "output_norm.weight", AS_IS),
-    NameRow("head", "output.weight", TRANSPOSED),
-)
+_MODULES: dict[Kernel, str] = {
+    "query": "attn_q",
+    "key": "attn_k",
+    "value": "attn_v",
+    "output": "attn_output",
+    "gate": "ffn_gate",
+    "up": "ffn_up",
+    "down": "ffn_down",
+}
+
+
+def _names(rotary: TensorLayout) -> NameTable:
+    layouts: dict[Kernel, TensorLayout] = {"query": rotary, "key": rotary}
+    kernels: dict[Kernel, tuple[str, TensorLayout]] = {
+        kernel: (name, layouts.get(kernel, TRANSPOSED)) for kernel, name in _MODULES.items()
+    }
+    return (
+        NameRow("embedding", "token_embd.weight", AS_IS),
+        NameRow("layers.{layer}.attention_norm", "blk.{layer}.attn_norm.weight", AS_IS),
+        NameRow("layers.{layer}.mlp_norm", "blk.{layer}.ffn_norm.weight", AS_IS),
+        *kernel_rows(kernels, "blk.{layer}"),
+        NameRow("norm", "output_norm.weight", AS_IS),
+        NameRow("head", "output.weight", TRANSPOSED),
+    )
+
+
+ARCHITECTURES = {"llama": _names(TRANSPOSED), "qwen2": _names(HALF_SPLIT)}
+"""The names and layouts of each architecture. Files of Mistral models call it llama, and Qwen2's
+have Hugging Face's order of rotary pairs."""
 
 _FORMATS = {
     Quantization.Q8_0: BlockFormat(32, offsets=False),
@@ -92,62 +119,130 @@ def open_gguf(file: Path) -> Checkpoint:
         ) from error
     metadata = _Metadata(reader, source)
     architecture = metadata.get("general.architecture", str)
-    if architecture != "llama":
+    if architecture not in ARCHITECTURES:
         raise CheckpointError(
-            f"{file} has the architecture {architecture!r}; only 'llama' is supported"
+            f"{file} has the architecture {architecture!r}; supported are "
+            f"{', '.join(ARCHITECTURES)}"
         )
+    table = ARCHITECTURES[architecture]
     tensors = {tensor.name: tensor for tensor in reader.tensors}
     stored = _GgufTensors(tensors, reader.mapped, source)
     return Checkpoint(
         source=source,
         format="GGUF",
         stored_dtype=stored.dtype,
-        config=_read_config(metadata, tensors, source),
-        table=GGUF_NAMES,
+        config=_read_config(metadata, architecture, tensors, source),
+        table=table,
         tensors=stored,
         quantized=stored,
         vocabulary=_read_vocabulary(metadata, source),
+        ignorable=lambda name: name == _FREQUENCIES,
     )
 
 
 def _read_config(
-    metadata: _Metadata, tensors: Mapping[str, gguf.ReaderTensor], source: str
+    metadata: _Metadata, architecture: str, tensors: Mapping[str, gguf.ReaderTensor], source: str
 ) -> LlamaConfig:
-    scaling = metadata.get("llama.rope.scaling.type", str, "none")
-    linear = metadata.get("llama.rope.scale_linear", float, 1.0)
-    if scaling != "none" or linear != 1.0 or "rope_freqs.weight" in tensors:
-        raise CheckpointError(
-            f"{source} scales its rotary embedding ({scaling}); only a plain base is supported"
-        )
-    heads = metadata.get("llama.attention.head_count", int)
-    hidden = metadata.get("llama.embedding_length", int)
+    def get(key: str, kind: type, default: Any = ...) -> Any:
+        return metadata.get(f"{architecture}.{key}", kind, default)
+
+    heads, hidden = get("attention.head_count", int), get("embedding_length", int)
     if heads < 1 or hidden < 1:
         raise CheckpointError(
             f"{source} has {heads} heads and a hidden size of {hidden}; replace the file"
         )
-    head_dim = metadata.get("llama.attention.key_length", int, hidden // heads)
-    for key in ("llama.rope.dimension_count", "llama.attention.value_length"):
-        size = metadata.get(key, int, head_dim)
+    head_dim = get("attention.key_length", int, hidden // heads)
+    for key in ("rope.dimension_count", "attention.value_length"):
+        size = get(key, int, head_dim)
         if size != head_dim:
             raise CheckpointError(
-                f"{source}: {key!r} is {size}; it must be {head_dim}, the size of a head"
+                f"{source}: '{architecture}.{key}' is {size}; it must be {head_dim}, the size of "
+                "a head"
             )
+    context = get("context_length", int)
+    window = get("attention.sliding_window", int, 0)
+    if 0 < window < context:
+        raise CheckpointError(
+            f"{source} restricts attention to a sliding window of {window} tokens in a context of "
+            f"{context:,}; only full attention is supported"
+        )
+    scaling = _read_scaling(get, tensors, context, source)
     embedding = tensors.get("token_embd.weight")
     if embedding is None:
         raise CheckpointError(f"{source}: the tensor 'token_embd.weight' is missing")
     return LlamaConfig(
         vocab_size=int(embedding.shape[-1]),
         hidden_size=hidden,
-        intermediate_size=metadata.get("llama.feed_forward_length", int),
-        num_layers=metadata.get("llama.block_count", int),
+        intermediate_size=get("feed_forward_length", int),
+        num_layers=get("block_count", int),
         num_heads=heads,
-        num_kv_heads=metadata.get("llama.attention.head_count_kv", int, heads),
+        num_kv_heads=get("attention.head_count_kv", int, heads),
         head_dim=head_dim,
-        max_sequence_length=metadata.get("llama.context_length", int),
-        rope_theta=metadata.get("llama.rope.freq_base", float, 10000.0),
+        max_sequence_length=context if scaling is None else scaling.context(context),
+        rope_theta=get("rope.freq_base", float, 10000.0),
+        rope_scaling=scaling,
         # The file stores float32; seven digits restore the decimal number.
-        rms_norm_eps=float(f"{metadata.get('llama.attention.layer_norm_rms_epsilon', float):.7g}"),
+        rms_norm_eps=float(f"{get('attention.layer_norm_rms_epsilon', float):.7g}"),
+        biases=tuple(
+            kernel for kernel, name in _MODULES.items() if f"blk.0.{name}.bias" in tensors
+        ),
         tie_embeddings="output.weight" not in tensors,
+    )
+
+
+_FREQUENCIES = "rope_freqs.weight"
+_LLAMA3 = {
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 8192,
+}
+
+
+def _read_scaling(
+    get: Callable[..., Any], tensors: Mapping[str, gguf.ReaderTensor], context: int, source: str
+) -> RopeScaling | None:
+    kind = get("rope.scaling.type", str, "linear")
+    factor = get("rope.scaling.factor", float, 0.0) or get("rope.scale_linear", float, 1.0)
+    stretched = kind != "none" and not (kind == "linear" and factor == 1)
+    if _FREQUENCIES in tensors:
+        if stretched:
+            raise CheckpointError(
+                f"{source} scales its rotary embedding by {kind!r} and by {_FREQUENCIES}; only "
+                "one of them is supported"
+            )
+        return _factors(np.array(tensors[_FREQUENCIES].data, np.float32).ravel(), context, get)
+    if not stretched:
+        return None
+    for key in ("yarn_log_multiplier", "yarn_ext_factor"):
+        if get(f"rope.scaling.{key}", float, 0.0):
+            raise CheckpointError(f"{source}: rope.scaling.{key} is not supported")
+    keys: dict[str, Any] = {
+        "rope_type": kind,
+        "factor": factor,
+        "max_position_embeddings": context,
+        "original_max_position_embeddings": get("rope.scaling.original_context_length", int, 0),
+        "beta_fast": get("rope.scaling.yarn_beta_fast", float, None),
+        "beta_slow": get("rope.scaling.yarn_beta_slow", float, None),
+    }
+    names = ("rope.scaling.attn_factor", "rope.scaling.yarn_attn_factor")
+    attention = math.prod(get(name, float, 1.0) for name in names)
+    if kind == "yarn" and attention != 1 and factor > 0:  # on top of YaRN's own factor
+        keys["attention_factor"] = attention * (1 + 0.1 * math.log(max(factor, 1)))
+    return read_rope_scaling(keys, source)
+
+
+def _factors(factors: np.ndarray, context: int, get: Callable[..., Any]) -> RopeScaling:
+    """Return the scaling by a tensor of factors: Llama 3's if the factors are of its formula."""
+    theta, head_dim = get("rope.freq_base", float, 10000.0), 2 * len(factors)
+    if len(factors) and np.isfinite(factors).all() and factors.max() > 1:
+        llama3 = RopeScaling(rope_type="llama3", factor=round(float(factors.max()), 3), **_LLAMA3)
+        plain = rotary_frequencies(head_dim, theta)
+        if np.allclose(plain / rotary_frequencies(head_dim, theta, llama3), factors, rtol=1e-5):
+            return llama3
+    return RopeScaling(
+        rope_type="factors",
+        factors=tuple(map(float, factors)),
+        original_max_position_embeddings=context,
     )
 
 

@@ -103,7 +103,7 @@ class StackedTensors:
     def read(self, name: str) -> np.ndarray:
         if not name.startswith("layers."):
             return self.read_stacked(name)
-        _, layer, field = name.split(".")
+        _, layer, field = name.split(".", 2)
         return self.read_stacked(f"layers.{field}", int(layer))
 
     def read_stacked(self, name: str, layer: int | None = None) -> np.ndarray:
@@ -137,11 +137,11 @@ class _AdaptedTensors:
         return {name: spec.shape for name, spec in named_specs(self._base.config).items()}
 
     def read(self, name: str) -> np.ndarray:
-        kernel = self._read(name)
-        prefix, _, target = name.rpartition(".")
-        if not prefix or f"{target}.down" not in self._adapters.stacked:
-            return kernel
-        layer = int(prefix.removeprefix("layers."))
-        down = self._adapters.read_stacked(f"{target}.down", layer)
-        up = self._adapters.read_stacked(f"{target}.up", layer)
-        return np.asarray(kernel, np.float32) + (down @ up) * np.float32(self._lora.scale)
+        weights = self._read(name)
+        layer, _, target = name.removeprefix("layers.").partition(".")
+        if f"{target}.down" not in self._adapters.stacked:
+            return weights
+        down, up = (
+            self._adapters.read_stacked(f"{target}.{part}", int(layer)) for part in ("down", "up")
+        )
+        return np.asarray(weights, np.float32) + (down @ up) * np.float32(self._lora.scale)

@@ -59,7 +59,7 @@ def require_context(
     tokenizer: Tokenizer, config: LlamaConfig, frames: int, seeds: Iterable[int], max_tokens: int
 ) -> None:
     """Raise CapacityError if the frames exceed the context with the question of any seed."""
-    vision, limit = require_vision(config), config.max_sequence_length
+    vision, limit = require_vision(config), config.generation_length
     frame = np.zeros((1, vision.codes_per_frame), np.int32)
     text = -vision.tokens_per_frame + max(
         len(_prompt(card, frame, tokenizer, config))
