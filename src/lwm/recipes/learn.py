@@ -10,13 +10,15 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from lwm.checkpoints.formats.run import RUN_FILE, TOKENIZER
-from lwm.core.config import to_dict
+from lwm.core.config import from_dict, to_dict
 from lwm.core.distributed import first_process, together
 from lwm.core.errors import ConfigError, InputError
 from lwm.core.files import new_file, require_utf8
 from lwm.core.progress import say
 from lwm.data.images import Crops
 from lwm.data.loader import Loader
+from lwm.models.llama import LlamaConfig
+from lwm.models.vqgan import VQGANConfig
 from lwm.recipes.settings import RunSettings
 from lwm.training.checkpointing import DIRECTORY, Checkpoints
 from lwm.training.loop import HeldOut, Loop
@@ -107,8 +109,11 @@ def _require_same(directory: Path, facts: Mapping[str, Any], saved: Mapping[str,
 
 
 def _comparable(facts: Mapping[str, Any]) -> dict[str, Any]:
+    settings: dict[str, Any] = {}
+    for name, kind in (("model", LlamaConfig), ("vqgan", VQGANConfig)):
+        if facts.get(name):  # settings that an older version did not have are at their default
+            settings |= to_dict(from_dict(kind, facts[name], name))
     # Only adapters depend on the model that training began on.
-    settings = {**(facts.get("model") or {}), **(facts.get("vqgan") or {})}
     return settings | ({**facts["lora"], "init": facts.get("init")} if facts.get("lora") else {})
 
 
