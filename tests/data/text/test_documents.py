@@ -1,14 +1,18 @@
 """Check the text of each kind of document, and the documents that are refused."""
 
+import random
 import re
 from pathlib import Path
+from zipfile import ZIP_DEFLATED, ZipFile
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from pypdf import PdfWriter
 from reportlab.pdfgen.canvas import Canvas
 
 from lwm.core.errors import InputError
+from lwm.data.text import documents
 from lwm.data.text.documents import read_document
 
 
@@ -76,7 +80,7 @@ def test_pdfs_without_text_or_broken_are_refused(tmp_path: Path) -> None:
     canvas = Canvas(str(file))
     canvas.showPage()
     canvas.save()
-    with pytest.raises(InputError, match="holds no text"):
+    with pytest.raises(InputError, match=r"no text layer.*OCR"):
         read_document(file)
     with pytest.raises(InputError, match=r"cut.pdf"):
         read_document(write(tmp_path, "cut.pdf", file.read_bytes()[:200]))
@@ -96,8 +100,8 @@ def test_empty_files_are_refused(tmp_path: Path, content: bytes) -> None:
         b"\x7fELF\x02\x01\x01\x00\x00\x00",
         b"\x89PNG\r\n\x1a\n\x00\x00\x00\rIHDR",
         b"text with a \x00 in it",
-        "grün".encode("latin-1"),
         b"\xff\xfe\x00",
+        random.Random(0).randbytes(5000),
     ],
 )
 def test_binary_files_are_refused(tmp_path: Path, content: bytes) -> None:
@@ -126,3 +130,175 @@ def test_any_bytes_give_text_or_an_input_error(
     except InputError:
         return
     assert text == text.strip() != ""
+
+
+FRENCH = "L’été déjà passé, l’élève n’a pas reçu la réponse. Où êtes-vous, garçon ?"
+RUSSIAN = "Привет, как дела? Мы едем в Москву завтра утром."
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "expected"),
+    [
+        ("a.html", f'<meta charset="windows-1251"><p>{RUSSIAN}'.encode("cp1251"), RUSSIAN),
+        (
+            "a.htm",
+            "<html><head><META http-equiv=Content-Type content='text/html; charset=ISO-8859-1'>"
+            f"<body>{FRENCH}".encode("cp1252"),
+            FRENCH,
+        ),
+        ("a.xml", f"<?xml version='1.0' encoding='koi8-r'?>\n{RUSSIAN}".encode("koi8-r"), RUSSIAN),
+        ("a.html", f'<meta charset="utf-16"><p>{RUSSIAN}'.encode(), RUSSIAN),
+        ("a.html", f'<meta charset="no-such"><p>{RUSSIAN}'.encode(), RUSSIAN),
+        ("a.html", b"\xef\xbb\xbf" + f'<meta charset="koi8-r"><p>{RUSSIAN}'.encode(), RUSSIAN),
+        ("a.txt", f"<!DOCTYPE html><title>x</title><p>{RUSSIAN}".encode(), f"x\n{RUSSIAN}"),
+        ("a.txt", RUSSIAN.encode("utf-32"), RUSSIAN),
+    ],
+)
+def test_declared_encodings_are_used(
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    name: str,
+    content: bytes,
+    expected: str,
+) -> None:
+    text = read_document(write(tmp_path, name, content))
+    assert text.removeprefix("<?xml version='1.0' encoding='koi8-r'?>\n") == expected
+    assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize(
+    ("text", "encoding"),
+    [
+        (FRENCH, "cp1252"),
+        ("Der Käse ist grün, über alle Maßen schön. Die Straße führt zum Fluß.", "latin-1"),
+        (RUSSIAN, "cp1251"),
+        ("こんにちは世界。これはテストです。", "shift_jis"),
+        ("你好，世界，这是一个测试文件。", "gb18030"),
+        (FRENCH, "utf-16-le"),
+        (FRENCH, "utf-16-be"),
+    ],
+)
+def test_an_encoding_is_guessed_with_a_remark(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], text: str, encoding: str
+) -> None:
+    content = ("plain lines\n" * 10_000 + text).encode(encoding)
+    assert read_document(write(tmp_path, "a.txt", content)).endswith(f"\n{text}")
+    assert "a guess" in " ".join(capsys.readouterr().err.split())
+
+
+@pytest.mark.parametrize("algorithm", ["RC4-128", "AES-128", "AES-256"])
+def test_pdfs_open_without_a_password_or_are_refused(tmp_path: Path, algorithm: str) -> None:
+    plain = tmp_path / "plain.pdf"
+    canvas = Canvas(str(plain))
+    canvas.drawString(72, 720, "The needle lies here.")
+    canvas.save()
+    for password in ("", "secret"):
+        writer = PdfWriter(clone_from=plain)
+        writer.encrypt(user_password=password, owner_password="owner", algorithm=algorithm)
+        file = tmp_path / "locked.pdf"
+        writer.write(file)
+        if password:
+            with pytest.raises(InputError, match="locked by a password"):
+                read_document(file)
+        else:
+            assert read_document(file) == "The needle lies here."
+
+
+def zipped(file: Path, contents: dict[str, str | bytes]) -> Path:
+    with ZipFile(file, "w", ZIP_DEFLATED) as archive:
+        for name, content in contents.items():
+            archive.writestr(name, content)
+    return file
+
+
+W = 'xmlns:w="http://schemas.openxmlformats.org/wordprocessingml/2006/main"'
+MC = 'xmlns:mc="http://schemas.openxmlformats.org/markup-compatibility/2006"'
+WORD = "word/document.xml"
+LETTER = f"""<?xml version="1.0" encoding="UTF-8"?><w:document {W} {MC}><w:body>
+<w:p><w:pPr><w:tabs><w:tab/></w:tabs></w:pPr><w:r><w:t>The ti</w:t></w:r><w:r><w:t>tle</w:t></w:r>
+</w:p><w:p><w:r><w:t xml:space="preserve">Left </w:t><w:tab/><w:t>right &amp; </w:t><w:br/>
+<w:t>below</w:t></w:r><w:del><w:r><w:delText>gone</w:delText><w:t>gone</w:t></w:r></w:del>
+<w:ins><w:r><w:t>, new</w:t></w:r></w:ins><w:hyperlink><w:r><w:instrText>HYPERLINK x</w:instrText>
+<w:t>, linked</w:t></w:r></w:hyperlink></w:p>
+<w:tbl><w:tr><w:tc><w:p><w:r><w:t>a</w:t></w:r></w:p></w:tc>
+<w:tc><w:p><w:r><w:t>b</w:t></w:r></w:p></w:tc></w:tr>
+<w:tr><w:tc><w:p/></w:tc><w:tc><w:p><w:r><w:t>d</w:t></w:r></w:p></w:tc></w:tr></w:tbl>
+<w:sdt><w:sdtContent><w:p><w:r><mc:AlternateContent><mc:Choice><w:t>once</w:t></mc:Choice>
+<mc:Fallback><w:t>twice</w:t></mc:Fallback></mc:AlternateContent></w:r></w:p></w:sdtContent></w:sdt>
+</w:body></w:document>"""
+CONTAINER, PACKAGE = "META-INF/container.xml", "OEBPS/book.opf"
+SPINE = """<package xmlns="http://www.idpf.org/2007/opf"><manifest>
+<item id="one" href="text/first%20part.xhtml"/><item id="two" href="second.xhtml"/>
+<item id="toc" href="toc.xhtml" properties="nav"/><item id="ad" href="ad.xhtml"/></manifest>
+<spine><itemref idref="toc"/><itemref idref="two"/><itemref idref="ad" linear="no"/>
+<itemref idref="one"/></spine></package>"""
+BEGINNING = "<?xml version='1.0' encoding='windows-1251'?><html><p>Начало.</p></html>"
+BOOK: dict[str, str | bytes] = {
+    "mimetype": "application/epub+zip",
+    CONTAINER: f'<container><rootfiles><rootfile full-path="{PACKAGE}"/></rootfiles></container>',
+    PACKAGE: SPINE,
+    "OEBPS/text/first part.xhtml": "<html><head><title/></head><p>The end.</p></html>",
+    "OEBPS/second.xhtml": BEGINNING.encode("cp1251"),
+    "OEBPS/toc.xhtml": "<html>Contents</html>",
+    "OEBPS/ad.xhtml": "<html>Buy</html>",
+}
+
+
+@pytest.mark.parametrize("name", ["letter.docx", "letter.zip", "letter"])
+def test_word_documents_are_read(tmp_path: Path, name: str) -> None:
+    text = read_document(zipped(tmp_path / name, {WORD: LETTER}))
+    assert text == "The title\nLeft \tright & \nbelow, new, linked\na\tb\n\td\nonce"
+
+
+def test_epubs_are_read_in_the_order_of_their_spine(tmp_path: Path) -> None:
+    assert read_document(zipped(tmp_path / "book.epub", BOOK)) == "Начало.\n\nThe end."
+
+
+def encrypted(name: str) -> dict[str, str | bytes]:
+    reference = f'<CipherData><CipherReference URI="{name}"/></CipherData>'
+    return {"META-INF/encryption.xml": f"<a><EncryptedData>{reference}</EncryptedData></a>"}
+
+
+@pytest.mark.parametrize(
+    ("contents", "message"),
+    [
+        ({"xl/workbook.xml": "<a/>"}, "neither docx nor epub"),
+        ({WORD: "<w:document>"}, "broken or protected"),
+        ({WORD: '<!DOCTYPE a [<!ENTITY b "c">]><a>&b;</a>'}, "XML entities"),
+        ({WORD: f"<w:document {W}/>"}, "holds no text"),
+        ({**BOOK, PACKAGE: SPINE.replace('id="two"', 'id="2"')}, "broken or protected"),
+        ({**BOOK, CONTAINER: "<container/>"}, "broken or protected"),
+        ({**BOOK, **encrypted("OEBPS/second.xhtml")}, "DRM"),
+    ],
+)
+def test_other_archives_are_refused(
+    tmp_path: Path, contents: dict[str, str | bytes], message: str
+) -> None:
+    with pytest.raises(InputError, match=message) as raised:
+        read_document(zipped(tmp_path / "file.zip", contents))
+    assert "\n" not in str(raised.value)
+
+
+def test_fonts_may_be_encrypted_and_archives_are_bounded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = zipped(tmp_path / "book.epub", {**BOOK, **encrypted("font.otf")})
+    assert read_document(file).endswith("The end.")
+    large = zipped(tmp_path / "large.docx", {WORD: LETTER + " " * 100_000})
+    monkeypatch.setattr(documents, "_MAX_BYTES", 50_000)
+    with pytest.raises(InputError, match="too large once unpacked"):
+        read_document(large)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1", "old Office document; save it as docx"),
+        (b"{\\rtf1\\ansi text}", "RTF; save it as docx"),
+        (b"\x1f\x8b\x08\x00", "compressed"),
+        (b"PK\x03\x04 cut", "broken"),
+    ],
+)
+def test_other_formats_are_named(tmp_path: Path, content: bytes, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        read_document(write(tmp_path, "file.txt", content))

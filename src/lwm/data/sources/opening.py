@@ -11,7 +11,7 @@ from lwm.data.sources import array_record, parquet
 from lwm.data.sources.cache import expand_url, is_url, local_file
 from lwm.data.sources.json_lines import JsonLines
 from lwm.data.sources.source import Joined, RecordSource, SequenceSource, input_errors
-from lwm.data.text.documents import named_chapters
+from lwm.data.text.book import named_chapters
 
 PREFIX = "hf:"
 """Mark of a Hugging Face dataset: a directory or a name, or `NAME:CONFIGURATION:SPLIT`."""
