@@ -34,7 +34,7 @@ def chat(
 
     Args:
         prompt: Question to answer once.
-        document: A txt, md, html or pdf file to chat about.
+        document: A txt, md, html, pdf, docx or epub file to chat about.
         image: Image to chat about.
         video: Video to chat about.
         max_frames: Frames sampled evenly from each video; defaults to 8 unless --fps is set.

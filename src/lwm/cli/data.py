@@ -57,7 +57,8 @@ def questions(
     A repeated command continues an interrupted run, from OUT.chunks.jsonl.
 
     Args:
-        book: A txt, md, html or pdf file, 'book' (the King James Bible) or 'book:Ruth'.
+        book: 'book' (the King James Bible), 'book:Ruth', or a txt, md, html, pdf, docx or epub
+            file.
         out: JSON lines file to write, for 'lwm train chat --data.path'.
         chunk_tokens: Maximum length in tokens of the passage that a question is about.
         length: Maximum length of an example in tokens.

@@ -46,8 +46,8 @@ class TextFlags(EvaluationFlags):
     """Set the text that things are hidden in, and how prompts are written."""
 
     haystack: str = "book"
-    """Text to hide things in: book (the King James Bible), a txt, md, html or pdf file, JSON lines
-    or Parquet with a field text."""
+    """Text to hide things in: book (the King James Bible), a txt, md, html, pdf, docx or epub
+    file, JSON lines or Parquet with a field text."""
     template: str = "auto"
     """Chat template: auto (the model's), original, chatml, or none."""
 
@@ -334,9 +334,9 @@ def perplexity(
     them on the same tokens. An interrupted run continues.
 
     Args:
-        data: Text the model was not trained on: a txt, md, html or pdf file, 'book' for the King
-            James Bible, 'book:Ruth' for one of its books, JSON lines or Parquet with a field
-            'text', a glob.
+        data: Text the model was not trained on: a txt, md, html, pdf, docx or epub file, 'book'
+            for the King James Bible, 'book:Ruth' for one of its books, JSON lines or Parquet with
+            a field 'text', a glob.
         lengths: Context lengths in tokens: 1024,4096 or min:max:count.
         theta: Measure with this RoPE theta, too; may be repeated. Lengths beyond the model's
             context are measured with these only.

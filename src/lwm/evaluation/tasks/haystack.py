@@ -27,8 +27,9 @@ def read_texts(name: str) -> Iterator[str]:
     """Yield the texts of a haystack; raise InputError if one cannot be read.
 
     Args:
-        name: `book` for the King James Bible, `book:Ruth` for one of its books, a txt, md, html or
-            pdf file, or what `--data.path` takes: JSON lines with a field `text`, Parquet, a glob.
+        name: `book` for the King James Bible, `book:Ruth` for one of its books, a txt, md, html,
+            pdf, docx or epub file, or what `--data.path` takes: JSON lines with a field `text`,
+            Parquet, a glob.
     """
     if not _RECORDS.search(name):
         yield read_text(name)
