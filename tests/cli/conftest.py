@@ -10,6 +10,7 @@ from commands import Ran, Run
 from random_llama import save_random_llama
 
 from lwm.cli.main import main
+from lwm.core import interrupts
 
 
 @pytest.fixture
@@ -18,6 +19,7 @@ def run(
 ) -> Run:
     """Run `lwm` in this process, optionally with standard input."""
     monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", str(tmp_path / "unused"))
+    monkeypatch.setattr(interrupts, "install", lambda: None)
     for module, hook in ((sys, "unraisablehook"), (threading, "excepthook")):
         monkeypatch.setattr(module, hook, getattr(module, hook))  # restored after the test
 

@@ -9,6 +9,7 @@ import tyro
 
 from lwm.cli.flags import Load, LoadFlags, ModelName, Sampling, SamplingFlags, print_stream
 from lwm.cli.parsing import Text, read_text
+from lwm.core import interrupts
 from lwm.core.errors import CapacityError, InputError
 from lwm.core.progress import console, say
 
@@ -93,7 +94,11 @@ def chat(
         if prompt is not None:
             ask(prompt)
         else:
-            _interact(ask, reset, session)
+            with interrupts.patient():
+                _interact(ask, reset, session)
+    except KeyboardInterrupt:
+        interrupts.acknowledge()  # so that there is time to save the session
+        raise
     finally:  # prefilling may have taken long, so an interrupted session is saved as well
         if session is not None and turns != opening:
             save_session(session, loaded, turns)
@@ -119,6 +124,7 @@ def _interact(ask: Callable[[str], None], reset: Callable[[], None], session: Pa
                 except CapacityError as error:  # a shorter question may fit
                     say(f"{error}; or clear the conversation with /reset")
                 except KeyboardInterrupt:
+                    interrupts.acknowledge()
                     say("(stopped)")
 
 

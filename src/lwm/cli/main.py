@@ -22,6 +22,7 @@ from lwm.cli.info import info
 from lwm.cli.parsing import UsageError, closest_name, parse
 from lwm.cli.tokenize import tokenize
 from lwm.cli.train import train
+from lwm.core import interrupts
 from lwm.core.errors import LwmError
 
 
@@ -67,6 +68,7 @@ LWM = CommandGroup(
 
 def main() -> None:
     """Run the command line of this process."""
+    interrupts.install()
     _read_as_utf8()
     _open_closed_streams()
     _cache_compiled_code()
@@ -81,7 +83,7 @@ def main() -> None:
         warnings.simplefilter("ignore")  # warnings about work that the error interrupted
         sys.exit(error.exit_code)
     except KeyboardInterrupt:
-        sys.exit(130)
+        interrupts.exit_interrupted()
     except BrokenPipeError:  # the program that reads our output has ended
         _discard_output()
         sys.exit(141)
@@ -90,6 +92,10 @@ def main() -> None:
         print(problem.rstrip(": "), file=sys.stderr)
         _discard_output()
         sys.exit(2)
+    except Exception:
+        if interrupts.pressed():  # a library may have turned KeyboardInterrupt into its own error
+            interrupts.exit_interrupted()
+        raise
 
 
 def _run(command: str, group: CommandGroup, arguments: Sequence[str]) -> None:

@@ -24,6 +24,18 @@ def require_utf8(path: Path, reason: str) -> None:
         raise InputError(f"the path {path} is not valid UTF-8, as {reason}; choose another")
 
 
+_partial: set[Path] = set()
+
+
+def remove_partial_files() -> None:
+    """Remove what is being written, since the process is about to end."""
+    for path in [*_partial]:
+        if path.is_dir():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink(missing_ok=True)
+
+
 def refuse_existing(destination: Path) -> None:
     """Raise InputError if the destination exists."""
     if destination.exists() or destination.is_symlink():
@@ -43,11 +55,13 @@ def new_directory(destination: Path) -> Iterator[Path]:
         partial.mkdir(parents=True)
     except OSError as error:
         raise _not_writable(destination, error) from error
+    _partial.add(partial)
     try:
         yield partial
         partial.rename(destination)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
+        _partial.discard(partial)
 
 
 @contextmanager
@@ -68,6 +82,7 @@ def new_file(destination: Path, *, replace: bool = False) -> Iterator[Path]:
     partial = destination.with_name(name)
     try:
         partial.touch()
+        _partial.add(partial)
         try:
             yield partial
             with partial.open("rb") as file:
@@ -75,6 +90,7 @@ def new_file(destination: Path, *, replace: bool = False) -> Iterator[Path]:
             partial.replace(destination)
         finally:
             partial.unlink(missing_ok=True)
+            _partial.discard(partial)
     except OSError as error:
         if error.filename is not None and str(error.filename) != str(partial):
             raise  # the block failed to read another file

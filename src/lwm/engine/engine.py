@@ -15,6 +15,7 @@ from jax.sharding import Mesh
 from lwm.attention.cached import LayerCache
 from lwm.core.errors import InputError
 from lwm.core.hardware import traits
+from lwm.core.interrupts import deferred
 from lwm.core.mesh import DATA, SEQUENCE
 from lwm.core.progress import Advance
 from lwm.engine.drafting import QUANTIZED_DRAFTS, Drafter, DraftSettings
@@ -181,7 +182,8 @@ class Engine:
                 running = [number for number in requests if number in self._requests]
                 if not running:
                     return
-                tokens = self.step()
+                with deferred():
+                    tokens = self.step()
                 if advance is not None:
                     done = sum(map(self.scheduler.prefilled, running))
                     advance(max(0, done - reported))

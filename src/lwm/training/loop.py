@@ -15,6 +15,7 @@ import jax
 import numpy as np
 from annotated_types import Ge
 
+from lwm.core import interrupts
 from lwm.core.config import Checked
 from lwm.core.distributed import gather
 from lwm.core.errors import LwmError
@@ -141,6 +142,7 @@ class Loop:
         train, evaluate = self.training.compiled_step(), self.training.compiled_evaluation()
         profiled = min(_PROFILED.start, last - self._first - 1) if self.config.profile else -1
         with ExitStack() as stack:
+            stack.enter_context(interrupts.claimed())
             interruption = stack.enter_context(Interruption(self._first))
             tracing = stack.enter_context(ExitStack())
             self._bar = stack.enter_context(progress("training", last - self._first))
