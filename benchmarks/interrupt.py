@@ -7,10 +7,12 @@ leaves the terminal's settings and the cursor as they were.
 """
 
 import argparse
+import fcntl
 import os
 import pty
 import random
 import select
+import signal
 import subprocess
 import sys
 import termios
@@ -18,6 +20,11 @@ import time
 
 LIMIT = 6.0
 QUESTION = "Tell me a long story about a river."
+
+
+def _own_terminal() -> None:
+    fcntl.ioctl(0, termios.TIOCSCTTY, 0)
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # a shell's background jobs ignore it
 
 
 class Terminal:
@@ -33,7 +40,7 @@ class Terminal:
             stdout=self.slave,
             stderr=self.slave,
             start_new_session=True,
-            preexec_fn=lambda: __import__("fcntl").ioctl(0, termios.TIOCSCTTY, 0),
+            preexec_fn=_own_terminal,
         )
 
     def read(self, seconds: float) -> None:

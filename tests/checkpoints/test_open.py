@@ -6,9 +6,10 @@ from pathlib import Path
 import flax_files
 import pytest
 
+from lwm.checkpoints.download import hub_directory
 from lwm.checkpoints.formats.lwm import write_lwm_config
 from lwm.checkpoints.formats.safetensors import write_safetensors
-from lwm.checkpoints.open import KNOWN_MODELS, hub_directory, open_checkpoint
+from lwm.checkpoints.open import KNOWN_MODELS, open_checkpoint
 from lwm.core.errors import CheckpointError, ConfigError
 from lwm.models.llama import LlamaConfig
 

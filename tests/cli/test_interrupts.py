@@ -46,11 +46,16 @@ def started(tmp_path: Path) -> Iterator[list[subprocess.Popen[str]]]:
         process.communicate()
 
 
+def as_in_the_foreground() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # a shell's background jobs ignore it
+
+
 def start(started: list[subprocess.Popen[str]], *command: object) -> subprocess.Popen[str]:
     started.append(
         subprocess.Popen(
             [sys.executable, *map(str, command)],
             stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+            preexec_fn=as_in_the_foreground,
         )
     )  # fmt: skip
     return started[0]

@@ -7,19 +7,18 @@ gets one line in `write.WRITERS`.
 
 import importlib.util
 import json
-import os
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
 from lwm.checkpoints.checkpoint import Checkpoint
+from lwm.checkpoints.download import download, hub_directory
 from lwm.checkpoints.formats.gguf import is_gguf, open_gguf
 from lwm.checkpoints.formats.huggingface import is_huggingface, open_huggingface
 from lwm.checkpoints.formats.lwm import is_lwm, open_lwm
 from lwm.checkpoints.formats.original import KINDS, open_original
 from lwm.checkpoints.formats.run import is_run, open_run
-from lwm.checkpoints.formats.safetensors import is_complete
 from lwm.core.config import override
 from lwm.core.errors import CheckpointError, ConfigError
 
@@ -130,34 +129,3 @@ def _open_known(known: KnownModel) -> Checkpoint:
     # The released files disagree on where they store theta, so the table overrides them.
     config = override(checkpoint.config, rope_theta=known.theta, max_sequence_length=known.length)
     return replace(checkpoint, config=config)
-
-
-def hub_directory(repository: str) -> Path | None:
-    """Return the newest complete download of a repository in the hub's cache, or None."""
-    home = Path(os.environ.get("HF_HOME", Path.home() / ".cache" / "huggingface"))
-    cache = Path(os.environ.get("HF_HUB_CACHE", home / "hub"))
-    snapshots = cache / f"models--{repository.replace('/', '--')}" / "snapshots"
-    complete = [path for path in snapshots.glob("*") if is_huggingface(path) and is_complete(path)]
-    return max(complete, key=lambda path: path.stat().st_mtime, default=None)
-
-
-def download(repository: str) -> Path:
-    """Return the directory of a hub repository, downloading it unless it is in the cache."""
-    cached = hub_directory(repository)
-    if cached is not None:
-        return cached
-    try:
-        from huggingface_hub import snapshot_download
-    except ImportError as error:
-        raise CheckpointError(
-            f"{repository} is not on this machine; install the extra with 'pip install "
-            "lwm[huggingface]' to download it, or name a directory that contains it"
-        ) from error
-    try:
-        patterns = ["*.safetensors", "*.json", "tokenizer.model", "*.jinja"]
-        return Path(snapshot_download(repository, allow_patterns=patterns))
-    except (OSError, ValueError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise CheckpointError(
-            f"{repository} cannot be downloaded ({reason}); check the name and the network"
-        ) from error

@@ -17,6 +17,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from types import FrameType
 from typing import Any, NoReturn
 
 from lwm.core.files import remove_partial_files
@@ -125,13 +126,25 @@ def claimed() -> Iterator[None]:
         _State.claimed = False
 
 
-def _handle(number: int, _: Any) -> None:
+def _handle(number: int, frame: FrameType | None) -> None:
     if number == signal.SIGINT:
         if _State.pressed:
             _end()
         _State.pressed = True
-    if _State.pressed and not _State.deferring:
+    if not _State.pressed or _State.deferring:
+        return
+    if not _imports(frame):
         raise KeyboardInterrupt
+    # An exception may abort the process while an extension module is being initialized.
+    if not _State.patient:
+        _end()
+    signal.setitimer(signal.ITIMER_REAL, 0.05)
+
+
+def _imports(frame: FrameType | None) -> bool:
+    while frame is not None and frame.f_code.co_filename != "<frozen importlib._bootstrap>":
+        frame = frame.f_back
+    return frame is not None
 
 
 def _watch(reader: int) -> None:
