@@ -18,7 +18,7 @@ class Parrot:
     source = "parrot"
 
     class config:
-        max_sequence_length = 8192
+        max_sequence_length = generation_length = 8192
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         self.tokenizer = tokenizer

@@ -10,6 +10,9 @@ from pathlib import Path
 
 import pytest
 
+# The background jobs of a shell ignore SIGINT.
+PYTHON = ("env", "--default-signal=INT", sys.executable)
+
 PRESS_IN_GARBAGE_COLLECTION = """
 import gc, os, signal, sys
 from lwm.__main__ import main
@@ -46,16 +49,11 @@ def started(tmp_path: Path) -> Iterator[list[subprocess.Popen[str]]]:
         process.communicate()
 
 
-def as_in_the_foreground() -> None:
-    signal.signal(signal.SIGINT, signal.SIG_DFL)  # a shell's background jobs ignore it
-
-
 def start(started: list[subprocess.Popen[str]], *command: object) -> subprocess.Popen[str]:
     started.append(
         subprocess.Popen(
-            [sys.executable, *map(str, command)],
-            stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-            preexec_fn=as_in_the_foreground,
+            [*PYTHON, *map(str, command)],
+            stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
         )
     )  # fmt: skip
     return started[0]
@@ -138,7 +136,5 @@ with interrupts.deferred():
     steps.append("next")
 print(*steps)
 """
-    ran = subprocess.run(
-        [sys.executable, "-c", script], capture_output=True, text=True, check=True
-    )
+    ran = subprocess.run([*PYTHON, "-c", script], capture_output=True, text=True, check=True)
     assert ran.stdout == "whole next\n"

@@ -67,12 +67,12 @@ class FakeWriter:
         kill_at: int | None = None,
         context: int = 4096,
     ) -> None:
-        self.config = SimpleNamespace(max_sequence_length=context)
+        self.config = SimpleNamespace(generation_length=context)
         self.calls, self.restarts = 0, 0
         self._change, self._kill_at = change, kill_at
 
     def restart(self, tokens: int) -> None:
-        assert tokens <= self.config.max_sequence_length
+        assert tokens <= self.config.generation_length
         self.restarts += 1
 
     def chat(self, messages: Sequence[Message], **settings: Any) -> str:
