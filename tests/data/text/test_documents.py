@@ -2,8 +2,10 @@
 
 import random
 import re
+import time
+from collections.abc import Mapping
 from pathlib import Path
-from zipfile import ZIP_DEFLATED, ZipFile
+from zipfile import ZIP_BZIP2, ZIP_DEFLATED, ZipFile
 
 import pytest
 from hypothesis import given, settings
@@ -12,7 +14,7 @@ from pypdf import PdfWriter
 from reportlab.pdfgen.canvas import Canvas
 
 from lwm.core.errors import InputError
-from lwm.data.text import documents
+from lwm.data.text import zipped_documents
 from lwm.data.text.documents import read_document
 
 
@@ -152,6 +154,8 @@ RUSSIAN = "Привет, как дела? Мы едем в Москву завт
         ("a.html", b"\xef\xbb\xbf" + f'<meta charset="koi8-r"><p>{RUSSIAN}'.encode(), RUSSIAN),
         ("a.txt", f"<!DOCTYPE html><title>x</title><p>{RUSSIAN}".encode(), f"x\n{RUSSIAN}"),
         ("a.txt", RUSSIAN.encode("utf-32"), RUSSIAN),
+        ("a.html", f'<meta charset="punycode"><p>{RUSSIAN}'.encode(), RUSSIAN),
+        ("a.html", f'<meta charset="unicode-escape"><p>{RUSSIAN}'.encode(), RUSSIAN),
     ],
 )
 def test_declared_encodings_are_used(
@@ -174,6 +178,8 @@ def test_declared_encodings_are_used(
         (RUSSIAN, "cp1251"),
         ("こんにちは世界。これはテストです。", "shift_jis"),
         ("你好，世界，这是一个测试文件。", "gb18030"),
+        ("你好，世界，这是一个测试文件。x" * 3000, "gb18030"),  # one line, longer than the sample
+        ("It’s “quoted” – by the editor… " * 5 + "Yes.", "cp1252"),
         (FRENCH, "utf-16-le"),
         (FRENCH, "utf-16-be"),
     ],
@@ -184,6 +190,45 @@ def test_an_encoding_is_guessed_with_a_remark(
     content = ("plain lines\n" * 10_000 + text).encode(encoding)
     assert read_document(write(tmp_path, "a.txt", content)).endswith(f"\n{text}")
     assert "a guess" in " ".join(capsys.readouterr().err.split())
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-16"])
+def test_damaged_characters_leave_the_rest_of_a_text(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], encoding: str
+) -> None:
+    content = (FRENCH * 20).encode(encoding)
+    assert read_document(write(tmp_path, "cut.txt", content[:-1])).startswith(FRENCH * 19)
+    middle = len(content) // 2
+    half = content[:middle].decode(encoding, errors="ignore")
+    broken = content[:middle] + b"\xff\xdf" * 2 + content[middle:]
+    text = read_document(write(tmp_path, "broken.txt", broken))
+    assert text.startswith(half)
+    assert text.endswith((FRENCH * 20)[len(half) + 1 :])
+    assert "characters that are not valid UTF-" in " ".join(capsys.readouterr().err.split())
+
+
+def test_words_stay_whole_and_blocks_begin_lines(tmp_path: Path) -> None:
+    page = """<?xml version="1.0"?><html><head><title>T</title><script src="a.js"/></head><body>
+    <p title='a > b'><span class="first">O</span>nce upon\n a <i>time</i>,<br/>there</p>was
+    <![CDATA[a <king>]]><!-- <p>hidden -->.<ul><li>one<li>two</ul><pre>x\ny</pre>
+    <table><tr><td>a<td><b>b</b></tr><tr><td></td><td>d</td></tr></table>
+    <p don't="x">&lt;p&gt; &#233; &#99999999999;&amp;amp;</p><STYLE>p {}</STYLE ></body></html>"""
+    assert read_document(write(tmp_path, "a.xhtml", page)).split("\n") == [
+        *("T", "Once upon a time,", "there", "was a <king>.", "one", "two", "x", "y"),
+        *("a\tb", "\td", "<p> é \ufffd&amp;"),
+    ]
+
+
+@pytest.mark.parametrize("part", ["<!--", "<!", "<a ", '<a b="', "</", "<![CDATA[", "&#", "<div>"])
+def test_pages_take_linear_time(tmp_path: Path, part: str) -> None:
+    started = time.perf_counter()
+    read_document(write(tmp_path, "a.html", "<p>text" + part * 100_000))
+    assert time.perf_counter() - started < 5.0
+
+
+def test_a_text_about_pdf_is_text(tmp_path: Path) -> None:
+    text = "The header %PDF-1.7 begins a file."
+    assert read_document(write(tmp_path, "a.txt", text)) == text
 
 
 @pytest.mark.parametrize("algorithm", ["RC4-128", "AES-128", "AES-256"])
@@ -204,8 +249,10 @@ def test_pdfs_open_without_a_password_or_are_refused(tmp_path: Path, algorithm: 
             assert read_document(file) == "The needle lies here."
 
 
-def zipped(file: Path, contents: dict[str, str | bytes]) -> Path:
-    with ZipFile(file, "w", ZIP_DEFLATED) as archive:
+def zipped(
+    file: Path, contents: Mapping[str, str | bytes], compression: int = ZIP_DEFLATED
+) -> Path:
+    with ZipFile(file, "w", compression) as archive:
         for name, content in contents.items():
             archive.writestr(name, content)
     return file
@@ -244,6 +291,14 @@ BOOK: dict[str, str | bytes] = {
 }
 
 
+def test_parts_of_word_documents_may_have_other_places(tmp_path: Path) -> None:
+    cells = "<w:sdt><w:tc><w:p><w:r><w:t>a</w:t></w:r></w:p></w:tc></w:sdt><w:tc><w:p/></w:tc>"
+    box = "<w:p><w:r><w:t>out</w:t><w:txbx><w:p><w:t>in</w:t></w:p></w:txbx></w:r></w:p>"
+    document = f"<w:document {W}><w:tbl><w:tr>{cells}</w:tr></w:tbl>{box}</w:document>"
+    file = zipped(tmp_path / "cloud.docx", {"word/document2.xml": document.encode("utf-16")})
+    assert read_document(file) == "a\t\nout\nin"
+
+
 @pytest.mark.parametrize("name", ["letter.docx", "letter.zip", "letter"])
 def test_word_documents_are_read(tmp_path: Path, name: str) -> None:
     text = read_document(zipped(tmp_path / name, {WORD: LETTER}))
@@ -262,9 +317,13 @@ def encrypted(name: str) -> dict[str, str | bytes]:
 @pytest.mark.parametrize(
     ("contents", "message"),
     [
-        ({"xl/workbook.xml": "<a/>"}, "neither docx nor epub"),
+        ({"notes.txt": "text"}, "neither docx nor epub"),
+        ({"xl/workbook.xml": "<a/>"}, "an Excel workbook; save it as"),
+        ({"content.xml": "<a/>"}, "an OpenDocument file; save it as docx"),
         ({WORD: "<w:document>"}, "broken or protected"),
         ({WORD: '<!DOCTYPE a [<!ENTITY b "c">]><a>&b;</a>'}, "XML entities"),
+        ({WORD: '<!DOCTYPE a [<!ENTITY b "c">]><a>&b;</a>'.encode("utf-16")}, "XML entities"),
+        ({WORD: "<a>" * 100_000}, "nests more than"),
         ({WORD: f"<w:document {W}/>"}, "holds no text"),
         ({**BOOK, PACKAGE: SPINE.replace('id="two"', 'id="2"')}, "broken or protected"),
         ({**BOOK, CONTAINER: "<container/>"}, "broken or protected"),
@@ -285,15 +344,18 @@ def test_fonts_may_be_encrypted_and_archives_are_bounded(
     file = zipped(tmp_path / "book.epub", {**BOOK, **encrypted("font.otf")})
     assert read_document(file).endswith("The end.")
     large = zipped(tmp_path / "large.docx", {WORD: LETTER + " " * 100_000})
-    monkeypatch.setattr(documents, "_MAX_BYTES", 50_000)
-    with pytest.raises(InputError, match="too large once unpacked"):
+    monkeypatch.setattr(zipped_documents, "_MAX_UNPACKED", 50_000)
+    with pytest.raises(InputError, match="once unpacked; split it"):
         read_document(large)
+    bomb = zipped(tmp_path / "bomb.docx", {WORD: LETTER}, ZIP_BZIP2)  # unpacks without a bound
+    with pytest.raises(InputError, match="compressed by method 12"):
+        read_document(bomb)
 
 
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1", "old Office document; save it as docx"),
+        (b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1", "old or encrypted Office document; save it"),
         (b"{\\rtf1\\ansi text}", "RTF; save it as docx"),
         (b"\x1f\x8b\x08\x00", "compressed"),
         (b"PK\x03\x04 cut", "broken"),
