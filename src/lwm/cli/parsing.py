@@ -29,7 +29,11 @@ _rules = ConstructorRegistry()
 
 
 class UsageError(LwmError):
-    """Signal a command line that cannot be parsed; the message begins with the command."""
+    """Signal a command line that cannot be parsed; the message begins with the command, and may
+    have several lines."""
+
+    def __init__(self, message: str) -> None:
+        Exception.__init__(self, message)
 
 
 class Text(str):

@@ -8,6 +8,7 @@ import dataclasses
 import inspect
 import json
 import operator
+import re
 import reprlib
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
@@ -33,6 +34,8 @@ import pydantic
 from annotated_types import Ge, Gt, Le, Lt
 
 from lwm.core.errors import ConfigError, InputError
+
+_SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
 
 Config = TypeVar("Config")
 Result = TypeVar("Result")
@@ -184,7 +187,10 @@ def read_json(path: Path) -> dict[str, Any]:
             raise ConfigError(
                 f"{path} is larger than {MAX_JSON_BYTES >> 20} MB; it is not a configuration"
             )
-        data = json.loads(path.read_text(encoding="utf-8"))
+        text = path.read_text(encoding="utf-8")
+        data = json.loads(text)
+        if _SURROGATE.search(text):  # JSON allows halves of pairs, which no other text may have
+            json.dumps(data, ensure_ascii=False).encode()
     except OSError as error:
         raise ConfigError(f"{path} cannot be read: {error.strerror}; check the path") from error
     except (ValueError, RecursionError) as error:

@@ -12,6 +12,9 @@ class LwmError(Exception):
     agreed = False
     """Whether every process raises the error, see `distributed.together`."""
 
+    def __init__(self, message: str) -> None:
+        super().__init__(" ".join(message.split()))  # reasons of libraries may have several lines
+
 
 class ConfigError(LwmError):
     """Signal that a setting is out of range, or that two settings contradict each other."""

@@ -312,7 +312,7 @@ def _with_settings(tokenizer: Tokenizer, directory: Path) -> Tokenizer:
     for name in ("generation_config.json", "config.json"):
         value = beside(name).get("eos_token_id")
         eos += value if isinstance(value, list) else [value]
-    valid = dict.fromkeys(i for i in eos if isinstance(i, int) and 0 <= i < tokenizer.vocab_size)
+    valid = dict.fromkeys(i for i in eos if type(i) is int and 0 <= i < tokenizer.vocab_size)
     added = backend.get_added_tokens_decoder().values()
     special = {token.content for token in added if token.special}
     bos = (name for name in _COMMON_BOS if name in special)
