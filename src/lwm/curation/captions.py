@@ -180,6 +180,8 @@ def _entries(manifest: Path) -> Iterator[tuple[int, str, str]]:
                 raise InputError(
                     f"{manifest}, line {line}: half of a surrogate pair; write both halves"
                 )
+            if "\0" in name:
+                raise InputError(f"{manifest}, line {line}: no file has the name {name!r}")
             yield line, name, caption
     except OSError as error:
         raise InputError(f"the captions {manifest} cannot be read ({error.strerror})") from error

@@ -12,6 +12,7 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from lwm.core.errors import InputError
+from lwm.data.examples.examples import Broken
 from lwm.data.sources.cache import cached, identity_of
 from lwm.data.sources.source import NamedSource, Record, input_errors
 
@@ -35,10 +36,13 @@ class Parquet(NamedSource):
         return int(self._starts[-1])
 
     def read(self, index: int) -> Record | None:
-        """Return one row."""
+        """Return one row; raise `Broken` if its values cannot be read."""
         number = int(np.searchsorted(self._starts, index, side="right")) - 1
-        batch = self._reader.get_batch(number)
-        return batch.slice(index - int(self._starts[number]), 1).to_pylist()[0]
+        row = self._reader.get_batch(number).slice(index - int(self._starts[number]), 1)
+        try:
+            return row.to_pylist()[0]
+        except (ValueError, OverflowError) as error:  # invalid UTF-8, a date beyond all calendars
+            raise Broken(f"it has a value that cannot be read ({error})") from error
 
     @cached_property
     def _reader(self) -> Any:

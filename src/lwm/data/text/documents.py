@@ -68,9 +68,10 @@ def read_document(path: Path) -> str:
     try:
         with path.open("rb") as file:
             data = file.read(_MAX_BYTES + 1)
-    except OSError as error:
+    except (OSError, ValueError) as error:  # a name with a zero byte
+        reason = error.strerror if isinstance(error, OSError) else error
         raise InputError(
-            f"the document {path} cannot be read ({error.strerror}); check the path"
+            f"the document {path} cannot be read ({reason}); check the path"
         ) from error
     if len(data) > _MAX_BYTES:
         raise InputError(f"the document {path} is larger than {_MAX_BYTES >> 20} MB; split it")
