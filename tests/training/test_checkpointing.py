@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from lwm.core.errors import ConfigError
+from lwm.core.errors import CheckpointError, ConfigError
 from lwm.training.checkpointing import CheckpointConfig, Checkpoints
 
 
@@ -76,3 +76,17 @@ def test_a_refusal_of_the_facts_changes_no_checkpoint(tmp_path):
         checkpoints.restore(state(0), numbers(), refuse)
     assert checkpoints.steps() == [3]
     checkpoints.close()
+
+
+def test_a_checkpoint_that_fails_at_the_end_is_reported(tmp_path, monkeypatch):
+    """Orbax raises ValueError on a disk that is full while it writes in the background."""
+    checkpoints = fill(tmp_path, CheckpointConfig(), {1: 0.5})
+    close = checkpoints._manager.close
+
+    def closing() -> None:
+        close()
+        raise ValueError("RESOURCE_EXHAUSTED:\nno space left")
+
+    monkeypatch.setattr(checkpoints._manager, "close", closing)
+    with pytest.raises(CheckpointError, match=r"no space left.*checkpoints/1; make room"):
+        checkpoints.close()

@@ -187,5 +187,6 @@ class Checkpoints:
         self._manager.reload()
 
     def close(self) -> None:
-        """Release the checkpoint manager."""
-        self._manager.close()
+        """Release the checkpoint manager; raise CheckpointError if the last checkpoint fails."""
+        with self._reporting(None):
+            self._manager.close()
