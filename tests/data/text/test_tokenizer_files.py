@@ -48,3 +48,11 @@ def test_settings_of_wrong_types_are_ignored(tmp_path: Path, tiny: Path, value: 
     wrong = read_tokenizer(tmp_path)
     assert (wrong.bos, wrong.eos, wrong.chat_template) == (plain.bos, plain.eos, None)
     assert wrong.encode("the question") == plain.encode("the question")
+
+
+def test_rules_that_fail_when_they_are_used_are_refused(tmp_path: Path, tiny: Path) -> None:
+    data = json.loads((tiny / "tokenizer.json").read_text(encoding="utf-8"))
+    data["post_processor"]["special_tokens"] = {}
+    (tmp_path / "tokenizer.json").write_text(json.dumps(data), encoding="utf-8")
+    with pytest.raises(LwmError, match=r"tokenizer.json is not a tokenizer.json.*replace it"):
+        read_tokenizer(tmp_path)
