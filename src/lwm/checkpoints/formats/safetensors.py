@@ -82,9 +82,10 @@ def _files(directory: Path) -> dict[Path, list[str] | None]:
     mapping = read_json(index).get("weight_map")
     if not isinstance(mapping, dict) or not all(isinstance(v, str) for v in mapping.values()):
         raise CheckpointError(f"{index} has no weight_map of names to files; replace it")
+    present = {path.name for path in directory.iterdir() if path.is_file()}
     files: dict[Path, list[str] | None] = {}
     for name in sorted(set(mapping.values())):
-        if (directory / name).parent != directory or not (directory / name).is_file():
+        if name not in present:
             raise CheckpointError(
                 f"{index} names the file {name!r}, which is not beside it; download it again"
             )

@@ -161,7 +161,12 @@ class Tokenizer:
             model["merges"] = [rule for rule in rules if not names.keys() & {*rule, "".join(rule)}]
         if model.get("unk_token") in names:
             model["unk_token"] = names[model["unk_token"]]
-        return tokenizers.Tokenizer.from_str(json.dumps(data))
+        try:
+            return tokenizers.Tokenizer.from_str(json.dumps(data))
+        except Exception as error:  # the library raises plain Exception
+            raise CheckpointError(
+                f"the tokenizer's rules do not fit its vocabulary ({error}); replace its file"
+            ) from error
 
     def _private(self, content: str) -> str:
         return f"<{_NONCE}:{self._contents.index(content)}>"
