@@ -8,21 +8,38 @@ import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
+
+import pydantic
 
 from lwm.core.errors import InputError
 
 
-def read_journal(path: Path) -> Iterator[tuple[int, Any]]:
-    """Yield the number and value of each complete line; raise InputError if one is not JSON."""
+Line = TypeVar("Line")
+
+
+def read_journal(path: Path, kind: type[Line] | Any = Any) -> Iterator[tuple[int, Line]]:
+    """Yield the number and value of each complete line; raise InputError if one is broken.
+
+    Args:
+        kind: the type of the values, which pydantic checks; a path may be edited or damaged.
+    """
     if not path.exists():
         return
+    adapter = pydantic.TypeAdapter(kind)
     with path.open("rb") as file:
         for number, line in enumerate(file, 1):
             if not line.endswith(b"\n"):
                 return
             try:
-                value = json.loads(line)
+                value = adapter.validate_python(json.loads(line))
+            except pydantic.ValidationError as error:
+                first = error.errors()[0]
+                where = ".".join(map(str, first["loc"]))
+                raise InputError(
+                    f"{path}, line {number}, is not one that belongs there "
+                    f"({where}{': ' if where else ''}{first['msg']}); remove the line to continue"
+                ) from error
             except (ValueError, RecursionError) as error:
                 raise InputError(
                     f"{path}, line {number}, is not valid JSON; remove the line to continue"

@@ -268,20 +268,21 @@ def _fingerprint(writer: Writer, config: QuestionConfig, chunk: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
+@dataclass(frozen=True, kw_only=True)
+class _JournalLine(ChunkRecord):
+    """Hold the record of a chunk, and what it depends on."""
+
+    fingerprint: str
+
+
 def _read_records(journal: Path, fingerprints: Sequence[str]) -> list[ChunkRecord]:
     """Read the records of the first chunks, and refuse records of another run."""
     discard_incomplete(journal)
     records: list[ChunkRecord] = []
     # Further lines belong to chunks that this run does not use, and cannot be checked.
-    for (line, value), fingerprint in zip(read_journal(journal), fingerprints, strict=False):
-        try:
-            written_with = value.pop("fingerprint")
-            record = ChunkRecord(**{**value, "refused": tuple(value["refused"])})
-        except (KeyError, TypeError, AttributeError) as error:
-            raise InputError(
-                f"{journal}, line {line}, is not a record of a chunk; remove it to start again"
-            ) from error
-        if (record.chunk, written_with) != (len(records), fingerprint):
+    lines = read_journal(journal, _JournalLine)
+    for (_, record), fingerprint in zip(lines, fingerprints, strict=False):
+        if (record.chunk, record.fingerprint) != (len(records), fingerprint):
             raise InputError(
                 f"{journal} was made with other settings or of another book; continue with those, "
                 "or remove it to start again"

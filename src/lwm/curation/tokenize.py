@@ -13,11 +13,12 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cache, partial
+from itertools import zip_longest
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
 
 import numpy as np
-from annotated_types import Ge, Le
+from annotated_types import Ge, Le, Lt
 from jaxtyping import UInt8
 
 from lwm.core.config import Checked
@@ -60,7 +61,7 @@ class FrameSettings(Checked):
 class Outcome(NamedTuple):
     """Hold the codes of the frames of a file, or the error that prevented them."""
 
-    codes: list[list[int]]
+    codes: list[list[Annotated[int, Ge(0), Lt(1 << 31)]]]
     fault: str | None = None
 
 
@@ -190,7 +191,7 @@ def tokenize_files(
             advance(len(group))
     frames = examples = 0
     faults: list[str] = []
-    for file, outcome in zip(files, _outcomes(journal), strict=True):
+    for _, outcome in _outcomes(files, journal):
         if outcome.fault is not None:
             faults.append(outcome.fault)
             continue
@@ -230,12 +231,16 @@ def _resume(journal: Path, fingerprint: str) -> int:
     return max(0, lines - 1)
 
 
-def _outcomes(journal: Path) -> Iterator[Outcome]:
+def _outcomes(
+    files: Sequence[CaptionedFile], journal: Path
+) -> Iterator[tuple[CaptionedFile, Outcome]]:
     """Read the outcome of each file; all of them may exceed memory."""
-    for line, outcomes in read_journal(journal):
-        if line > 1:
-            for codes, fault in outcomes:
-                yield Outcome(codes, fault)
+    lines = read_journal(journal, dict[str, str] | list[Outcome])
+    outcomes = (one for _, line in lines if isinstance(line, list) for one in line)
+    for file, outcome in zip_longest(files, outcomes):
+        if file is None or outcome is None or len({*map(len, outcome.codes)}) > 1:
+            raise InputError(f"{journal} is of other files, or broken; remove it to start again")
+        yield file, outcome
 
 
 def _fingerprint(
@@ -250,7 +255,7 @@ def _fingerprint(
 
 
 def _lines(files: Sequence[CaptionedFile], journal: Path) -> Iterator[dict[str, Any]]:
-    for file, outcome in zip(files, _outcomes(journal), strict=True):
+    for file, outcome in _outcomes(files, journal):
         if outcome.fault is None:
             codes = np.array(outcome.codes, np.int32)
             for caption in file.captions or ("",):

@@ -9,6 +9,7 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from textwrap import shorten
 from typing import Any
 
 from lwm.core.config import read_json
@@ -56,7 +57,13 @@ class Results:
                 f"a row of {self.path} has no {missing[0]!r}, so it belongs to another run; name "
                 "another --out"
             )
-        return tuple(row[name] for name in self._keys)
+        key = tuple(row[name] for name in self._keys)
+        if not all(isinstance(value, int | float | str) for value in key):
+            raise InputError(
+                f"a row of {self.path} has the columns {shorten(repr(key), 200)}, which must be "
+                "numbers or text; repair it, or name another --out"
+            )
+        return key
 
     def __contains__(self, key: Key) -> bool:
         return self._key(key) in self._answered

@@ -87,7 +87,7 @@ def load_session(path: Path, model: Model) -> list[Message]:
             except BaseException:
                 engine.forget()  # earlier layers were donated
                 raise
-    except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
+    except (OSError, SafetensorError, KeyError, TypeError, ValueError, RecursionError) as error:
         reason = " ".join(str(error).split())[:200]
         raise InputError(f"the session {path} cannot be read ({reason}); start another") from error
     if not isinstance(messages, list) or not all(isinstance(one, dict) for one in messages):

@@ -61,7 +61,7 @@ def learn(
             first, state, tally = 0, training.first_state(), Tally()
         else:
             first, state, saved = restored
-            tally = Tally(**saved["tally"])
+            tally = from_dict(Tally, saved.get("tally", {}), f"checkpoint {first} of {run.out}")
             say(f"resuming from step {first:,} of {last:,} in {run.out}")
         if first >= last:
             say(f"{run.out} is at step {first:,} already; raise --steps to train on")

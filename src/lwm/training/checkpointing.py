@@ -28,7 +28,7 @@ DIRECTORY = "checkpoints"
 
 # Reading a checkpoint that a crash left incomplete raises one of these. Other errors, such as too
 # little memory or a missing permission, do not mean that the checkpoint is torn.
-_TORN = (FileNotFoundError, KeyError, TypeError, ValueError)
+_TORN = (FileNotFoundError, LookupError, TypeError, ValueError, AttributeError, RecursionError)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -145,12 +145,15 @@ class Checkpoints:
             restored, reason = None, "another process cannot read it"
             try:
                 restored = self._read(step, template, require_same)
-            except _TORN as error:
+                data.set_state(restored[1])
+            except Exception as error:
+                if not (isinstance(error, _TORN) or type(error) is Exception):  # Orbax raises it
+                    raise
+                restored = None
                 reason = " ".join(str(error).split())[:200] or type(error).__name__
             # All processes resume from the same checkpoint, so each must be able to read it.
             if not any_process(restored is None) and restored is not None:
-                state, position, facts = restored
-                data.set_state(position)
+                state, _, facts = restored
                 return step, state, facts
             say(f"warning: the checkpoint of step {step} cannot be read ({reason})")
             self._set_aside(step)

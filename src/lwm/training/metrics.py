@@ -9,7 +9,9 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
+
+import pydantic
 
 from lwm.core.errors import ConfigError
 from lwm.core.files import new_file
@@ -74,9 +76,26 @@ class Metrics:
                 plot_losses(rows, self._path.with_name("loss.png"))
 
 
+@dataclass(frozen=True)
+class _Columns:
+    """Hold the columns of every row."""
+
+    step: int
+    split: str
+    loss: float | None = None
+
+
+_check_columns = pydantic.TypeAdapter(_Columns).validate_python
+
+
+def _checked(row: dict[str, Any]) -> dict[str, Any]:
+    return row | vars(_check_columns(row))
+
+
 def read_metrics(path: Path) -> list[dict[str, Any]]:
     """Return all complete rows of a metrics file; an empty list if there is no file."""
-    return [row for _, row in read_journal(path)]
+    kind = Annotated[dict[str, Any], pydantic.AfterValidator(_checked)]
+    return [row for _, row in read_journal(path, kind)]
 
 
 def plot_losses(rows: list[dict[str, Any]], path: Path) -> None:

@@ -108,8 +108,9 @@ def _score_summary(rows: Rows, answered: list[tuple[str, str]]) -> list[tuple[st
 def title_of(settings: Mapping[str, Any], default: str = "results") -> str:
     """Return the title of a run: its evaluation, model and theta."""
     parts = [_plain(settings[name]) for name in ("evaluation", "model") if settings.get(name)]
-    if settings.get("theta"):
-        parts.append(f"theta {settings['theta']:,.10g}")
+    theta = settings.get("theta")
+    if isinstance(theta, int | float) and 0 < theta < 1e300:
+        parts.append(f"theta {theta:,.10g}")
     return " · ".join(parts) or default
 
 
