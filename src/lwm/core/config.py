@@ -205,7 +205,7 @@ def to_dict(config: Any) -> dict[str, Any]:
     return pydantic.TypeAdapter(type(config)).dump_python(config, mode="json")
 
 
-def from_dict(kind: type[Config], data: dict[str, Any], source: str) -> Config:
+def from_dict(kind: type[Config], data: Any, source: str) -> Config:
     """Build a configuration from JSON data; raise ConfigError with `source` and the wrong key."""
     try:
         return pydantic.TypeAdapter(kind).validate_python(data, extra="forbid")
@@ -214,9 +214,8 @@ def from_dict(kind: type[Config], data: dict[str, Any], source: str) -> Config:
         where = ".".join(str(part) for part in first["loc"])
         value = first["input"]
         label = f" ({value!r})" if isinstance(value, str | int | float) else ""
-        raise ConfigError(
-            f"{source}: the setting {where!r}{label} is wrong: {first['msg']}"
-        ) from error
+        subject = f"the setting {where!r}" if where else "the content"
+        raise ConfigError(f"{source}: {subject}{label} is wrong: {first['msg']}") from error
 
 
 def override(config: Config, /, **changes: Any) -> Config:

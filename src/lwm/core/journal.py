@@ -14,7 +14,6 @@ import pydantic
 
 from lwm.core.errors import InputError
 
-
 Line = TypeVar("Line")
 
 

@@ -282,7 +282,8 @@ def _read_records(journal: Path, fingerprints: Sequence[str]) -> list[ChunkRecor
     # Further lines belong to chunks that this run does not use, and cannot be checked.
     lines = read_journal(journal, _JournalLine)
     for (_, record), fingerprint in zip(lines, fingerprints, strict=False):
-        if (record.chunk, record.fingerprint) != (len(records), fingerprint):
+        whole = (record.question is None) == (record.answer is None)
+        if not whole or (record.chunk, record.fingerprint) != (len(records), fingerprint):
             raise InputError(
                 f"{journal} was made with other settings or of another book; continue with those, "
                 "or remove it to start again"

@@ -191,7 +191,7 @@ def tokenize_files(
             advance(len(group))
     frames = examples = 0
     faults: list[str] = []
-    for _, outcome in _outcomes(files, journal):
+    for file, outcome in _outcomes(files, journal):
         if outcome.fault is not None:
             faults.append(outcome.fault)
             continue
@@ -231,6 +231,11 @@ def _resume(journal: Path, fingerprint: str) -> int:
     return max(0, lines - 1)
 
 
+def _is_whole(outcome: Outcome) -> bool:
+    sizes = {len(codes) for codes in outcome.codes}
+    return len(sizes) == 1 if outcome.fault is None else not sizes
+
+
 def _outcomes(
     files: Sequence[CaptionedFile], journal: Path
 ) -> Iterator[tuple[CaptionedFile, Outcome]]:
@@ -238,7 +243,7 @@ def _outcomes(
     lines = read_journal(journal, dict[str, str] | list[Outcome])
     outcomes = (one for _, line in lines if isinstance(line, list) for one in line)
     for file, outcome in zip_longest(files, outcomes):
-        if file is None or outcome is None or len({*map(len, outcome.codes)}) > 1:
+        if file is None or outcome is None or not _is_whole(outcome):
             raise InputError(f"{journal} is of other files, or broken; remove it to start again")
         yield file, outcome
 

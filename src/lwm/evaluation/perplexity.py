@@ -9,6 +9,7 @@ import itertools
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
+from textwrap import shorten
 from typing import Annotated, Any
 
 import numpy as np
@@ -184,9 +185,10 @@ def perplexity_curves(rows: Iterable[Mapping[str, Any]], shortest: int) -> list[
             bucket = (int(row["bucket_from"]), int(row["bucket_to"]))
             tokens = int(row["tokens"])
             part = np.array([float(row["nll"]) * tokens, tokens])
-        except (KeyError, TypeError, ValueError) as error:
+        except (KeyError, TypeError, ValueError, OverflowError) as error:
             raise InputError(
-                f"{dict(row)!r} is not a row of perplexity; name results of 'lwm eval perplexity'"
+                f"{shorten(repr(dict(row)), 300)} is not a row of perplexity; name results of "
+                "'lwm eval perplexity'"
             ) from error
         buckets[bucket] = buckets.get(bucket, 0) + part
     curves = []
@@ -226,8 +228,8 @@ def curves_of_runs(runs: Mapping[str, tuple[Mapping[str, Any], Rows]]) -> Series
     series: dict[str, list[Curve]] = {}
     first, (expected, _) = next(iter(runs.items()))
     for run, (settings, rows) in runs.items():
-        for name in ("text", "shortest"):
-            if name not in settings:
+        for name, kind in (("text", str), ("shortest", int)):
+            if not isinstance(settings.get(name), kind):
                 raise InputError(
                     f"{run} does not say what text was measured; name the whole directory that "
                     "'lwm eval perplexity' wrote"
@@ -237,7 +239,7 @@ def curves_of_runs(runs: Mapping[str, tuple[Mapping[str, Any], Rows]]) -> Series
                     f"{run} was not measured on the tokens of {first}; measure both with one "
                     "tokenizer and the same --data, --rows and --lengths"
                 )
-        for curve in perplexity_curves(rows, int(settings["shortest"])):
+        for curve in perplexity_curves(rows, settings["shortest"]):
             series.setdefault(f"{run}, theta {curve.theta:.4g}", []).append(curve)
     return series
 

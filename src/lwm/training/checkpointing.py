@@ -45,6 +45,10 @@ class CheckpointConfig(Checked, section="checkpoint"):
     """Number of checkpoints with the lowest evaluation loss that stay as well."""
 
 
+def _reason(error: Exception) -> str:
+    return " ".join(str(error).split())[:200] or type(error).__name__
+
+
 class Checkpoints:
     """Manage the checkpoints of one run, in `checkpoints/STEP` of its directory."""
 
@@ -69,7 +73,13 @@ class Checkpoints:
             preservation_policy=preservation_policy.AnyPreservationPolicy(policies),
             cleanup_tmp_directories=True,
         )
-        self._manager = ocp.CheckpointManager(self._directory, options=options)
+        try:
+            self._manager = ocp.CheckpointManager(self._directory, options=options)
+        except _TORN as error:
+            raise CheckpointError(
+                f"the checkpoints in {self._directory} are broken ({_reason(error)}); remove the "
+                "latest, start from the beginning with --fresh, or use another --out"
+            ) from error
 
     def due(self, step: int) -> bool:
         """Return whether a checkpoint is written at this step in any case."""
@@ -150,7 +160,7 @@ class Checkpoints:
                 if not (isinstance(error, _TORN) or type(error) is Exception):  # Orbax raises it
                     raise
                 restored = None
-                reason = " ".join(str(error).split())[:200] or type(error).__name__
+                reason = _reason(error)
             # All processes resume from the same checkpoint, so each must be able to read it.
             if not any_process(restored is None) and restored is not None:
                 state, _, facts = restored
