@@ -1,6 +1,7 @@
 """Check journals against the file itself, with crashes at every byte."""
 
 from pathlib import Path
+from typing import Literal
 
 import pytest
 
@@ -34,6 +35,14 @@ def test_a_crash_at_any_byte_loses_only_the_incomplete_line(tmp_path: Path) -> N
         discard_incomplete(path)
         append(path, "next", sync=False)
         assert values(path) == [*complete, "next"]
+
+
+@pytest.mark.parametrize("line", ["5", '{"a": "x"}', "[null]", '{"b": 10}', "NaN"])
+def test_a_line_of_another_type_is_named(tmp_path: Path, line: str) -> None:
+    path = tmp_path / "journal.jsonl"
+    path.write_text(f'{{"a": 1}}\n{line}\n')
+    with pytest.raises(InputError, match=r"journal\.jsonl, line 2, is not one.*remove the line"):
+        list(read_journal(path, dict[Literal["a"], int]))
 
 
 def test_a_broken_line_is_named(tmp_path: Path) -> None:

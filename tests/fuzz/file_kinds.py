@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable, Mapping
+from functools import cache
 from pathlib import Path
 from typing import Any
 from zipfile import ZipFile
@@ -54,7 +55,8 @@ SETTINGS = {
 Write = Callable[[Path], None]
 Read = Callable[[Path], None]
 
-_models: dict[Path, Model] = {}
+_load_once = cache(lwm.load)
+_read_once = cache(read_tokenizer)
 
 
 def written_once(directory: Path) -> Path:
@@ -67,10 +69,11 @@ def written_once(directory: Path) -> Path:
 
 
 def shared_model(directory: Path) -> Model:
-    path = written_once(directory)
-    if path not in _models:
-        _models[path] = lwm.load(path)
-    return _models[path]
+    return _load_once(written_once(directory))
+
+
+def shared_tokenizer(directory: Path) -> Tokenizer:
+    return _read_once(written_once(directory))
 
 
 def converse(tokenizer: Tokenizer | None) -> None:
@@ -206,7 +209,7 @@ def write_template(directory: Path) -> None:
 RECORDS: list[dict[str, Any]] = [
     {"question": f"What is {i}?", "answer": f"It is {i}.", "messages": [
         {"role": "user", "content": f"What is {i}?"}, {"role": "assistant", "content": f"{i}"}]}
-    for i in range(8)
+    for i in range(4)
 ]  # fmt: skip
 
 
@@ -225,13 +228,13 @@ def write_parquet(directory: Path) -> None:
 
 
 def write_records(directory: Path) -> None:
-    encode = FieldsEncoder(tokenizer=shared_model(directory).tokenizer, fields="[question],answer")
+    encode = FieldsEncoder(tokenizer=shared_tokenizer(directory), fields="[question],answer")
     examples = [encode(record, 1) for record in RECORDS]
     write_array_record(directory / "data.array_record", [one for one in examples if one])
 
 
 def read_data(directory: Path) -> None:
-    tokenizer = shared_model(directory).tokenizer
+    tokenizer = shared_tokenizer(directory)
     fields = FieldsEncoder(tokenizer=tokenizer, fields="[question],answer")
     chat = ConversationEncoder(tokenizer=tokenizer, key="messages", template="chatml")
     source = open_records(str(next(directory.iterdir())))

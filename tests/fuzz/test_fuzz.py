@@ -32,8 +32,9 @@ def reset_peak() -> int:
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.filterwarnings("ignore")
 def test_damaged_files_give_a_result_or_a_sentence(
-    tmp_path: Path, kind: str, capfd: pytest.CaptureFixture[str]
+    tmp_path: Path, kind: str, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))  # for unpacked files
     write, read = KINDS[kind]
     directory = tmp_path / "files"
     directory.mkdir()

@@ -28,7 +28,7 @@ from file_kinds import (
     read_documents,
     read_images,
     read_videos,
-    shared_model,
+    shared_tokenizer,
 )
 from PIL import Image
 from pypdf import PdfWriter
@@ -133,7 +133,7 @@ def read_chunks(directory: Path) -> None:
     records = book_questions._read_records(file, [f"f{i}" for i in range(4)])
     Counter(reason for record in records for reason in record.refused)
     texts = ["Some text is here. "] * len(records)
-    tokenizer = shared_model(directory).tokenizer
+    tokenizer = shared_tokenizer(directory)
     list(chat_examples(texts, records, tokenizer, length=400, seed=0))
 
 
@@ -224,7 +224,7 @@ def write_unigram(directory: Path) -> None:
 
 def write_byte_level(directory: Path) -> None:
     """Write a GGUF file with a byte-level tokenizer, 4-bit weights and factors of frequencies."""
-    backend = json.loads(shared_model(directory).tokenizer.backend.to_str())["model"]
+    backend = json.loads(shared_tokenizer(directory).backend.to_str())["model"]
     texts = sorted(backend["vocab"], key=backend["vocab"].__getitem__)
     writer = gguf.GGUFWriter(directory / "model.gguf", "llama")
     values = {
