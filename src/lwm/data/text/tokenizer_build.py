@@ -1,5 +1,6 @@
 """Build `tokenizers` objects from the vocabularies of sentencepiece models and GGUF files."""
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -52,6 +53,10 @@ def _sentencepiece(vocabulary: Vocabulary) -> tokenizers.Tokenizer:
     has_bytes = any(piece.kind == BYTE for piece in pieces)
     if vocabulary.method == "unigram":
         scores = [(piece.text, piece.score) for piece in pieces]
+        if wrong := [piece.text for piece in pieces if not math.isfinite(piece.score)]:
+            raise CheckpointError(
+                f"the piece {wrong[0]!r} has a score that is not finite; replace the file"
+            )
         model = models.Unigram(scores, unknown, has_bytes)
     else:
         model = models.BPE(
