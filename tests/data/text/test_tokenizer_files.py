@@ -38,14 +38,6 @@ def test_files_with_halves_of_surrogate_pairs_are_refused(
     assert read_tokenizer(tmp_path).eos  # a whole pair is a character
 
 
-def test_an_undefined_token_that_is_added_to_texts_is_refused(tmp_path: Path, tiny: Path) -> None:
-    data = json.loads((tiny / "tokenizer.json").read_bytes())
-    data["post_processor"]["special_tokens"] = {}
-    (tmp_path / "tokenizer.json").write_text(json.dumps(data), encoding="utf-8")
-    with pytest.raises(LwmError, match=r"is not a tokenizer\.json \(.*replace it"):
-        read_tokenizer(tmp_path)
-
-
 @pytest.mark.parametrize("value", [None, True, [1.5, "1"], {"content": 3}, 1e400, -1, 2**70])
 def test_settings_of_wrong_types_are_ignored(tmp_path: Path, tiny: Path, value: object) -> None:
     (tmp_path / "tokenizer.json").write_bytes((tiny / "tokenizer.json").read_bytes())
