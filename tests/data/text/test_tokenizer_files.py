@@ -56,3 +56,16 @@ def test_rules_that_fail_when_they_are_used_are_refused(tmp_path: Path, tiny: Pa
     (tmp_path / "tokenizer.json").write_text(json.dumps(data), encoding="utf-8")
     with pytest.raises(LwmError, match=r"tokenizer.json is not a tokenizer.json.*replace it"):
         read_tokenizer(tmp_path)
+
+
+@pytest.mark.parametrize("token", [2**24, 2**32 - 1])
+def test_ids_beyond_all_vocabularies_are_refused(tmp_path: Path, tiny: Path, token: int) -> None:
+    data = json.loads((tiny / "tokenizer.json").read_text(encoding="utf-8"))
+    vocabulary = data["model"]["vocab"]
+    vocabulary[max(vocabulary, key=vocabulary.__getitem__)] = token
+    (tmp_path / "tokenizer.json").write_text(json.dumps(data), encoding="utf-8")
+    with pytest.raises(LwmError, match=rf"the id {token:,}, and ids below 16,777,216"):
+        read_tokenizer(tmp_path)
+    vocabulary[max(vocabulary, key=vocabulary.__getitem__)] = 2**24 - 1
+    (tmp_path / "tokenizer.json").write_text(json.dumps(data), encoding="utf-8")
+    assert read_tokenizer(tmp_path).encode("the question")

@@ -29,6 +29,8 @@ from lwm.data.text.tokenizer_build import build, prepend_bos, read_sentencepiece
 LEAST_VOCABULARY = 256 + 2
 """Least size of a trained vocabulary: every byte, and the tokens that begin and end a text."""
 _MAX_BYTES = 256 << 20
+_MOST_IDS = 1 << 24
+"""Limit on token ids: the library takes time and memory in proportion to the largest."""
 _LONG_WORD = r"\S{128}|\s{128}"
 
 _ESCAPE = "\ufdd0"  # a code point that Unicode reserves for the use inside programs
@@ -272,6 +274,11 @@ def read_tokenizer(path: Path) -> Tokenizer:
         raise
     except BaseException as error:  # plain Exception, and panics of the library's Rust
         raise CheckpointError(f"{path} is not a tokenizer.json ({error}); replace it") from error
+    if (largest := max(backend.get_vocab().values(), default=0)) >= _MOST_IDS:
+        raise CheckpointError(
+            f"{path} gives a token the id {largest:,}, and ids below {_MOST_IDS:,} can be read; "
+            "replace it"
+        )
     backend.no_truncation()  # the file may keep these settings of its last use
     backend.no_padding()
     return _with_settings(Tokenizer(backend=backend), path.parent)
