@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import make_dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import tyro
 
@@ -118,4 +118,55 @@ def export(
     from lwm.curation.export import export_texts
 
     say(f"({export_texts(source, out, field=field, rows=rows, characters=characters)})")
+    print(out)
+
+
+def world(
+    kind: Annotated[
+        Literal["pictures", "tokenizer", "texts", "images", "videos"],
+        tyro.conf.Positional,
+        tyro.conf.arg(help="What to write.", metavar="{pictures,tokenizer,texts,images,videos}"),
+    ],
+    out: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="OUT")],
+    /,
+    count: int = 1000,
+    seed: int = 0,
+    held_out: bool = False,
+    length: int = 1024,
+    tokenizer: Path | None = None,
+    vqgan: Path | None = None,
+) -> None:
+    """Write the data of the nano world model: named things in pictures, videos and texts.
+
+    Args:
+        count: Number of pictures or examples.
+        seed: Seed of the world; the same seed writes the same data.
+        held_out: Write images or videos of combinations that training data never shows.
+        length: Maximum length of an example of texts, in tokens.
+        tokenizer: Tokenizer that counts the tokens of texts.
+        vqgan: VQGAN that encodes images and videos.
+    """
+    from lwm.curation.world import writing
+    from lwm.curation.world.drawing import require_art
+    from lwm.data.text.tokenizer import read_tokenizer
+    from lwm.generation.codec import load_vqgan
+
+    refuse_existing(out)
+    if count < 1:
+        raise InputError(f"--count is {count}; it must be at least 1")
+    if kind in ("pictures", "images", "videos"):
+        require_art()
+    match kind:
+        case "pictures":
+            writing.write_pictures(out, count, seed)
+        case "tokenizer":
+            writing.write_tokenizer(out, seed)
+        case "texts":
+            if tokenizer is None:
+                raise InputError("texts have a length in tokens; add --tokenizer")
+            writing.write_texts(out, count, length, read_tokenizer(tokenizer), seed)
+        case "images" | "videos":
+            if vqgan is None:
+                raise InputError(f"{kind} are written as codes; add --vqgan")
+            writing.write_examples(out, kind, count, load_vqgan(vqgan), seed, held_out=held_out)
     print(out)

@@ -14,7 +14,7 @@ from typing import Any
 
 from lwm.cli.chat import chat
 from lwm.cli.convert import convert
-from lwm.cli.data import export, inspect, questions
+from lwm.cli.data import export, inspect, questions, world
 from lwm.cli.demo import demo
 from lwm.cli.evaluate import compare, multi_needle, needle, perplexity, suite, video_needle
 from lwm.cli.generate import generate_image, generate_text, generate_video
@@ -47,7 +47,7 @@ LWM = CommandGroup(
         "tokenize": tokenize,
         "data": CommandGroup(
             "Inspect, write or export training data.",
-            {"inspect": inspect, "qa": questions, "export": export},
+            {"inspect": inspect, "qa": questions, "export": export, "world": world},
         ),
         "eval": CommandGroup(
             "Evaluate a model, and report scores with plots.",

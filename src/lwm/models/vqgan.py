@@ -1,9 +1,11 @@
 """Encode images, with pixels in [-1, 1], as small grids of codes, and decode them.
 
 Sources: Esser et al. 2021 (arXiv 2012.09841), sections 3.1 and A; the LargeWorldModel paper
-(arXiv 2402.08268), section 4.1, for the sizes.
+(arXiv 2402.08268), section 4.1, for the sizes; Mentzer et al. 2023 (arXiv 2309.15505), section 3,
+for finite scalar quantization.
 """
 
+import math
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Annotated, Any
@@ -19,7 +21,7 @@ from lwm.core.params import Initializer, ParamSpec, kernel, normal, ones, zeros
 from lwm.core.pytree import pytree
 
 _NORM_EPSILON = 1e-6
-_MAX_LEVELS, _MAX_BLOCKS = 12, 64
+_MAX_LEVELS, _MAX_BLOCKS, _MAX_PATCH = 12, 64, 64
 """Limits on what a configuration may claim, so that a broken one is refused before it is built."""
 
 _Images = Float[Array, "batch height width 3"]
@@ -47,6 +49,12 @@ class VQGANConfig(Checked, section="vqgan"):
     """Channels of an entry."""
     norm_groups: Annotated[int, Ge(1)] = 32
     """Groups of channels that are normalized together."""
+    patch_size: Annotated[int, Ge(1), Le(_MAX_PATCH)] = 1
+    """Side of the squares of pixels that are channels of one place before the first convolution;
+    1 convolves pixels, as the original does."""
+    scalar_levels: tuple[int, ...] = ()
+    """Finite scalar quantization: the number of values of each of `code_channels`, whose
+    combinations are the codebook; empty trains a codebook, as the original does."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -55,6 +63,18 @@ class VQGANConfig(Checked, section="vqgan"):
             raise ConfigError(
                 f"vqgan.channel_multipliers is {self.channel_multipliers}, {levels} levels; it "
                 f"must have 1 to {_MAX_LEVELS}, and each must be at least 1"
+            )
+        combinations = math.prod(self.scalar_levels)
+        if self.scalar_levels and (
+            min(self.scalar_levels) < 2
+            or len(self.scalar_levels) != self.code_channels
+            or combinations != self.codebook_size
+        ):
+            raise ConfigError(
+                f"vqgan.scalar_levels is {self.scalar_levels}, {combinations} combinations of "
+                f"{len(self.scalar_levels)} values; each must be at least 2, and "
+                f"vqgan.codebook_size ({self.codebook_size}) and vqgan.code_channels "
+                f"({self.code_channels}) must equal these numbers"
             )
         if self.hidden_channels % self.norm_groups:
             raise ConfigError(
@@ -75,7 +95,7 @@ class VQGANConfig(Checked, section="vqgan"):
     @property
     def downsampling(self) -> int:
         """Return how many pixels of a side one code covers."""
-        return 2 ** (len(self.channel_multipliers) - 1)
+        return self.patch_size * 2 ** (len(self.channel_multipliers) - 1)
 
     @property
     def codes_per_frame(self) -> int:
@@ -144,15 +164,28 @@ def vqgan_params(config: VQGANConfig) -> VQGAN:
     """Declare every weight once, as a tree of `ParamSpec`."""
     channels, latent = config.channels, config.latent_channels
     shape = (config.codebook_size, config.code_channels)
-    codebook: Any = ParamSpec(shape, ("codes", "channels"), normal(1.0))
+    entries = _scalar_entries(config.scalar_levels) if config.scalar_levels else normal(1.0)
+    codebook: Any = ParamSpec(shape, ("codes", "channels"), entries)
     blocks, deepest = config.residual_blocks, channels[-1]
+    colors = 3 * config.patch_size**2
     return VQGAN(
-        encoder=_network(blocks, 3, (config.hidden_channels, *channels), latent, deepest),
+        encoder=_network(blocks, colors, (config.hidden_channels, *channels), latent, deepest),
         to_codes=_convolution(1, latent, config.code_channels),
         codebook=codebook,
         from_codes=_convolution(1, config.code_channels, latent),
-        decoder=_network(blocks + 1, latent, (deepest, *channels[::-1]), 3, deepest),
+        decoder=_network(blocks + 1, latent, (deepest, *channels[::-1]), colors, deepest),
     )
+
+
+def _scalar_entries(levels: tuple[int, ...]) -> Initializer:
+    """Return an initializer of all combinations of evenly spaced values in [-1, 1]."""
+
+    def entries(key: Any, shape: tuple[int, ...], dtype: Any) -> Array:
+        del key
+        values = jnp.meshgrid(*(jnp.linspace(-1, 1, count) for count in levels), indexing="ij")
+        return jnp.stack(values, axis=-1).reshape(shape).astype(dtype)
+
+    return entries
 
 
 def _channels(initializer: Initializer, channels: int) -> Any:
@@ -202,7 +235,7 @@ def _network(
 def encode_latents(weights: VQGAN, pixels: _Images, config: VQGANConfig) -> _Latents:
     """Encode images to latents, before each place takes its nearest entry."""
     network = weights.encoder
-    x = _convolve(network.conv_in, pixels)
+    x = _convolve(network.conv_in, _fold(pixels, config.patch_size))
     for level in network.levels:
         x = _blocks(level.blocks, x, config)
         if level.resample is not None:
@@ -211,7 +244,8 @@ def encode_latents(weights: VQGAN, pixels: _Images, config: VQGANConfig) -> _Lat
             x = _convolve(level.resample, padded, stride=2)
     x = _blocks(network.middle, x, config)
     x = _convolve(network.conv_out, _activate(network.norm, x, config))
-    return _convolve(weights.to_codes, x)
+    latents = _convolve(weights.to_codes, x)
+    return jnp.tanh(latents) if config.scalar_levels else latents
 
 
 def nearest_codes(codebook: Float[Array, "codes code_channels"], latents: _Latents) -> _Codes:
@@ -231,7 +265,8 @@ def decode_latents(weights: VQGAN, entries: _Latents, config: VQGANConfig) -> _I
         x = _blocks(level.blocks, x, config)
         if level.resample is not None:
             x = _convolve(level.resample, _double(x))
-    return _convolve(network.conv_out, _activate(network.norm, x, config))
+    x = _convolve(network.conv_out, _activate(network.norm, x, config))
+    return _unfold(x, config.patch_size)
 
 
 def encode_images(weights: VQGAN, pixels: _Images, config: VQGANConfig) -> _Codes:
@@ -251,6 +286,20 @@ def _convolve(weights: Convolution, x: Array, *, stride: int = 1) -> Array:
         x, weights.kernel, (stride, stride), padding, dimension_numbers=layout
     )
     return x + weights.bias
+
+
+def _fold(pixels: Array, side: int) -> Array:
+    """Make squares of pixels channels of one place."""
+    batch, height, width, colors = pixels.shape
+    squares = pixels.reshape(batch, height // side, side, width // side, side, colors)
+    return squares.swapaxes(2, 3).reshape(batch, height // side, width // side, -1)
+
+
+def _unfold(x: Array, side: int) -> Array:
+    """Invert `_fold`."""
+    batch, rows, columns, channels = x.shape
+    squares = x.reshape(batch, rows, columns, side, side, channels // side**2).swapaxes(2, 3)
+    return squares.reshape(batch, rows * side, columns * side, -1)
 
 
 def _double(x: Array) -> Array:

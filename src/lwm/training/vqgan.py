@@ -226,6 +226,8 @@ class VqganTraining(Training):
         usage, counts = update_usage(
             state.usage, result["latents"], result["codes"], self.codebook.decay
         )
+        if self.config.scalar_levels:  # the entries are fixed
+            return state.weights.codebook, usage, counts, jnp.zeros(())
         if self.codebook.learning == "average":
             codebook = average_entries(usage, codebook)
         # The key depends only on seed and step, so that a resumed run revives the same entries.
@@ -243,8 +245,9 @@ class VqganTraining(Training):
         codes = nearest_codes(weights.codebook, jax.lax.stop_gradient(encoded))
         entries = weights.codebook[codes]
         commitment = ((encoded - jax.lax.stop_gradient(entries)) ** 2).mean()
-        loss = self.codebook.commitment * commitment
-        if self.codebook.learning == "gradient":
+        # Scalars need no commitment: each is within half a step of its value.
+        loss = 0.0 if self.config.scalar_levels else self.codebook.commitment * commitment
+        if self.codebook.learning == "gradient" and not self.config.scalar_levels:
             loss += ((jax.lax.stop_gradient(encoded) - entries) ** 2).mean()
         # Straight-through estimator: the encoder gets the gradient of the decoder's input.
         decoder_input = encoded + jax.lax.stop_gradient(entries - encoded)

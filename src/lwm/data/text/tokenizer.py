@@ -365,10 +365,12 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int) -> Tokenizer:
     bos, eos = "<s>", "</s>"
     backend = tokenizers.Tokenizer(models.BPE())
     words = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
+    # A number is its digits, one by one, as in Llama: models copy and compare them better.
+    digits = pre_tokenizers.Digits(individual_digits=True)
     # Training takes time in proportion to the length of words, and no token is that long.
     long_words = pre_tokenizers.Split(Regex(_LONG_WORD), "isolated")
     backend.pre_tokenizer = pre_tokenizers.Sequence(  # type: ignore[assignment]
-        [long_words, words]
+        [long_words, digits, words]
     )
     backend.decoder = decoders.ByteLevel()  # type: ignore[assignment]
     trainer = trainers.BpeTrainer(

@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from lwm.core.errors import ConfigError
-from lwm.recipes.catalogue import paper, small
+from lwm.recipes.catalogue import nano, paper, small
 from lwm.recipes.settings import TrainingRun, VqganRun
 
 RECIPES: dict[str, Callable[[], TrainingRun]] = {
@@ -21,6 +21,13 @@ RECIPES: dict[str, Callable[[], TrainingRun]] = {
     "text-256k": paper.text_256k,
     "text-512k": paper.text_512k,
     "text-1m": paper.text_1m,
+    "nano-text": nano.nano_text,
+    "nano-text-2k": nano.nano_text_2k,
+    "nano-text-8k": nano.nano_text_8k,
+    "nano-text-32k": nano.nano_text_32k,
+    "nano-images": nano.nano_images,
+    "nano-videos": nano.nano_videos,
+    "nano-chat": nano.nano_chat,
     "vision-debug": small.vision_debug,
     "vision-1k": paper.vision_1k,
     "vision-8k": paper.vision_8k,
@@ -32,6 +39,7 @@ RECIPES: dict[str, Callable[[], TrainingRun]] = {
 VQGAN_RECIPES: dict[str, Callable[[], VqganRun]] = {
     "vqgan": small.vqgan_64,
     "vqgan-256": small.vqgan_256,
+    "nano-vqgan": nano.nano_vqgan,
 }
 
 

@@ -1,0 +1,145 @@
+"""Write training texts of a given length: passages of a book, and documents with facts to find.
+
+A document holds several facts between its sentences and is followed by questions about some of
+them. Half of the facts have the form of the needle test (`evaluation/tasks/needle.py`); their names
+are invented, so that a model learns to copy any name.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from random import Random
+from typing import Any
+
+from lwm.curation.world.drawing import BACKGROUNDS, THINGS
+from lwm.data.text.tokenizer import Tokenizer
+
+_SYSTEM = "You are a helpful assistant."
+_STYLE = (
+    "Don't give information outside the document or repeat your findings. Keep your response "
+    "short and direct."
+)
+_SYLLABLES = (
+    "ba be bo ca co da de di do fa fi ga go ha he ho ja jo ka ke ki la le li lo ma me mi mo na ne "
+    "no pa pe po ra re ri ro sa se shi so ta te ti to va ve vi wa ya yo za zu lan ran tin mar ber "
+    "dor gar hol kin len min nor per rin san tor ville burg ton"
+).split()
+_PLACES = (
+    "kitchen", "garden", "attic", "cellar", "barn", "library", "harbor", "market", "tower",
+    "forest", "cave", "school", "workshop", "bakery", "valley", "station",
+)  # fmt: skip
+_MOST_FACTS, _MOST_QUESTIONS = 24, 8
+
+
+@dataclass(frozen=True)
+class _Fact:
+    sentence: str
+    question: str
+    answer: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class StoryWriter:
+    """Write records whose tokens fit a row.
+
+    Args:
+        length: tokens of a row, the longest that a record becomes.
+        sentences: the text between facts, in order.
+    """
+
+    tokenizer: Tokenizer
+    length: int
+    sentences: Sequence[str]
+
+    def passage(self, random: Random) -> dict[str, Any]:
+        """Return consecutive sentences as one text."""
+        text = " ".join(self._sentences(random, self.length - 2))
+        return {"fields": "text", "text": text}
+
+    def document(self, random: Random) -> dict[str, Any]:
+        """Return a document with facts, and questions about some of them.
+
+        The keys are `prompt0`, `answer0`, `prompt1` and so on; only answers carry loss.
+        """
+        count = random.randint(2, max(3, min(_MOST_FACTS, self.length // 80)))
+        facts = _facts(random, count)
+        asked = random.sample(facts, min(len(facts), _MOST_QUESTIONS, 1 + self.length // 160))
+        styled = random.random() < 0.5
+        turns: list[str] = []
+        for number, fact in enumerate(asked):
+            opening = "" if number == 0 else " USER: "
+            style = f" {_STYLE}" if styled else ""
+            turns += [f"{opening}{fact.question}{style} ASSISTANT: ", fact.answer]
+        overhead = f"{_SYSTEM} USER:  " + " ".join([*turns, *(fact.sentence for fact in facts)])
+        # Tokens at the borders of parts and the tokens that end turns are not in this sum.
+        room = self.length - len(self.tokenizer.encode(overhead)) - 4 * len(facts) - 8
+        lines = self._sentences(random, max(room, 0))
+        places = sorted(random.randint(0, len(lines)) for _ in facts)
+        for fact, place in zip(reversed(facts), reversed(places), strict=True):
+            lines.insert(place, fact.sentence)
+        context = "".join(
+            line if line.startswith("\n") or not number else f" {line}"
+            for number, line in enumerate(lines)
+        )
+        turns[0] = f"{_SYSTEM} USER: {context} {turns[0]}"
+        record: dict[str, Any] = {}
+        fields: list[str] = []
+        for number in range(0, len(turns), 2):
+            prompt, answer = f"prompt{number // 2}", f"answer{number // 2}"
+            record |= {prompt: turns[number], answer: turns[number + 1]}
+            fields += [f"[{prompt}]", answer, "<|eos|>"]
+        return {"fields": ",".join(fields[:-1]), **record}
+
+    def _sentences(self, random: Random, tokens: int) -> list[str]:
+        """Return consecutive sentences of at most a number of tokens."""
+        start = random.randrange(len(self.sentences))
+        chosen: list[str] = []
+        used = 0
+        while True:
+            index = (start + len(chosen)) % len(self.sentences)
+            used += self._lengths[index]
+            if used > tokens:
+                return chosen
+            chosen.append(self.sentences[index])
+
+    @cached_property
+    def _lengths(self) -> list[int]:
+        """Return the tokens of each sentence after a space."""
+        return [len(self.tokenizer.encode(f" {sentence}")) for sentence in self.sentences]
+
+
+def _name(random: Random) -> str:
+    return "".join(random.choices(_SYLLABLES, k=random.choice((2, 2, 3)))).capitalize()
+
+
+def _facts(random: Random, count: int) -> list[_Fact]:
+    """Return facts about different subjects."""
+    facts: dict[str, _Fact] = {}
+    things = random.sample(THINGS, min(count, len(THINGS)))
+    while len(facts) < count:
+        name, thing = _name(random), things[len(facts)]
+        if name in facts:
+            continue
+        if random.random() < 0.6:
+            number = str(random.randrange(1_000_000, 10_000_000))
+            sentence = f"The special magic {name} number is: {number}"
+            question = random.choice(
+                (
+                    f"What is the special magic {name} number?",
+                    f"What is the special magic {name} number?",
+                    f"What is the special magic number for {name}?",
+                )
+            )
+            facts[name] = _Fact(f"\n{sentence}\n", question, sentence)
+            continue
+        place, color = random.choice(_PLACES), random.choice(tuple(BACKGROUNDS))
+        sentence = f"{name} put the {color} {thing} in the {place}."
+        question, answer = random.choice(
+            (
+                (f"Where is the {color} {thing}?", f"in the {place}"),
+                (f"Who put the {color} {thing} in the {place}?", name),
+                (f"What color is the {thing} of {name}?", color),
+            )
+        )
+        facts[name] = _Fact(sentence, question, answer)
+    return list(facts.values())

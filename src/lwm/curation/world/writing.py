@@ -1,0 +1,138 @@
+"""Write the data of the world: pictures, a tokenizer, texts, and images and videos as codes."""
+
+import json
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from random import Random
+from typing import Any
+
+import numpy as np
+
+from lwm.core.files import new_directory, new_file
+from lwm.core.progress import progress
+from lwm.curation.world.drawing import UNSEEN_THINGS, draw
+from lwm.curation.world.language import caption, partial_caption, random_question
+from lwm.curation.world.scenes import Sampler, Scene
+from lwm.curation.world.stories import StoryWriter
+from lwm.data.text.documents import king_james_chapters
+from lwm.data.text.tokenizer import Tokenizer, train_tokenizer
+from lwm.data.text.vision_texts import generation_request
+from lwm.generation.codec import VqganCodec
+from lwm.media.images import to_unit, write_image
+
+VOCABULARY = 2048
+"""Size of the tokenizer."""
+HELD_OUT_PREFIX = "held-out-"
+"""Beginning of the names of pictures that a VQGAN is evaluated on."""
+
+_HELD_OUT_PICTURES = 256
+_BATCH = 64  # scenes that are drawn and encoded together
+_QUESTIONS = 4  # about one image or video, each a turn
+
+
+def write_pictures(out: Path, count: int, seed: int) -> None:
+    """Write single frames to train a VQGAN on, and held-out ones, as PNG files in a directory."""
+    random = Random(f"pictures {seed}")
+    training, held_out = Sampler(random), Sampler(random, held_out=True)
+    with new_directory(out) as directory, progress("drawing", count) as advance:
+        for number in range(count + _HELD_OUT_PICTURES):
+            sampler = training if number < count else held_out
+            makers = (sampler.still, sampler.still, sampler.pair, sampler.video, sampler.physics)
+            frame = random.choice(random.choice(makers)().frames)
+            prefix = "" if number < count else HELD_OUT_PREFIX
+            write_image(directory / f"{prefix}{number:06}.png", draw(frame))
+            advance()
+
+
+def write_tokenizer(out: Path, seed: int) -> None:
+    """Train a tokenizer on the book, captions, questions and documents."""
+    tokenizer = train_tokenizer(_tokenizer_texts(seed), VOCABULARY)
+    with new_directory(out) as directory:
+        tokenizer.save(directory)
+
+
+def _tokenizer_texts(seed: int) -> Iterator[str]:
+    random = Random(f"tokenizer {seed}")
+    sentences = book_sentences()
+    yield from sentences[::4]
+    sampler = Sampler(random)
+    for _ in range(4000):
+        for scene in (sampler.still(), sampler.pair(), sampler.video(), sampler.physics()):
+            asked = random_question(scene, random)
+            yield generation_request(caption(scene, random), "an image")
+            yield f"{asked.text}\n{asked.answer}"
+    yield from UNSEEN_THINGS
+    plain = train_tokenizer(sentences[:1000], 512)  # only to count
+    writer = StoryWriter(tokenizer=plain, length=512, sentences=sentences)
+    for _ in range(1000):
+        record = writer.document(random)
+        yield from (text for key, text in record.items() if key != "fields")
+
+
+def book_sentences() -> list[str]:
+    """Return the sentences of the King James Bible, in order."""
+    text = " ".join(chapter.text for chapter in king_james_chapters())
+    return re.split(r"(?<=[.?!]) ", text)
+
+
+def write_texts(out: Path, count: int, length: int, tokenizer: Tokenizer, seed: int) -> None:
+    """Write JSON lines of passages and, three times as often, of documents with questions."""
+    random = Random(f"texts {length} {seed}")
+    writer = StoryWriter(tokenizer=tokenizer, length=length, sentences=book_sentences())
+    with new_file(out) as partial, progress("writing", count) as advance:
+        with partial.open("w", encoding="utf-8") as file:
+            for _ in range(count):
+                write = writer.passage if random.random() < 0.25 else writer.document
+                file.write(json.dumps(write(random)) + "\n")
+                advance()
+
+
+def write_examples(
+    out: Path, kind: str, count: int, codec: VqganCodec, seed: int, *, held_out: bool = False
+) -> None:
+    """Write JSON lines of drawings and of questions about `images` or `videos`, as codes."""
+    random = Random(f"{kind} {seed} {held_out}")
+    sampler = Sampler(random, held_out=held_out)
+    with new_file(out) as partial, progress("encoding", count) as advance:
+        with partial.open("w", encoding="utf-8") as file:
+            for start in range(0, count, _BATCH):
+                scenes = [_scene(kind, sampler) for _ in range(min(_BATCH, count - start))]
+                for scene, codes in zip(scenes, _encode(scenes, codec), strict=True):
+                    record = _example(scene, codes, kind, random)
+                    file.write(json.dumps(record) + "\n")
+                    advance()
+
+
+def _scene(kind: str, sampler: Sampler) -> Scene:
+    if kind == "images":
+        return sampler.pair() if sampler.random.random() < 0.35 else sampler.still()
+    return sampler.physics() if sampler.random.random() < 0.4 else sampler.video()
+
+
+def _encode(scenes: list[Scene], codec: VqganCodec) -> list[list[int]]:
+    """Return the codes of all frames of each scene, each different frame encoded once."""
+    frames = list(dict.fromkeys(frame for scene in scenes for frame in scene.frames))
+    pixels = to_unit(np.stack([draw(frame) for frame in frames]))
+    rows = codec.encode(pixels, batch=_BATCH).reshape(len(frames), -1).tolist()
+    codes = dict(zip(frames, rows, strict=True))
+    return [[code for frame in scene.frames for code in codes[frame]] for scene in scenes]
+
+
+def _example(scene: Scene, codes: list[int], kind: str, random: Random) -> dict[str, Any]:
+    """Return a record: two in three draw from a caption, the others answer questions."""
+    if random.random() < 2 / 3:
+        words = caption(scene, random) if random.random() < 0.8 else partial_caption(scene, random)
+        request = generation_request(words, "an image" if kind == "images" else "a video")
+        return {"fields": "[prompt],vision", "prompt": request, "vision": codes}
+    asked = [random_question(scene, random) for _ in range(_QUESTIONS)]
+    record: dict[str, Any] = {"vision": codes, "closing": " ASSISTANT:"}
+    # The picture carries loss as well: a model also learns from what it only looks at.
+    fields = ["[question0]", "vision", "[closing]", "answer0"]
+    record["question0"] = f"You are a helpful assistant. USER: {asked[0].text}\n"
+    for number, question in enumerate(asked):
+        if number:
+            record[f"question{number}"] = f" USER: {question.text} ASSISTANT:"
+            fields += ["<|eos|>", f"[question{number}]", f"answer{number}"]
+        record[f"answer{number}"] = question.answer
+    return {"fields": ",".join(fields), **record}

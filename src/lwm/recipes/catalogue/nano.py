@@ -1,0 +1,158 @@
+"""Define the stages of `nano`, a world model that two cores train; `docs/nano.md` runs them.
+
+Each stage reads what `lwm data world` wrote under `runs/nano`, and starts from the one before it.
+"""
+
+from dataclasses import replace
+
+from lwm.data.config import DataConfig, DataSet
+from lwm.data.images import ImageDataConfig
+from lwm.models.vision_tokens import VisionVocabulary
+from lwm.models.vqgan import VQGANConfig
+from lwm.recipes.settings import ModelSettings, TrainingRun, VqganRun
+from lwm.training.checkpointing import CheckpointConfig
+from lwm.training.loop import LoopConfig
+from lwm.training.optimizer import OptimizerConfig
+from lwm.training.text import ComputeConfig
+from lwm.training.vqgan import ReconstructionConfig
+
+_FILES = "runs/nano"
+_MODEL = ModelSettings(
+    size="debug",
+    vocab_size=2048,
+    hidden_size=256,
+    intermediate_size=640,
+    num_layers=6,
+    num_heads=4,
+    num_kv_heads=2,
+    tie_embeddings=True,
+)
+_VISION = VisionVocabulary(size=4352, codes=4096, codes_per_frame=64)
+
+
+def nano_vqgan() -> VqganRun:
+    """Train the VQGAN of nano: 64 x 64 pixels as 8 x 8 codes, on pictures of the world."""
+    return VqganRun(
+        model=VQGANConfig(
+            image_size=64,
+            patch_size=4,
+            hidden_channels=64,
+            channel_multipliers=(1, 2),
+            residual_blocks=2,
+            latent_channels=32,
+            scalar_levels=(8, 8, 8, 8),
+            codebook_size=4096,
+            code_channels=4,
+            norm_groups=8,
+        ),
+        batch_size=32,
+        mesh="1,1,1,1",
+        loop=LoopConfig(steps=6000, evaluate_every=500, evaluation_batches=8),
+        data=ImageDataConfig(
+            path="runs/nano/pictures", held_out=("held-out-*",), source_size=64, smallest=1.0,
+            colors=0.0,
+        ),
+        optimizer=OptimizerConfig(
+            learning_rate=2e-3, final_learning_rate=5e-5, warmup_steps=100, beta2=0.99,
+            weight_decay=0.01,
+        ),
+        reconstruction=ReconstructionConfig(absolute=1.0, squared=5.0),
+        checkpoint=CheckpointConfig(every=500),
+    )  # fmt: skip
+
+
+def _stage(
+    *,
+    length: int,
+    rows: int,
+    steps: int,
+    theta: float,
+    rate: float,
+    data: DataConfig,
+    init: str = "",
+    vision: VisionVocabulary | None = None,
+) -> TrainingRun:
+    return TrainingRun(
+        model=replace(_MODEL, rope_theta=theta, vision=vision),
+        init=init and f"{_FILES}/{init}",
+        tokenizer="" if init else f"{_FILES}/tokenizer",
+        sequence_length=length,
+        batch_size=rows,
+        mesh="1,1,1,1",
+        loop=LoopConfig(steps=steps),
+        data=data,
+        optimizer=OptimizerConfig(
+            learning_rate=rate, final_learning_rate=rate / 20, warmup_steps=min(steps // 10, 100),
+            weight_decay=0.1,
+        ),
+        compute=ComputeConfig(remat="none"),
+        checkpoint=CheckpointConfig(every=max(steps // 10, 1)),
+    )  # fmt: skip
+
+
+def _texts(length: str) -> DataConfig:
+    return DataConfig(
+        path=f"{_FILES}/texts-{length}*.jsonl", fields_from_example="fields", packing="pack"
+    )
+
+
+def nano_text() -> TrainingRun:
+    """Train nano on short texts: 256 tokens, theta 1e4."""
+    data = _texts("256")
+    return _stage(length=256, rows=32, steps=1000, theta=1e4, rate=2e-3, data=data)
+
+
+def nano_text_2k() -> TrainingRun:
+    """Extend nano to 2K tokens, theta 1e5."""
+    return _stage(
+        length=2048, rows=4, steps=250, theta=1e5, rate=1e-3, data=_texts("2k"), init="text"
+    )
+
+
+def nano_text_8k() -> TrainingRun:
+    """Extend nano to 8K tokens, theta 5e5."""
+    return _stage(
+        length=8192, rows=1, steps=150, theta=5e5, rate=5e-4, data=_texts("8k"), init="text-2k"
+    )
+
+
+def nano_text_32k() -> TrainingRun:
+    """Extend nano to 32K tokens, theta 2e6."""
+    return _stage(
+        length=32768, rows=1, steps=20, theta=2e6, rate=3e-4, data=_texts("32k"), init="text-8k"
+    )
+
+
+def _vision_data(**weights: float) -> DataConfig:
+    mixture = {
+        name.replace("_", "-"): DataSet(weight=weight, path=f"{_FILES}/{name.replace('_', '-')}*.jsonl")
+        for name, weight in weights.items()
+    }
+    return DataConfig(
+        mixture=mixture, fields_from_example="fields", packing="pack", loss_weights="halves",
+        drop_prompt=0.1,
+    )  # fmt: skip
+
+
+def nano_images() -> TrainingRun:
+    """Teach nano to draw and to see images; --init is nano-text-32k with --add-vision."""
+    return _stage(
+        length=1024, rows=8, steps=2500, theta=2e6, rate=2e-3, init="text-vision", vision=_VISION,
+        data=_vision_data(images=0.95, texts_256=0.05),
+    )  # fmt: skip
+
+
+def nano_videos() -> TrainingRun:
+    """Teach nano videos of 8 frames."""
+    return _stage(
+        length=2048, rows=4, steps=1500, theta=2e6, rate=1e-3, init="images", vision=_VISION,
+        data=_vision_data(images=0.28, videos=0.7, texts_2k=0.02),
+    )  # fmt: skip
+
+
+def nano_chat() -> TrainingRun:
+    """Join what nano has learned in rows of 16K tokens."""
+    return _stage(
+        length=16384, rows=1, steps=60, theta=2e6, rate=3e-4, init="videos", vision=_VISION,
+        data=_vision_data(images=0.48, videos=0.5, texts_16k=0.02),
+    )  # fmt: skip
