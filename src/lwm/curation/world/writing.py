@@ -15,7 +15,7 @@ from lwm.curation.world.drawing import UNSEEN_THINGS, draw
 from lwm.curation.world.language import caption, partial_caption, random_question
 from lwm.curation.world.scenes import Sampler, Scene
 from lwm.curation.world.stories import StoryWriter
-from lwm.data.text.documents import king_james_chapters
+from lwm.data.text.book import king_james_chapters
 from lwm.data.text.tokenizer import Tokenizer, train_tokenizer
 from lwm.data.text.vision_texts import generation_request
 from lwm.generation.codec import VqganCodec
