@@ -52,6 +52,9 @@ class VQGANConfig(Checked, section="vqgan"):
     patch_size: Annotated[int, Ge(1), Le(_MAX_PATCH)] = 1
     """Side of the squares of pixels that are channels of one place before the first convolution;
     1 convolves pixels, as the original does."""
+    local_encoder: bool = False
+    """Encode each code from the pixels that it covers and no others, so that equal squares have
+    equal codes, which a language model predicts far more easily."""
     scalar_levels: tuple[int, ...] = ()
     """Finite scalar quantization: the number of values of each of `code_channels`, whose
     combinations are the codebook; empty trains a codebook, as the original does."""
@@ -168,12 +171,14 @@ def vqgan_params(config: VQGANConfig) -> VQGAN:
     codebook: Any = ParamSpec(shape, ("codes", "channels"), entries)
     blocks, deepest = config.residual_blocks, channels[-1]
     colors = 3 * config.patch_size**2
+    inward = (config.hidden_channels, *channels)
+    windows = (1, 2) if config.local_encoder else (3, 3)
     return VQGAN(
-        encoder=_network(blocks, colors, (config.hidden_channels, *channels), latent, deepest),
+        encoder=_network(blocks, colors, inward, latent, deepest, windows),
         to_codes=_convolution(1, latent, config.code_channels),
         codebook=codebook,
         from_codes=_convolution(1, config.code_channels, latent),
-        decoder=_network(blocks + 1, latent, (deepest, *channels[::-1]), colors, deepest),
+        decoder=_network(blocks + 1, latent, (deepest, *channels[::-1]), colors, deepest, (3, 3)),
     )
 
 
@@ -202,48 +207,58 @@ def _norm(channels: int) -> Norm:
     return Norm(scale=_channels(ones(), channels), bias=_channels(zeros(), channels))
 
 
-def _block(inward: int, outward: int) -> ResidualBlock:
+def _block(window: int, inward: int, outward: int) -> ResidualBlock:
     return ResidualBlock(
         norm_in=_norm(inward),
-        conv_in=_convolution(3, inward, outward),
+        conv_in=_convolution(window, inward, outward),
         norm_out=_norm(outward),
-        conv_out=_convolution(3, outward, outward),
+        conv_out=_convolution(window, outward, outward),
         skip=None if inward == outward else _convolution(1, inward, outward),
     )
 
 
 def _network(
-    blocks: int, inward: int, channels: tuple[int, ...], outward: int, middle: int
+    blocks: int,
+    inward: int,
+    channels: tuple[int, ...],
+    outward: int,
+    middle: int,
+    windows: tuple[int, int],
 ) -> Network:
-    """Declare a network; `channels` is first that of `conv_in`, then of each level in order."""
+    """Declare a network; `channels` is first that of `conv_in`, then of each level in order.
+
+    The second of `windows` is that of convolutions to another resolution.
+    """
+    window, resampling = windows
     levels = [
         Level(
-            blocks=tuple(_block(*pair) for pair in pairwise((before, *[width] * blocks))),
-            resample=_convolution(3, width, width),
+            blocks=tuple(_block(window, *pair) for pair in pairwise((before, *[width] * blocks))),
+            resample=_convolution(resampling, width, width),
         )
         for before, width in pairwise(channels)
     ]
     return Network(
-        conv_in=_convolution(3, inward, channels[0]),
+        conv_in=_convolution(window, inward, channels[0]),
         levels=(*levels[:-1], replace(levels[-1], resample=None)),
-        middle=(_block(middle, middle),) * 2,
+        middle=(_block(window, middle, middle),) * 2,
         norm=_norm(channels[-1]),
-        conv_out=_convolution(3, channels[-1], outward),
+        conv_out=_convolution(window, channels[-1], outward),
     )
 
 
 def encode_latents(weights: VQGAN, pixels: _Images, config: VQGANConfig) -> _Latents:
     """Encode images to latents, before each place takes its nearest entry."""
-    network = weights.encoder
+    network, local = weights.encoder, config.local_encoder
     x = _convolve(network.conv_in, _fold(pixels, config.patch_size))
     for level in network.levels:
-        x = _blocks(level.blocks, x, config)
+        x = _blocks(level.blocks, x, config, local)
         if level.resample is not None:
-            # Pad one row at the bottom and one column at the right, as the original does.
-            padded = jnp.pad(x, ((0, 0), (0, 1), (0, 1), (0, 0)))
-            x = _convolve(level.resample, padded, stride=2)
-    x = _blocks(network.middle, x, config)
-    x = _convolve(network.conv_out, _activate(network.norm, x, config))
+            if not local:
+                # Pad one row at the bottom and one column at the right, as the original does.
+                x = jnp.pad(x, ((0, 0), (0, 1), (0, 1), (0, 0)))
+            x = _convolve(level.resample, x, stride=2)
+    x = _blocks(network.middle, x, config, local)
+    x = _convolve(network.conv_out, _activate(network.norm, x, config, local))
     latents = _convolve(weights.to_codes, x)
     return jnp.tanh(latents) if config.scalar_levels else latents
 
@@ -309,15 +324,17 @@ def _double(x: Array) -> Array:
     return repeated.reshape(batch, 2 * height, 2 * width, channels)
 
 
-def _activate(weights: Norm, x: Array, config: VQGANConfig) -> Array:
-    """Apply SiLU after normalizing by mean and variance over all places and a group's channels."""
-    batch, height, width, channels = x.shape
-    groups, places = config.norm_groups, x.reshape(batch, height * width, channels)
-    share = groups / (height * width * channels)
+def _activate(weights: Norm, x: Array, config: VQGANConfig, local: bool = False) -> Array:
+    """Apply SiLU after normalizing by mean and variance over all places and a group's channels,
+    or over a group's channels of each place if `local`."""
+    channels = x.shape[-1]
+    places = x.reshape(-1, 1, channels) if local else x.reshape(x.shape[0], -1, channels)
+    groups, count = config.norm_groups, places.shape[1]
+    share = groups / (count * channels)
 
     def mean(y: Array) -> Array:
         # Sum over places first: a CPU is fast at whole rows of channels and slow at groups.
-        sums = y.sum(axis=1).reshape(batch, groups, channels // groups).sum(axis=-1) * share
+        sums = y.sum(axis=1).reshape(-1, groups, channels // groups).sum(axis=-1) * share
         return jnp.repeat(sums, channels // groups, axis=-1)[:, None]
 
     centered = places - mean(places)
@@ -325,9 +342,11 @@ def _activate(weights: Norm, x: Array, config: VQGANConfig) -> Array:
     return jax.nn.silu(scaled.reshape(x.shape) * weights.scale + weights.bias)
 
 
-def _blocks(blocks: tuple[ResidualBlock, ...], x: Array, config: VQGANConfig) -> Array:
+def _blocks(
+    blocks: tuple[ResidualBlock, ...], x: Array, config: VQGANConfig, local: bool = False
+) -> Array:
     for block in blocks:
-        inner = _convolve(block.conv_in, _activate(block.norm_in, x, config))
-        inner = _convolve(block.conv_out, _activate(block.norm_out, inner, config))
+        inner = _convolve(block.conv_in, _activate(block.norm_in, x, config, local))
+        inner = _convolve(block.conv_out, _activate(block.norm_out, inner, config, local))
         x = inner + (x if block.skip is None else _convolve(block.skip, x))
     return x

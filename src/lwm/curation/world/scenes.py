@@ -1,8 +1,9 @@
 """Compose scenes: what a picture or a video shows, frame by frame, and the facts about it.
 
-All places and sizes are multiples of 4 pixels, which a small VQGAN learns far better than free
-ones. Scenes whose key facts hash into the held-out share never occur in training data: new
-combinations of things, backgrounds and motions, and whole starting conditions of physics.
+Things rest on a grid of 8 pixels, the squares that a code covers, and move in steps of 4: so a
+thing looks the same wherever it is, to a small VQGAN as well. Scenes whose key facts hash into the
+held-out share never occur in training data: new combinations of things, backgrounds and motions,
+and whole starting conditions of physics.
 """
 
 import hashlib
@@ -12,8 +13,8 @@ from random import Random
 
 from lwm.curation.world.drawing import BACKGROUNDS, SIDE, THINGS, Frame, Placed
 
-GRID = 4
-"""Pixels of which all places and sizes are multiples."""
+CELL, STEP = 8, 4
+"""Pixels of which places at rest, and places in motion, are multiples."""
 FRAMES = 8
 """Frames of a video."""
 
@@ -22,7 +23,6 @@ SIZES = {24: "small", 32: "", 40: "large"}
 ROWS, COLUMNS = ("top", "", "bottom"), ("left", "", "right")
 """Words for the places of a single thing, nine in all."""
 _HELD_OUT_SHARE = 8  # one in so many
-_MARGIN = 4  # pixels between a thing and the edge of the picture
 
 
 @dataclass(frozen=True)
@@ -120,8 +120,8 @@ class Sampler:
         thing, background, size = self._thing(), self._background(), 24
         direction = self.random.choice(("left", "right", "up", "down"))
         speed = self.random.choice(("slowly", "quickly"))
-        steps = [GRID * (t if speed == "quickly" else t // 2) for t in range(FRAMES)]
-        start = self._aligned(0, SIDE - size - steps[-1])
+        steps = [STEP * (t if speed == "quickly" else t // 2) for t in range(FRAMES)]
+        start = self._aligned(0, SIDE - size - steps[-1], STEP)
         across = self._aligned(0, SIDE - size)
         if direction in ("left", "up"):
             start, steps = start + steps[-1], [-step for step in steps]
@@ -138,10 +138,11 @@ class Sampler:
         change = self.random.choice(("grows", "shrinks"))
         if change == "shrinks":
             sizes.reverse()
-        x, y = (self._aligned(20, SIDE - 20) for _ in range(2))
+        left, top = (self._aligned(CELL, SIDE - 32) for _ in range(2))  # of 24 pixels
         frames = tuple(
-            Frame(background, (Placed(thing, size, x - size // 2, y - size // 2),))
+            Frame(background, (Placed(thing, size, left + shift, top + shift),))
             for size in sizes
+            for shift in ((24 - size) // 2,)
         )
         facts = {"thing": thing, "background": background, "change": change}
         return Scene("resize", frames, facts), (thing, background, change)
@@ -173,9 +174,8 @@ class Sampler:
 
     def _fall(self) -> tuple[Scene, tuple[object, ...]]:
         thing, background, size = self._thing(), self._background(), 24
-        height, left, drift = self._aligned(0, 20), self._aligned(0, 40), self.random.choice(
-            (-4, 0, 4)
-        )
+        height, left = self._aligned(0, 20, STEP), self._aligned(0, 40)
+        drift = self.random.choice((-STEP, 0, STEP))
         tops, floor = _bouncing(height, SIDE - size), SIDE - size
         lefts = [min(max(left + drift * t, 0), floor) for t in range(FRAMES)]
         frames = tuple(
@@ -188,7 +188,7 @@ class Sampler:
     def _roll(self) -> tuple[Scene, tuple[object, ...]]:
         thing, background, size = self._thing(), self._background(), 24
         way, speed = self.random.choice(("left", "right")), self.random.choice((6, 8, 10, 12))
-        start = self._aligned(-8, 8)
+        start = self._aligned(-8, 8, STEP)
         lefts = [_snap(x) for x in _slowing(start, speed)]
         if way == "left":
             lefts = [SIDE - size - left for left in lefts]
@@ -198,9 +198,9 @@ class Sampler:
 
     def _meet(self) -> tuple[Scene, tuple[object, ...]]:
         first, second, background = self._thing(), self._thing(), self._background()
-        size, start = 24, self._aligned(-20, 4)
+        size, start = 24, self._aligned(-20, 4, STEP)
         top, meeting = self._aligned(0, SIDE - size), SIDE // 2 - size
-        ahead = [start + GRID * t for t in range(FRAMES)]
+        ahead = [start + STEP * t for t in range(FRAMES)]
         lefts = [min(x, 2 * meeting - x) for x in ahead]
         frames = tuple(
             Frame(
@@ -215,7 +215,7 @@ class Sampler:
     def _pass_behind(self) -> tuple[Scene, tuple[object, ...]]:
         first, second, background = self._thing(), self._thing(), self._background()
         size, way = 24, self.random.choice(("left", "right"))
-        start, top = self._aligned(-12, 4), self._aligned(12, 28)
+        start, top = self._aligned(-12, 4, STEP), self._aligned(16, 24)
         front = Placed(second, 32, 16, 16)
         speed = self.random.choice((4, 6))
         lefts = [_snap(start + speed * t) for t in range(FRAMES)]
@@ -234,18 +234,18 @@ class Sampler:
     def _cell(self) -> tuple[int, int]:
         return self.random.randrange(3), self.random.randrange(3)
 
-    def _aligned(self, least: int, most: int) -> int:
-        """Return a multiple of the grid from `least` to `most`, both included."""
-        return self.random.randrange(-(-least // GRID), most // GRID + 1) * GRID
+    def _aligned(self, least: int, most: int, grid: int = CELL) -> int:
+        """Return a multiple of `grid` from `least` to `most`, both included."""
+        return self.random.randrange(-(-least // grid), most // grid + 1) * grid
 
 
 def _place(index: int, size: int) -> int:
     """Return the first pixel of a thing in the first, middle or last third of a side."""
-    return (_MARGIN, _snap((SIDE - size) / 2), SIDE - _MARGIN - size)[index]
+    return (0, (SIDE - size) // (2 * CELL) * CELL, SIDE - size)[index]
 
 
 def _snap(value: float) -> int:
-    return GRID * round(value / GRID)
+    return STEP * round(value / STEP)
 
 
 def _bouncing(start: int, floor: int) -> list[int]:

@@ -27,7 +27,7 @@ _MODEL = ModelSettings(
     num_kv_heads=2,
     tie_embeddings=True,
 )
-_VISION = VisionVocabulary(size=4352, codes=4096, codes_per_frame=64)
+_VISION = VisionVocabulary(size=2176, codes=1920, codes_per_frame=64)
 
 
 def nano_vqgan() -> VqganRun:
@@ -36,20 +36,21 @@ def nano_vqgan() -> VqganRun:
         model=VQGANConfig(
             image_size=64,
             patch_size=4,
+            local_encoder=True,
             hidden_channels=64,
             channel_multipliers=(1, 2),
             residual_blocks=2,
             latent_channels=32,
-            scalar_levels=(8, 8, 8, 8),
-            codebook_size=4096,
+            scalar_levels=(8, 8, 6, 5),
+            codebook_size=1920,
             code_channels=4,
             norm_groups=8,
         ),
         batch_size=32,
         mesh="1,1,1,1",
-        loop=LoopConfig(steps=6000, evaluate_every=500, evaluation_batches=8),
+        loop=LoopConfig(steps=5000, evaluate_every=500, evaluation_batches=8),
         data=ImageDataConfig(
-            path="runs/nano/pictures", held_out=("held-out-*",), source_size=64, smallest=1.0,
+            path=f"{_FILES}/pictures", held_out=("held-out-*",), source_size=64, smallest=1.0,
             colors=0.0,
         ),
         optimizer=OptimizerConfig(
