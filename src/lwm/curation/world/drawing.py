@@ -5,7 +5,7 @@ The art is OpenMoji's (openmoji.org, CC BY-SA 4.0), from its package, and is ren
 
 import io
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache, lru_cache
 from importlib.resources import files
 from importlib.util import find_spec
 from pathlib import Path
@@ -85,7 +85,7 @@ def draw(frame: Frame) -> UInt8[np.ndarray, "64 64 3"]:
     return np.round(picture).astype(np.uint8)
 
 
-@lru_cache(maxsize=None)
+@cache
 def _sprite(thing: str, size: int) -> Float[np.ndarray, "size size 4"]:
     """Return a thing in a square: red, green and blue multiplied by opacity, and opacity."""
     image = _rendered(thing)
@@ -98,7 +98,7 @@ def _sprite(thing: str, size: int) -> Float[np.ndarray, "size size 4"]:
     return np.concatenate([pixels[..., :3], pixels[..., 3:] / 255], axis=-1)
 
 
-@lru_cache(maxsize=None)
+@cache
 def _rendered(thing: str) -> Image.Image:
     """Render a thing at a large size, without the margin around it."""
     import resvg_py

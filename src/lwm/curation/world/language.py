@@ -38,7 +38,7 @@ def caption(scene: Scene, random: Random) -> str:
     background = facts["background"]
     ending = random.choice(
         (
-            f" on a {background} background",
+            f" on {with_article(background)} background",
             f" on {background}",
             f", the background is {background}",
         )
@@ -119,9 +119,7 @@ def _appear(facts: Mapping[str, str], random: Random) -> str:
 
 def _leave(facts: Mapping[str, str], random: Random) -> str:
     thing, side = with_article(facts["thing"]), facts["side"]
-    return random.choice(
-        (f"{thing} leaving to the {side}", f"{thing} that leaves to the {side}")
-    )
+    return random.choice((f"{thing} leaving to the {side}", f"{thing} that leaves to the {side}"))
 
 
 def _fall(facts: Mapping[str, str], random: Random) -> str:

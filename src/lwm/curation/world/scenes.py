@@ -183,18 +183,21 @@ class Sampler:
             for x, y in zip(lefts, tops, strict=True)
         )
         facts = {"thing": thing, "background": background}
-        return Scene("fall", frames, facts), (height, left, drift)
+        return Scene("fall", frames, facts), _start(frames)
 
     def _roll(self) -> tuple[Scene, tuple[object, ...]]:
         thing, background, size = self._thing(), self._background(), 24
-        way, speed = self.random.choice(("left", "right")), self.random.choice((6, 8, 10, 12))
+        way, speed = (
+            self.random.choice(("left", "right")),
+            self.random.choice((6.0, 8.0, 10.0, 12.0)),
+        )
         start = self._aligned(-8, 8, STEP)
         lefts = [_snap(x) for x in _slowing(start, speed)]
         if way == "left":
             lefts = [SIDE - size - left for left in lefts]
         frames = tuple(Frame(background, (Placed(thing, size, x, SIDE - size),)) for x in lefts)
         facts = {"thing": thing, "background": background, "way": way}
-        return Scene("roll", frames, facts), (start, speed, way)
+        return Scene("roll", frames, facts), _start(frames)
 
     def _meet(self) -> tuple[Scene, tuple[object, ...]]:
         first, second, background = self._thing(), self._thing(), self._background()
@@ -210,20 +213,20 @@ class Sampler:
             for x in lefts
         )
         facts = {"first": first, "second": second, "background": background}
-        return Scene("meet", frames, facts), (start, top)
+        return Scene("meet", frames, facts), _start(frames)
 
     def _pass_behind(self) -> tuple[Scene, tuple[object, ...]]:
         first, second, background = self._thing(), self._thing(), self._background()
         size, way = 24, self.random.choice(("left", "right"))
         start, top = self._aligned(-12, 4, STEP), self._aligned(16, 24)
         front = Placed(second, 32, 16, 16)
-        speed = self.random.choice((4, 6))
+        speed = self.random.choice((4.0, 6.0))
         lefts = [_snap(start + speed * t) for t in range(FRAMES)]
         if way == "left":
             lefts = [SIDE - size - left for left in lefts]
         frames = tuple(Frame(background, (Placed(first, size, x, top), front)) for x in lefts)
         facts = {"first": first, "second": second, "background": background, "way": way}
-        return Scene("pass", frames, facts), (start, speed, top, way)
+        return Scene("pass", frames, facts), _start(frames)
 
     def _thing(self) -> str:
         return self.random.choice(self.things)
@@ -244,12 +247,17 @@ def _place(index: int, size: int) -> int:
     return (0, (SIDE - size) // (2 * CELL) * CELL, SIDE - size)[index]
 
 
+def _start(frames: tuple[Frame, ...]) -> tuple[object, ...]:
+    """Return the places in the three frames from which an event is to be predicted."""
+    return tuple((p.left, p.top) for frame in frames[:3] for p in frame.things)
+
+
 def _snap(value: float) -> int:
     return STEP * round(value / STEP)
 
 
 def _bouncing(start: int, floor: int) -> list[int]:
-    """Return the tops of a thing that falls from rest and bounces, losing a quarter of its speed."""
+    """Return the tops of a thing that falls from rest and bounces at 3/4 of its speed."""
     gravity, substeps = 3.0, 20
     position, speed, tops = float(start), 0.0, []
     for _ in range(FRAMES):

@@ -1,8 +1,9 @@
-"""Write training texts of a given length: passages of a book, and documents with facts to find.
+"""Write training texts of a given length: passages, lists to repeat, documents with facts to find.
 
 A document holds several facts between its sentences and is followed by questions about some of
-them. Half of the facts have the form of the needle test (`evaluation/tasks/needle.py`); their names
-are invented, so that a model learns to copy any name.
+them. Most facts have the form of the needle test (`evaluation/tasks/needle.py`); their names are
+invented, so that a model learns to copy any name. Lists to repeat teach copying itself, on which
+finding depends, within far fewer tokens (Olsson et al. 2022, arXiv 2209.11895, on induction).
 """
 
 from collections.abc import Sequence
@@ -11,6 +12,7 @@ from functools import cached_property
 from random import Random
 from typing import Any
 
+from lwm.core.errors import InputError
 from lwm.curation.world.drawing import BACKGROUNDS, THINGS
 from lwm.data.text.tokenizer import Tokenizer
 
@@ -19,16 +21,89 @@ _STYLE = (
     "Don't give information outside the document or repeat your findings. Keep your response "
     "short and direct."
 )
-_SYLLABLES = (
-    "ba be bo ca co da de di do fa fi ga go ha he ho ja jo ka ke ki la le li lo ma me mi mo na ne "
-    "no pa pe po ra re ri ro sa se shi so ta te ti to va ve vi wa ya yo za zu lan ran tin mar ber "
-    "dor gar hol kin len min nor per rin san tor ville burg ton"
-).split()
+_SYLLABLES = [
+    "ba",
+    "be",
+    "bo",
+    "ca",
+    "co",
+    "da",
+    "de",
+    "di",
+    "do",
+    "fa",
+    "fi",
+    "ga",
+    "go",
+    "ha",
+    "he",
+    "ho",
+    "ja",
+    "jo",
+    "ka",
+    "ke",
+    "ki",
+    "la",
+    "le",
+    "li",
+    "lo",
+    "ma",
+    "me",
+    "mi",
+    "mo",
+    "na",
+    "ne",
+    "no",
+    "pa",
+    "pe",
+    "po",
+    "ra",
+    "re",
+    "ri",
+    "ro",
+    "sa",
+    "se",
+    "shi",
+    "so",
+    "ta",
+    "te",
+    "ti",
+    "to",
+    "va",
+    "ve",
+    "vi",
+    "wa",
+    "ya",
+    "yo",
+    "za",
+    "zu",
+    "lan",
+    "ran",
+    "tin",
+    "mar",
+    "ber",
+    "dor",
+    "gar",
+    "hol",
+    "kin",
+    "len",
+    "min",
+    "nor",
+    "per",
+    "rin",
+    "san",
+    "tor",
+    "ville",
+    "burg",
+    "ton",
+]
 _PLACES = (
     "kitchen", "garden", "attic", "cellar", "barn", "library", "harbor", "market", "tower",
     "forest", "cave", "school", "workshop", "bakery", "valley", "station",
 )  # fmt: skip
 _MOST_FACTS, _MOST_QUESTIONS = 24, 8
+_TOKENS_PER_FACT = 40  # of a document's length, so that short ones are rich in facts
+_LONGEST_LIST = 48
 
 
 @dataclass(frozen=True)
@@ -56,24 +131,54 @@ class StoryWriter:
         text = " ".join(self._sentences(random, self.length - 2))
         return {"fields": "text", "text": text}
 
+    def repetition(self, random: Random) -> dict[str, Any]:
+        """Return a request to repeat a list of names, numbers and things, and the list."""
+        items: list[str] = []
+        longest = random.randint(4, _LONGEST_LIST)
+        while len(items) < longest:
+            name, number = _name(random), str(random.randrange(10_000_000))
+            items.append(random.choice((name, number, random.choice(THINGS))))
+        while True:
+            listed = " ".join(items)
+            prompt = f"{_SYSTEM} USER: Repeat: {listed} ASSISTANT: "
+            if len(self.tokenizer.encode(prompt + listed)) <= self.length - 4 or len(items) == 1:
+                return {"fields": "[prompt],answer", "prompt": prompt, "answer": listed}
+            items.pop()
+
     def document(self, random: Random) -> dict[str, Any]:
         """Return a document with facts, and questions about some of them.
 
-        The keys are `prompt0`, `answer0`, `prompt1` and so on; only answers carry loss.
+        The keys are `prompt0`, `answer0`, `prompt1` and so on; only answers carry loss. Raises
+        InputError if not even one fact and its question fit.
         """
-        count = random.randint(2, max(3, min(_MOST_FACTS, self.length // 80)))
-        facts = _facts(random, count)
-        asked = random.sample(facts, min(len(facts), _MOST_QUESTIONS, 1 + self.length // 160))
-        styled = random.random() < 0.5
-        turns: list[str] = []
-        for number, fact in enumerate(asked):
-            opening = "" if number == 0 else " USER: "
-            style = f" {_STYLE}" if styled else ""
-            turns += [f"{opening}{fact.question}{style} ASSISTANT: ", fact.answer]
-        overhead = f"{_SYSTEM} USER:  " + " ".join([*turns, *(fact.sentence for fact in facts)])
-        # Tokens at the borders of parts and the tokens that end turns are not in this sum.
-        room = self.length - len(self.tokenizer.encode(overhead)) - 4 * len(facts) - 8
-        lines = self._sentences(random, max(room, 0))
+        facts = _facts(
+            random, random.randint(2, max(3, min(_MOST_FACTS, self.length // _TOKENS_PER_FACT)))
+        )
+        asked = random.sample(facts, min(len(facts), _MOST_QUESTIONS))
+        style = f" {_STYLE}" if random.random() < 0.5 else ""
+        while True:
+            questions = [f"{fact.question}{style} ASSISTANT: " for fact in asked]
+            turns = [
+                part for q, fact in zip(questions, asked, strict=True) for part in (q, fact.answer)
+            ]
+            written = [_SYSTEM, *turns, *(fact.sentence for fact in facts)]
+            # At most this many tokens are at the borders of parts or end turns.
+            borders = 4 * len(facts) + 8 * len(asked) + 8
+            room = self.length - len(self.tokenizer.encode(" ".join(written))) - borders
+            if room >= 0:
+                break
+            if len(facts) == 1:
+                raise InputError(
+                    f"a document of {self.length} tokens has no room for a fact and a question, "
+                    "which this tokenizer makes longer; raise --length"
+                )
+            if 2 * len(asked) > max(len(facts), 2):
+                asked.pop()
+            else:
+                facts.remove(next(fact for fact in facts if fact not in asked))
+        for number in range(2, len(turns), 2):
+            turns[number] = f" USER: {turns[number]}"
+        lines = self._sentences(random, room)
         places = sorted(random.randint(0, len(lines)) for _ in facts)
         for fact, place in zip(reversed(facts), reversed(places), strict=True):
             lines.insert(place, fact.sentence)

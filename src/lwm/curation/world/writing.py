@@ -29,6 +29,7 @@ HELD_OUT_PREFIX = "held-out-"
 _HELD_OUT_PICTURES = 256
 _BATCH = 64  # scenes that are drawn and encoded together
 _QUESTIONS = 4  # about one image or video, each a turn
+_TEXT_SHARES = (1, 2, 5)  # of passages, lists to repeat, and documents
 
 
 def write_pictures(out: Path, count: int, seed: int) -> None:
@@ -77,15 +78,19 @@ def book_sentences() -> list[str]:
 
 
 def write_texts(out: Path, count: int, length: int, tokenizer: Tokenizer, seed: int) -> None:
-    """Write JSON lines of passages and, three times as often, of documents with questions."""
+    """Write JSON lines of passages, of lists to repeat, and mostly of documents with questions."""
     random = Random(f"texts {length} {seed}")
     writer = StoryWriter(tokenizer=tokenizer, length=length, sentences=book_sentences())
-    with new_file(out) as partial, progress("writing", count) as advance:
-        with partial.open("w", encoding="utf-8") as file:
-            for _ in range(count):
-                write = writer.passage if random.random() < 0.25 else writer.document
-                file.write(json.dumps(write(random)) + "\n")
-                advance()
+    kinds = (writer.passage, writer.repetition, writer.document)
+    with (
+        new_file(out) as partial,
+        progress("writing", count) as advance,
+        partial.open("w", encoding="utf-8") as file,
+    ):
+        for _ in range(count):
+            (write,) = random.choices(kinds, weights=_TEXT_SHARES)
+            file.write(json.dumps(write(random)) + "\n")
+            advance()
 
 
 def write_examples(
@@ -94,14 +99,17 @@ def write_examples(
     """Write JSON lines of drawings and of questions about `images` or `videos`, as codes."""
     random = Random(f"{kind} {seed} {held_out}")
     sampler = Sampler(random, held_out=held_out)
-    with new_file(out) as partial, progress("encoding", count) as advance:
-        with partial.open("w", encoding="utf-8") as file:
-            for start in range(0, count, _BATCH):
-                scenes = [_scene(kind, sampler) for _ in range(min(_BATCH, count - start))]
-                for scene, codes in zip(scenes, _encode(scenes, codec), strict=True):
-                    record = _example(scene, codes, kind, random)
-                    file.write(json.dumps(record) + "\n")
-                    advance()
+    with (
+        new_file(out) as partial,
+        progress("encoding", count) as advance,
+        partial.open("w", encoding="utf-8") as file,
+    ):
+        for start in range(0, count, _BATCH):
+            scenes = [_scene(kind, sampler) for _ in range(min(_BATCH, count - start))]
+            for scene, codes in zip(scenes, _encode(scenes, codec), strict=True):
+                record = _example(scene, codes, kind, random)
+                file.write(json.dumps(record) + "\n")
+                advance()
 
 
 def _scene(kind: str, sampler: Sampler) -> Scene:

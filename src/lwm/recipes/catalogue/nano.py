@@ -126,7 +126,9 @@ def nano_text_32k() -> TrainingRun:
 
 def _vision_data(**weights: float) -> DataConfig:
     mixture = {
-        name.replace("_", "-"): DataSet(weight=weight, path=f"{_FILES}/{name.replace('_', '-')}*.jsonl")
+        name.replace("_", "-"): DataSet(
+            weight=weight, path=f"{_FILES}/{name.replace('_', '-')}*.jsonl"
+        )
         for name, weight in weights.items()
     }
     return DataConfig(
