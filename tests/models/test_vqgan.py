@@ -9,12 +9,13 @@ import numpy as np
 import pytest
 
 import lwm
+from lwm.checkpoints.formats.vqgan import write_vqgan
 from lwm.core import params
 from lwm.core.errors import ConfigError, InputError
 from lwm.core.hardware import traits
 from lwm.generation import codec as codecs
 from lwm.generation.codec import VqganCodec
-from lwm.models.vqgan import VQGANConfig, nearest_codes, vqgan_params
+from lwm.models.vqgan import VQGANConfig, encode_latents, nearest_codes, vqgan_params
 
 SCAN = Path(__file__).parents[1] / "fixtures" / "original" / "scan"
 TINY = VQGANConfig(
@@ -142,3 +143,72 @@ def test_wrong_codes_are_refused(tiny, codes, message) -> None:
 def test_wrong_sizes_are_refused(changes, message) -> None:
     with pytest.raises(ConfigError, match=message):
         VQGANConfig(**changes)
+
+
+LOCAL = replace(TINY, patch_size=2, local_encoder=True, scalar_levels=(4, 2, 2))
+
+
+def test_scalar_entries_are_all_combinations_of_even_levels() -> None:
+    codebook = np.asarray(
+        params.initialize(vqgan_params(LOCAL), jax.random.key(0), np.float32).codebook
+    )
+    expected = [(a, b, c) for a in (-1, -1 / 3, 1 / 3, 1) for b in (-1, 1) for c in (-1, 1)]
+    np.testing.assert_allclose(codebook, expected, atol=1e-6)
+    latents = np.random.default_rng(0).uniform(-1, 1, (1, 4, 5, 3)).astype(np.float32)
+    digits = np.round((latents + 1) / 2 * [3, 1, 1]).astype(int)
+    np.testing.assert_array_equal(
+        nearest_codes(jnp.asarray(codebook), jnp.asarray(latents)),
+        digits @ [4, 2, 1],
+    )
+
+
+@pytest.mark.parametrize("local", [True, False])
+def test_a_local_encoder_sees_only_the_square_of_a_code(local) -> None:
+    config = replace(LOCAL, local_encoder=local)
+    weights = params.initialize(vqgan_params(config), jax.random.key(2), np.float32)
+    assert (config.downsampling, config.codes_per_frame) == (4, 4)
+    pixels = jnp.asarray(images(1, 12, 16))
+    latents = encode_latents(weights, pixels, config)
+    assert latents.shape == (1, 3, 4, 3)
+    assert (abs(latents) <= 1).all()
+    changed = encode_latents(weights, pixels.at[0, 5, 10].set(0.9), config)
+    moved = np.asarray((changed != latents).any(axis=-1))[0]
+    if local:
+        assert moved.sum() == 1
+        assert moved[1, 2]
+        # Equal squares have equal codes wherever they are.
+        tiled = jnp.tile(pixels[:, :4, :4], (1, 3, 4, 1))
+        np.testing.assert_allclose(
+            encode_latents(weights, tiled, config), latents[:, :1, :1] * np.ones((1, 3, 4, 1)),
+            atol=1e-6,
+        )  # fmt: skip
+    else:
+        assert moved.sum() > 6
+    decoded = VqganCodec(config, weights).decode(np.zeros((1, 3, 4), np.int32))
+    assert decoded.shape == (1, 12, 16, 3)
+
+
+@pytest.mark.parametrize("changes", [{}, {"local_encoder": True}, {"patch_size": 2}])
+def test_a_saved_vqgan_has_the_same_codes(tmp_path, changes) -> None:
+    config = replace(TINY, scalar_levels=(4, 2, 2), **changes)
+    weights = params.initialize(vqgan_params(config), jax.random.key(3), np.float32)
+    write_vqgan(tmp_path / "saved", config, weights)
+    again = lwm.load_vqgan(tmp_path / "saved")
+    assert again.config == config
+    pixels = images(2)
+    np.testing.assert_array_equal(again.encode(pixels), VqganCodec(config, weights).encode(pixels))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"scalar_levels": (4, 4)}, "16 combinations of 2 values"),
+        ({"scalar_levels": (16, 1, 1)}, "must be at least 2"),
+        ({"scalar_levels": (4, 4, 2)}, r"codebook_size \(16\)"),
+        ({"patch_size": 0}, "at least 1"),
+        ({"patch_size": 3}, "multiple of 6"),
+    ],
+)
+def test_wrong_levels_and_patches_are_refused(changes, message) -> None:
+    with pytest.raises(ConfigError, match=message):
+        replace(TINY, **changes)

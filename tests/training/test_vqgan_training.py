@@ -1,5 +1,6 @@
 """Check what steps of a tiny VQGAN change, and what leaves it as it was."""
 
+from dataclasses import replace
 from typing import Literal
 
 import jax
@@ -19,10 +20,13 @@ CONFIG = VQGANConfig(
 
 
 def tiny_training(
-    learning: Literal["average", "gradient"] = "average", mesh="1,1,1,1", structure=0.0
+    learning: Literal["average", "gradient"] = "average",
+    mesh="1,1,1,1",
+    structure=0.0,
+    config=CONFIG,
 ) -> VqganTraining:
     return VqganTraining(
-        config=CONFIG, mesh=make_mesh(mesh), steps=30,
+        config=config, mesh=make_mesh(mesh), steps=30,
         optimizer=OptimizerConfig(learning_rate=1e-2, schedule="constant"),
         codebook=CodebookConfig(learning=learning, dead_below=0.1),
         reconstruction=ReconstructionConfig(structure=structure),
@@ -60,6 +64,22 @@ def test_reconstructions_improve(learning, structure) -> None:
     assert sums["images"] == 2
     assert sums["counts"].sum() == 2 * 36
     assert sums["psnr"] / 2 == pytest.approx(last["psnr"], abs=3)
+
+
+@pytest.mark.parametrize("learning", ["average", "gradient"])
+def test_scalar_levels_are_trained_without_a_codebook(learning) -> None:
+    config = replace(CONFIG, patch_size=2, local_encoder=True, scalar_levels=(4, 2, 2))
+    training = tiny_training(learning, config=config)
+    before = jax.device_get(training.first_state().weights.codebook)
+    state, metrics = run(training, 30)
+    np.testing.assert_array_equal(state.weights.codebook, before)
+    assert metrics[-1]["reconstruction"] < 0.6 * metrics[0]["reconstruction"]
+    assert all(values["revived"] == 0 for values in metrics)
+    # Encoder and decoder both learn: the gradient passes through the rounding.
+    for part in (state.weights.encoder, state.weights.decoder):
+        start = training.first_state().weights
+        other = start.encoder if part is state.weights.encoder else start.decoder
+        assert abs(part.conv_in.kernel - other.conv_in.kernel).max() > 1e-3
 
 
 def test_several_devices_train_as_one_does() -> None:
