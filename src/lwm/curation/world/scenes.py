@@ -189,7 +189,7 @@ class Sampler:
         thing, background, size = self._thing(), self._background(), 24
         way, speed = (
             self.random.choice(("left", "right")),
-            self.random.choice((6.0, 8.0, 10.0, 12.0)),
+            self.random.choice((4.0, 6.0, 8.0, 10.0)),
         )
         start = self._aligned(-8, 8, STEP)
         lefts = [_snap(x) for x in _slowing(start, speed)]

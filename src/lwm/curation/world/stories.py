@@ -7,8 +7,7 @@ finding depends, within far fewer tokens (Olsson et al. 2022, arXiv 2209.11895, 
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from functools import cached_property
+from dataclasses import dataclass, field
 from random import Random
 from typing import Any
 
@@ -125,6 +124,8 @@ class StoryWriter:
     tokenizer: Tokenizer
     length: int
     sentences: Sequence[str]
+    _lengths: dict[int, int] = field(default_factory=dict, init=False, repr=False)
+    """Tokens of the sentences used so far."""
 
     def passage(self, random: Random) -> dict[str, Any]:
         """Return consecutive sentences as one text."""
@@ -202,15 +203,12 @@ class StoryWriter:
         used = 0
         while True:
             index = (start + len(chosen)) % len(self.sentences)
+            if index not in self._lengths:  # after a space
+                self._lengths[index] = len(self.tokenizer.encode(f" {self.sentences[index]}"))
             used += self._lengths[index]
             if used > tokens:
                 return chosen
             chosen.append(self.sentences[index])
-
-    @cached_property
-    def _lengths(self) -> list[int]:
-        """Return the tokens of each sentence after a space."""
-        return [len(self.tokenizer.encode(f" {sentence}")) for sentence in self.sentences]
 
 
 def _name(random: Random) -> str:

@@ -1,0 +1,126 @@
+"""Check `lwm data world`: what it writes for each kind, and what it refuses."""
+
+import json
+import re
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from commands import Run
+
+from lwm.checkpoints.formats.vqgan import write_vqgan
+from lwm.core import params
+from lwm.curation.world import drawing
+from lwm.data.text.tokenizer import train_tokenizer
+from lwm.generation.codec import load_vqgan
+from lwm.media.images import read_image, to_unit
+from lwm.models.vqgan import VQGANConfig, vqgan_params
+
+CODES = 16  # of a frame
+SIZES = VQGANConfig(
+    image_size=64, patch_size=16, hidden_channels=4, channel_multipliers=(1,), residual_blocks=1,
+    latent_channels=4, codebook_size=64, code_channels=3, scalar_levels=(4, 4, 4), norm_groups=2,
+    local_encoder=True,
+)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def vqgan(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    directory = tmp_path_factory.mktemp("vqgan") / "tiny"
+    weights = params.initialize(vqgan_params(SIZES), jax.random.key(1), np.float32)
+    write_vqgan(directory, SIZES, weights)
+    return directory
+
+
+@pytest.mark.parametrize(("kind", "frames"), [("images", 1), ("videos", 8)])
+def test_examples_draw_from_captions_and_answer_questions(
+    run: Run, tmp_path: Path, vqgan: Path, kind: str, frames: int
+) -> None:
+    def write(name: str, *options: object) -> list[dict[str, object]]:
+        out = tmp_path / name
+        ran = run("data", "world", kind, out, "--count", 40, "--vqgan", vqgan, *options)
+        assert ran.code == 0, ran.err
+        assert ran.out == f"{out}\n"
+        return [json.loads(line) for line in out.read_text(encoding="utf-8").splitlines()]
+
+    first = write("first.jsonl")
+    assert first == write("again.jsonl")
+    assert first != write("other.jsonl", "--seed", 1)
+    assert first != write("held-out.jsonl", "--held-out")
+    assert len(first) == 40
+    assert all(len(record["vision"]) == frames * CODES for record in first)
+    drawings = [record for record in first if record["fields"] == "[prompt],vision"]
+    assert 15 < len(drawings) < 38
+    what = "an image" if kind == "images" else "a video"
+    for record in drawings:
+        opening, caption = record["prompt"].split(f"USER: Generate {what} of ")
+        assert opening == "You are a helpful assistant. "
+        assert any(thing in caption for thing in drawing.THINGS)
+        assert caption.endswith(" ASSISTANT:")
+    for record in first:
+        if record not in drawings:
+            fields = [field.strip("[]") for field in record["fields"].split(",")]
+            assert fields[1] == "vision"
+            assert set(fields) - {"<|eos|>"} == set(record) - {"fields"}
+            assert fields.count("<|eos|>") == 3
+            assert re.fullmatch(r"You are a helpful assistant. USER: .+\?\n", record["question0"])
+
+
+def test_pictures_are_frames_and_what_a_vqgan_is_trained_on(
+    run: Run, tmp_path: Path, vqgan: Path
+) -> None:
+    out = tmp_path / "pictures"
+    assert run("data", "world", "pictures", out, "--count", 3).code == 0
+    names = sorted(path.name for path in out.iterdir())
+    assert names[:3] == ["000000.png", "000001.png", "000002.png"]
+    assert len(names) == 3 + 256
+    assert all(name.startswith("held-out-") for name in names[3:])
+    pixels = np.stack([read_image(out / name, None) for name in names])
+    assert pixels.shape == (259, 64, 64, 3)
+    # Each picture has a background, and nearly each a thing before it.
+    corners = np.array(list(drawing.BACKGROUNDS.values()))
+    known = (pixels[..., None, :] == corners).all(-1).any(-1)
+    assert (known.mean(axis=(1, 2)) > 0.3).all()
+    assert (known.mean(axis=(1, 2)) < 1).mean() > 0.9
+    assert load_vqgan(vqgan).encode(to_unit(pixels[:4])).shape == (4, 4, 4)
+
+
+def test_texts_are_of_the_length_that_is_asked_for(run: Run, tmp_path: Path) -> None:
+    directory = tmp_path / "tokenizer"
+    directory.mkdir()
+    tokenizer = train_tokenizer(["the special magic number is in the garden of a day"] * 3, 300)
+    tokenizer.save(directory)
+    out = tmp_path / "texts.jsonl"
+    command = ("data", "world", "texts", out, "--length", 700, "--tokenizer", directory)
+    ran = run(*command, "--count", 12)
+    assert ran.code == 0, ran.err
+    records = [json.loads(line) for line in out.read_text(encoding="utf-8").splitlines()]
+    assert len(records) == 12
+    for record in records:
+        text = "".join(value for key, value in record.items() if key != "fields")
+        assert len(tokenizer.encode(text)) <= 700
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("pictures", "{out}", "--count", 0), "--count is 0; it must be at least 1"),
+        (("texts", "{out}"), "add --tokenizer"),
+        (("texts", "{out}", "--tokenizer", "{out}"), "does not exist"),
+        (("images", "{out}"), "add --vqgan"),
+        (("videos", "{out}", "--vqgan", "{out}"), "no such file"),
+        (("pictures", "{there}"), "exists"),
+        (("sounds", "{out}"), "sounds"),
+    ],
+)
+def test_what_cannot_be_written_is_refused(
+    run: Run, tmp_path: Path, arguments: tuple[object, ...], message: str
+) -> None:
+    (tmp_path / "there").mkdir()
+    names = {"{out}": tmp_path / "out", "{there}": tmp_path / "there"}
+    ran = run("data", "world", *(names.get(str(x), x) for x in arguments))
+    assert ran.code == 2
+    assert re.search(message, ran.err), ran.err
+    assert "Traceback" not in ran.err
+    assert [path.name for path in tmp_path.iterdir()] == ["there"]
