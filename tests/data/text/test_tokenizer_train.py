@@ -17,9 +17,18 @@ def test_the_order_of_texts_does_not_matter() -> None:
 
 
 def test_size_and_specials() -> None:
-    assert tokenizer().vocab_size == 300
+    assert train_tokenizer(TEXTS, 280).vocab_size == 280
     assert (tokenizer().bos, tokenizer().eos_text, tokenizer().eos) == ("<s>", "</s>", (1,))
     assert tokenizer().encode("In")[0] == 0
+
+
+def test_each_digit_is_a_token() -> None:
+    assert len(tokenizer().encode("18 4711", specials=False)) == 7
+    assert not [
+        piece
+        for piece in tokenizer().backend.get_vocab()
+        if len(piece) > 1 and any(map(str.isdigit, piece))
+    ]
 
 
 @given(st.text())
@@ -49,7 +58,8 @@ def test_words_without_end_are_cut_for_training() -> None:
 
 
 def test_half_a_surrogate_pair_is_ignored() -> None:
-    assert train_tokenizer([*TEXTS, "\ud800"], 300).vocab_size == 300
+    trained = train_tokenizer([*TEXTS, "\ud800"], 300)
+    assert trained.backend.get_vocab() == tokenizer().backend.get_vocab()
 
 
 def test_bad_input_is_refused() -> None:
