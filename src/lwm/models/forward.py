@@ -118,15 +118,15 @@ def apply_layer(
         x = x.reshape(*x.shape[:2], heads, config.head_dim)
         return constrain(x, mesh, ("batch", "position", axis, None), rules)
 
+    shards = 1 if mesh is None else shard_count(mesh, "position", rules)
     normed = rms_norm(x, layer.attention_norm, config.rms_norm_eps)
-    query, key, value = _project(layer, normed, config)
+    query, key, value = _project(layer, normed, config, shards)
     query = apply_rotary(split(query, config.num_heads, "heads"), angles)
     key = apply_rotary(split(key, config.num_kv_heads, "kv_heads"), angles)
     mixed, cache = attend(query, key, split(value, config.num_kv_heads, "kv_heads"), cache)
     mixed = mixed.reshape(*x.shape[:2], -1)
-    x = x + _linear(layer, "output", mixed)
+    x = x + _linear(layer, "output", mixed, shards)
     normed = rms_norm(x, layer.mlp_norm, config.rms_norm_eps)
-    shards = 1 if mesh is None else shard_count(mesh, "position", rules)
     x = x + feed_forward(layer, normed, block=MLP_BLOCK, shards=shards)
     return constrain(x, mesh, ("batch", "position", "activation"), rules), cache
 
@@ -138,19 +138,30 @@ def rms_norm(x: _Hidden, scale: Float[Array, " embed"], epsilon: float) -> _Hidd
     return (normed * scale.astype(jnp.float32)).astype(x.dtype)
 
 
-def _project(layer: Layer | FusedLayer, x: _Hidden, config: LlamaConfig) -> tuple[Array, ...]:
+def _project(
+    layer: Layer | FusedLayer, x: _Hidden, config: LlamaConfig, shards: int
+) -> tuple[Array, ...]:
     """Return queries, keys and values of a normalized input, heads not yet split."""
     if isinstance(layer, Layer):
-        return tuple(_linear(layer, name, x) for name in FUSED["attention_in"])
+        return tuple(_linear(layer, name, x, shards) for name in FUSED["attention_in"])
     heads, kv_heads = config.num_heads * config.head_dim, config.num_kv_heads * config.head_dim
-    fused = _linear(layer, "attention_in", x)
+    fused = _linear(layer, "attention_in", x, shards)
     return tuple(jnp.split(fused, [heads, heads + kv_heads], axis=-1))
 
 
-def _linear(layer: Layer | FusedLayer, name: str, x: Array) -> Array:
-    """Multiply by a kernel of a layer, and add its bias if there is one."""
+def _linear(layer: Layer | FusedLayer, name: str, x: Array, shards: int) -> Array:
+    """Multiply by a kernel of a layer, and add its bias if there is one.
+
+    Rows of all texts are multiplied as one matrix unless positions are sharded: for the gradient
+    of a kernel, XLA's CPU backend would otherwise transpose both operands.
+    """
     kernel, bias = getattr(layer, name), layer.biases.get(name)
-    out = x @ kernel if isinstance(layer, Layer) else multiply(x, kernel)
+    if not isinstance(layer, Layer):
+        out = multiply(x, kernel)
+    elif shards == 1:
+        out = (x.reshape(-1, x.shape[-1]) @ kernel).reshape(*x.shape[:-1], -1)
+    else:
+        out = x @ kernel
     return out if bias is None else out + bias
 
 
@@ -163,10 +174,10 @@ def feed_forward(layer: Layer | FusedLayer, x: _Hidden, *, block: int, shards: i
 
     def apply(x: Array) -> Array:
         if isinstance(layer, Layer):
-            gate, up = (_linear(layer, name, x) for name in FUSED["mlp_in"])
+            gate, up = (_linear(layer, name, x, shards) for name in FUSED["mlp_in"])
         else:
-            gate, up = jnp.split(_linear(layer, "mlp_in", x), 2, axis=-1)
-        return _linear(layer, "down", jax.nn.silu(gate) * up)
+            gate, up = jnp.split(_linear(layer, "mlp_in", x, shards), 2, axis=-1)
+        return _linear(layer, "down", jax.nn.silu(gate) * up, shards)
 
     batch, length, embed = x.shape
     shards = 1 if length % shards else shards  # one part is correct for any sharding
