@@ -3,6 +3,7 @@
 import json
 import re
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -37,7 +38,7 @@ def vqgan(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_examples_draw_from_captions_and_answer_questions(
     run: Run, tmp_path: Path, vqgan: Path, kind: str, frames: int
 ) -> None:
-    def write(name: str, *options: object) -> list[dict[str, object]]:
+    def write(name: str, *options: object) -> list[dict[str, Any]]:
         out = tmp_path / name
         ran = run("data", "world", kind, out, "--count", 40, "--vqgan", vqgan, *options)
         assert ran.code == 0, ran.err

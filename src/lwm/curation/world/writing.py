@@ -8,6 +8,7 @@ from random import Random
 from typing import Any
 
 import numpy as np
+from tokenizers import AddedToken
 
 from lwm.core.files import new_directory, new_file
 from lwm.core.progress import progress
@@ -19,6 +20,7 @@ from lwm.data.text.book import king_james_chapters
 from lwm.data.text.tokenizer import Tokenizer, train_tokenizer
 from lwm.data.text.vision_texts import generation_request
 from lwm.generation.codec import VqganCodec
+from lwm.generation.vision_prompts import CLOSE, OPEN
 from lwm.media.images import to_unit, write_image
 
 VOCABULARY = 2048
@@ -47,8 +49,13 @@ def write_pictures(out: Path, count: int, seed: int) -> None:
 
 
 def write_tokenizer(out: Path, seed: int) -> None:
-    """Train a tokenizer on the book, captions, questions and documents."""
-    tokenizer = train_tokenizer(_tokenizer_texts(seed), VOCABULARY)
+    """Train a tokenizer on the book, captions, questions and documents.
+
+    The marks around vision codes are control tokens, one id each.
+    """
+    marks = [AddedToken(mark, normalized=False, special=True) for mark in (OPEN, CLOSE)]
+    tokenizer = train_tokenizer(_tokenizer_texts(seed), VOCABULARY - len(marks))
+    tokenizer.backend.add_special_tokens(marks)
     with new_directory(out) as directory:
         tokenizer.save(directory)
 
