@@ -12,8 +12,8 @@ from commands import Run
 
 from lwm.checkpoints.formats.vqgan import write_vqgan
 from lwm.core import params
-from lwm.curation.world import drawing
-from lwm.data.text.tokenizer import train_tokenizer
+from lwm.curation.world import drawing, writing
+from lwm.data.text.tokenizer import read_tokenizer, train_tokenizer
 from lwm.generation.codec import load_vqgan
 from lwm.media.images import read_image, to_unit
 from lwm.models.vqgan import VQGANConfig, vqgan_params
@@ -125,3 +125,20 @@ def test_what_cannot_be_written_is_refused(
     assert re.search(message, ran.err), ran.err
     assert "Traceback" not in ran.err
     assert [path.name for path in tmp_path.iterdir()] == ["there"]
+
+
+def test_the_tokenizer_has_words_digits_and_marks(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(writing, "_TOKENIZER_SCENES", 400)
+    out = tmp_path / "tokenizer"
+    assert run("data", "world", "tokenizer", out).code == 0
+    tokenizer = read_tokenizer(out)
+    assert tokenizer.vocab_size == 2048
+    marks = tokenizer.encode_controlled("<vision></vision>")
+    assert marks == [2046, 2047]
+    assert len(tokenizer.encode("<vision></vision>", specials=False)) > 2  # a user's are text
+    words = " elephant on the left background: 4711"
+    assert len(tokenizer.encode(words, specials=False)) <= 11
+    for thing in drawing.THINGS:
+        assert len(tokenizer.encode(f" {thing}", specials=False)) <= 5

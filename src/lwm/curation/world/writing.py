@@ -29,6 +29,7 @@ HELD_OUT_PREFIX = "held-out-"
 """Beginning of the names of pictures that a VQGAN is evaluated on."""
 
 _HELD_OUT_PICTURES = 256
+_TOKENIZER_SCENES = 4000  # of each kind, and a quarter as many documents
 _BATCH = 64  # scenes that are drawn and encoded together
 _QUESTIONS = 4  # about one image or video, each a turn
 _TEXT_SHARES = (1, 2, 5)  # of passages, lists to repeat, and documents
@@ -65,7 +66,7 @@ def _tokenizer_texts(seed: int) -> Iterator[str]:
     sentences = book_sentences()
     yield from sentences[::4]
     sampler = Sampler(random)
-    for _ in range(4000):
+    for _ in range(_TOKENIZER_SCENES):
         for scene in (sampler.still(), sampler.pair(), sampler.video(), sampler.physics()):
             asked = random_question(scene, random)
             yield generation_request(caption(scene, random), "an image")
@@ -73,7 +74,7 @@ def _tokenizer_texts(seed: int) -> Iterator[str]:
     yield from UNSEEN_THINGS
     plain = train_tokenizer(sentences[:1000], 512)  # only to count
     writer = StoryWriter(tokenizer=plain, length=512, sentences=sentences)
-    for _ in range(1000):
+    for _ in range(_TOKENIZER_SCENES // 4):
         record = writer.document(random)
         yield from (text for key, text in record.items() if key != "fields")
 
