@@ -7,6 +7,8 @@ MODEL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-d
 
 .PHONY: setup demo test fuzz check format bench constraints clean
 
+include nano.mk
+
 setup: .venv/installed-dev
 
 .venv/bin/python:

@@ -5,6 +5,7 @@ Each stage reads what `lwm data world` wrote under `runs/nano`, and starts from 
 
 from dataclasses import replace
 
+from lwm.attention.api import AttentionConfig
 from lwm.data.config import DataConfig, DataSet
 from lwm.data.images import ImageDataConfig
 from lwm.models.vision_tokens import VisionVocabulary
@@ -72,6 +73,7 @@ def _stage(
     data: DataConfig,
     init: str = "",
     vision: VisionVocabulary | None = None,
+    block: int = 512,
 ) -> TrainingRun:
     return TrainingRun(
         model=replace(_MODEL, rope_theta=theta, vision=vision),
@@ -86,7 +88,10 @@ def _stage(
             learning_rate=rate, final_learning_rate=rate / 20, warmup_steps=min(steps // 10, 100),
             weight_decay=0.1,
         ),
-        compute=ComputeConfig(remat="none"),
+        # Examples are short beside rows, and blocks between two examples are skipped.
+        compute=ComputeConfig(
+            remat="none", attention=AttentionConfig(query_block=block, key_block=block)
+        ),
         checkpoint=CheckpointConfig(every=max(steps // 10, 1)),
     )  # fmt: skip
 
@@ -141,6 +146,7 @@ def nano_images() -> TrainingRun:
     """Teach nano to draw and to see images; --init is nano-text-32k with --add-vision."""
     return _stage(
         length=1024, rows=8, steps=2500, theta=2e6, rate=2e-3, init="text-vision", vision=_VISION,
+        block=128,
         data=_vision_data(images=0.95, texts_256=0.05),
     )  # fmt: skip
 
@@ -149,6 +155,7 @@ def nano_videos() -> TrainingRun:
     """Teach nano videos of 8 frames."""
     return _stage(
         length=2048, rows=4, steps=1500, theta=2e6, rate=1e-3, init="images", vision=_VISION,
+        block=128,
         data=_vision_data(images=0.28, videos=0.7, texts_2k=0.02),
     )  # fmt: skip
 
