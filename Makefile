@@ -7,8 +7,6 @@ MODEL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-d
 
 .PHONY: setup demo test fuzz check format bench constraints clean
 
-include nano.mk
-
 setup: .venv/installed-dev
 
 .venv/bin/python:
@@ -57,3 +55,5 @@ constraints:
 
 clean:
 	rm -rf .venv .cache
+
+include nano.mk  # last, because the first target of all is what `make` alone makes

@@ -14,7 +14,6 @@ LONG_TEXTS ?= 300
 IMAGES ?= 40000
 VIDEOS ?= 10000
 STEPS ?=
-.DELETE_ON_ERROR:
 
 .PHONY: nano nano-short
 nano: $(N)/chat.done

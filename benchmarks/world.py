@@ -23,10 +23,10 @@ import numpy as np
 from world_recognition import background, things_in
 
 import lwm
-from lwm.curation.world.drawing import SIDE, Frame, Placed, draw
+from lwm.curation.world.drawing import SIDE, THINGS, UNSEEN_THINGS, Frame, Placed, draw
 from lwm.curation.world.language import caption, questions
 from lwm.curation.world.scenes import FRAMES, SIZES, Sampler, Scene
-from lwm.media.images import to_unit
+from lwm.media.images import to_pixels, to_unit
 from lwm.models.likeness import psnr, ssim
 
 SHOWN = 3  # frames from which an event is predicted
@@ -141,9 +141,15 @@ def pictures(model: lwm.Model, cases: int) -> Scores:
     original = np.stack([draw(frame) for frame in frames])
     codes = model.codec.encode(to_unit(original))
     decoded = model.codec.decode(codes)
-    for frame, pixels in zip(frames, decoded, strict=True):
-        picture = np.round((pixels + 1) * 127.5).astype(np.uint8)
+    for frame, picture in zip(frames, to_pixels(decoded), strict=True):
         (score_still if len(frame.things) == 1 else score_pair)(scores, frame, picture)
+    unseen = Sampler(sampler.random, held_out=True, things=UNSEEN_THINGS)
+    for _ in range(cases):
+        frame = unseen.still().frames[0]
+        (pixels,) = model.codec.decode(model.codec.encode(to_unit(draw(frame)[None])))
+        (best,) = things_in(to_pixels(pixels), 1, THINGS + UNSEEN_THINGS) or [None]
+        right = best is not None and best.thing == frame.things[0].thing
+        scores.add("thing that training never shows", right)
     size = model.codec.config.codebook_size
     print(
         f"PSNR {float(psnr(jnp.asarray(to_unit(original)), decoded).mean()):.2f} dB, "
@@ -203,7 +209,7 @@ def physics(model: lwm.Model, cases: int, settings: dict[str, Any]) -> Scores:
             errors[name].append(float(np.linalg.norm(guess - path[-1])))
         kinds[scene.kind].append(errors["model"][-1])
     for name, values in [*errors.items(), *kinds.items()]:
-        half = 1.96 * statistics.stdev(values) / math.sqrt(len(values))
+        half = 1.96 * float(np.std(values)) / math.sqrt(len(values))
         print(f"mean error, {name}: {statistics.mean(values):.1f} +- {half:.1f} pixels")
     return Scores()
 

@@ -5,10 +5,9 @@ from pathlib import Path
 from typing import Any
 
 import flax_files
-import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
+from random_vqgan import save_random_vqgan
 
 from lwm.checkpoints.add_vision import (
     add_vision,
@@ -17,14 +16,13 @@ from lwm.checkpoints.add_vision import (
 )
 from lwm.checkpoints.checkpoint import Checkpoint
 from lwm.checkpoints.formats import vqgan as vqgan_files
-from lwm.checkpoints.formats.vqgan import read_vqgan, write_vqgan
+from lwm.checkpoints.formats.vqgan import read_vqgan
 from lwm.checkpoints.open import open_checkpoint
 from lwm.checkpoints.write import write_checkpoint
 from lwm.cli.convert import convert
 from lwm.core.errors import ConfigError
-from lwm.core.params import initialize
 from lwm.models.vision_tokens import VisionVocabulary
-from lwm.models.vqgan import VQGANConfig, vqgan_params
+from lwm.models.vqgan import VQGANConfig
 
 VISION = vocabulary_for(64, 16)
 
@@ -47,10 +45,7 @@ def text_model(tmp_path: Path) -> Checkpoint:
 
 @pytest.fixture
 def vqgan(tmp_path: Path) -> Path:
-    directory = tmp_path / "codec"
-    weights = initialize(vqgan_params(TINY), jax.random.key(0), jnp.float32)
-    write_vqgan(directory, TINY, jax.device_get(weights))
-    return directory
+    return save_random_vqgan(tmp_path / "codec", TINY)
 
 
 def test_the_default_vocabulary_is_the_originals() -> None:

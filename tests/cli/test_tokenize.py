@@ -9,17 +9,15 @@ import sys
 import time
 from pathlib import Path
 
-import jax
 import numpy as np
 import pytest
 from commands import Run
 from PIL import Image
+from random_vqgan import save_random_vqgan
 
-from lwm.checkpoints.formats.vqgan import write_vqgan
-from lwm.core import params
 from lwm.media.images import write_image
 from lwm.media.videos import write_video
-from lwm.models.vqgan import VQGANConfig, vqgan_params
+from lwm.models.vqgan import VQGANConfig
 
 SIZES = VQGANConfig(
     image_size=8, hidden_channels=4, channel_multipliers=(1, 2, 2), residual_blocks=2,
@@ -35,10 +33,7 @@ MODEL = [
 
 @pytest.fixture(scope="module")
 def vqgan(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    directory = tmp_path_factory.mktemp("vqgan") / "tiny"
-    weights = params.initialize(vqgan_params(SIZES), jax.random.key(1), np.float32)
-    write_vqgan(directory, SIZES, weights)
-    return directory
+    return save_random_vqgan(tmp_path_factory.mktemp("vqgan") / "tiny", SIZES)
 
 
 @pytest.fixture

@@ -3,18 +3,15 @@
 from pathlib import Path
 from typing import Any
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 from commands import Run
+from random_vqgan import save_random_vqgan
 
-from lwm.checkpoints.formats.vqgan import write_vqgan
-from lwm.core.params import initialize
 from lwm.generation.codec import VqganCodec
 from lwm.media.images import read_image, write_image
 from lwm.media.videos import read_video, write_video
-from lwm.models.vqgan import VQGANConfig, vqgan_params
+from lwm.models.vqgan import VQGANConfig
 
 CODES, SIZE = 16, 8
 GENERATE = ("--top-k", 5, "--prompt", "a cat")
@@ -25,9 +22,7 @@ def make_vqgan(directory: Path, codes: int = CODES) -> Path:
         image_size=SIZE, hidden_channels=4, channel_multipliers=(1, 1, 1), residual_blocks=1,
         latent_channels=4, codebook_size=codes, code_channels=4, norm_groups=2,
     )  # fmt: skip
-    weights = initialize(vqgan_params(config), jax.random.key(0), jnp.float32)
-    write_vqgan(directory, config, jax.device_get(weights))
-    return directory
+    return save_random_vqgan(directory, config)
 
 
 @pytest.fixture(scope="module")

@@ -5,18 +5,16 @@ import re
 from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
 import pytest
 from commands import Run
+from random_vqgan import save_random_vqgan
 
-from lwm.checkpoints.formats.vqgan import write_vqgan
-from lwm.core import params
 from lwm.curation.world import drawing, writing
 from lwm.data.text.tokenizer import read_tokenizer, train_tokenizer
 from lwm.generation.codec import load_vqgan
 from lwm.media.images import read_image, to_unit
-from lwm.models.vqgan import VQGANConfig, vqgan_params
+from lwm.models.vqgan import VQGANConfig
 
 CODES = 16  # of a frame
 SIZES = VQGANConfig(
@@ -28,10 +26,7 @@ SIZES = VQGANConfig(
 
 @pytest.fixture(scope="module")
 def vqgan(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    directory = tmp_path_factory.mktemp("vqgan") / "tiny"
-    weights = params.initialize(vqgan_params(SIZES), jax.random.key(1), np.float32)
-    write_vqgan(directory, SIZES, weights)
-    return directory
+    return save_random_vqgan(tmp_path_factory.mktemp("vqgan") / "tiny", SIZES)
 
 
 @pytest.mark.parametrize(("kind", "frames"), [("images", 1), ("videos", 8)])
@@ -93,8 +88,12 @@ def test_texts_are_of_the_length_that_is_asked_for(run: Run, tmp_path: Path) -> 
     tokenizer = train_tokenizer(["the special magic number is in the garden of a day"] * 3, 300)
     tokenizer.save(directory)
     out = tmp_path / "texts.jsonl"
-    command = ("data", "world", "texts", out, "--length", 700, "--tokenizer", directory)
-    ran = run(*command, "--count", 12)
+    command = ("data", "world", "texts", out, "--count", 12, "--tokenizer", directory, "--length")
+    refused = run(*command, 127)
+    assert refused.code == 2
+    assert "--length is 127; it must be at least 128" in refused.err
+    assert not out.exists()
+    ran = run(*command, 700)
     assert ran.code == 0, ran.err
     records = [json.loads(line) for line in out.read_text(encoding="utf-8").splitlines()]
     assert len(records) == 12
@@ -108,6 +107,10 @@ def test_texts_are_of_the_length_that_is_asked_for(run: Run, tmp_path: Path) -> 
     [
         (("pictures", "{out}", "--count", 0), "--count is 0; it must be at least 1"),
         (("texts", "{out}"), "add --tokenizer"),
+        (
+            ("pictures", "{out}", "--held-out"),
+            "--held-out is of images and videos, not of pictures",
+        ),
         (("texts", "{out}", "--tokenizer", "{out}"), "does not exist"),
         (("images", "{out}"), "add --vqgan"),
         (("videos", "{out}", "--vqgan", "{out}"), "no such file"),

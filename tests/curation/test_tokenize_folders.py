@@ -8,13 +8,11 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
 import pytest
+from random_vqgan import save_random_vqgan
 from tiny_vision_model import tokenizer
 
-from lwm.checkpoints.formats.vqgan import write_vqgan
-from lwm.core import params
 from lwm.core.errors import ConfigError, InputError
 from lwm.curation.captions import CaptionedFile, captioned_files
 from lwm.curation.tokenize import (
@@ -41,7 +39,7 @@ from lwm.media.images import read_image, to_unit, write_image
 from lwm.media.videos import read_video, write_video
 from lwm.models.llama import LlamaConfig
 from lwm.models.vision_tokens import VisionVocabulary
-from lwm.models.vqgan import VQGANConfig, vqgan_params
+from lwm.models.vqgan import VQGANConfig
 
 SIZES = VQGANConfig(
     image_size=8, hidden_channels=4, channel_multipliers=(1, 2, 2), residual_blocks=2,
@@ -57,10 +55,7 @@ ALL = FrameSettings(fps=None, batch_size=4)
 
 @pytest.fixture(scope="module")
 def vqgan(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    directory = tmp_path_factory.mktemp("vqgan") / "tiny"
-    weights = params.initialize(vqgan_params(SIZES), jax.random.key(1), np.float32)
-    write_vqgan(directory, SIZES, weights)
-    return directory
+    return save_random_vqgan(tmp_path_factory.mktemp("vqgan") / "tiny", SIZES)
 
 
 @pytest.fixture(scope="module")

@@ -8,7 +8,6 @@ from typing import Any
 from zipfile import ZipFile
 
 import gguf
-import jax
 import numpy as np
 import pyarrow as pa
 import sentencepiece
@@ -17,13 +16,13 @@ from flax_files import small_model, write_map, write_stream
 from PIL import Image
 from pyarrow import parquet
 from random_llama import save_random_llama
+from random_vqgan import save_random_vqgan
 from reportlab.pdfgen.canvas import Canvas
 
 import lwm
-from lwm.checkpoints.formats.vqgan import read_vqgan, write_vqgan
+from lwm.checkpoints.formats.vqgan import read_vqgan
 from lwm.checkpoints.open import open_checkpoint
 from lwm.checkpoints.write import write_checkpoint
-from lwm.core import params
 from lwm.core.config import from_dict, read_json
 from lwm.curation.captions import captioned_files
 from lwm.data.examples.conversations import ConversationEncoder
@@ -40,7 +39,7 @@ from lwm.generation.session import load_session, save_session
 from lwm.media.images import read_image
 from lwm.media.videos import read_video, write_video
 from lwm.models.llama import LlamaConfig
-from lwm.models.vqgan import VQGANConfig, vqgan_params
+from lwm.models.vqgan import VQGANConfig
 
 ORIGINAL = Path(__file__).parents[1] / "fixtures" / "original" / "unrolled"
 VQGAN = VQGANConfig(
@@ -114,6 +113,13 @@ def write_ours(directory: Path) -> None:
     )
 
 
+def finish_gguf(writer: gguf.GGUFWriter) -> None:
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+
+
 def write_gguf(directory: Path) -> None:
     writer = gguf.GGUFWriter(directory / "model.gguf", "qwen2")
     numbers = {
@@ -140,10 +146,7 @@ def write_gguf(directory: Path) -> None:
         writer.add_tensor(f"{name}.weight", data, raw_dtype=kind)
     for name, size in (("attn_q", 64), ("attn_k", 32), ("attn_v", 32)):
         writer.add_tensor(f"blk.0.{name}.bias", np.ones(size, np.float32))
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
+    finish_gguf(writer)
 
 
 def write_original(directory: Path) -> None:
@@ -159,8 +162,7 @@ def read_original(directory: Path) -> None:
 
 
 def write_vqgan_directory(directory: Path) -> None:
-    weights = params.initialize(vqgan_params(VQGAN), jax.random.key(0), np.float32)
-    write_vqgan(directory / "vqgan", VQGAN, weights)
+    save_random_vqgan(directory / "vqgan", VQGAN)
 
 
 def write_vqgan_pickle(directory: Path) -> None:
@@ -183,14 +185,19 @@ def write_tokenizer(directory: Path) -> None:
     (directory / "special_tokens_map.json").write_text(json.dumps(named), encoding="utf-8")
 
 
-def write_sentencepiece(directory: Path) -> None:
-    text = directory.parent / "sentences.txt"
-    text.write_text("the question and the answer\nonce upon a time\n" * 20, encoding="utf-8")
-    sentencepiece.SentencePieceTrainer.train(
-        input=str(text), model_prefix=str(directory / "tokenizer"), vocab_size=48,
-        model_type="bpe", minloglevel=2, hard_vocab_limit=False,
-    )  # fmt: skip
-    (directory / "tokenizer.vocab").unlink()
+def sentencepieces(kind: str, size: int) -> Write:
+    """Return a writer of a sentencepiece model of a kind, with at most so many pieces."""
+
+    def write(directory: Path) -> None:
+        text = directory.parent / "sentences.txt"
+        text.write_text("the question and the answer\nonce upon a time\n" * 20, encoding="utf-8")
+        sentencepiece.SentencePieceTrainer.train(
+            input=str(text), model_prefix=str(directory / "tokenizer"), vocab_size=size,
+            model_type=kind, minloglevel=2, hard_vocab_limit=False,
+        )  # fmt: skip
+        (directory / "tokenizer.vocab").unlink()
+
+    return write
 
 
 def write_template(directory: Path) -> None:
@@ -213,14 +220,12 @@ RECORDS: list[dict[str, Any]] = [
 ]  # fmt: skip
 
 
-def write_json_lines(directory: Path) -> None:
-    text = "".join(json.dumps(record) + "\n" for record in RECORDS).encode()
-    (directory / "data.jsonl").write_bytes(text)
+def json_lines(name: str, compress: Callable[[bytes], bytes] = bytes) -> Write:
+    def write(directory: Path) -> None:
+        text = "".join(json.dumps(record) + "\n" for record in RECORDS)
+        (directory / name).write_bytes(compress(text.encode()))
 
-
-def write_zstandard(directory: Path) -> None:
-    text = "".join(json.dumps(record) + "\n" for record in RECORDS).encode()
-    (directory / "data.jsonl.zst").write_bytes(zstandard.compress(text))
+    return write
 
 
 def write_parquet(directory: Path) -> None:
@@ -369,9 +374,9 @@ KINDS: dict[str, tuple[Write, Read]] = {
     ),
     "tokenizer": (write_tokenizer, lambda path: converse(read_tokenizer(path))),
     "template": (write_template, lambda path: converse(read_tokenizer(path))),
-    "sentencepiece": (write_sentencepiece, lambda path: converse(read_tokenizer(path))),
-    "json lines": (write_json_lines, read_data),
-    "zstandard": (write_zstandard, read_data),
+    "sentencepiece": (sentencepieces("bpe", 48), lambda path: converse(read_tokenizer(path))),
+    "json lines": (json_lines("data.jsonl"), read_data),
+    "zstandard": (json_lines("data.jsonl.zst", zstandard.compress), read_data),
     "parquet": (write_parquet, read_data),
     "array record": (write_records, read_data),
     "text": (write_text_file, read_documents),

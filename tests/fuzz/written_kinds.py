@@ -16,18 +16,19 @@ import grain
 import jax
 import numpy as np
 import pillow_heif
-import sentencepiece
 from file_kinds import (
-    RECORDS,
     Read,
     Write,
     converse,
+    finish_gguf,
     images,
+    json_lines,
     read_checkpoint,
     read_data,
     read_documents,
     read_images,
     read_videos,
+    sentencepieces,
     shared_tokenizer,
 )
 from PIL import Image
@@ -207,21 +208,6 @@ def read_question_file(directory: Path) -> None:
     question.context(question.most or 1)
 
 
-def write_gzip(directory: Path) -> None:
-    text = "".join(json.dumps(record) + "\n" for record in RECORDS).encode()
-    (directory / "data.jsonl.gz").write_bytes(gzip.compress(text))
-
-
-def write_unigram(directory: Path) -> None:
-    text = directory.parent / "sentences.txt"
-    text.write_text("the question and the answer\nonce upon a time\n" * 20, encoding="utf-8")
-    sentencepiece.SentencePieceTrainer.train(
-        input=str(text), model_prefix=str(directory / "tokenizer"), vocab_size=40,
-        model_type="unigram", minloglevel=2, hard_vocab_limit=False,
-    )  # fmt: skip
-    (directory / "tokenizer.vocab").unlink()
-
-
 def write_byte_level(directory: Path) -> None:
     """Write a GGUF file with a byte-level tokenizer, 4-bit weights and factors of frequencies."""
     backend = json.loads(shared_tokenizer(directory).backend.to_str())["model"]
@@ -248,10 +234,7 @@ def write_byte_level(directory: Path) -> None:
         kind = gguf.GGMLQuantizationType.Q4_0 if len(shape) == 2 else gguf.GGMLQuantizationType.F32
         data = gguf.quantize(np.ones(shape, np.float32), kind)
         writer.add_tensor(f"{name}.weight", data, raw_dtype=kind)
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
+    finish_gguf(writer)
 
 
 def write_encrypted_pdf(directory: Path) -> None:
@@ -303,8 +286,8 @@ KINDS: dict[str, tuple[Write, Read]] = {
     **{f"{name} rows": (write_results(rows), read_rows) for name, rows in ROWS.items()},
     "SQuAD": (write_json("questions.json", SQUAD), read_question_file),
     "HotpotQA": (write_json("questions.json", HOTPOT), read_question_file),
-    "gzip": (write_gzip, read_data),
-    "unigram": (write_unigram, lambda path: converse(read_tokenizer(path))),
+    "gzip": (json_lines("data.jsonl.gz", gzip.compress), read_data),
+    "unigram": (sentencepieces("unigram", 40), lambda path: converse(read_tokenizer(path))),
     "gguf byte level": (write_byte_level, lambda path: read_checkpoint(str(path / "model.gguf"))),
     "encrypted pdf": (write_encrypted_pdf, read_documents),
     "docx tables": (write_tables, read_documents),

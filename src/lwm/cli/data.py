@@ -154,6 +154,8 @@ def world(
     refuse_existing(out)
     if count < 1:
         raise InputError(f"--count is {count}; it must be at least 1")
+    if held_out and kind not in ("images", "videos"):
+        raise InputError(f"--held-out is of images and videos, not of {kind}; leave it out")
     if kind in ("pictures", "images", "videos"):
         require_art()
     match kind:

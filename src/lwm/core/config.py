@@ -218,6 +218,13 @@ def from_dict(kind: type[Config], data: Any, source: str) -> Config:
         raise ConfigError(f"{source}: {subject}{label} is wrong: {first['msg']}") from error
 
 
+def first_fault(error: pydantic.ValidationError) -> str:
+    """Return where the first fault of JSON data is, and what is wrong there."""
+    first = error.errors()[0]
+    where = ".".join(map(str, first["loc"]))
+    return f"{where}: {first['msg']}" if where else first["msg"]
+
+
 def override(config: Config, /, **changes: Any) -> Config:
     """Return a copy with the changes that are not None, checked again."""
     changes = {name: value for name, value in changes.items() if value is not None}

@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 
 import pydantic
 
+from lwm.core.config import first_fault
 from lwm.core.errors import InputError
 
 Line = TypeVar("Line")
@@ -33,11 +34,9 @@ def read_journal(path: Path, kind: type[Line] | Any = Any) -> Iterator[tuple[int
             try:
                 value = adapter.validate_python(json.loads(line))
             except pydantic.ValidationError as error:
-                first = error.errors()[0]
-                where = ".".join(map(str, first["loc"]))
                 raise InputError(
                     f"{path}, line {number}, is not one that belongs there "
-                    f"({where}{': ' if where else ''}{first['msg']}); remove the line to continue"
+                    f"({first_fault(error)}); remove the line to continue"
                 ) from error
             except (ValueError, RecursionError) as error:
                 raise InputError(

@@ -54,10 +54,11 @@ class VQGANConfig(Checked, section="vqgan"):
     1 convolves pixels, as the original does."""
     local_encoder: bool = False
     """Encode each code from the pixels that it covers and no others, so that equal squares have
-    equal codes, which a language model predicts far more easily."""
+    equal codes."""
     scalar_levels: tuple[int, ...] = ()
     """Finite scalar quantization: the number of values of each of `code_channels`, whose
-    combinations are the codebook; empty trains a codebook, as the original does."""
+    combinations are the codebook, which the settings of `codebook` then leave as it is; empty
+    trains a codebook, as the original does."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -4,9 +4,9 @@ import json
 import pickle
 from pathlib import Path
 
-import jax
 import numpy as np
 import pytest
+from random_vqgan import save_random_vqgan
 from safetensors.numpy import load_file, save_file
 
 import lwm
@@ -25,9 +25,7 @@ CONFIG = VQGANConfig(
 
 @pytest.fixture
 def directory(tmp_path):
-    weights = params.initialize(vqgan_params(CONFIG), jax.random.key(1), np.float32)
-    write_vqgan(tmp_path / "ours", CONFIG, weights)
-    return tmp_path / "ours"
+    return save_random_vqgan(tmp_path / "ours", CONFIG)
 
 
 def test_round_trips_are_exact(directory, tmp_path) -> None:

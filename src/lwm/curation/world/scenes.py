@@ -84,7 +84,7 @@ class Sampler:
     def _still(self) -> tuple[Scene, tuple[object, ...]]:
         thing, background = self._thing(), self._background()
         size = self.random.choice(tuple(SIZES))
-        row, column = self.random.randrange(3), self.random.randrange(3)
+        row, column = self._cell()
         placed = Placed(thing, size, _place(column, size), _place(row, size))
         facts = {
             "thing": thing,
@@ -139,10 +139,10 @@ class Sampler:
         if change == "shrinks":
             sizes.reverse()
         left, top = (self._aligned(CELL, SIDE - 32) for _ in range(2))  # of 24 pixels
+        shifts = [(24 - size) // 2 for size in sizes]  # that keep the center in its place
         frames = tuple(
             Frame(background, (Placed(thing, size, left + shift, top + shift),))
-            for size in sizes
-            for shift in ((24 - size) // 2,)
+            for size, shift in zip(sizes, shifts, strict=True)
         )
         facts = {"thing": thing, "background": background, "change": change}
         return Scene("resize", frames, facts), (thing, background, change)
@@ -164,8 +164,8 @@ class Sampler:
     def _leave(self) -> tuple[Scene, tuple[object, ...]]:
         thing, background, size = self._thing(), self._background(), 24
         side = self.random.choice(("left", "right"))
-        start, top = self._aligned(8, 20), self._aligned(0, SIDE - size)
-        lefts = [start + 8 * t for t in range(FRAMES)]
+        start, top = self._aligned(8, 16), self._aligned(0, SIDE - size)
+        lefts = [start + CELL * t for t in range(FRAMES)]
         if side == "left":
             lefts = [SIDE - size - left for left in lefts]
         frames = tuple(Frame(background, (Placed(thing, size, x, top),)) for x in lefts)
@@ -187,10 +187,8 @@ class Sampler:
 
     def _roll(self) -> tuple[Scene, tuple[object, ...]]:
         thing, background, size = self._thing(), self._background(), 24
-        way, speed = (
-            self.random.choice(("left", "right")),
-            self.random.choice((4.0, 6.0, 8.0, 10.0)),
-        )
+        way = self.random.choice(("left", "right"))
+        speed = self.random.choice((4.0, 6.0, 8.0, 10.0))
         start = self._aligned(-8, 8, STEP)
         lefts = [_snap(x) for x in _slowing(start, speed)]
         if way == "left":

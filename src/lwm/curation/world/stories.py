@@ -14,8 +14,8 @@ from typing import Any
 from lwm.core.errors import InputError
 from lwm.curation.world.drawing import BACKGROUNDS, THINGS
 from lwm.data.text.tokenizer import Tokenizer
+from lwm.data.text.vision_texts import SYSTEM
 
-_SYSTEM = "You are a helpful assistant."
 _STYLE = (
     "Don't give information outside the document or repeat your findings. Keep your response "
     "short and direct."
@@ -141,7 +141,7 @@ class StoryWriter:
             items.append(random.choice((name, number, random.choice(THINGS))))
         while True:
             listed = " ".join(items)
-            prompt = f"{_SYSTEM} USER: Repeat: {listed} ASSISTANT: "
+            prompt = f"{SYSTEM} USER: Repeat: {listed} ASSISTANT: "
             if len(self.tokenizer.encode(prompt + listed)) <= self.length - 4 or len(items) == 1:
                 return {"fields": "[prompt],answer", "prompt": prompt, "answer": listed}
             items.pop()
@@ -162,7 +162,7 @@ class StoryWriter:
             turns = [
                 part for q, fact in zip(questions, asked, strict=True) for part in (q, fact.answer)
             ]
-            written = [_SYSTEM, *turns, *(fact.sentence for fact in facts)]
+            written = [SYSTEM, *turns, *(fact.sentence for fact in facts)]
             # At most this many tokens are at the borders of parts or end turns.
             borders = 4 * len(facts) + 8 * len(asked) + 8
             room = self.length - len(self.tokenizer.encode(" ".join(written))) - borders
@@ -187,7 +187,7 @@ class StoryWriter:
             line if line.startswith("\n") or not number else f" {line}"
             for number, line in enumerate(lines)
         )
-        turns[0] = f"{_SYSTEM} USER: {context} {turns[0]}"
+        turns[0] = f"{SYSTEM} USER: {context} {turns[0]}"
         record: dict[str, Any] = {}
         fields: list[str] = []
         for number in range(0, len(turns), 2):

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from tokenizers import AddedToken
 
+from lwm.core.errors import InputError
 from lwm.core.files import new_directory, new_file
 from lwm.core.progress import progress
 from lwm.curation.world.drawing import UNSEEN_THINGS, draw
@@ -18,7 +19,7 @@ from lwm.curation.world.scenes import Sampler, Scene
 from lwm.curation.world.stories import StoryWriter
 from lwm.data.text.book import king_james_chapters
 from lwm.data.text.tokenizer import Tokenizer, train_tokenizer
-from lwm.data.text.vision_texts import generation_request
+from lwm.data.text.vision_texts import CLOSING, generation_request, question_opening
 from lwm.generation.codec import VqganCodec
 from lwm.generation.vision_prompts import CLOSE, OPEN
 from lwm.media.images import to_unit, write_image
@@ -32,6 +33,7 @@ _HELD_OUT_PICTURES = 256
 _TOKENIZER_SCENES = 4000  # of each kind, and a quarter as many documents
 _BATCH = 64  # scenes that are drawn and encoded together
 _QUESTIONS = 4  # about one image or video, each a turn
+_SHORTEST = 128  # tokens, in which a fact and a question about it fit
 _TEXT_SHARES = (1, 2, 5)  # of passages, lists to repeat, and documents
 
 
@@ -86,7 +88,12 @@ def book_sentences() -> list[str]:
 
 
 def write_texts(out: Path, count: int, length: int, tokenizer: Tokenizer, seed: int) -> None:
-    """Write JSON lines of passages, of lists to repeat, and mostly of documents with questions."""
+    """Write JSON lines of passages, of lists to repeat, and mostly of documents with questions.
+
+    Raises InputError if a length is too short for a document.
+    """
+    if length < _SHORTEST:
+        raise InputError(f"--length is {length}; it must be at least {_SHORTEST} tokens")
     random = Random(f"texts {length} {seed}")
     writer = StoryWriter(tokenizer=tokenizer, length=length, sentences=book_sentences())
     kinds = (writer.passage, writer.repetition, writer.document)
@@ -142,10 +149,10 @@ def _example(scene: Scene, codes: list[int], kind: str, random: Random) -> dict[
         request = generation_request(words, "an image" if kind == "images" else "a video")
         return {"fields": "[prompt],vision", "prompt": request, "vision": codes}
     asked = [random_question(scene, random) for _ in range(_QUESTIONS)]
-    record: dict[str, Any] = {"vision": codes, "closing": " ASSISTANT:"}
+    record: dict[str, Any] = {"vision": codes, "closing": CLOSING}
     # The picture carries loss as well: a model also learns from what it only looks at.
     fields = ["[question0]", "vision", "[closing]", "answer0"]
-    record["question0"] = f"You are a helpful assistant. USER: {asked[0].text}\n"
+    record["question0"] = question_opening(asked[0].text)
     for number, question in enumerate(asked):
         if number:
             record[f"question{number}"] = f" USER: {question.text} ASSISTANT:"

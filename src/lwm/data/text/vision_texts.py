@@ -8,12 +8,19 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int
 
-_SYSTEM = "You are a helpful assistant."
+SYSTEM = "You are a helpful assistant."
+CLOSING = " ASSISTANT:"
+"""The text between an image or a video and the answer."""
 
 
 def generation_request(caption: str, kind: str) -> str:
     """Return the prompt that requests `an image` or `a video`; `<vision>` follows it."""
-    return f"{_SYSTEM} USER: Generate {kind} of {caption} ASSISTANT:"
+    return f"{SYSTEM} USER: Generate {kind} of {caption}{CLOSING}"
+
+
+def question_opening(question: str) -> str:
+    """Return the text of a question up to its image or video, which `CLOSING` follows."""
+    return f"{SYSTEM} USER: {question}\n"
 
 
 def description_request(kind: str) -> str:
@@ -31,8 +38,8 @@ def training_line(
         kind = "an image" if len(codes) == 1 else "a video"
         texts = {
             "drawing": generation_request(caption, kind),
-            "question": f"{_SYSTEM} USER: {description_request(kind)}\n",
-            "closing": " ASSISTANT:",
+            "question": question_opening(description_request(kind)),
+            "closing": CLOSING,
             "fields": ["[drawing],vision", "[question+vision+closing],caption"],
         }
     return {"source": source, "caption": caption, **texts, "vision": codes.ravel().tolist()}

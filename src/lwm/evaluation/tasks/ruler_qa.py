@@ -13,6 +13,7 @@ from random import Random
 
 import pydantic
 
+from lwm.core.config import first_fault
 from lwm.core.errors import InputError
 from lwm.evaluation.tasks.question import Question, Subtask
 from lwm.evaluation.tasks.ruler import string_match_part
@@ -50,12 +51,10 @@ def read_questions(path: Path) -> QuestionFile:
     try:
         content = schema.validate_json(data)
     except pydantic.ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(map(str, first["loc"]))
+        form = "HotpotQA" if is_hotpot else "SQuAD"
         raise InputError(
-            f"{path} is not a file of questions in "
-            f"{'HotpotQA' if is_hotpot else 'SQuAD'}'s format: {f'{where}: ' if where else ''}"
-            f"{first['msg']}; repair or replace it"
+            f"{path} is not a file of questions in {form}'s format: {first_fault(error)}; repair "
+            "or replace it"
         ) from error
     is_list = isinstance(content, list)
     documents, questions = _read_hotpot(content) if is_list else _read_squad(content)

@@ -88,11 +88,11 @@ def _stage(
             learning_rate=rate, final_learning_rate=rate / 20, warmup_steps=min(steps // 10, 100),
             weight_decay=0.1,
         ),
-        # Examples are short beside rows, and blocks between two examples are skipped.
+        # In rows of many short examples, smaller blocks skip more of what is masked.
         compute=ComputeConfig(
             remat="none", attention=AttentionConfig(query_block=block, key_block=block)
         ),
-        checkpoint=CheckpointConfig(every=max(steps // 10, 1)),
+        checkpoint=CheckpointConfig(every=steps // 10),
     )  # fmt: skip
 
 
@@ -143,7 +143,7 @@ def _vision_data(**weights: float) -> DataConfig:
 
 
 def nano_images() -> TrainingRun:
-    """Teach nano to draw and to see images; --init is nano-text-32k with --add-vision."""
+    """Teach nano, with vision tokens added after its texts, to draw and to see images."""
     return _stage(
         length=1024, rows=8, steps=2500, theta=2e6, rate=2e-3, init="text-vision", vision=_VISION,
         block=128,
