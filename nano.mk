@@ -32,7 +32,11 @@ $(N)/pictures: | $(N)
 $(N)/tokenizer: | $(N)
 	$(WORLD) tokenizer runs/nano/tokenizer
 
-text = $(WORLD) texts runs/nano/$(@F) --tokenizer runs/nano/tokenizer --length $(1) --count $(2)
+text = $(WORLD) $(firstword $(subst -, ,$(@F))) runs/nano/$(@F) \
+	--tokenizer runs/nano/tokenizer --length $(1) --count $(2)
+
+$(N)/lists-96.jsonl: $(N)/tokenizer
+	$(call text,96,$(SHORT_TEXTS))
 
 $(N)/texts-256.jsonl: $(N)/tokenizer
 	$(call text,256,$(SHORT_TEXTS))
@@ -62,7 +66,8 @@ VIDEO_FILES := $(SEEDS:%=$(N)/videos-%.jsonl)
 train = $(RUN) train nano-$(*F) --out runs/nano/$(*F) $(STEPS) && touch $(abspath $@)
 
 $(N)/vqgan.done: $(N)/pictures
-$(N)/text.done: $(N)/texts-256.jsonl
+$(N)/lists.done: $(N)/lists-96.jsonl
+$(N)/text.done: $(N)/lists.done $(N)/texts-256.jsonl
 $(N)/text-2k.done: $(N)/text.done $(N)/texts-2k.jsonl
 $(N)/text-8k.done: $(N)/text-2k.done $(N)/texts-8k.jsonl
 $(N)/text-32k.done: $(N)/text-8k.done $(N)/texts-32k.jsonl

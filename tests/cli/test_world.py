@@ -82,24 +82,31 @@ def test_pictures_are_frames_and_what_a_vqgan_is_trained_on(
     assert load_vqgan(vqgan).encode(to_unit(pixels[:4])).shape == (4, 4, 4)
 
 
-def test_texts_are_of_the_length_that_is_asked_for(run: Run, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("kind", "shortest", "length"), [("lists", 48, 90), ("texts", 128, 700), ("texts", 128, 3000)]
+)
+def test_texts_are_of_the_length_that_is_asked_for(
+    run: Run, tmp_path: Path, kind: str, shortest: int, length: int
+) -> None:
     directory = tmp_path / "tokenizer"
     directory.mkdir()
     tokenizer = train_tokenizer(["the special magic number is in the garden of a day"] * 3, 300)
     tokenizer.save(directory)
     out = tmp_path / "texts.jsonl"
-    command = ("data", "world", "texts", out, "--count", 12, "--tokenizer", directory, "--length")
-    refused = run(*command, 127)
+    command = ("data", "world", kind, out, "--count", 12, "--tokenizer", directory, "--length")
+    refused = run(*command, shortest - 1)
     assert refused.code == 2
-    assert "--length is 127; it must be at least 128" in refused.err
+    assert f"--length is {shortest - 1}; it must be at least {shortest}" in refused.err
     assert not out.exists()
-    ran = run(*command, 700)
+    ran = run(*command, length)
     assert ran.code == 0, ran.err
     records = [json.loads(line) for line in out.read_text(encoding="utf-8").splitlines()]
     assert len(records) == 12
     for record in records:
         text = "".join(value for key, value in record.items() if key != "fields")
-        assert len(tokenizer.encode(text)) <= 700
+        assert len(tokenizer.encode(text)) <= length
+        if kind == "lists":
+            assert f"Repeat: {record['answer']} ASSISTANT" in record["prompt"]
 
 
 @pytest.mark.parametrize(

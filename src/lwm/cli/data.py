@@ -123,9 +123,11 @@ def export(
 
 def world(
     kind: Annotated[
-        Literal["pictures", "tokenizer", "texts", "images", "videos"],
+        Literal["pictures", "tokenizer", "lists", "texts", "images", "videos"],
         tyro.conf.Positional,
-        tyro.conf.arg(help="What to write.", metavar="{pictures,tokenizer,texts,images,videos}"),
+        tyro.conf.arg(
+            help="What to write.", metavar="{pictures,tokenizer,lists,texts,images,videos}"
+        ),
     ],
     out: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="OUT")],
     /,
@@ -142,8 +144,8 @@ def world(
         count: Number of pictures or examples.
         seed: Seed of the world; the same seed writes the same data.
         held_out: Write images or videos of combinations that training data never shows.
-        length: Maximum length of an example of texts, in tokens.
-        tokenizer: Tokenizer that counts the tokens of texts.
+        length: Maximum length of an example of lists or texts, in tokens.
+        tokenizer: Tokenizer that counts the tokens of lists and texts.
         vqgan: VQGAN that encodes images and videos.
     """
     from lwm.curation.world import writing
@@ -163,10 +165,10 @@ def world(
             writing.write_pictures(out, count, seed)
         case "tokenizer":
             writing.write_tokenizer(out, seed)
-        case "texts":
+        case "lists" | "texts":
             if tokenizer is None:
-                raise InputError("texts have a length in tokens; add --tokenizer")
-            writing.write_texts(out, count, length, read_tokenizer(tokenizer), seed)
+                raise InputError(f"{kind} have a length in tokens; add --tokenizer")
+            writing.write_texts(out, kind, count, length, read_tokenizer(tokenizer), seed)
         case "images" | "videos":
             if vqgan is None:
                 raise InputError(f"{kind} are written as codes; add --vqgan")

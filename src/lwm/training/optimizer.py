@@ -1,6 +1,7 @@
-"""Configure AdamW as the paper uses it: schedule, clipping, and which weights decay.
+"""Configure AdamW as the paper uses it, or Muon: schedule, clipping, and which weights decay.
 
-Source: LargeWorldModel paper (arXiv 2402.08268, tables of appendix F) and the original's defaults.
+Sources: LargeWorldModel paper (arXiv 2402.08268, tables of appendix F) and the original's
+defaults; Muon in the form of arXiv 2502.16982.
 """
 
 from dataclasses import dataclass
@@ -9,6 +10,8 @@ from typing import Annotated, Any, Literal
 import jax
 import optax
 from annotated_types import Ge, Gt, Lt
+from optax.contrib import MuonDimensionNumbers, scale_by_muon
+from optax.contrib._muon import scale_by_shape
 
 from lwm.core.config import Checked
 from lwm.core.params import ParamSpec
@@ -18,6 +21,8 @@ from lwm.core.params import ParamSpec
 class OptimizerConfig(Checked, section="optimizer"):
     """Set how gradients change the weights."""
 
+    method: Literal["adamw", "muon"] = "adamw"
+    """Rule of the update; "muon" takes Muon for kernels and AdamW for all other weights."""
     learning_rate: Annotated[float, Gt(0)] = 4e-5
     """Highest learning rate, reached at the end of the warm-up."""
     final_learning_rate: Annotated[float, Ge(0)] = 0.0
@@ -58,17 +63,43 @@ class OptimizerConfig(Checked, section="optimizer"):
     def transformation(self, specs: Any, steps: int) -> optax.GradientTransformation:
         """Return the optimizer of the weights that `specs` declare, for a run of `steps`."""
 
-        def decays(spec: ParamSpec) -> bool:
-            axes = [axis for axis in spec.axes if axis != "layers"]
-            # A kernel is neither a norm's scale nor an embedding, whose rows are ids.
-            return self.decay == "all" or (len(axes) > 1 and axes[0] not in ("vocab", "codes"))
+        return optax.chain(optax.clip_by_global_norm(self.clip_norm), self._rule(specs, steps))
 
+    def _rule(self, specs: Any, steps: int) -> optax.GradientTransformation:
+        kernels = jax.tree.map(_is_kernel, specs)
+        decays = jax.tree.map(lambda kernel: kernel or self.decay == "all", kernels)
+        rate = self.rate_over(steps)
         adamw = optax.adamw(
-            self.rate_over(steps),
+            rate,
             b1=self.beta1,
             b2=self.beta2,
             eps=self.epsilon,
             weight_decay=self.weight_decay,
-            mask=jax.tree.map(decays, specs),
+            mask=decays,
         )
-        return optax.chain(optax.clip_by_global_norm(self.clip_norm), adamw)
+        if self.method == "adamw":
+            return adamw
+        matrices = jax.tree.map(_matrix_axes, specs)
+        muon = optax.chain(
+            scale_by_muon(weight_dimension_numbers=matrices),
+            # Updates become as large as AdamW's, so that one learning rate fits both.
+            scale_by_shape(weight_dimension_numbers=matrices, consistent_rms=0.2),
+            optax.add_decayed_weights(self.weight_decay),
+            optax.scale_by_learning_rate(rate),
+        )
+        return optax.partition({True: muon, False: adamw}, kernels)
+
+
+def _is_kernel(spec: ParamSpec) -> bool:
+    axes = [axis for axis in spec.axes if axis != "layers"]
+    # A kernel is neither a norm's scale nor an embedding, whose rows are ids.
+    return len(axes) > 1 and axes[0] not in ("vocab", "codes")
+
+
+def _matrix_axes(spec: ParamSpec) -> MuonDimensionNumbers | optax.MaskedNode:
+    """Return the axes of the matrix that Muon orthogonalizes; a convolution's inputs join."""
+    if not _is_kernel(spec):
+        return optax.MaskedNode()
+    last = len(spec.shape) - 1
+    first = int(spec.axes[0] == "layers")
+    return MuonDimensionNumbers(tuple(range(first, last)), (last,))

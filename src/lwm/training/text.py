@@ -85,10 +85,12 @@ class TextTraining(Training):
         weights = params.shardings(self.specs, self.mesh, TRAINING)
         optimizer = optax.tree_utils.tree_map_params(
             self.transformation,
-            lambda _, sharding: sharding,  # each average is sharded like its weight
+            # Each average is sharded like its weight; a rule for some weights masks the others.
+            lambda part, sharding: part if isinstance(part, optax.MaskedNode) else sharding,
             jax.eval_shape(self.transformation.init, params.abstract(self.specs, jnp.float32)),
             weights,
             transform_non_params=lambda _: self.replicated,
+            is_leaf=lambda part: isinstance(part, optax.MaskedNode),
         )
         step: Any = self.replicated
         return TrainState(weights=weights, optimizer=optimizer, step=step)

@@ -100,7 +100,7 @@ _PLACES = (
     "kitchen", "garden", "attic", "cellar", "barn", "library", "harbor", "market", "tower",
     "forest", "cave", "school", "workshop", "bakery", "valley", "station",
 )  # fmt: skip
-_MOST_FACTS, _MOST_QUESTIONS = 24, 8
+_MOST_FACTS, _MOST_QUESTIONS = 128, 64
 _TOKENS_PER_FACT = 40  # of a document's length, so that short ones are rich in facts
 _LONGEST_LIST = 48
 
@@ -133,12 +133,16 @@ class StoryWriter:
         return {"fields": "text", "text": text}
 
     def repetition(self, random: Random) -> dict[str, Any]:
-        """Return a request to repeat a list of names, numbers and things, and the list."""
-        items: list[str] = []
-        longest = random.randint(4, _LONGEST_LIST)
-        while len(items) < longest:
-            name, number = _name(random), str(random.randrange(10_000_000))
-            items.append(random.choice((name, number, random.choice(THINGS))))
+        """Return a request to repeat a list, and the list: of words, names, numbers or all.
+
+        Words differ from each other and are one token each, so that they are copied first.
+        """
+        names = [_name(random) for _ in range(_LONGEST_LIST)]
+        numbers = [str(random.randrange(10_000_000)) for _ in range(_LONGEST_LIST)]
+        words = random.sample((*THINGS, *_PLACES), _LONGEST_LIST)
+        kinds = (words, names, numbers, random.sample(words + names + numbers, _LONGEST_LIST))
+        (kind,) = random.choices(kinds, weights=(2, 1, 1, 1))
+        items = kind[: random.randint(4, _LONGEST_LIST)]
         while True:
             listed = " ".join(items)
             prompt = f"{SYSTEM} USER: Repeat: {listed} ASSISTANT: "

@@ -33,8 +33,8 @@ _HELD_OUT_PICTURES = 256
 _TOKENIZER_SCENES = 4000  # of each kind, and a quarter as many documents
 _BATCH = 64  # scenes that are drawn and encoded together
 _QUESTIONS = 4  # about one image or video, each a turn
-_SHORTEST = 128  # tokens, in which a fact and a question about it fit
-_TEXT_SHARES = (1, 2, 5)  # of passages, lists to repeat, and documents
+# Shares of passages, lists to repeat and documents, and the fewest tokens that hold one of each.
+_TEXTS = {"lists": ((0, 1, 0), 48), "texts": ((1, 2, 5), 128)}
 
 
 def write_pictures(out: Path, count: int, seed: int) -> None:
@@ -87,23 +87,26 @@ def book_sentences() -> list[str]:
     return re.split(r"(?<=[.?!]) ", text)
 
 
-def write_texts(out: Path, count: int, length: int, tokenizer: Tokenizer, seed: int) -> None:
-    """Write JSON lines of passages, of lists to repeat, and mostly of documents with questions.
+def write_texts(
+    out: Path, kind: str, count: int, length: int, tokenizer: Tokenizer, seed: int
+) -> None:
+    """Write JSON lines of `lists` to repeat, or of `texts` of all kinds.
 
-    Raises InputError if a length is too short for a document.
+    Raises InputError if a length is too short.
     """
-    if length < _SHORTEST:
-        raise InputError(f"--length is {length}; it must be at least {_SHORTEST} tokens")
-    random = Random(f"texts {length} {seed}")
+    shares, shortest = _TEXTS[kind]
+    if length < shortest:
+        raise InputError(f"--length is {length}; it must be at least {shortest} tokens for {kind}")
+    random = Random(f"{kind} {length} {seed}")
     writer = StoryWriter(tokenizer=tokenizer, length=length, sentences=book_sentences())
-    kinds = (writer.passage, writer.repetition, writer.document)
+    writers = (writer.passage, writer.repetition, writer.document)
     with (
         new_file(out) as partial,
         progress("writing", count) as advance,
         partial.open("w", encoding="utf-8") as file,
     ):
         for _ in range(count):
-            (write,) = random.choices(kinds, weights=_TEXT_SHARES)
+            (write,) = random.choices(writers, weights=shares)
             file.write(json.dumps(write(random)) + "\n")
             advance()
 

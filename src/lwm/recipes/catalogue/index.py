@@ -21,6 +21,7 @@ RECIPES: dict[str, Callable[[], TrainingRun]] = {
     "text-256k": paper.text_256k,
     "text-512k": paper.text_512k,
     "text-1m": paper.text_1m,
+    "nano-lists": nano.nano_lists,
     "nano-text": nano.nano_text,
     "nano-text-2k": nano.nano_text_2k,
     "nano-text-8k": nano.nano_text_8k,

@@ -85,8 +85,8 @@ def _stage(
         loop=LoopConfig(steps=steps),
         data=data,
         optimizer=OptimizerConfig(
-            learning_rate=rate, final_learning_rate=rate / 20, warmup_steps=min(steps // 10, 100),
-            weight_decay=0.1,
+            method="muon", learning_rate=rate, final_learning_rate=rate / 20,
+            warmup_steps=min(steps // 10, 100),
         ),
         # In rows of many short examples, smaller blocks skip more of what is masked.
         compute=ComputeConfig(
@@ -96,37 +96,44 @@ def _stage(
     )  # fmt: skip
 
 
-def _texts(length: str) -> DataConfig:
-    return DataConfig(
-        path=f"{_FILES}/texts-{length}*.jsonl", fields_from_example="fields", packing="pack"
-    )
+def _texts(name: str) -> DataConfig:
+    return DataConfig(path=f"{_FILES}/{name}*.jsonl", fields_from_example="fields", packing="pack")
+
+
+def nano_lists() -> TrainingRun:
+    """Train nano to copy: lists to repeat, in rows of 96 tokens, theta 1e4."""
+    return _stage(length=96, rows=32, steps=300, theta=1e4, rate=2e-3, data=_texts("lists-96"))
 
 
 def nano_text() -> TrainingRun:
-    """Train nano on short texts: 256 tokens, theta 1e4."""
-    data = _texts("256")
-    return _stage(length=256, rows=32, steps=1000, theta=1e4, rate=2e-3, data=data)
+    """Teach nano to find facts in short texts: 256 tokens."""
+    return _stage(
+        length=256, rows=24, steps=500, theta=1e4, rate=1.4e-3, data=_texts("texts-256"),
+        init="lists",
+    )  # fmt: skip
 
 
 def nano_text_2k() -> TrainingRun:
     """Extend nano to 2K tokens, theta 1e5."""
     return _stage(
-        length=2048, rows=4, steps=250, theta=1e5, rate=1e-3, data=_texts("2k"), init="text"
+        length=2048, rows=4, steps=150, theta=1e5, rate=1e-3, data=_texts("texts-2k"), init="text"
     )
 
 
 def nano_text_8k() -> TrainingRun:
     """Extend nano to 8K tokens, theta 5e5."""
     return _stage(
-        length=8192, rows=1, steps=150, theta=5e5, rate=5e-4, data=_texts("8k"), init="text-2k"
-    )
+        length=8192, rows=1, steps=100, theta=5e5, rate=5e-4, data=_texts("texts-8k"),
+        init="text-2k",
+    )  # fmt: skip
 
 
 def nano_text_32k() -> TrainingRun:
     """Extend nano to 32K tokens, theta 2e6."""
     return _stage(
-        length=32768, rows=1, steps=20, theta=2e6, rate=3e-4, data=_texts("32k"), init="text-8k"
-    )
+        length=32768, rows=1, steps=20, theta=2e6, rate=5e-4, data=_texts("texts-32k"),
+        init="text-8k",
+    )  # fmt: skip
 
 
 def _vision_data(**weights: float) -> DataConfig:
