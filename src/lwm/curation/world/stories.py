@@ -142,7 +142,7 @@ class StoryWriter:
         words = random.sample((*THINGS, *_PLACES), _LONGEST_LIST)
         kinds = (words, names, numbers, random.sample(words + names + numbers, _LONGEST_LIST))
         (kind,) = random.choices(kinds, weights=(2, 1, 1, 1))
-        items = kind[: random.randint(4, _LONGEST_LIST)]
+        items = kind[: random.randint(4, min(self.length // 4, _LONGEST_LIST))]
         while True:
             listed = " ".join(items)
             prompt = f"{SYSTEM} USER: Repeat: {listed} ASSISTANT: "
