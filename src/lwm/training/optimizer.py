@@ -4,6 +4,8 @@ Sources: LargeWorldModel paper (arXiv 2402.08268, tables of appendix F) and the 
 defaults; Muon in the form of arXiv 2502.16982.
 """
 
+import math
+import operator
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
@@ -11,7 +13,6 @@ import jax
 import optax
 from annotated_types import Ge, Gt, Lt
 from optax.contrib import MuonDimensionNumbers, scale_by_muon
-from optax.contrib._muon import scale_by_shape
 
 from lwm.core.config import Checked
 from lwm.core.params import ParamSpec
@@ -62,7 +63,6 @@ class OptimizerConfig(Checked, section="optimizer"):
 
     def transformation(self, specs: Any, steps: int) -> optax.GradientTransformation:
         """Return the optimizer of the weights that `specs` declare, for a run of `steps`."""
-
         return optax.chain(optax.clip_by_global_norm(self.clip_norm), self._rule(specs, steps))
 
     def _rule(self, specs: Any, steps: int) -> optax.GradientTransformation:
@@ -79,11 +79,15 @@ class OptimizerConfig(Checked, section="optimizer"):
         )
         if self.method == "adamw":
             return adamw
-        matrices = jax.tree.map(_matrix_axes, specs)
+        # The root mean square of an update becomes 0.2, as of AdamW's, so that one learning rate
+        # fits both (arXiv 2502.16982, section 2.2).
+        matrices = jax.tree.map(
+            lambda spec: spec if _is_kernel(spec) else optax.MaskedNode(), specs
+        )
+        scales = jax.tree.map(lambda spec: 0.2 * _largest_side(spec) ** 0.5, matrices)
         muon = optax.chain(
-            scale_by_muon(weight_dimension_numbers=matrices),
-            # Updates become as large as AdamW's, so that one learning rate fits both.
-            scale_by_shape(weight_dimension_numbers=matrices, consistent_rms=0.2),
+            scale_by_muon(weight_dimension_numbers=jax.tree.map(_matrix_axes, matrices)),
+            optax.stateless(lambda updates, _: jax.tree.map(operator.mul, updates, scales)),
             optax.add_decayed_weights(self.weight_decay),
             optax.scale_by_learning_rate(rate),
         )
@@ -96,10 +100,12 @@ def _is_kernel(spec: ParamSpec) -> bool:
     return len(axes) > 1 and axes[0] not in ("vocab", "codes")
 
 
-def _matrix_axes(spec: ParamSpec) -> MuonDimensionNumbers | optax.MaskedNode:
+def _matrix_axes(spec: ParamSpec) -> MuonDimensionNumbers:
     """Return the axes of the matrix that Muon orthogonalizes; a convolution's inputs join."""
-    if not _is_kernel(spec):
-        return optax.MaskedNode()
-    last = len(spec.shape) - 1
-    first = int(spec.axes[0] == "layers")
+    first, last = int(spec.axes[0] == "layers"), len(spec.shape) - 1
     return MuonDimensionNumbers(tuple(range(first, last)), (last,))
+
+
+def _largest_side(spec: ParamSpec) -> int:
+    first = int(spec.axes[0] == "layers")
+    return max(math.prod(spec.shape[first:-1]), spec.shape[-1])
