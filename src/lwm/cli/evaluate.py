@@ -110,10 +110,19 @@ Needle = Annotated[NeedleFlags, tyro.conf.OmitArgPrefixes]
 
 
 def needle(
-    model: ModelName, /, flags: Needle = NeedleFlags(), load: SharedLoad = SharedLoadFlags()
+    model: ModelName,
+    /,
+    together: bool = False,
+    flags: Needle = NeedleFlags(),
+    load: SharedLoad = SharedLoadFlags(),
 ) -> None:
-    """Ask for a number hidden in a long text, by length and depth."""
-    _needle(model, flags, load)
+    """Ask for a number hidden in a long text, by length and depth.
+
+    Args:
+        together: Hide numbers at all depths of one text and ask for each, so that the text is
+            computed once.
+    """
+    _needle(model, flags, load, together=together)
 
 
 def multi_needle(

@@ -127,6 +127,26 @@ def test_each_of_several_needles_occurs_once(
     assert len(case.columns["depth_percent"]) == len(case.reference)
 
 
+def test_each_needle_of_one_text_is_asked_for(file: Path, tokenizer: Tokenizer) -> None:
+    depths = [0.0, 33.3, 50.0, 100.0]
+    task = task_of(file, tokenizer, depths=depths, together=True, rounds=2)
+    units = task.units()
+    assert len(units) == 4
+    texts = set()
+    for unit in units:
+        cases = [task.case(key) for key in unit]
+        (text,) = {context_of(case, tokenizer) for case in cases}
+        texts.add(text)
+        hidden = re.findall(r"The special magic (\w+) number is: (\d{7})", text)
+        assert [case.reference for case in cases] == [number for _, number in hidden]
+        for case, (city, _) in zip(cases, hidden, strict=True):
+            assert case.columns["question"] == f"What is the special magic {city} number?"
+            assert case.columns["context_tokens"] == unit[0]["context_length"] - RESERVED
+    assert len(texts) == 4
+    with pytest.raises(ConfigError, match="too short for 4 needles"):
+        task_of(file, tokenizer, lengths=[500], depths=depths, together=True)
+
+
 def test_the_prompt_is_that_of_the_original_scripts(file: Path, tokenizer: Tokenizer) -> None:
     task = task_of(file, tokenizer, depths=[100.0])
     case = task.case(task.units()[0][0])

@@ -62,6 +62,8 @@ class NeedleTask(Checked):
         seed: of the first round; the others count up from it.
         needles: hidden in each text; None selects the test of one needle and its wording.
         retrieved: number of needles to ask for.
+        together: whether each text has a needle at every depth, and each question asks for one of
+            them; a text is then computed once.
         by_logits: whether the prompt begins the answer, so that only numbers follow.
     """
 
@@ -73,13 +75,15 @@ class NeedleTask(Checked):
     seed: Annotated[int, Ge(0)] = 0
     needles: int | None = None
     retrieved: int = 1
+    together: bool = False
     template: str = "auto"
     max_tokens: Annotated[int, Ge(1)] = 64
     by_logits: bool = False
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        count = 1 if self.needles is None else self.needles
+        alone = len(self.depths) if self.together else 1
+        count = alone if self.needles is None else self.needles
         if not 1 <= self.retrieved <= count <= len(CITIES):
             raise ConfigError(
                 f"{count} needles are hidden and {self.retrieved} asked for; hide from 1 to "
@@ -114,15 +118,20 @@ class NeedleTask(Checked):
 
     def case(self, key: Key) -> Case:
         length, seed = int(key["context_length"]), int(key["seed"])
-        if self.needles is None:
-            depths = [float(key["depth_percent"])]
-            rng = np.random.default_rng([seed, length, round(depths[0] * 10)])
-        else:
-            rng = np.random.default_rng([seed, length])
+        rng = np.random.default_rng([seed, length])
+        if self.needles is not None:
             few = self.needles > len(self.depths)
             depths = rng.choice(self.depths, self.needles, replace=few).tolist()
+        elif self.together:
+            depths = [float(depth) for depth in self.depths]
+        else:
+            depths = [float(key["depth_percent"])]
+            rng = np.random.default_rng([seed, length, round(depths[0] * 10)])
         needles = self._make_needles(rng, depths)
-        chosen = sorted(rng.choice(len(needles), self.retrieved, replace=False).tolist())
+        if self.needles is None:
+            chosen = [depths.index(float(key["depth_percent"]))]
+        else:
+            chosen = sorted(rng.choice(len(needles), self.retrieved, replace=False).tolist())
         queried = [needles[i] for i in chosen]
         context = self._context(needles, length, seed)
         question = _question(
