@@ -102,7 +102,7 @@ def _texts(name: str) -> DataConfig:
 
 def nano_lists() -> TrainingRun:
     """Train nano to copy: lists to repeat, in rows of 96 tokens, theta 1e4."""
-    return _stage(length=96, rows=32, steps=300, theta=1e4, rate=2e-3, data=_texts("lists-96"))
+    return _stage(length=96, rows=32, steps=450, theta=1e4, rate=2.5e-3, data=_texts("lists-96"))
 
 
 def nano_text() -> TrainingRun:
