@@ -85,6 +85,15 @@ def draw(frame: Frame) -> UInt8[np.ndarray, "64 64 3"]:
     return np.round(picture).astype(np.uint8)
 
 
+def as_in_a_file(pixels: UInt8[np.ndarray, "64 64 3"], seed: int) -> UInt8[np.ndarray, "64 64 3"]:
+    """Return a picture as a lossy file gives it back: colors a little off, and compressed."""
+    random = np.random.default_rng(seed)
+    off = np.clip(np.round(pixels + random.normal(0, 1.5, 3)), 0, 255).astype(np.uint8)
+    file = io.BytesIO()
+    Image.fromarray(off).save(file, "JPEG", quality=int(random.integers(60, 96)))
+    return np.asarray(Image.open(file))
+
+
 @cache
 def _sprite(thing: str, size: int) -> Float[np.ndarray, "size size 4"]:
     """Return a thing in a square: red, green and blue multiplied by opacity, and opacity."""

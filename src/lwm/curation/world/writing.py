@@ -3,6 +3,7 @@
 import json
 import re
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -13,7 +14,7 @@ from tokenizers import AddedToken
 from lwm.core.errors import InputError
 from lwm.core.files import new_directory, new_file
 from lwm.core.progress import progress
-from lwm.curation.world.drawing import UNSEEN_THINGS, draw
+from lwm.curation.world.drawing import UNSEEN_THINGS, as_in_a_file, draw
 from lwm.curation.world.language import caption, partial_caption, random_question
 from lwm.curation.world.scenes import Sampler, Scene
 from lwm.curation.world.stories import StoryWriter
@@ -123,11 +124,29 @@ def write_examples(
         partial.open("w", encoding="utf-8") as file,
     ):
         for start in range(0, count, _BATCH):
-            scenes = [_scene(kind, sampler) for _ in range(min(_BATCH, count - start))]
-            for scene, codes in zip(scenes, _encode(scenes, codec), strict=True):
-                record = _example(scene, codes, kind, random)
-                file.write(json.dumps(record) + "\n")
+            views = [_view(kind, sampler) for _ in range(min(_BATCH, count - start))]
+            for view, codes in zip(views, _encode(views, codec), strict=True):
+                file.write(json.dumps(_example(view, codes, kind, random)) + "\n")
                 advance()
+
+
+@dataclass(frozen=True)
+class _View:
+    """Represent a scene, whether it is asked about, and the loss of a file that it comes from."""
+
+    scene: Scene
+    asked: bool
+    loss: int | None  # a seed of `as_in_a_file`; None for exact pixels
+
+
+def _view(kind: str, sampler: Sampler) -> _View:
+    """Choose a scene: two in three are drawn from a caption, the others are asked about."""
+    random = sampler.random
+    asked = random.random() < 1 / 3
+    scene = _scene(kind, sampler)
+    # Pictures that people ask about and videos that they continue come from files.
+    lossy = random.random() < (0.5 if asked else 0.15 if kind == "videos" else 0.0)
+    return _View(scene, asked, random.randrange(2**32) if lossy else None)
 
 
 def _scene(kind: str, sampler: Sampler) -> Scene:
@@ -136,25 +155,29 @@ def _scene(kind: str, sampler: Sampler) -> Scene:
     return sampler.physics() if sampler.random.random() < 0.4 else sampler.video()
 
 
-def _encode(scenes: list[Scene], codec: VqganCodec) -> list[list[int]]:
-    """Return the codes of all frames of each scene, each different frame encoded once."""
-    frames = list(dict.fromkeys(frame for scene in scenes for frame in scene.frames))
-    pixels = to_unit(np.stack([draw(frame) for frame in frames]))
-    rows = codec.encode(pixels, batch=_BATCH).reshape(len(frames), -1).tolist()
+def _encode(views: list[_View], codec: VqganCodec) -> list[list[int]]:
+    """Return the codes of all frames of each view, each different frame encoded once."""
+    frames = list(dict.fromkeys((frame, v.loss) for v in views for frame in v.scene.frames))
+    pixels = [
+        draw(frame) if loss is None else as_in_a_file(draw(frame), loss) for frame, loss in frames
+    ]
+    rows = codec.encode(to_unit(np.stack(pixels)), batch=_BATCH).reshape(len(frames), -1).tolist()
     codes = dict(zip(frames, rows, strict=True))
-    return [[code for frame in scene.frames for code in codes[frame]] for scene in scenes]
+    return [[code for frame in v.scene.frames for code in codes[frame, v.loss]] for v in views]
 
 
-def _example(scene: Scene, codes: list[int], kind: str, random: Random) -> dict[str, Any]:
-    """Return a record: two in three draw from a caption, the others answer questions."""
-    if random.random() < 2 / 3:
+def _example(view: _View, codes: list[int], kind: str, random: Random) -> dict[str, Any]:
+    """Return a record of a drawing, or of questions and answers."""
+    scene = view.scene
+    if not view.asked:
         words = caption(scene, random) if random.random() < 0.8 else partial_caption(scene, random)
         request = generation_request(words, "an image" if kind == "images" else "a video")
         return {"fields": "[prompt],vision", "prompt": request, "vision": codes}
     asked = [random_question(scene, random) for _ in range(_QUESTIONS)]
     record: dict[str, Any] = {"vision": codes, "closing": CLOSING}
-    # The picture carries loss as well: a model also learns from what it only looks at.
-    fields = ["[question0]", "vision", "[closing]", "answer0"]
+    # An exact picture carries loss as well: a model also learns from what it only looks at.
+    shown = "vision" if view.loss is None else "[vision]"
+    fields = ["[question0]", shown, "[closing]", "answer0"]
     record["question0"] = question_opening(asked[0].text)
     for number, question in enumerate(asked):
         if number:
