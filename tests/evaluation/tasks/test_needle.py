@@ -141,7 +141,7 @@ def test_each_needle_of_one_text_is_asked_for(file: Path, tokenizer: Tokenizer) 
         assert [case.reference for case in cases] == [number for _, number in hidden]
         for case, (city, _) in zip(cases, hidden, strict=True):
             assert case.columns["question"] == f"What is the special magic {city} number?"
-            assert case.columns["context_tokens"] == unit[0]["context_length"] - RESERVED
+            assert case.columns["context_tokens"] == int(unit[0]["context_length"]) - RESERVED
     assert len(texts) == 4
     with pytest.raises(ConfigError, match="too short for 4 needles"):
         task_of(file, tokenizer, lengths=[500], depths=depths, together=True)

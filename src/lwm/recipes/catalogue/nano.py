@@ -108,7 +108,7 @@ def nano_lists() -> TrainingRun:
 def nano_text() -> TrainingRun:
     """Teach nano to find facts in short texts: 256 tokens."""
     return _stage(
-        length=256, rows=24, steps=500, theta=1e4, rate=1.4e-3, data=_texts("texts-256"),
+        length=256, rows=24, steps=300, theta=1e4, rate=1.4e-3, data=_texts("texts-256"),
         init="lists",
     )  # fmt: skip
 
@@ -116,14 +116,14 @@ def nano_text() -> TrainingRun:
 def nano_text_2k() -> TrainingRun:
     """Extend nano to 2K tokens, theta 1e5."""
     return _stage(
-        length=2048, rows=4, steps=150, theta=1e5, rate=1e-3, data=_texts("texts-2k"), init="text"
+        length=2048, rows=4, steps=100, theta=1e5, rate=1e-3, data=_texts("texts-2k"), init="text"
     )
 
 
 def nano_text_8k() -> TrainingRun:
     """Extend nano to 8K tokens, theta 5e5."""
     return _stage(
-        length=8192, rows=1, steps=100, theta=5e5, rate=5e-4, data=_texts("texts-8k"),
+        length=8192, rows=1, steps=80, theta=5e5, rate=5e-4, data=_texts("texts-8k"),
         init="text-2k",
     )  # fmt: skip
 
@@ -131,7 +131,7 @@ def nano_text_8k() -> TrainingRun:
 def nano_text_32k() -> TrainingRun:
     """Extend nano to 32K tokens, theta 2e6."""
     return _stage(
-        length=32768, rows=1, steps=20, theta=2e6, rate=5e-4, data=_texts("texts-32k"),
+        length=32768, rows=1, steps=12, theta=2e6, rate=5e-4, data=_texts("texts-32k"),
         init="text-8k",
     )  # fmt: skip
 
