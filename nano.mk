@@ -13,6 +13,7 @@ TEXTS ?= 1500
 LONG_TEXTS ?= 300
 IMAGES ?= 40000
 VIDEOS ?= 7000
+LONG_VIDEOS ?= 1500
 STEPS ?=
 
 .PHONY: nano nano-short
@@ -21,7 +22,7 @@ nano: $(N)/chat.done
 nano-short: .venv/installed-dev
 	rm -rf runs/nano-short && mkdir -p runs/nano-short
 	$(MAKE) nano DIRECTORY=runs/nano-short SEEDS=1 PICTURES=200 SHORT_TEXTS=200 TEXTS=20 LONG_TEXTS=4 \
-		IMAGES=200 VIDEOS=50 STEPS="--steps 2"
+		IMAGES=200 VIDEOS=50 LONG_VIDEOS=20 STEPS="--steps 2"
 
 $(N): .venv/installed-dev
 	mkdir -p $@
@@ -59,8 +60,12 @@ $(N)/images-%.jsonl: $(N)/vqgan.done
 $(N)/videos-%.jsonl: $(N)/vqgan.done
 	$(WORLD) videos runs/nano/$(@F) --vqgan runs/nano/vqgan --count $(VIDEOS) --seed $*
 
+$(N)/long-videos-%.jsonl: $(N)/vqgan.done
+	$(WORLD) long-videos runs/nano/$(@F) --vqgan runs/nano/vqgan --count $(LONG_VIDEOS) --seed $*
+
 IMAGE_FILES := $(SEEDS:%=$(N)/images-%.jsonl)
 VIDEO_FILES := $(SEEDS:%=$(N)/videos-%.jsonl)
+LONG_VIDEO_FILES := $(SEEDS:%=$(N)/long-videos-%.jsonl)
 
 # Training: a stage is its recipe's name, and is done when its last step is saved.
 train = $(RUN) train nano-$(*F) --out runs/nano/$(*F) $(STEPS) && touch $(abspath $@)
@@ -73,7 +78,7 @@ $(N)/text-8k.done: $(N)/text-2k.done $(N)/texts-8k.jsonl
 $(N)/text-32k.done: $(N)/text-8k.done $(N)/texts-32k.jsonl
 $(N)/images.done: $(N)/text-vision $(N)/texts-256.jsonl $(IMAGE_FILES)
 $(N)/videos.done: $(N)/images.done $(N)/texts-2k.jsonl $(VIDEO_FILES)
-$(N)/chat.done: $(N)/videos.done $(N)/texts-16k.jsonl
+$(N)/chat.done: $(N)/videos.done $(N)/texts-16k.jsonl $(LONG_VIDEO_FILES)
 
 $(N)/%.done:
 	$(train)

@@ -29,7 +29,7 @@ def vqgan(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return save_random_vqgan(tmp_path_factory.mktemp("vqgan") / "tiny", SIZES)
 
 
-@pytest.mark.parametrize(("kind", "frames"), [("images", 1), ("videos", 8)])
+@pytest.mark.parametrize(("kind", "frames"), [("images", 1), ("videos", 8), ("long-videos", 16)])
 def test_examples_draw_from_captions_and_answer_questions(
     run: Run, tmp_path: Path, vqgan: Path, kind: str, frames: int
 ) -> None:

@@ -123,10 +123,11 @@ def export(
 
 def world(
     kind: Annotated[
-        Literal["pictures", "tokenizer", "lists", "texts", "images", "videos"],
+        Literal["pictures", "tokenizer", "lists", "texts", "images", "videos", "long-videos"],
         tyro.conf.Positional,
         tyro.conf.arg(
-            help="What to write.", metavar="{pictures,tokenizer,lists,texts,images,videos}"
+            help="What to write.",
+            metavar="{pictures,tokenizer,lists,texts,images,videos,long-videos}",
         ),
     ],
     out: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="OUT")],
@@ -156,9 +157,9 @@ def world(
     refuse_existing(out)
     if count < 1:
         raise InputError(f"--count is {count}; it must be at least 1")
-    if held_out and kind not in ("images", "videos"):
+    if held_out and kind not in writing.EXAMPLES:
         raise InputError(f"--held-out is of images and videos, not of {kind}; leave it out")
-    if kind in ("pictures", "images", "videos"):
+    if kind == "pictures" or kind in writing.EXAMPLES:
         require_art()
     match kind:
         case "pictures":
@@ -169,7 +170,7 @@ def world(
             if tokenizer is None:
                 raise InputError(f"{kind} have a length in tokens; add --tokenizer")
             writing.write_texts(out, kind, count, length, read_tokenizer(tokenizer), seed)
-        case "images" | "videos":
+        case "images" | "videos" | "long-videos":
             if vqgan is None:
                 raise InputError(f"{kind} are written as codes; add --vqgan")
             writing.write_examples(out, kind, count, load_vqgan(vqgan), seed, held_out=held_out)

@@ -112,6 +112,25 @@ def test_answers_are_right_for_scenes_written_by_hand() -> None:
     assert place_words("", "right") == "on the right"
 
 
+def test_a_sequence_is_two_videos_in_the_order_that_the_caption_says() -> None:
+    sampler, random = Sampler(Random(4)), Random(4)
+    for _ in range(50):
+        scene = sampler.sequence()
+        first, last = scene.parts
+        assert scene.frames == first.frames + last.frames
+        assert len(scene.frames) == 16
+        before, after = caption(scene, random).split(", then ")
+        for part, text in ((first, before), (last, after)):
+            named = [part.facts[key] for key in ("thing", "first", "second") if key in part.facts]
+            assert all(name in text for name in named)
+            assert part.facts["background"] in text
+        answers = {asked.kind: asked.answer for asked in questions(scene)}
+        assert answers["background before"] == first.facts["background"]
+        assert answers["background after"] == last.facts["background"]
+        assert answers["begins"] in partial_caption(scene, random).split(", then ")[0]
+        assert answers["closes"] in partial_caption(scene, random).split(", then ")[1]
+
+
 def test_questions_ask_in_several_words_for_what_the_scene_shows() -> None:
     random = Random(5)
     for scene in all_scenes(20):

@@ -33,6 +33,8 @@ def place_words(row: str, column: str) -> str:
 
 def caption(scene: Scene, random: Random) -> str:
     """Return a caption with all facts of a scene in one of several phrasings."""
+    if scene.parts:
+        return ", then ".join(caption(part, random) for part in scene.parts)
     facts = scene.facts
     what = _CAPTIONS[scene.kind](facts, random)
     background = facts["background"]
@@ -48,14 +50,20 @@ def caption(scene: Scene, random: Random) -> str:
 
 def partial_caption(scene: Scene, random: Random) -> str:
     """Return a caption that leaves some facts open."""
+    if scene.parts:
+        return ", then ".join(map(_things, scene.parts))
     facts = scene.facts
     if scene.kind != "still" or random.random() < 0.3:
-        things = [facts[key] for key in ("thing", "first", "second") if key in facts]
-        return " and ".join(map(with_article, things))
+        return _things(scene)
     sized = with_article(f"{facts['size']} {facts['thing']}".strip())
     where, background = place_words(facts["row"], facts["column"]), facts["background"]
     thing = with_article(facts["thing"])
     return random.choice((sized, f"{thing} {where}", f"{thing} on {background}"))
+
+
+def _things(scene: Scene) -> str:
+    named = [scene.facts[key] for key in ("thing", "first", "second") if key in scene.facts]
+    return " and ".join(map(with_article, named))
 
 
 def questions(scene: Scene) -> list[Question]:
@@ -185,12 +193,30 @@ _PHRASINGS = {
     "happens": ("What happens?", "What happens in the video?", "What does it do?"),
     "end": ("What happens at the end?", "How does it end?"),
     "first": ("What comes first?", "What happens first?"),
+    "begins": ("What do you see at the beginning?", "What comes at the beginning?"),
+    "closes": ("What do you see at the end?", "What comes at the end?"),
+    "background before": (
+        "What color is the background at the beginning?",
+        "Which color is the background at the beginning?",
+    ),
+    "background after": (
+        "What color is the background at the end?",
+        "Which color is the background at the end?",
+    ),
     "behind": ("What passes behind?", "Which thing passes behind?"),
 }
 
 
 def _answers(scene: Scene) -> list[tuple[str, str]]:
     """Return the kinds of questions about a scene, with their answers."""
+    if scene.parts:
+        first, last = scene.parts
+        return [
+            ("begins", _things(first)),
+            ("closes", _things(last)),
+            ("background before", first.facts["background"]),
+            ("background after", last.facts["background"]),
+        ]
     facts = scene.facts
     answers = [("background", facts["background"])]
     if "thing" in facts:

@@ -32,11 +32,13 @@ class Scene:
     Args:
         kind: still, pair, move, resize, appear, leave, or the name of a physical event.
         facts: what captions and questions are about, by name.
+        parts: the scenes that a `sequence` consists of.
     """
 
     kind: str
     frames: tuple[Frame, ...]
     facts: dict[str, str] = field(default_factory=dict)
+    parts: tuple["Scene", ...] = ()
 
 
 def is_held_out(*facts: object) -> bool:
@@ -74,6 +76,16 @@ class Sampler:
         """Draw an event that follows from its first three frames."""
         makers = (self._fall, self._roll, self._meet, self._pass_behind)
         return self._until_allowed(self.random.choice(makers))
+
+    def clip(self) -> Scene:
+        """Draw a video of either kind, with a physical event in two of five."""
+        return self.physics() if self.random.random() < 0.4 else self.video()
+
+    def sequence(self) -> Scene:
+        """Draw two videos, one after the other, as one of 16 frames."""
+        parts = self.clip(), self.clip()
+        frames = tuple(frame for part in parts for frame in part.frames)
+        return Scene("sequence", frames, parts=parts)
 
     def _until_allowed(self, make: Callable[[], tuple[Scene, tuple[object, ...]]]) -> Scene:
         while True:

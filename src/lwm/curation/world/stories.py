@@ -100,7 +100,7 @@ _PLACES = (
     "kitchen", "garden", "attic", "cellar", "barn", "library", "harbor", "market", "tower",
     "forest", "cave", "school", "workshop", "bakery", "valley", "station",
 )  # fmt: skip
-_MOST_FACTS, _MOST_QUESTIONS = 128, 64
+_MOST_FACTS = 128
 _TOKENS_PER_FACT = 40  # of a document's length, so that short ones are rich in facts
 _LONGEST_LIST = 48
 
@@ -119,11 +119,13 @@ class StoryWriter:
     Args:
         length: tokens of a row, the longest that a record becomes.
         sentences: the text between facts, in order.
+        most_questions: about one document.
     """
 
     tokenizer: Tokenizer
     length: int
     sentences: Sequence[str]
+    most_questions: int = 64
     _lengths: dict[int, int] = field(default_factory=dict, init=False, repr=False)
     """Tokens of the sentences used so far."""
 
@@ -159,7 +161,7 @@ class StoryWriter:
         facts = _facts(
             random, random.randint(2, max(3, min(_MOST_FACTS, self.length // _TOKENS_PER_FACT)))
         )
-        asked = random.sample(facts, min(len(facts), _MOST_QUESTIONS))
+        asked = random.sample(facts, min(len(facts), self.most_questions))
         style = f" {_STYLE}" if random.random() < 0.5 else ""
         while True:
             questions = [f"{fact.question}{style} ASSISTANT: " for fact in asked]

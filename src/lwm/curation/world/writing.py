@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from random import Random
@@ -34,6 +34,14 @@ _HELD_OUT_PICTURES = 256
 _TOKENIZER_SCENES = 4000  # of each kind, and a quarter as many documents
 _BATCH = 64  # scenes that are drawn and encoded together
 _QUESTIONS = 4  # about one image or video, each a turn
+EXAMPLES: dict[str, Callable[[Sampler], Scene]] = {
+    "images": lambda sampler: (
+        sampler.pair() if sampler.random.random() < 0.35 else sampler.still()
+    ),
+    "videos": Sampler.clip,
+    "long-videos": Sampler.sequence,
+}
+"""How the scenes of each kind of examples are drawn: single frames, 8 frames or 16."""
 # Shares of passages, lists to repeat and documents, and the fewest tokens that hold one of each.
 _TEXTS = {"lists": ((0, 1, 0), 48), "texts": ((1, 2, 5), 128)}
 
@@ -76,7 +84,8 @@ def _tokenizer_texts(seed: int) -> Iterator[str]:
             yield f"{asked.text}\n{asked.answer}"
     yield from UNSEEN_THINGS
     plain = train_tokenizer(sentences[:1000], 512)  # only to count
-    writer = StoryWriter(tokenizer=plain, length=512, sentences=sentences)
+    # Few questions, because names that are invented take the place of words in a vocabulary.
+    writer = StoryWriter(tokenizer=plain, length=512, sentences=sentences, most_questions=8)
     for _ in range(_TOKENIZER_SCENES // 4):
         record = writer.document(random)
         yield from (text for key, text in record.items() if key != "fields")
@@ -115,7 +124,7 @@ def write_texts(
 def write_examples(
     out: Path, kind: str, count: int, codec: VqganCodec, seed: int, *, held_out: bool = False
 ) -> None:
-    """Write JSON lines of drawings and of questions about `images` or `videos`, as codes."""
+    """Write JSON lines of drawings and questions, as codes of a kind of `EXAMPLES`."""
     random = Random(f"{kind} {seed} {held_out}")
     sampler = Sampler(random, held_out=held_out)
     with (
@@ -143,16 +152,10 @@ def _view(kind: str, sampler: Sampler) -> _View:
     """Choose a scene: two in three are drawn from a caption, the others are asked about."""
     random = sampler.random
     asked = random.random() < 1 / 3
-    scene = _scene(kind, sampler)
+    scene = EXAMPLES[kind](sampler)
     # Pictures that people ask about and videos that they continue come from files.
-    lossy = random.random() < (0.5 if asked else 0.15 if kind == "videos" else 0.0)
+    lossy = random.random() < (0.5 if asked else 0.0 if kind == "images" else 0.15)
     return _View(scene, asked, random.randrange(2**32) if lossy else None)
-
-
-def _scene(kind: str, sampler: Sampler) -> Scene:
-    if kind == "images":
-        return sampler.pair() if sampler.random.random() < 0.35 else sampler.still()
-    return sampler.physics() if sampler.random.random() < 0.4 else sampler.video()
 
 
 def _encode(views: list[_View], codec: VqganCodec) -> list[list[int]]:

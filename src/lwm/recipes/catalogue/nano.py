@@ -168,8 +168,8 @@ def nano_videos() -> TrainingRun:
 
 
 def nano_chat() -> TrainingRun:
-    """Join what nano has learned in rows of 16K tokens."""
+    """Join what nano has learned in rows of 16K tokens, with videos of 16 frames."""
     return _stage(
         length=16384, rows=1, steps=60, theta=2e6, rate=3e-4, init="videos", vision=_VISION,
-        data=_vision_data(images=0.48, videos=0.5, texts_16k=0.02),
+        data=_vision_data(images=0.3, videos=0.35, long_videos=0.3, texts_16k=0.05),
     )  # fmt: skip
