@@ -108,7 +108,7 @@ def nano_lists() -> TrainingRun:
 def nano_text() -> TrainingRun:
     """Teach nano to find facts in short texts: 256 tokens."""
     return _stage(
-        length=256, rows=24, steps=300, theta=1e4, rate=1.4e-3, data=_texts("texts-256"),
+        length=256, rows=12, steps=800, theta=1e4, rate=1.5e-3, data=_texts("texts-256"),
         init="lists",
     )  # fmt: skip
 
