@@ -86,7 +86,7 @@ def test_pictures_are_frames_and_what_a_vqgan_is_trained_on(
 
 
 @pytest.mark.parametrize(
-    ("kind", "shortest", "length"), [("lists", 48, 90), ("texts", 128, 700), ("texts", 128, 3000)]
+    ("kind", "shortest", "length"), [("lists", 48, 90), ("texts", 128, 700), ("texts", 128, 9000)]
 )
 def test_texts_are_of_the_length_that_is_asked_for(
     run: Run, tmp_path: Path, kind: str, shortest: int, length: int

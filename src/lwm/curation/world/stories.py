@@ -226,10 +226,11 @@ def _facts(random: Random, count: int) -> list[_Fact]:
     facts: dict[str, _Fact] = {}
     things = random.sample(THINGS, min(count, len(THINGS)))
     while len(facts) < count:
-        name, thing = _name(random), things[len(facts)]
+        name = _name(random)
         if name in facts:
             continue
-        if random.random() < 0.6:
+        # Each thing occurs at most once.
+        if random.random() < 0.6 or len(facts) >= len(things):
             number = str(random.randrange(1_000_000, 10_000_000))
             sentence = f"The special magic {name} number is: {number}"
             question = random.choice(
@@ -242,6 +243,7 @@ def _facts(random: Random, count: int) -> list[_Fact]:
             facts[name] = _Fact(f"\n{sentence}\n", question, sentence)
             continue
         place, color = random.choice(_PLACES), random.choice(tuple(BACKGROUNDS))
+        thing = things[len(facts)]
         sentence = f"{name} put the {color} {thing} in the {place}."
         question, answer = random.choice(
             (
