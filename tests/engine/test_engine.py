@@ -474,6 +474,12 @@ def test_sharded_engines_give_the_same_tokens(mesh: str, monkeypatch: pytest.Mon
     longer = [*tokens, *ids(first), *prompt(9)]
     assert_greedy(longer, ids(run(mine, greedy(longer, 5))[0]))
     assert mine.scheduler.reused == (len(tokens) + 6) // shards * shards
+    # Two requests that begin alike: the second copies the cache of the first.
+    before = mine.scheduler.reused
+    alike = [[*prompt(140, seed=5), *prompt(count, seed=count)] for count in (3, 7)]
+    for tokens, events in zip(alike, run(mine, *(greedy(x, 4) for x in alike)), strict=True):
+        assert_greedy(tokens, ids(events))
+    assert mine.scheduler.reused - before >= 140 // shards * shards
 
 
 def test_a_deep_model_on_simulated_devices_does_not_run_out_of_threads() -> None:

@@ -25,6 +25,7 @@ class Job:
     answer: list[int] = field(default_factory=list)
     reused: list[int] = field(default_factory=list)  # cached tokens of each row
     computed: list[list[int]] = field(default_factory=list)  # prompt positions, in order
+    copied: list[list[int]] = field(default_factory=list)  # likewise, after the first chunk
     done: bool = False
 
     def next_token(self) -> int:
@@ -44,7 +45,7 @@ class Simulation:
         self.jobs: dict[int, Job] = {}
         self.owner: dict[int, tuple[int, int]] = {}  # slot -> request and row
         self.luck = random.Random(slots)  # number of drafted tokens, and of right ones
-        self.steps = self.accepted = 0
+        self.steps = self.accepted = self.copies = 0
 
     def submit(self, job: Job) -> int:
         number = self.scheduler.submit(job.prompts, job.max_tokens)
@@ -77,9 +78,20 @@ class Simulation:
             for row, slot in enumerate(slots):
                 assert slot not in self.owner, "two owners of a slot"
                 self.owner[slot] = (number, row)
-            job.computed = [[] for _ in job.prompts]
+            job.computed, job.copied = ([[] for _ in job.prompts] for _ in range(2))
             job.reused = [-1 for _ in job.prompts]
         plan = self.scheduler.plan(self.draft)
+        if plan.copy is not None:
+            source, slot = plan.copy.source, plan.copy.destination
+            self.rows[slot] = list(self.rows[source])
+            number, row = self.owner[slot]
+            job, computed = self.jobs[number], self.jobs[number].computed[row]
+            end = len(job.prompts[row]) - 1 if plan.chunk is None else plan.chunk.first
+            assert plan.chunk is None or plan.chunk.slot == slot
+            assert self.rows[slot][:end] == job.prompts[row][:end], "another text is copied"
+            if computed:
+                job.copied[row].extend(range(computed[-1] + 1, end))
+            self.copies += 1
         if plan.chunk is not None:
             self.run_chunk(plan.chunk.slot, plan.chunk.first, plan.chunk.tokens, plan.chunk.size)
         fed: dict[int, list[tuple[int, ...]]] = {}
@@ -138,7 +150,7 @@ class Simulation:
         for job in self.jobs.values():
             for row, prompt in enumerate(job.prompts if job.answer else []):
                 expected = list(range(job.reused[row], len(prompt) - 1))
-                assert job.computed[row] == expected
+                assert sorted(job.computed[row] + job.copied[row]) == expected
 
 
 prompts = st.lists(st.integers(0, 2), min_size=1, max_size=40)
@@ -208,6 +220,24 @@ def test_a_request_gets_the_slot_that_shares_most_or_else_the_oldest() -> None:
     fifth = simulation.scheduler.submit([[5, 6]], 1)
     simulation.scheduler.admit()
     assert simulation.scheduler.active[fifth].slots == [slots[0]]
+
+
+@pytest.mark.parametrize("waiting", [0, 1, 20])
+def test_a_prefix_in_another_slot_is_copied_and_computed_once(waiting: int) -> None:
+    document = [0, 1, 2] * 30
+    simulation = Simulation(3, 128, [4, 16], 1)
+    first = simulation.submit(Job([[*document, 1]], 12))
+    for _ in range(waiting):  # the first request waits, is prefilled, or is done
+        simulation.step()
+    others = [simulation.submit(Job([[*document, 2, token]], 5)) for token in (0, 2)]
+    simulation.run()
+    simulation.check_prompts()
+    computed = [len(simulation.jobs[number].computed[0]) for number in (first, *others)]
+    assert computed[0] == len(document)
+    assert max(computed[1:]) <= 1 + 4
+    assert simulation.copies >= 1
+    copied_or_shared = len(document) - 4
+    assert simulation.scheduler.reused >= 2 * copied_or_shared
 
 
 def test_requests_are_admitted_in_order_and_pairs_wait_for_two_slots() -> None:

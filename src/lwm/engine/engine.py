@@ -143,6 +143,8 @@ class Engine:
                 for slot, text in self.scheduler.active[number].rows:
                     self._runner.set_text(slot, text)
             plan = self.scheduler.plan(self._draft)
+            if plan.copy is not None:
+                self._runner.copy(plan.copy)
             if plan.chunk is not None:
                 self._runner.prefill(plan.chunk)
             return self._decode(plan.feeds) if plan.feeds else []

@@ -18,7 +18,7 @@ from lwm.core.errors import CapacityError
 from lwm.core.memory import require_memory
 from lwm.core.mesh import SEQUENCE, pace
 from lwm.engine.sampling import Sampled, SlotSampling
-from lwm.engine.scheduler import Chunk, Feed
+from lwm.engine.scheduler import Chunk, Copy, Feed
 from lwm.engine.steps import compile_steps
 from lwm.models.cache import cache_capacity, grow_cache, make_cache, require_cache_memory
 from lwm.models.forward import dequantized
@@ -128,6 +128,13 @@ class Runner:
         row = np.zeros(self._config.table_size, bool)
         row[list(tokens)] = True
         self._present = self._steps.mark_present(self._present, slot, row)
+
+    def copy(self, copy: Copy) -> None:
+        """Copy the keys and values of one slot to another."""
+        source, destination = np.int32(copy.source), np.int32(copy.destination)
+        for index, layer in enumerate(self._cache):
+            self._cache[index] = self._steps.copy_slot(layer, source, destination)
+            pace(self._cache[index])
 
     def prefill(self, chunk: Chunk) -> None:
         """Compute the keys and values of a chunk."""

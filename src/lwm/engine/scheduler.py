@@ -2,7 +2,8 @@
 
 A slot is one row of the cache. A request takes one slot, or two when a second prompt guides it. A
 slot keeps its cached tokens after its request has left, and a later request with the same prefix
-starts after that prefix.
+starts after that prefix. Where another slot has more of the prefix, running or not, its row is
+copied instead of computed again.
 
 Prefill covers all of a prompt except its last token. The first decode step takes that one, so
 tokens are sampled in decode steps only. A decode step may also take drafts after a request's last
@@ -32,6 +33,14 @@ class Chunk:
 
 
 @dataclass(frozen=True)
+class Copy:
+    """Represent a copy of one slot's cached keys and values to another slot."""
+
+    source: int
+    destination: int
+
+
+@dataclass(frozen=True)
 class Feed:
     """Represent one slot's part of a decode step: its last token, at `position`, and drafts."""
 
@@ -42,8 +51,9 @@ class Feed:
 
 @dataclass(frozen=True)
 class StepPlan:
-    """Represent one step: at most one chunk, then one decode of all slots that are ready."""
+    """Represent one step: at most one copy and one chunk, then a decode of all ready slots."""
 
+    copy: Copy | None
     chunk: Chunk | None
     feeds: tuple[Feed, ...]
 
@@ -184,7 +194,7 @@ class Scheduler:
             draft: return a draft of a request's next tokens, at most as many as its second
                 argument; called once for each request of one prompt that decodes.
         """
-        chunk = self._next_chunk()
+        copy, chunk = self._next_prefill()
         feeds = []
         for request in self.active.values():
             if any(len(self._slots[slot].cached) != len(text) - 1 for slot, text in request.rows):
@@ -196,21 +206,35 @@ class Scheduler:
                 tokens = (text[-1], *drafts)
                 feeds.append(Feed(slot, tokens, len(text) - 1))
                 self._slots[slot].cached.extend(tokens)
-        return StepPlan(chunk, tuple(feeds))
+        return StepPlan(copy, chunk, tuple(feeds))
 
-    def _next_chunk(self) -> Chunk | None:
+    def _next_prefill(self) -> tuple[Copy | None, Chunk | None]:
         for request in self.active.values():
             for slot, text in request.rows:
+                if len(self._slots[slot].cached) >= len(text) - 1:
+                    continue
+                copy = self._copy_prefix(slot, text)
                 cached = self._slots[slot].cached
                 remaining = len(text) - 1 - len(cached)
                 if remaining <= 0:
-                    continue
+                    return copy, None
                 size = self._chunk_size(remaining, self.capacity - len(cached))
                 tokens = tuple(text[len(cached) : len(cached) + min(size, remaining)])
                 chunk = Chunk(slot, len(cached), tokens, size)
                 cached.extend(tokens)
-                return chunk
-        return None
+                return copy, chunk
+        return None, None
+
+    def _copy_prefix(self, slot: int, text: Sequence[int]) -> Copy | None:
+        """Plan a copy from the slot that shares the most with a text, if it saves a chunk."""
+        shared = {other: self._shared(other, text) for other in range(len(self._slots))}
+        source = max(shared, key=lambda other: shared[other])
+        saved = shared[source] - len(self._slots[slot].cached)
+        if saved < self._chunks[0]:
+            return None
+        self._slots[slot].cached = list(text[: shared[source]])
+        self.reused += saved
+        return Copy(source, slot)
 
     def _chunk_size(self, remaining: int, room: int) -> int:
         fitting = (x for x in self._chunks if x <= room and remaining >= _WELL_FILLED * x)

@@ -10,10 +10,10 @@ import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Bool, Float, Int
 
-from lwm.attention.cached import LayerCache, decode_attention, prefill_attention
+from lwm.attention.cached import CACHE_AXES, LayerCache, decode_attention, prefill_attention
 from lwm.attention.rope import RotaryAngles, rotary_angles
 from lwm.core.hardware import precise
-from lwm.core.sharding import DECODE, PREFILL
+from lwm.core.sharding import DECODE, PREFILL, constrain
 from lwm.engine.sampling import Sampled, SlotSampling, sample
 from lwm.models.cache import Cache
 from lwm.models.forward import apply_layer, embed_tokens, rms_norm, text_logits
@@ -119,6 +119,15 @@ def _mark_present(
     return present.at[slot].set(row)
 
 
+def _copy_slot(
+    cache: LayerCache, source: Array, destination: Array, *, mesh: Mesh | None
+) -> LayerCache:
+    """Copy one slot's keys and values to another; the whole row, since its places are striped."""
+    copied = (x.at[destination].set(x[source]) for x in (cache.keys, cache.values))
+    shards = (constrain(x, mesh, axes, DECODE) for x, axes in zip(copied, CACHE_AXES, strict=True))
+    return LayerCache(*shards)
+
+
 class Steps:
     """Hold the compiled steps; each compiles once for every shape of its arguments."""
 
@@ -145,6 +154,7 @@ class Steps:
         self.prefill_last = jit(partial(_prefill_last_layer, **static), donate_argnums=3)
         self.decode = jit(partial(_decode_layers, **static), donate_argnums=(1, 3))
         self.sample = jit(sample_tokens, donate_argnums=2, out_shardings=whole)
+        self.copy_slot = jit(partial(_copy_slot, mesh=mesh), donate_argnums=0)
         self.mark_present = jit(_mark_present, donate_argnums=0)
 
     def dequantized_layers(
