@@ -19,7 +19,7 @@ from lwm.engine import runner
 from lwm.engine.engine import Engine
 from lwm.engine.request import Request, Token
 from lwm.engine.runner import reserved_length, weights_for
-from lwm.engine.sampling import Sampling, slot_sampling
+from lwm.engine.sampling import History, Sampling, slot_sampling
 from lwm.engine.scoring import Scorer, TokenRows
 from lwm.engine.steps import compile_steps
 from lwm.generation.model import Model
@@ -99,6 +99,31 @@ def test_repetition_penalty_reads_prompt_and_answer() -> None:
         unseen = np.setdiff1d(np.arange(64), [*prompt(20), *answer[:step]])
         if logits[step, unseen].max() > 1e-3:
             assert token == unseen[logits[step, unseen].argmax()]
+
+
+def test_penalties_of_the_answer_count_its_tokens_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    tokens = prompt(20)
+    for presence, frequency in ((0.7, 0.0), (0.0, 0.4), (-0.5, 0.3)):
+        sampling = replace(GREEDY, presence_penalty=presence, frequency_penalty=frequency)
+        request = Request(prompt=tokens, max_tokens=25, sampling=sampling)
+        other = greedy(prompt(11), 25)  # its drafts make steps wider
+        answer, beside = run(engine(), request, other)
+        expected: list[int] = []
+        for scores in following(tokens, ids(answer)):
+            counts = np.bincount(expected, minlength=CONFIG.vocab_size)
+            scores = scores - presence * (counts > 0) - frequency * counts
+            expected.append(int(scores.argmax()))
+        assert ids(answer) == expected
+        assert ids(beside) == ids(run(engine(), other)[0])
+        # An interruption computes the text again and keeps the counts.
+        mine = engine()
+        number = mine.submit(request)
+        again: list[int] = []
+        while not mine.scheduler.idle:
+            if len(again) in (3, 10):
+                mine.forget()
+            again += ids([token for token in mine.step() if token.request == number])
+        assert again == expected
 
 
 def test_log_probabilities_are_those_of_the_whole_text() -> None:
@@ -415,18 +440,18 @@ def test_float32_products_are_exact_in_every_step(dtype: str) -> None:
     zero, row = np.int32(0), np.zeros((1, 32), np.int32)
     settings = slot_sampling(
         [Sampling()], conditional=row[0, :1], unconditional=row[0, :1],
-        logprobs=np.zeros(1, bool), low=row[0, :1], high=row[0, :1] + 64,
+        logprobs=np.zeros(1, bool), answer=row[0, :1], low=row[0, :1], high=row[0, :1] + 64,
     )  # fmt: skip
     x, angles = steps.embed(model.embedding, row), steps.angles(row)
     x1, angles1 = x[:, :1], steps.angles(row[:, :1])
-    present = np.zeros((1, 64), bool)
+    history: Any = History(present=np.zeros((1, 64), bool), answered=np.zeros((1, 64), np.int32))  # type: ignore[arg-type]
     rows = TokenRows(row, row, row)  # type: ignore[arg-type]
     scorer = Scorer(model, CONFIG, None)
     lowered = {
         "prefill": steps.prefill.lower(layers[0], x, angles, cache[0], zero, zero),
         "last": steps.prefill_last.lower(layers[0], x, angles, cache[0], zero, zero),
         "decode": steps.decode.lower(layers, x1, angles1, cache, row[:, :1]),
-        "sample": steps.sample.lower(model, x1, present, row[:, :1], row[:, :1], settings),
+        "sample": steps.sample.lower(model, x1, history, row[:, :1], row[:, :1], settings),
         "logits": scorer._logits.lower(model, rows),
         "scores": scorer._scores.lower(model, rows, row),
     }

@@ -21,6 +21,7 @@ from lwm.core.errors import ConfigError
 from lwm.engine import sampling
 from lwm.engine.sampling import (
     MAX_ALTERNATIVES,
+    History,
     Sampled,
     Sampling,
     SlotSampling,
@@ -51,6 +52,7 @@ def settings(rows: list[Sampling], **changes: Any) -> SlotSampling:
         "conditional": index,
         "unconditional": index,
         "logprobs": np.zeros(len(rows), bool),
+        "answer": np.zeros_like(index),
         "low": np.zeros_like(index),
         "high": np.full_like(index, VOCAB),
     }
@@ -61,7 +63,8 @@ def run(logits: np.ndarray, how: SlotSampling, present: Any = None, step: Any = 
     rows = len(logits)
     present = np.zeros(logits.shape, bool) if present is None else present
     step = np.zeros(rows, np.int32) if step is None else step
-    return jax.tree.map(np.asarray, compiled_sample(logits, present, step, how))
+    history = History(present=present, answered=np.zeros(logits.shape, np.int32))  # type: ignore[arg-type]
+    return jax.tree.map(np.asarray, compiled_sample(logits, history, step, how))
 
 
 @pytest.mark.parametrize(
@@ -241,9 +244,11 @@ def test_vocabulary_is_sorted_only_where_that_rules_something_out(
 
     monkeypatch.setattr(sampling, "filter_top", counted)
     bounds = {"low": np.full(len(rows), 11, np.int32), "high": np.full(len(rows), 29, np.int32)}
-    logits, present = random_logits(len(rows)), np.zeros((len(rows), VOCAB), bool)
+    logits = random_logits(len(rows))
+    present, answered = np.zeros(logits.shape, bool), np.zeros(logits.shape, np.int32)
+    history = History(present=present, answered=answered)  # type: ignore[arg-type]
     sampled = jax.jit(lambda *x: sample(*x))(
-        logits, present, np.zeros(len(rows), np.int32), settings(rows, **bounds)
+        logits, history, np.zeros(len(rows), np.int32), settings(rows, **bounds)
     )
     jax.block_until_ready(sampled)
     jax.effects_barrier()

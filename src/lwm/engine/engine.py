@@ -113,7 +113,8 @@ class Engine:
                 )
         number = self.scheduler.submit(request.prompts, request.max_tokens)
         self._requests[number] = request
-        if self._draft_settings.widths and request.allowed is None:
+        drafted = request.allowed is None and not request.sampling.counts_answer
+        if self._draft_settings.widths and drafted:
             self._drafters[number] = Drafter(
                 request.prompt, request.max_tokens, self._draft_settings
             )
@@ -140,8 +141,10 @@ class Engine:
             if self._runner.allocate():
                 starting = list(self.scheduler.active)
             for number in starting:
-                for slot, text in self.scheduler.active[number].rows:
-                    self._runner.set_text(slot, text)
+                prompts = self._requests[number].prompts
+                rows = self.scheduler.active[number].rows
+                for (slot, text), prompt in zip(rows, prompts, strict=True):
+                    self._runner.set_text(slot, text, len(prompt))
             plan = self.scheduler.plan(self._draft)
             if plan.copy is not None:
                 self._runner.copy(plan.copy)
@@ -250,6 +253,7 @@ class Engine:
         conditional = np.arange(self.slots, dtype=np.int32)
         unconditional = conditional.copy()
         logprobs = np.zeros(self.slots, bool)
+        answer = np.zeros(self.slots, np.int32)
         bounds = np.array([(0, self._config.vocab_size)] * self.slots, np.int32)
         for one in decoding:
             request, slot = self._requests[one.number], one.slots[0]
@@ -258,6 +262,7 @@ class Engine:
                 ids = request.allowed(len(one.texts[0]) - len(request.prompt))
                 bounds[slot] = ids.start, ids.stop
             logprobs[slot] = request.logprobs > 0
+            answer[slot] = len(request.prompt)
             for second in one.slots[1:]:
                 unconditional[slot], conditional[second] = second, slot
         return slot_sampling(
@@ -265,6 +270,7 @@ class Engine:
             conditional=conditional,
             unconditional=unconditional,
             logprobs=logprobs,
+            answer=answer,
             low=bounds[:, 0],
             high=bounds[:, 1],
         )

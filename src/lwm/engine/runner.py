@@ -10,14 +10,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
-from jaxtyping import Array
 
 from lwm.attention.cached import LayerCache
 from lwm.attention.order import striped
 from lwm.core.errors import CapacityError
 from lwm.core.memory import require_memory
 from lwm.core.mesh import SEQUENCE, pace
-from lwm.engine.sampling import Sampled, SlotSampling
+from lwm.engine.sampling import History, Sampled, SlotSampling
 from lwm.engine.scheduler import Chunk, Copy, Feed
 from lwm.engine.steps import compile_steps
 from lwm.models.cache import cache_capacity, grow_cache, make_cache, require_cache_memory
@@ -79,7 +78,7 @@ class Runner:
         # or a width of drafts does not grow with the model's depth.
         self._run = max(n for n in range(1, _MOST_LAYERS + 1) if config.num_layers % n == 0)
         self._cache: list[LayerCache] = []
-        self._present: Array | None = None
+        self._history: History | None = None
         self.chunks = [size * self._shards for size in _CHUNKS]
         self.capacity = self.affordable(tokens, headroom)
         self.allocate()
@@ -96,14 +95,18 @@ class Runner:
             return False
         self._cache = list(make_cache(self._config, capacity=self.capacity, **self._sizes))
         whole = NamedSharding(self._mesh, PartitionSpec()) if self._mesh else jax.devices()[0]
-        self._present = jnp.zeros((self._slots, self._config.table_size), bool, device=whole)
+        shape = self._slots, self._config.table_size
+        self._history = History(
+            present=jnp.zeros(shape, bool, device=whole),
+            answered=jnp.zeros(shape, jnp.int32, device=whole),
+        )
         return True
 
     def release(self) -> None:
         """Free the cache, also where an exception's traceback still refers to it."""
-        for array in jax.tree.leaves((self._cache, self._present)):
+        for array in jax.tree.leaves((self._cache, self._history)):
             array.delete()
-        self._cache, self._present = [], None
+        self._cache, self._history = [], None
 
     def grow(self, capacity: int) -> None:
         """Make the cache longer, keeping its contents."""
@@ -123,11 +126,16 @@ class Runner:
         require_cache_memory(self._config, capacity=needed, **self._sizes)
         return capacity
 
-    def set_text(self, slot: int, tokens: Sequence[int]) -> None:
-        """Set the tokens that the repetition penalty of a slot counts as present."""
-        row = np.zeros(self._config.table_size, bool)
-        row[list(tokens)] = True
-        self._present = self._steps.mark_present(self._present, slot, row)
+    def set_text(self, slot: int, tokens: Sequence[int], answer: int) -> None:
+        """Set the text of a slot, for the penalties; its answer begins at a position.
+
+        The last token is fed to the next step, which counts it.
+        """
+        size = self._config.table_size
+        row = History(present=np.zeros(size, bool), answered=np.zeros(size, np.int32))  # type: ignore[arg-type]
+        row.present[list(tokens)] = True  # type: ignore[index]
+        np.add.at(row.answered, list(tokens[answer:-1]), 1)  # type: ignore[arg-type]
+        self._history = self._steps.set_history(self._history, slot, row)
 
     def copy(self, copy: Copy) -> None:
         """Copy the keys and values of one slot to another."""
@@ -174,8 +182,8 @@ class Runner:
             old = tuple(cache[run])
             x, cache[run] = self._steps.decode(layers[run], x, angles, old, positions)
             pace(cache[run])
-        sampled, self._present = self._steps.sample(
-            self._without_layers, x, self._present, tokens, positions, settings
+        sampled, self._history = self._steps.sample(
+            self._without_layers, x, self._history, tokens, positions, settings
         )
         result: Any = jax.device_get(sampled)
         return result

@@ -5,6 +5,7 @@ compiles anything. Work that no slot needs, such as sorting, is skipped at run t
 
 The rules apply in this order: guidance, the range of ids that a slot may take, and then those of
 Hugging Face's transformers in its order: repetition penalty, temperature, top-k, top-p, min-p.
+The presence and frequency penalties of OpenAI's API come after the repetition penalty.
 """
 
 import math
@@ -36,6 +37,8 @@ class Sampling(Checked):
         top_p: keep the likeliest ids whose probabilities sum to p (arXiv 1904.09751).
         min_p: keep ids at least this fraction as likely as the likeliest one (arXiv 2407.01082).
         repetition_penalty: divides the logits of ids that the text contains (arXiv 1909.05858).
+        presence_penalty: subtracted from the logits of ids that the answer contains.
+        frequency_penalty: subtracted for each time that the answer contains an id.
         guidance: scale of classifier-free guidance, `u + guidance * (c - u)`.
         seed: the same seed gives the same tokens whatever other requests run.
     """
@@ -45,8 +48,15 @@ class Sampling(Checked):
     top_p: Annotated[float, Gt(0), Le(1)] = 1.0
     min_p: Annotated[float, Ge(0), Le(1)] = 0.0
     repetition_penalty: Annotated[float, Gt(0), Lt(math.inf)] = 1.0
+    presence_penalty: Annotated[float, Gt(-math.inf), Lt(math.inf)] = 0.0
+    frequency_penalty: Annotated[float, Gt(-math.inf), Lt(math.inf)] = 0.0
     guidance: Annotated[float, Gt(-math.inf), Lt(math.inf)] = 1.0
     seed: Annotated[int, Ge(0), Lt(2**32)] = 0
+
+    @property
+    def counts_answer(self) -> bool:
+        """Return whether a penalty depends on how often the answer contains an id."""
+        return self.presence_penalty != 0 or self.frequency_penalty != 0
 
     def updated(self, settings: Mapping[str, Any]) -> "Sampling":
         """Return a copy with some settings changed; refuse unknown names and wrong values."""
@@ -71,6 +81,7 @@ class SlotSampling:
         conditional: the slot whose token this one takes; differs for a request's second slot.
         unconditional: the slot of the request's second prompt; itself where there is none.
         logprobs: whether the slot's request needs alternatives.
+        answer: position where the slot's answer begins.
         low, high: range of the ids allowed; later rules and log-probabilities count only these.
     """
 
@@ -79,11 +90,14 @@ class SlotSampling:
     top_p: Float[Array, " slots"]
     min_p: Float[Array, " slots"]
     repetition_penalty: Float[Array, " slots"]
+    presence_penalty: Float[Array, " slots"]
+    frequency_penalty: Float[Array, " slots"]
     guidance: Float[Array, " slots"]
     seed: UInt32[Array, " slots"]
     conditional: Int[Array, " slots"]
     unconditional: Int[Array, " slots"]
     logprobs: Bool[Array, " slots"]
+    answer: Int[Array, " slots"]
     low: Int[Array, " slots"]
     high: Int[Array, " slots"]
 
@@ -98,6 +112,15 @@ def slot_sampling(rows: Sequence[Sampling], **slots: Any) -> SlotSampling:
         dtype = _TYPES.get(name, np.float32)
         columns[name] = np.array([getattr(row, name) for row in rows], dtype)
     return SlotSampling(**columns, **slots)
+
+
+@pytree
+class History:
+    """Hold what penalties depend on: the ids in each row's text, and in each slot's answer, how
+    often."""
+
+    present: Bool[Array, "rows vocab"]
+    answered: Int[Array, "slots vocab"]
 
 
 @pytree
@@ -118,6 +141,17 @@ def penalize(
     """Apply the repetition penalty to the ids that are present in a slot's text."""
     factor = penalty[:, None]
     return jnp.where(present, jnp.where(logits > 0, logits / factor, logits * factor), logits)
+
+
+def penalize_answered(
+    logits: Float[Array, "rows vocab"],
+    answered: Int[Array, "slots vocab"],
+    presence: Float[Array, " rows"],
+    frequency: Float[Array, " rows"],
+) -> Float[Array, "rows vocab"]:
+    """Apply OpenAI's two penalties to the ids that a slot's answer contains."""
+    answered = jnp.repeat(answered, len(logits) // len(answered), axis=0)
+    return logits - presence[:, None] * (answered > 0) - frequency[:, None] * answered
 
 
 def filter_top(
@@ -149,14 +183,14 @@ def filter_min_p(
 
 def sample(
     logits: Float[Array, "slots vocab"],
-    present: Bool[Array, "slots vocab"],
+    history: History,
     step: Int[Array, " slots"],
     settings: SlotSampling,
 ) -> Sampled:
     """Choose the next token of every slot.
 
     Args:
-        present: ids in each slot's text so far, for the repetition penalty.
+        history: of each slot so far, for the penalties.
         step: position of the new token; each position of a seed has its own random numbers.
     """
     unconditional = logits[settings.unconditional]
@@ -166,7 +200,12 @@ def sample(
     ids = jnp.arange(logits.shape[-1])
     allowed = (ids >= settings.low[:, None]) & (ids < settings.high[:, None])
     logits = jnp.where(allowed, logits, -jnp.inf)
-    scores = penalize(logits, present, settings.repetition_penalty)
+    scores = penalize(logits, history.present, settings.repetition_penalty)
+    penalties = settings.presence_penalty, settings.frequency_penalty
+    scores = jax.lax.cond(
+        jnp.any(jnp.stack(penalties) != 0), penalize_answered, lambda x, *_: x,
+        scores, history.answered, *penalties,
+    )  # fmt: skip
 
     def likeliest(scores: Array) -> Array:
         return scores.argmax(axis=-1).astype(jnp.int32)

@@ -8,13 +8,13 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Float, Int
 
 from lwm.attention.cached import CACHE_AXES, LayerCache, decode_attention, prefill_attention
 from lwm.attention.rope import RotaryAngles, rotary_angles
 from lwm.core.hardware import precise
 from lwm.core.sharding import DECODE, PREFILL, constrain
-from lwm.engine.sampling import Sampled, SlotSampling, sample
+from lwm.engine.sampling import History, Sampled, SlotSampling, sample
 from lwm.models.cache import Cache
 from lwm.models.forward import apply_layer, embed_tokens, rms_norm, text_logits
 from lwm.models.llama import FusedLayer, Layer, Llama, LlamaConfig
@@ -75,17 +75,18 @@ def _decode_layers(
 def _sample_tokens(
     weights: Llama,
     x: Float[Array, "slots width embed"],
-    present: Bool[Array, "slots vocab"],
+    history: History,
     tokens: Int[Array, "slots width"],
     positions: Int[Array, "slots width"],
     settings: SlotSampling,
     *,
     config: LlamaConfig,
     mesh: Mesh | None,
-) -> tuple[Sampled, Bool[Array, "slots vocab"]]:
+) -> tuple[Sampled, History]:
     """Sample after each token of a step, as if the tokens before it had come one per step.
 
-    Returns also the ids present in each slot's text after the step, up to the first wrong draft.
+    Returns also the history after the step, up to the first wrong draft. Requests whose answers
+    are counted are not drafted, so only the first token of a step counts.
     """
     slots, width = tokens.shape
     hidden = rms_norm(x, weights.norm, config.rms_norm_eps)
@@ -93,8 +94,11 @@ def _sample_tokens(
     if mesh is not None:  # the vocabulary may be sharded, and sorting needs it whole
         whole = NamedSharding(mesh, PartitionSpec())
         logits = jax.lax.with_sharding_constraint(logits, whole)
+    present, answered = history.present, history.answered
     ids = jnp.where(positions >= 0, tokens, present.shape[1])
     slot = jnp.arange(slots)
+    counted = jnp.where(positions[:, 0] >= settings.answer, ids[:, 0], present.shape[1])
+    answered = answered.at[slot, counted].add(1, mode="drop")
     after = []  # the ids present after the first token, after the second, ...
     for column in range(width):
         present = present.at[slot, ids[:, column]].set(True, mode="drop")
@@ -106,26 +110,29 @@ def _sample_tokens(
     )
     rows = replace(rows, conditional=conditional, unconditional=unconditional)
     step = (positions + 1).reshape(-1)
-    sampled = sample(logits, jnp.stack(after, axis=1).reshape(slots * width, -1), step, rows)
+    seen = jnp.stack(after, axis=1)
+    histories = History(present=seen.reshape(slots * width, -1), answered=answered)
+    sampled = sample(logits, histories, step, rows)
     sampled = jax.tree.map(lambda x: x.reshape(slots, width, *x.shape[1:]), sampled)
     right = (sampled.tokens[:, :-1] == tokens[:, 1:]) & (positions[:, 1:] >= 0)
     accepted = jnp.cumprod(right, axis=1).sum(axis=1)
-    return sampled, jnp.stack(after, axis=1)[slot, accepted]
+    return sampled, History(present=seen[slot, accepted], answered=answered)
 
 
-def _mark_present(
-    present: Bool[Array, "slots vocab"], slot: Array, row: Bool[Array, " vocab"]
-) -> Bool[Array, "slots vocab"]:
-    return present.at[slot].set(row)
+def _set_history(history: History, slot: Array, row: History) -> History:
+    return jax.tree.map(lambda x, new: x.at[slot].set(new), history, row)
 
 
 def _copy_slot(
     cache: LayerCache, source: Array, destination: Array, *, mesh: Mesh | None
 ) -> LayerCache:
     """Copy one slot's keys and values to another; the whole row, since its places are striped."""
-    copied = (x.at[destination].set(x[source]) for x in (cache.keys, cache.values))
-    shards = (constrain(x, mesh, axes, DECODE) for x, axes in zip(copied, CACHE_AXES, strict=True))
-    return LayerCache(*shards)
+    axes: Any = CACHE_AXES
+
+    def copied(x: Array, axes: Sequence[str | None]) -> Array:
+        return constrain(x.at[destination].set(x[source]), mesh, axes, DECODE)
+
+    return LayerCache(copied(cache.keys, axes.keys), copied(cache.values, axes.values))
 
 
 class Steps:
@@ -155,7 +162,7 @@ class Steps:
         self.decode = jit(partial(_decode_layers, **static), donate_argnums=(1, 3))
         self.sample = jit(sample_tokens, donate_argnums=2, out_shardings=whole)
         self.copy_slot = jit(partial(_copy_slot, mesh=mesh), donate_argnums=0)
-        self.mark_present = jit(_mark_present, donate_argnums=0)
+        self.set_history = jit(_set_history, donate_argnums=0)
 
     def dequantized_layers(
         self, layers: Sequence[Layer | FusedLayer]
