@@ -105,25 +105,46 @@ def stream_tokens(engine: Engine, request: Request, timings: Timings) -> Iterato
             token = next(tokens)
 
 
-def until_stop(pieces: Iterable[str], stops: Sequence[str]) -> Iterator[str]:
-    """Iterate over pieces of text up to the first stop string, which may span several pieces.
+class StopFilter:
+    """Pass text through up to the first stop string, which may span several pieces.
 
-    Text that may be the beginning of a stop string is buffered until more text decides.
+    Text that may be the beginning of a stop string is kept until more text decides.
+
+    Attributes:
+        stopped: whether a stop string has come.
     """
-    buffer = ""
-    for piece in pieces:
-        buffer += piece
+
+    def __init__(self, stops: Sequence[str]) -> None:
+        self.stopped = False
+        self._stops, self._kept = stops, ""
+
+    def push(self, piece: str) -> str:
+        """Return the text that is certain to come before a stop string."""
+        text = self._kept + piece
         # The start of the earliest complete stop string, and of the earliest that may become one.
-        complete = _find(buffer, stops)
-        partial = len(buffer) - max((_overlap(buffer, stop) for stop in stops), default=0)
-        if complete is not None and complete <= partial:
-            break
-        if partial:
-            yield buffer[:partial]
-            buffer = buffer[partial:]
-    text = buffer[: _find(buffer, stops)]
-    if text:
-        yield text
+        complete = _find(text, self._stops)
+        partial = len(text) - max((_overlap(text, stop) for stop in self._stops), default=0)
+        self.stopped = complete is not None and complete <= partial
+        end = complete if self.stopped else partial
+        self._kept = "" if self.stopped else text[partial:]
+        return text[:end]
+
+    def finish(self) -> str:
+        """Return the text that was kept, when no more comes."""
+        text = self._kept
+        return text[: _find(text, self._stops)]
+
+
+def until_stop(pieces: Iterable[str], stops: Sequence[str]) -> Iterator[str]:
+    """Iterate over pieces of text up to the first stop string; see `StopFilter`."""
+    stop = StopFilter(stops)
+    for piece in pieces:
+        if text := stop.push(piece):
+            yield text
+        if stop.stopped:
+            return
+    if rest := stop.finish():
+        yield rest
 
 
 def _find(text: str, stops: Sequence[str]) -> int | None:

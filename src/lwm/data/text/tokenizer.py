@@ -194,17 +194,16 @@ class Tokenizer:
         Args:
             after: tokens before the text, which decide whether it begins with a space.
         """
-        ids = list(after)[-_CONTEXT:]
-        start, done = 0, len(ids)
+        decoder = self.stream_decoder(after)
         for token in tokens:
-            ids.append(token)
-            before, now = self.decode(ids[start:done]), self.decode(ids[start:])
-            unfinished = now.endswith("\ufffd") and len(ids) - done < _LONGEST_CHARACTER
-            if len(now) > len(before) and not unfinished:
-                yield now[len(before) :]
-                start, done = done, len(ids)
-        if rest := self.decode(ids[start:])[len(self.decode(ids[start:done])) :]:
+            if piece := decoder.push(token):
+                yield piece
+        if rest := decoder.finish():
             yield rest
+
+    def stream_decoder(self, after: Sequence[int] = ()) -> "StreamDecoder":
+        """Return what `decode_stream` uses, for tokens that arrive one by one."""
+        return StreamDecoder(self, after)
 
     @property
     def vocab_size(self) -> int:
@@ -233,6 +232,31 @@ class Tokenizer:
         for name, content in contents.items():
             text = json.dumps(content, indent=2, ensure_ascii=False)
             (directory / name).write_text(text, encoding="utf-8")
+
+
+class StreamDecoder:
+    """Decode tokens as they arrive; see `Tokenizer.decode_stream`."""
+
+    def __init__(self, tokenizer: Tokenizer, after: Sequence[int]) -> None:
+        self._decode = tokenizer.decode
+        self._ids = list(after)[-_CONTEXT:]
+        self._start, self._done = 0, len(self._ids)
+
+    def push(self, token: int) -> str:
+        """Return the text that a token completes, which may be empty."""
+        ids = self._ids
+        ids.append(token)
+        before, now = self._decode(ids[self._start : self._done]), self._decode(ids[self._start :])
+        unfinished = now.endswith("\ufffd") and len(ids) - self._done < _LONGEST_CHARACTER
+        if len(now) <= len(before) or unfinished:
+            return ""
+        self._start, self._done = self._done, len(ids)
+        return now[len(before) :]
+
+    def finish(self) -> str:
+        """Return the text of tokens that waited for others."""
+        before = self._decode(self._ids[self._start : self._done])
+        return self._decode(self._ids[self._start :])[len(before) :]
 
 
 def _text_ids(backend: tokenizers.Tokenizer, text: str) -> list[int]:
