@@ -47,11 +47,16 @@ def test_log_likelihoods_equal_a_dense_forward_pass(
     for row, scores in zip(rows, logits, strict=True):
         row[1] = scores[0].argmax()  # some target is the likeliest
     logits = [full_logits(row[:length]) for row, length in zip(rows, lengths, strict=True)]
-    likelihood, likeliest = scorer.log_likelihoods(rows, lengths)
+    likelihood, likeliest, top_tokens, top_values = scorer.log_likelihoods(rows, lengths, top=3)
+    assert scorer.log_likelihoods(rows, lengths).top_tokens.shape == (3, 36, 0)
     assert likelihood.shape == likeliest.shape == (3, 36)
-    for row, length, scores, values, hits in zip(
-        rows, lengths, logits, likelihood, likeliest, strict=True
+    for row, length, scores, values, hits, ids, top in zip(
+        rows, lengths, logits, likelihood, likeliest, top_tokens, top_values, strict=True
     ):
+        best = np.sort(log_softmax(scores[:-1]), axis=-1)[:, :-4:-1]
+        np.testing.assert_allclose(top[: length - 1], best, atol=1e-4)
+        chosen = np.take_along_axis(log_softmax(scores[:-1]), ids[: length - 1], axis=-1)
+        np.testing.assert_allclose(chosen, best, atol=1e-4)
         targets = row[1:length]
         expected = log_softmax(scores[:-1])[range(length - 1), targets]
         np.testing.assert_allclose(values[: length - 1], expected, atol=1e-4)

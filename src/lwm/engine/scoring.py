@@ -42,6 +42,8 @@ class TokenScores(NamedTuple):
 
     log_likelihood: Float[np.ndarray, "batch targets"]
     likeliest: Bool[np.ndarray, "batch targets"]  # whether no other token is likelier
+    top_tokens: Int[np.ndarray, "batch targets top"]  # the likeliest, in order
+    top_logprobs: Float[np.ndarray, "batch targets top"]
 
 
 class TokenRows(NamedTuple):
@@ -89,8 +91,15 @@ def forward_scores(
     *,
     config: LlamaConfig,
     mesh: Mesh | None = None,
-) -> tuple[Float[Array, "batch seq"], Bool[Array, "batch seq"]]:
-    """Compute the log-likelihood of each position's target, and whether it is the likeliest.
+    top: int = 0,
+) -> tuple[
+    Float[Array, "batch seq"],
+    Bool[Array, "batch seq"],
+    Int[Array, "batch seq top"],
+    Float[Array, "batch seq top"],
+]:
+    """Compute the log-likelihood of each position's target, whether it is the likeliest, and the
+    `top` likeliest ids with their log-likelihoods.
 
     A target is scored among the ids of its own kind, text or vision.
     """
@@ -111,7 +120,7 @@ def forward_scores(
         axes = (None, "batch", "position", None, *[None] * len(rest))
         return constrain(x, mesh, axes, TRAINING)
 
-    def score(chunk: tuple[Array, Array]) -> tuple[Array, Array]:
+    def score(chunk: tuple[Array, Array]) -> tuple[Array, Array, Array, Array]:
         states, target = chunk
         merged = states.reshape(count, shards * size, -1)
         logits = text_logits(weights, merged).reshape(count, shards, size, -1)
@@ -122,14 +131,17 @@ def forward_scores(
             logits = jnp.where(same_kind, logits, -jnp.inf)
         # A sum and not a lookup, because the vocabulary may be sharded.
         value = jnp.where(ids == target[..., None], logits, 0.0).sum(axis=-1)
-        return value - jax.nn.logsumexp(logits, axis=-1), value >= logits.max(axis=-1)
+        normalizer = jax.nn.logsumexp(logits, axis=-1)
+        likelihood, likeliest = value - normalizer, value >= logits.max(axis=-1)
+        top_values, top_ids = jax.lax.top_k(logits, top) if top else (logits[..., :0],) * 2
+        return likelihood, likeliest, top_ids.astype(jnp.int32), top_values - normalizer[..., None]
 
     def join(x: Array) -> Array:
-        x = jnp.moveaxis(x, 0, 2).reshape(count, shards, -1)
-        return x[:, :, :part].reshape(count, length)
+        x = jnp.moveaxis(x, 0, 2).reshape(count, shards, chunks * size, *x.shape[4:])
+        return x[:, :, :part].reshape(count, length, *x.shape[3:])
 
-    likelihood, likeliest = jax.lax.map(score, (cut(hidden), cut(targets)))
-    return join(likelihood), join(likeliest)
+    likelihood, likeliest, top_ids, top_values = jax.lax.map(score, (cut(hidden), cut(targets)))
+    return join(likelihood), join(likeliest), join(top_ids), join(top_values)
 
 
 def padded_length(length: int) -> int:
@@ -151,7 +163,7 @@ class Scorer:
         self._logits = jit(forward_logits)
         # Every process reads all of the scores.
         whole = None if mesh is None else NamedSharding(mesh, PartitionSpec())
-        self._scores = jit(forward_scores, out_shardings=whole)
+        self._scores = jit(forward_scores, out_shardings=whole, static_argnames="top")
 
     def logits(self, tokens: Int[np.ndarray, "batch seq"]) -> Float[np.ndarray, "batch seq vocab"]:
         """Compute the logits of the next token at every position."""
@@ -159,16 +171,20 @@ class Scorer:
         return on_host(self._logits(self._weights, rows))[: len(tokens)][:, index]
 
     def log_likelihoods(
-        self, tokens: Int[np.ndarray, "batch seq"], lengths: Sequence[int] | None = None
+        self,
+        tokens: Int[np.ndarray, "batch seq"],
+        lengths: Sequence[int] | None = None,
+        top: int = 0,
     ) -> TokenScores:
         """Compute how likely each token after the first is.
 
         Args:
             lengths: tokens of each row, if rows are padded; scores of the padding have no meaning.
+            top: how many of the likeliest tokens to return at each place.
         """
         counts = np.full(len(tokens), tokens.shape[1]) if lengths is None else np.array(lengths)
         rows, targets, index = self._lay_out(tokens[:, :-1], counts - 1, tokens[:, 1:])
-        scores = self._scores(self._weights, rows, targets)
+        scores = self._scores(self._weights, rows, targets, top=top)
         return TokenScores(*(on_host(x)[: len(tokens)][:, index] for x in scores))
 
     def _lay_out(

@@ -157,7 +157,7 @@ class LwmHarness(TemplateLM):
                 tokens = np.zeros((count, max(2, lengths.max())), np.int32)
                 for line, i in enumerate(batch):
                     tokens[line, : len(rows[i])] = rows[i]
-                scores, likeliest = self._scorer.log_likelihoods(tokens, lengths.tolist())
+                scores, likeliest, *_ = self._scorer.log_likelihoods(tokens, lengths.tolist())
                 for line, i in enumerate(batch):
                     key, _, continuation = requests[i]
                     last = len(rows[i]) - 1
