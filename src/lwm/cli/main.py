@@ -20,6 +20,7 @@ from lwm.cli.evaluate import compare, multi_needle, needle, perplexity, suite, v
 from lwm.cli.generate import generate_image, generate_text, generate_video
 from lwm.cli.info import info
 from lwm.cli.parsing import UsageError, closest_name, parse
+from lwm.cli.serve import serve
 from lwm.cli.tokenize import tokenize
 from lwm.cli.train import train
 from lwm.core import interrupts
@@ -43,6 +44,7 @@ LWM = CommandGroup(
             "Generate text, images or videos from a prompt.",
             {"text": generate_text, "image": generate_image, "video": generate_video},
         ),
+        "serve": serve,
         "train": train,
         "tokenize": tokenize,
         "data": CommandGroup(

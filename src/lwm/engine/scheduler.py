@@ -136,6 +136,11 @@ class Scheduler:
         """Return whether no request is active or waiting."""
         return not self.active and not self._waiting
 
+    @property
+    def waiting(self) -> int:
+        """Return how many requests wait for slots."""
+        return len(self._waiting)
+
     def prefilled(self, request: int) -> int:
         """Return how many tokens of the first prompt are cached; 0 while the request waits."""
         active = self.active.get(request)

@@ -236,15 +236,19 @@ class Model:
             CapacityError: the conversation exceeds the context, or its cache the memory.
         """
         template = self._template_name(messages, template)
-        chosen = choose_template(template, self.tokenizer)
         if template in TURN_ENDS:
             settings["stop"] = (*answer_end(settings).stops, TURN_ENDS[template])
         if self._with_vision(messages):
             self.require_room(messages, template=template, **settings)
-            tokens = chat_tokens(chosen, messages, self.tokenizer, self.config, self.codes)
-        else:
-            tokens = self._text_tokens(chosen, messages)
-        return self._answer(tokens, stream, settings)
+        return self._answer(self.chat_tokens(messages, template=template), stream, settings)
+
+    @check_arguments
+    def chat_tokens(self, messages: Sequence[Message], *, template: str = "auto") -> list[int]:
+        """Return a conversation as the ids that `chat` answers; images and videos are encoded."""
+        chosen = choose_template(self._template_name(messages, template), self.tokenizer)
+        if self._with_vision(messages):
+            return chat_tokens(chosen, messages, self.tokenizer, self.config, self.codes)
+        return self._text_tokens(chosen, messages)
 
     @check_arguments
     def require_room(

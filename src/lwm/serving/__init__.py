@@ -1,0 +1,1 @@
+"""Serve a model to many clients: an API in OpenAI's shape."""

@@ -1,0 +1,122 @@
+"""Check every request before the API sees it: host, key, type and size of the body.
+
+It is written against ASGI itself, because a body must be bounded before it is read.
+"""
+
+import asyncio
+import hmac
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+from urllib.parse import urlsplit
+
+_BODY_TIMEOUT = 30.0
+"""Seconds within which the next part of a body must arrive."""
+_LOCAL = ("localhost", "127.0.0.1", "::1")
+
+
+def error_body(message: str, *, kind: str = "invalid_request_error") -> dict[str, Any]:
+    """Return an error in OpenAI's shape."""
+    return {"error": {"message": message, "type": kind, "param": None, "code": None}}
+
+
+@dataclass(frozen=True)
+class Guard:
+    """Wrap an ASGI application.
+
+    Args:
+        keys: accepted as bearer tokens; none means that anybody may ask.
+        hosts: names by which the server may be addressed; none means any.
+        most_bytes: of a body.
+    """
+
+    app: Any
+    keys: Sequence[str]
+    hosts: Sequence[str]
+    most_bytes: int
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        if scope["type"] != "http":
+            if scope["type"] == "lifespan":
+                await self.app(scope, receive, send)
+            return  # there are no websockets
+        headers = {name.lower(): value for name, value in scope["headers"]}
+        refused = self._refused(scope, headers)
+        if refused is not None:
+            await _respond(send, *refused)
+            return
+        body = _Body(receive, send, self.most_bytes)
+        try:
+            await self.app(scope, body.receive, body.send)
+        except _Refused as error:
+            await body.refuse(error)
+
+    def _refused(self, scope: Any, headers: dict[bytes, bytes]) -> tuple[int, str] | None:
+        host = urlsplit("//" + headers.get(b"host", b"").decode("latin-1")).hostname or ""
+        if self.hosts and host not in (*self.hosts, *_LOCAL):
+            return 400, f"the host {host!r} is not this server's; add it with --allow-host"
+        if self.keys and scope["path"] != "/health" and not self._has_key(headers):
+            return 401, "the API key is missing or wrong; send it as 'Authorization: Bearer KEY'"
+        if scope["method"] in ("POST", "PUT", "PATCH"):
+            kind = headers.get(b"content-type", b"").decode("latin-1").partition(";")[0].strip()
+            # A form of another site in a browser could send the other types without asking.
+            if kind.lower() not in ("application/json", "multipart/form-data"):
+                return 415, f"the content type is {kind!r}; send application/json"
+            length = headers.get(b"content-length", b"0")
+            if not length.isdigit() or int(length) > self.most_bytes:
+                return 413, (
+                    f"the body has {length.decode('latin-1')} bytes and the limit is "
+                    f"{self.most_bytes:,}; send less"
+                )
+        return None
+
+    def _has_key(self, headers: dict[bytes, bytes]) -> bool:
+        scheme, _, key = headers.get(b"authorization", b"").partition(b" ")
+        matches = [hmac.compare_digest(key.strip(), one.encode()) for one in self.keys]
+        return scheme.lower() == b"bearer" and any(matches)
+
+
+class _Refused(Exception):
+    def __init__(self, status: int, message: str) -> None:
+        super().__init__(message)
+        self.status = status
+
+
+class _Body:
+    """Count the bytes of a body as they arrive, and limit the time between two parts."""
+
+    def __init__(self, receive: Any, send: Any, most_bytes: int) -> None:
+        self._receive, self._send, self._left = receive, send, most_bytes
+        self._complete = self._started = False
+
+    async def receive(self) -> Any:
+        if self._complete:
+            return await self._receive()  # waits until the client leaves
+        try:
+            message = await asyncio.wait_for(self._receive(), _BODY_TIMEOUT)
+        except TimeoutError as error:
+            raise _Refused(408, f"no more of the body came in {_BODY_TIMEOUT:g} s") from error
+        if message["type"] == "http.request":
+            self._left -= len(message.get("body", b""))
+            self._complete = not message.get("more_body", False)
+            if self._left < 0:
+                raise _Refused(413, "the body is larger than the limit; send less")
+        return message
+
+    async def send(self, message: Any) -> None:
+        self._started = True
+        await self._send(message)
+
+    async def refuse(self, error: _Refused) -> None:
+        if not self._started:
+            await _respond(self._send, error.status, str(error))
+
+
+async def _respond(send: Any, status: int, message: str) -> None:
+    data = json.dumps(error_body(message)).encode()
+    headers = [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(data))]
+    if status == 401:
+        headers.append((b"www-authenticate", b"Bearer"))
+    await send({"type": "http.response.start", "status": status, "headers": headers})
+    await send({"type": "http.response.body", "body": data})
