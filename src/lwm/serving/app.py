@@ -15,6 +15,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from PIL import Image
 from sse_starlette import EventSourceResponse
+from sse_starlette.sse import AppStatus
 from starlette.exceptions import HTTPException
 
 import lwm
@@ -57,6 +58,8 @@ class Access:
 
 def make_app(host: Host, access: Access) -> Any:
     """Return the ASGI application that serves a model."""
+    # Streams end with their answers when the server stops; uvicorn ends those that take too long.
+    AppStatus.disable_automatic_graceful_drain()
     app = FastAPI(title="lwm", version=lwm.__version__, docs_url=None, redoc_url=None)
     metrics = Metrics(host)
     _add_errors(app)

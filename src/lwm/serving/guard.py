@@ -49,8 +49,8 @@ class Guard:
         body = _Body(receive, send, self.most_bytes)
         try:
             await self.app(scope, body.receive, body.send)
-        except _Refused as error:
-            await body.refuse(error)
+        finally:
+            await body.finish()
 
     def _refused(self, scope: Any, headers: dict[bytes, bytes]) -> tuple[int, str] | None:
         host = urlsplit("//" + headers.get(b"host", b"").decode("latin-1")).hostname or ""
@@ -77,40 +77,43 @@ class Guard:
         return scheme.lower() == b"bearer" and any(matches)
 
 
-class _Refused(Exception):
-    def __init__(self, status: int, message: str) -> None:
-        super().__init__(message)
-        self.status = status
-
-
 class _Body:
-    """Count the bytes of a body as they arrive, and limit the time between two parts."""
+    """Count the bytes of a body as they arrive, and limit the time between two parts.
+
+    The application sees a body that ends too early; what it answers is replaced.
+    """
 
     def __init__(self, receive: Any, send: Any, most_bytes: int) -> None:
         self._receive, self._send, self._left = receive, send, most_bytes
-        self._complete = self._started = False
+        self._complete = False
+        self._refused: tuple[int, str] | None = None
 
     async def receive(self) -> Any:
         if self._complete:
             return await self._receive()  # waits until the client leaves
         try:
             message = await asyncio.wait_for(self._receive(), _BODY_TIMEOUT)
-        except TimeoutError as error:
-            raise _Refused(408, f"no more of the body came in {_BODY_TIMEOUT:g} s") from error
+        except TimeoutError:
+            return self._refuse(408, f"no more of the body came in {_BODY_TIMEOUT:g} s")
         if message["type"] == "http.request":
             self._left -= len(message.get("body", b""))
             self._complete = not message.get("more_body", False)
             if self._left < 0:
-                raise _Refused(413, "the body is larger than the limit; send less")
+                return self._refuse(413, "the body is larger than the limit; send less")
         return message
 
-    async def send(self, message: Any) -> None:
-        self._started = True
-        await self._send(message)
+    def _refuse(self, status: int, message: str) -> Any:
+        self._refused = status, message
+        return {"type": "http.disconnect"}
 
-    async def refuse(self, error: _Refused) -> None:
-        if not self._started:
-            await _respond(self._send, error.status, str(error))
+    async def send(self, message: Any) -> None:
+        if self._refused is None:
+            await self._send(message)
+
+    async def finish(self) -> None:
+        """Answer in place of the application if the body was refused."""
+        if self._refused is not None:
+            await _respond(self._send, *self._refused)
 
 
 async def _respond(send: Any, status: int, message: str) -> None:

@@ -6,6 +6,7 @@ import secrets
 import time
 from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator, Mapping, Sequence
+from itertools import accumulate
 from typing import Any, ClassVar
 
 from lwm.core.errors import InputError
@@ -82,8 +83,12 @@ class Reply(ABC):
             "total_tokens": asked + answered,
         }
 
-    def _text(self, token: int) -> str:
-        return self._host.tokenizer.decode([token])
+    def _name(self, token: int) -> str:
+        """Return a token's text, or its piece of the vocabulary where it has none of its own."""
+        text = self._host.tokenizer.decode([token])
+        if text and "\ufffd" not in text:
+            return text
+        return self._host.tokenizer.backend.id_to_token(token) or str(token)
 
 
 class ChatReply(Reply):
@@ -145,7 +150,7 @@ class ChatReply(Reply):
         }
 
     def _scored(self, token: int, logprob: float) -> dict[str, Any]:
-        text = self._text(token)
+        text = self._name(token)
         return {"token": text, "logprob": logprob, "bytes": list(text.encode())}
 
 
@@ -233,19 +238,18 @@ class CompletionReply(Reply):
             for place, token in enumerate(prompt[1:]):
                 assert scores is not None
                 top = zip(scores.top_tokens[0, place], scores.top_logprobs[0, place], strict=True)
-                best = {self._text(int(t)): float(p) for t, p in list(top)[:count]}
+                best = {self._name(int(t)): float(p) for t, p in list(top)[:count]}
                 rows.append((token, float(scores.log_likelihood[0, place]), best))
         for token in (piece.token for piece in pieces):
             if token is not None and token.token is not None:
-                best = {self._text(t): p for t, p in token.top[:count]}
+                best = {self._name(t): p for t, p in token.top[:count]}
                 rows.append((token.token, token.logprob, best))
-        texts = [self._text(token) for token, _, _ in rows]
-        offsets = [sum(map(len, texts[:place])) for place in range(len(texts))]
+        lengths = [len(self._host.tokenizer.decode([token])) for token, _, _ in rows]
         return {
-            "tokens": texts,
+            "tokens": [self._name(token) for token, _, _ in rows],
             "token_logprobs": [logprob for _, logprob, _ in rows],
             "top_logprobs": [best for _, _, best in rows],
-            "text_offset": offsets,
+            "text_offset": list(accumulate(lengths[:-1], initial=0)) if rows else [],
         }
 
 
