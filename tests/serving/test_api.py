@@ -97,7 +97,8 @@ def test_stop_strings_end_an_answer(client: openai.OpenAI, reference: Model) -> 
     prompt, stop = "hello there", "xw"
     whole = reference.generate(prompt, max_tokens=40)
     assert whole.index(stop) > 0
-    for settings in ({"stop": stop}, {"stop": ["never", stop]}):
+    endings: list[Any] = [{"stop": stop}, {"stop": ["never", stop]}]
+    for settings in endings:
         answer: Any = client.completions.create(
             model="tiny", prompt=prompt, max_tokens=40, temperature=0, **settings
         )
