@@ -16,6 +16,7 @@ from lwm.generation.model import Model
 from lwm.models.vqgan import VQGANConfig
 from lwm.serving.app import Access, make_app
 from lwm.serving.host import Host
+from lwm.serving.video_jobs import VideoJobs
 
 CODEC = VQGANConfig(
     image_size=8, hidden_channels=4, channel_multipliers=(1, 1, 1), residual_blocks=1,
@@ -31,10 +32,11 @@ def vision_model(directory: Path) -> Model:
 
 
 @contextmanager
-def running(host: Host, access: Access = Access()) -> Iterator[str]:
+def running(host: Host, access: Access = Access(), videos: Path = Path("unused")) -> Iterator[str]:
     """Serve until the block ends; the value is the server's address."""
+    jobs = VideoJobs(host, videos)
     config = uvicorn.Config(
-        make_app(host, access), port=0, log_level="warning", lifespan="off", ws="none"
+        make_app(host, access, jobs), port=0, log_level="warning", lifespan="off", ws="none"
     )
     server: Any = uvicorn.Server(config)
     thread = threading.Thread(target=server.run, daemon=True)
@@ -47,4 +49,5 @@ def running(host: Host, access: Access = Access()) -> Iterator[str]:
     finally:
         server.should_exit = True
         thread.join(20)
+        jobs.close()
         host.worker.close(grace=5.0)

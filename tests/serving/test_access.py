@@ -18,6 +18,7 @@ from random_llama import save_random_llama
 from running import running, vision_model
 
 from lwm.engine.engine import Engine
+from lwm.generation.load import load
 from lwm.generation.model import Model
 from lwm.serving import guard
 from lwm.serving.app import Access
@@ -179,6 +180,22 @@ def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path.mkdir()
     save_random_llama(path)
     return path
+
+
+def test_a_text_model_does_not_draw(directory: Path) -> None:
+    host = Host("tiny", lambda: load(str(directory)), slots=1, context=0, queue=1)
+    with running(host) as address:
+        for path in ("images/generations", "videos"):
+            body = {"model": "tiny", "prompt": "a cat"}
+            answer = httpx.post(f"{address}/v1/{path}", json=body)
+            assert answer.status_code == 400
+            assert "this is a text model" in answer.json()["error"]["message"]
+        url = "data:image/png;base64,AAAA"
+        content = [{"type": "image_url", "image_url": {"url": url}}]
+        asked = {"model": "tiny", "messages": [{"role": "user", "content": content}]}
+        answer = httpx.post(f"{address}/v1/chat/completions", json=asked)
+        assert answer.status_code == 400
+        assert "reads text only" in answer.json()["error"]["message"]
 
 
 @pytest.fixture

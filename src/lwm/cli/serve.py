@@ -24,6 +24,7 @@ def serve(
     queue: int = 64,
     api_key_file: Path | None = None,
     grace: float = 30.0,
+    videos: Path = Path("runs/videos"),
     allow_host: tyro.conf.UseAppendAction[tuple[str, ...]] = (),
     allow_origin: tyro.conf.UseAppendAction[tuple[str, ...]] = (),
     max_body: Annotated[int, tyro.conf.arg(metavar="MEBIBYTES")] = 64,
@@ -40,6 +41,7 @@ def serve(
         queue: Requests that may wait for a slot.
         api_key_file: File of keys, one a line, of which clients must send one.
         grace: Seconds that running requests have to finish after SIGTERM.
+        videos: Directory that keeps videos, for a day.
         allow_host: Further name by which clients address this server.
         allow_origin: Site whose pages may ask from a browser.
         max_body: Largest body of a request.
@@ -57,6 +59,7 @@ def serve(
         import uvicorn
 
         from lwm.serving.app import Access, make_app
+        from lwm.serving.video_jobs import VideoJobs
     except ImportError as error:
         raise ConfigError(
             f"serving needs {error.name}; install the extra with 'pip install lwm[serve]'"
@@ -72,8 +75,10 @@ def serve(
     # A server that is open to other machines is addressed by names that are not known here.
     hosts = (host, *allow_host) if host in ("127.0.0.1", "localhost", "::1") else allow_host
     access = Access(keys=keys, hosts=hosts, origins=allow_origin, most_bytes=max_body << 20)
+    jobs = VideoJobs(served, videos)
     config = uvicorn.Config(
-        make_app(served, access), host=host, port=port, log_level="warning", access_log=False,
+        make_app(served, access, jobs), host=host, port=port, access_log=False,
+        log_level="warning",
         timeout_graceful_shutdown=max(1, round(grace)), timeout_keep_alive=30, ws="none",
         lifespan="off", server_header=False,
     )  # fmt: skip
@@ -102,6 +107,7 @@ def serve(
     server = Server(config)
     served.worker.start(failed=lambda: setattr(server, "should_exit", True))
     server.run()
+    jobs.close()
     served.worker.close(grace=1.0)
     failure = served.worker.failure
     if failure is not None:

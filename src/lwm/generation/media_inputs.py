@@ -90,14 +90,19 @@ def _source(value: Any, kind: str) -> Path | bytes | np.ndarray:
     if url.scheme == "file":
         return Path(unquote(url.path))
     if url.scheme == "data":
-        head, _, data = value.partition(",")
-        if not head.endswith(";base64"):
-            return unquote_to_bytes(data.encode(errors="replace"))
-        try:
-            return base64.b64decode(data, validate=True)
-        except (binascii.Error, ValueError) as error:
-            raise InputError(f"the data: URL of a message is broken: {error}") from error
+        return data_url_bytes(value)
     return Path(value)
+
+
+def data_url_bytes(url: str) -> bytes:
+    """Return the contents of a `data:` URL; raise InputError if it is broken."""
+    head, _, data = url.partition(",")
+    if not head.endswith(";base64"):
+        return unquote_to_bytes(data.encode(errors="replace"))
+    try:
+        return base64.b64decode(data, validate=True)
+    except (binascii.Error, ValueError) as error:
+        raise InputError(f"the data: URL of a message is broken: {error}") from error
 
 
 def _video_frames(

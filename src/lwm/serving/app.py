@@ -3,26 +3,26 @@
 import asyncio
 import base64
 import io
-import secrets
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import numpy as np
-from fastapi import FastAPI, Request, Response
+from fastapi import FastAPI, Query, Request, Response
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import JSONResponse
+from fastapi.responses import FileResponse, JSONResponse
 from PIL import Image
+from pydantic import ValidationError
 from sse_starlette import EventSourceResponse
 from sse_starlette.sse import AppStatus
 from starlette.exceptions import HTTPException
 
 import lwm
 from lwm.core.errors import InputError, LwmError
-from lwm.generation.codec import decode_frames
-from lwm.generation.frames import IMAGE, video_codes
+from lwm.generation.media_inputs import data_url_bytes
 from lwm.generation.vision_prompts import require_vision
+from lwm.serving.drawing import Drawing
 from lwm.serving.guard import Guard, error_body
 from lwm.serving.host import Host
 from lwm.serving.metrics import Metrics
@@ -30,13 +30,14 @@ from lwm.serving.schemas import (
     ChatBody,
     CompletionBody,
     DetokenizeBody,
+    DrawingBody,
     ImageBody,
     TokenizeBody,
+    VideoBody,
 )
 from lwm.serving.texts import ChatReply, CompletionReply, Reply
-from lwm.serving.worker import Busy, RemoteEngine, Stopping
-
-_SETTINGS = ("guidance", "temperature", "top_k", "top_p", "seed")
+from lwm.serving.video_jobs import Job, UnknownVideo, VideoJobs
+from lwm.serving.worker import Busy, Stopping
 
 
 @dataclass(frozen=True)
@@ -56,7 +57,7 @@ class Access:
     most_bytes: int = 64 << 20
 
 
-def make_app(host: Host, access: Access) -> Any:
+def make_app(host: Host, access: Access, jobs: VideoJobs) -> Any:
     """Return the ASGI application that serves a model."""
     # Streams end with their answers when the server stops; uvicorn ends those that take too long.
     AppStatus.disable_automatic_graceful_drain()
@@ -66,6 +67,7 @@ def make_app(host: Host, access: Access) -> Any:
     _add_status(app, host, metrics)
     _add_texts(app, host)
     _add_images(app, host)
+    _add_videos(app, host, jobs)
     _add_tokens(app, host)
     guarded: Any = Guard(metrics.measured(app), access.keys, access.hosts, access.most_bytes)
     if access.origins:
@@ -103,7 +105,12 @@ def _add_errors(app: FastAPI) -> None:
 
 
 def _status(error: LwmError) -> tuple[int]:
-    statuses: dict[type[LwmError], int] = {Busy: 429, Stopping: 503, UnknownModel: 404}
+    statuses: dict[type[LwmError], int] = {
+        Busy: 429,
+        Stopping: 503,
+        UnknownModel: 404,
+        UnknownVideo: 404,
+    }
     return (statuses.get(type(error), 400),)
 
 
@@ -206,12 +213,11 @@ def _add_images(app: FastAPI, host: Host) -> None:
     async def images(body: ImageBody, request: Request) -> dict[str, Any]:
         _require_model(host, body.model)
         require_vision(host.model.config)
-        side = host.model.codec.config.image_size
-        if body.size not in (None, "auto", f"{side}x{side}"):
-            raise InputError(f"size is {body.size[:20]!r}; this model draws {side}x{side}")
+        side = _require_size(host, body)
         drawing = Drawing(host)
         try:
-            pictures = await _unless_gone(request, asyncio.to_thread(drawing.images, body))
+            work = asyncio.to_thread(drawing.frames, body, count=body.n)
+            pictures = (await _unless_gone(request, work))[:, 0]
         finally:
             drawing.cancel()
         return {
@@ -222,30 +228,88 @@ def _add_images(app: FastAPI, host: Host) -> None:
         }
 
 
-class Drawing:
-    """Draw on a thread of its own with the worker's engine; `cancel` ends it."""
+def _require_size(host: Host, body: DrawingBody) -> int:
+    """Return the side of what the model draws; refuse another size."""
+    require_vision(host.model.config)
+    side = host.model.codec.config.image_size
+    if body.size not in (None, "auto", f"{side}x{side}"):
+        raise InputError(f"size is {body.size[:20]!r}; this model draws {side}x{side}")
+    return side
 
-    def __init__(self, host: Host) -> None:
-        self._host = host
-        self._engine = RemoteEngine(host.worker)
 
-    def cancel(self) -> None:
-        """End what is being drawn; do nothing if it is complete."""
-        self._engine.cancel()
+def _add_videos(app: FastAPI, host: Host, jobs: VideoJobs) -> None:
+    @app.post("/v1/videos")
+    async def create(request: Request) -> Job:
+        body, first = await _video_request(request)
+        _require_model(host, body.model)
+        _require_size(host, body)
+        host.require_frames(body.prompt, body.frame_count)
+        return await asyncio.to_thread(jobs.create, body, first)
 
-    def images(self, body: ImageBody) -> np.ndarray:
-        """Draw all images of a request."""
-        model = self._host.model
-        settings = {
-            name: value for name in _SETTINGS if (value := getattr(body, name)) is not None
+    @app.get("/v1/videos")
+    async def videos(
+        after: str | None = None, limit: Annotated[int, Query(ge=1, le=100)] = 20,
+        order: Literal["asc", "desc"] = "desc",
+    ) -> dict[str, Any]:  # fmt: skip
+        _require_model(host, None)
+        every = list(jobs.list()) if order == "asc" else list(jobs.list())[::-1]
+        start = 0 if after is None else every.index(jobs.get(after)) + 1
+        page = every[start : start + limit]
+        return {
+            "object": "list",
+            "data": page,
+            "first_id": page[0].id if page else None,
+            "last_id": page[-1].id if page else None,
+            "has_more": start + limit < len(every),
         }
-        settings.setdefault("seed", secrets.randbits(32))
-        codes = video_codes(
-            self._engine.with_room(self._host.require_room), model.config, model.tokenizer,
-            body.prompt, frames=1, count=body.n, negative_prompt=body.negative_prompt,
-            first_sampling=IMAGE.updated(settings),
-        )  # fmt: skip
-        return decode_frames(model.codec, codes)[:, 0]
+
+    @app.get("/v1/videos/{identifier}")
+    async def video(identifier: str) -> Job:
+        _require_model(host, None)
+        return jobs.get(identifier)
+
+    @app.get("/v1/videos/{identifier}/content")
+    async def content(identifier: str, variant: Literal["video"] = "video") -> Response:
+        _require_model(host, None)
+        return FileResponse(jobs.content(identifier), media_type="video/mp4")
+
+    @app.delete("/v1/videos/{identifier}")
+    async def delete(identifier: str) -> dict[str, Any]:
+        _require_model(host, None)
+        await asyncio.to_thread(jobs.delete, identifier)
+        return {"id": identifier, "object": "video.deleted", "deleted": True}
+
+
+async def _video_request(request: Request) -> tuple[VideoBody, bytes | None]:
+    """Read a video request, as JSON or as a form, and the image that it begins with."""
+    first: bytes | None = None
+    if request.headers["content-type"].startswith("multipart/"):
+        fields: Any = {}
+        async with request.form(max_files=1, max_fields=32) as form:
+            for name, value in form.items():
+                if isinstance(value, str):
+                    fields[name] = value
+                elif name == "input_reference":
+                    first = await value.read()
+                else:
+                    raise InputError(f"the file {name[:50]!r} is not supported; leave it out")
+    else:
+        try:
+            fields = await request.json()
+        except ValueError as error:
+            raise InputError("the body is not JSON; send one object") from error
+    try:
+        body = VideoBody.model_validate(fields)
+    except ValidationError as error:
+        raise RequestValidationError(error.errors()) from error
+    if body.input_reference is not None:
+        url = body.input_reference.get("image_url")
+        if set(body.input_reference) != {"image_url"} or not str(url).startswith("data:"):
+            raise InputError(
+                "input_reference needs image_url with a data: URL, or a file in a form"
+            )
+        first = data_url_bytes(str(url))
+    return body, first
 
 
 def _png(pixels: np.ndarray) -> bytes:

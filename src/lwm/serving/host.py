@@ -14,6 +14,7 @@ from lwm.engine.sampling import Sampling
 from lwm.engine.scoring import Scorer, TokenScores
 from lwm.generation.model import Model
 from lwm.generation.text_generation import StopFilter
+from lwm.generation.vision_prompts import require_vision
 from lwm.serving.schemas import TextBody
 from lwm.serving.worker import EngineWorker
 
@@ -63,6 +64,16 @@ class Host:
             raise CapacityError(
                 f"the prompt has {prompt:,} tokens and the context is {self.context:,}, with at "
                 f"least {answer} for the answer; shorten the prompt"
+            )
+
+    def require_frames(self, prompt: str, frames: int) -> None:
+        """Raise CapacityError if a video of so many frames exceeds the context."""
+        vision = require_vision(self.model.config)
+        tokens = len(self.tokenizer.encode(prompt)) + frames * vision.tokens_per_frame
+        if tokens > self.context:
+            raise CapacityError(
+                f"{frames} frames of {vision.tokens_per_frame} tokens and the prompt make more "
+                f"than {tokens:,} and the context is {self.context:,}; ask for fewer frames"
             )
 
     def text_requests(

@@ -155,20 +155,44 @@ class CompletionBody(TextBody):
         return list(self.prompt)  # type: ignore[arg-type]
 
 
-class ImageBody(Body):
-    """Describe images to draw; guidance and the settings of sampling are ours."""
+class DrawingBody(Body):
+    """Hold what images and videos share; guidance and the settings of sampling are ours."""
 
     prompt: Annotated[str, MinLen(1), MaxLen(32_000)]
-    n: Count = 1
     size: str | None = None
-    response_format: Literal["b64_json"] = "b64_json"
-    output_format: Literal["png"] = "png"
     seed: Annotated[int, Ge(0), Le(2**32 - 1)] | None = None
     guidance: Annotated[float, Ge(-100), Le(100)] | None = None
     temperature: Annotated[float, Ge(0), Le(2)] | None = None
     top_k: Annotated[int, Ge(0), Le(1 << 30)] | None = None
     top_p: Annotated[float, Ge(0.000001), Le(1)] | None = None
     negative_prompt: Annotated[str, MaxLen(32_000)] | None = None
+
+
+class ImageBody(DrawingBody):
+    """Describe images to draw."""
+
+    n: Count = 1
+    response_format: Literal["b64_json"] = "b64_json"
+    output_format: Literal["png"] = "png"
+
+
+class VideoBody(DrawingBody):
+    """Describe a video to draw, by its frames or by seconds of four frames each."""
+
+    seconds: Annotated[float, Ge(0.25), Le(10_000)] | None = None
+    frames: Annotated[int, Ge(1), Le(40_000)] | None = None
+    input_reference: dict[str, Any] | None = None
+
+    @model_validator(mode="after")
+    def _one_length(self) -> "VideoBody":
+        if self.seconds is not None and self.frames is not None:
+            raise ValueError("seconds and frames exclude each other; send one")
+        return self
+
+    @property
+    def frame_count(self) -> int:
+        """Return the frames of the video, 8 by default."""
+        return self.frames or (8 if self.seconds is None else round(4 * self.seconds))
 
 
 class TokenizeBody(BaseModel):
