@@ -160,7 +160,16 @@ def test_convert_there_and_back(run: Run, tiny: Path, tmp_path: Path) -> None:
     assert {file.name for file in ours.iterdir()} >= {
         "config.json", "model.safetensors", "tokenizer.json",
     }  # fmt: skip
-    assert run("convert", ours, theirs, "--format", "huggingface").code == 0
+    modes = {(ours / name).stat().st_mode for name in ("config.json", "model.safetensors")}
+    assert len(modes) == 1  # whoever may read one may read the other
+    limited = ("--format", "huggingface", "--part-bytes", 20_000)
+    assert run("convert", ours, theirs, *limited).code == 0
+    parts = list(theirs.glob("model-*.safetensors"))
+    assert len(parts) > 1
+    assert max(part.stat().st_size for part in parts) < 50_000  # the table alone has 37 KB
+    refused = run("convert", ours, tmp_path / "none", "--part-bytes", 0)
+    assert refused.code == 2
+    assert "--part-bytes is 0; it must be at least 1" in refused.err
     tokens = torch.arange(3, 40)[None]
     with torch.no_grad():
         expected = LlamaForCausalLM.from_pretrained(tiny).eval()(tokens).logits.numpy()

@@ -24,6 +24,7 @@ def convert(
     vqgan: Path | None = None,
     vqgan_config: Path | None = None,
     seed: int = 0,
+    part_bytes: int = 4 << 30,
 ) -> None:
     """Convert a checkpoint, one tensor at a time.
 
@@ -40,8 +41,11 @@ def convert(
         vqgan: VQGAN to save too: a directory, a training run, or the original's pickle.
         vqgan_config: JSON file with the settings of a pickled VQGAN.
         seed: Seed of the random weights of --add-vision.
+        part_bytes: Size from which weights are split into several files.
     """
     refuse_existing(dest)
+    if part_bytes < 1:
+        raise ConfigError(f"--part-bytes is {part_bytes}; it must be at least 1")
     if vqgan_config is not None and vqgan is None:
         raise ConfigError(f"--vqgan-config {vqgan_config} needs --vqgan; add that option")
     from lwm.checkpoints import add_vision as extension
@@ -82,6 +86,7 @@ def convert(
         dtype=dtype or ("bfloat16" if checkpoint.stored_dtype == "bfloat16" else "float32"),
         save_tokenizer=(lambda directory: None) if saved is None else saved.save,
         vqgan=codec,
+        part_bytes=part_bytes,
     )
     if saved is None:
         say(f"{dest} has no tokenizer ({missing}); text will need --tokenizer")

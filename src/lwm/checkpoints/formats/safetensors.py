@@ -102,11 +102,15 @@ def write_safetensors(
     total = 0
 
     def flush() -> None:
+        path = directory / f"part-{len(parts)}"
+        path.touch()
+        mode = path.stat().st_mode
         try:
-            save_file(part, directory / f"part-{len(parts)}", metadata={"format": "pt"})
+            save_file(part, path, metadata={"format": "pt"})
         except SafetensorError as error:
             message = f"{directory.parent} cannot be written ({error}); make room there"
             raise InputError(message) from error
+        path.chmod(mode)  # the library makes its files private, and models are shared
         parts.append(list(part))
         part.clear()
 
