@@ -6,6 +6,7 @@ invented, so that a model learns to copy any name. Lists to repeat teach copying
 finding depends, within far fewer tokens (Olsson et al. 2022, arXiv 2209.11895, on induction).
 """
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from random import Random
@@ -20,82 +21,21 @@ _STYLE = (
     "Don't give information outside the document or repeat your findings. Keep your response "
     "short and direct."
 )
-_SYLLABLES = [
-    "ba",
-    "be",
-    "bo",
-    "ca",
-    "co",
-    "da",
-    "de",
-    "di",
-    "do",
-    "fa",
-    "fi",
-    "ga",
-    "go",
-    "ha",
-    "he",
-    "ho",
-    "ja",
-    "jo",
-    "ka",
-    "ke",
-    "ki",
-    "la",
-    "le",
-    "li",
-    "lo",
-    "ma",
-    "me",
-    "mi",
-    "mo",
-    "na",
-    "ne",
-    "no",
-    "pa",
-    "pe",
-    "po",
-    "ra",
-    "re",
-    "ri",
-    "ro",
-    "sa",
-    "se",
-    "shi",
-    "so",
-    "ta",
-    "te",
-    "ti",
-    "to",
-    "va",
-    "ve",
-    "vi",
-    "wa",
-    "ya",
-    "yo",
-    "za",
-    "zu",
-    "lan",
-    "ran",
-    "tin",
-    "mar",
-    "ber",
-    "dor",
-    "gar",
-    "hol",
-    "kin",
-    "len",
-    "min",
-    "nor",
-    "per",
-    "rin",
-    "san",
-    "tor",
-    "ville",
-    "burg",
-    "ton",
-]
+_SYLLABLES = (
+    "ba", "be", "bo", "ca", "co", "da", "de", "di", "do", "fa", "fi", "ga", "go", "ha", "he",
+    "ho", "ja", "jo", "ka", "ke", "ki", "la", "le", "li", "lo", "ma", "me", "mi", "mo", "na",
+    "ne", "no", "pa", "pe", "po", "ra", "re", "ri", "ro", "sa", "se", "shi", "so", "ta", "te",
+    "ti", "to", "va", "ve", "vi", "wa", "ya", "yo", "za", "zu", "lan", "ran", "tin", "mar",
+    "ber", "dor", "gar", "hol", "kin", "len", "min", "nor", "per", "rin", "san", "tor",
+    "ville", "burg", "ton",
+)  # fmt: skip
+_ONSETS = (
+    "b", "c", "d", "f", "g", "h", "j", "k", "l", "m", "n", "p", "q", "r", "s", "t", "v", "w",
+    "x", "y", "z", "br", "ch", "cl", "dr", "fl", "gr", "kr", "pl", "sh", "st", "th", "tr",
+)  # fmt: skip
+_VOWELS = ("a", "e", "i", "o", "u", "ai", "au", "ee", "ia", "ou")
+_CODAS = ("", "", "", "l", "m", "n", "r", "s", "t", "ck", "ng", "nd", "st")
+_WORD = re.compile(r"[A-Za-z]{4,}")
 _PLACES = (
     "kitchen", "garden", "attic", "cellar", "barn", "library", "harbor", "market", "tower",
     "forest", "cave", "school", "workshop", "bakery", "valley", "station",
@@ -120,12 +60,15 @@ class StoryWriter:
         length: tokens of a row, the longest that a record becomes.
         sentences: the text between facts, in order.
         most_questions: about one document.
+        plain_names: whether names consist of a few syllables; else of any letters as well, and of
+            words from the sentences, so that a model learns to copy names it has never seen.
     """
 
     tokenizer: Tokenizer
     length: int
     sentences: Sequence[str]
     most_questions: int = 64
+    plain_names: bool = False
     _lengths: dict[int, int] = field(default_factory=dict, init=False, repr=False)
     """Tokens of the sentences used so far."""
 
@@ -139,7 +82,7 @@ class StoryWriter:
 
         Words differ from each other and are one token each, so that they are copied first.
         """
-        names = [_name(random) for _ in range(_LONGEST_LIST)]
+        names = [self._name(random) for _ in range(_LONGEST_LIST)]
         numbers = [str(random.randrange(10_000_000)) for _ in range(_LONGEST_LIST)]
         words = random.sample((*THINGS, *_PLACES), _LONGEST_LIST)
         kinds = (words, names, numbers, random.sample(words + names + numbers, _LONGEST_LIST))
@@ -158,9 +101,8 @@ class StoryWriter:
         The keys are `prompt0`, `answer0`, `prompt1` and so on; only answers carry loss. Raises
         InputError if not even one fact and its question fit.
         """
-        facts = _facts(
-            random, random.randint(2, max(3, min(_MOST_FACTS, self.length // _TOKENS_PER_FACT)))
-        )
+        most = min(_MOST_FACTS, self.length // _TOKENS_PER_FACT)
+        facts = self._facts(random, random.randint(2, max(3, most)))
         asked = random.sample(facts, min(len(facts), self.most_questions))
         style = f" {_STYLE}" if random.random() < 0.5 else ""
         while True:
@@ -216,41 +158,47 @@ class StoryWriter:
                 return chosen
             chosen.append(self.sentences[index])
 
+    def _name(self, random: Random) -> str:
+        kind = 0.0 if self.plain_names else random.random()
+        if kind < 0.4:
+            syllables = random.choices(_SYLLABLES, k=random.choice((2, 2, 3)))
+        elif kind < 0.7:
+            groups = (_ONSETS, _VOWELS, _CODAS)
+            syllables = [random.choice(x) for _ in range(random.randint(1, 3)) for x in groups]
+        else:
+            syllables = [random.choice(_WORD.findall(random.choice(self.sentences)) or ["Eden"])]
+        return "".join(syllables).capitalize()
 
-def _name(random: Random) -> str:
-    return "".join(random.choices(_SYLLABLES, k=random.choice((2, 2, 3)))).capitalize()
-
-
-def _facts(random: Random, count: int) -> list[_Fact]:
-    """Return facts about different subjects."""
-    facts: dict[str, _Fact] = {}
-    things = random.sample(THINGS, min(count, len(THINGS)))
-    while len(facts) < count:
-        name = _name(random)
-        if name in facts:
-            continue
-        # Each thing occurs at most once.
-        if random.random() < 0.6 or len(facts) >= len(things):
-            number = str(random.randrange(1_000_000, 10_000_000))
-            sentence = f"The special magic {name} number is: {number}"
-            question = random.choice(
+    def _facts(self, random: Random, count: int) -> list[_Fact]:
+        """Return facts about different subjects."""
+        facts: dict[str, _Fact] = {}
+        things = random.sample(THINGS, min(count, len(THINGS)))
+        while len(facts) < count:
+            name = self._name(random)
+            if name in facts:
+                continue
+            # Each thing occurs at most once.
+            if random.random() < 0.6 or len(facts) >= len(things):
+                number = str(random.randrange(1_000_000, 10_000_000))
+                sentence = f"The special magic {name} number is: {number}"
+                question = random.choice(
+                    (
+                        f"What is the special magic {name} number?",
+                        f"What is the special magic {name} number?",
+                        f"What is the special magic number for {name}?",
+                    )
+                )
+                facts[name] = _Fact(f"\n{sentence}\n", question, sentence)
+                continue
+            place, color = random.choice(_PLACES), random.choice(tuple(BACKGROUNDS))
+            thing = things[len(facts)]
+            sentence = f"{name} put the {color} {thing} in the {place}."
+            question, answer = random.choice(
                 (
-                    f"What is the special magic {name} number?",
-                    f"What is the special magic {name} number?",
-                    f"What is the special magic number for {name}?",
+                    (f"Where is the {color} {thing}?", f"in the {place}"),
+                    (f"Who put the {color} {thing} in the {place}?", name),
+                    (f"What color is the {thing} of {name}?", color),
                 )
             )
-            facts[name] = _Fact(f"\n{sentence}\n", question, sentence)
-            continue
-        place, color = random.choice(_PLACES), random.choice(tuple(BACKGROUNDS))
-        thing = things[len(facts)]
-        sentence = f"{name} put the {color} {thing} in the {place}."
-        question, answer = random.choice(
-            (
-                (f"Where is the {color} {thing}?", f"in the {place}"),
-                (f"Who put the {color} {thing} in the {place}?", name),
-                (f"What color is the {thing} of {name}?", color),
-            )
-        )
-        facts[name] = _Fact(sentence, question, answer)
-    return list(facts.values())
+            facts[name] = _Fact(sentence, question, answer)
+        return list(facts.values())

@@ -84,8 +84,10 @@ def _tokenizer_texts(seed: int) -> Iterator[str]:
             yield f"{asked.text}\n{asked.answer}"
     yield from UNSEEN_THINGS
     plain = train_tokenizer(sentences[:1000], 512)  # only to count
-    # Few questions, because names that are invented take the place of words in a vocabulary.
-    writer = StoryWriter(tokenizer=plain, length=512, sentences=sentences, most_questions=8)
+    # Few invented names, because they take the place of words in a vocabulary.
+    writer = StoryWriter(
+        tokenizer=plain, length=512, sentences=sentences, most_questions=8, plain_names=True
+    )
     for _ in range(_TOKENIZER_SCENES // 4):
         record = writer.document(random)
         yield from (text for key, text in record.items() if key != "fields")
