@@ -30,7 +30,7 @@ test: .venv/installed-dev
 	$(BIN)/python -m pytest --numprocesses logical --maxprocesses 8 --dist worksteal
 
 fuzz: .venv/installed-dev
-	LWM_FUZZ_CASES=2000 $(BIN)/python -m pytest tests/fuzz --numprocesses logical --maxprocesses 8
+	LWM_FUZZ_CASES=2000 $(BIN)/python -m pytest tests/fuzz tests/serving/test_generated_requests.py --numprocesses logical --maxprocesses 8
 
 check: .venv/installed-dev
 	$(BIN)/ruff format --check src tests benchmarks

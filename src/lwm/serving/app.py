@@ -61,7 +61,7 @@ def make_app(host: Host, access: Access, jobs: VideoJobs) -> Any:
     """Return the ASGI application that serves a model."""
     # Streams end with their answers when the server stops; uvicorn ends those that take too long.
     AppStatus.disable_automatic_graceful_drain()
-    app = FastAPI(title="lwm", version=lwm.__version__, docs_url=None, redoc_url=None)
+    app = _Api(host)
     metrics = Metrics(host)
     _add_errors(app)
     _add_status(app, host, metrics)
@@ -77,6 +77,21 @@ def make_app(host: Host, access: Access, jobs: VideoJobs) -> Any:
             guarded, allow_origins=list(access.origins), allow_methods=["*"], allow_headers=["*"]
         )
     return guarded
+
+
+class _Api(FastAPI):
+    """Name the model in the OpenAPI document, as the one value that requests may have."""
+
+    def __init__(self, host: Host) -> None:
+        super().__init__(title="lwm", version=lwm.__version__, docs_url=None, redoc_url=None)
+        self._name = host.name
+
+    def openapi(self) -> dict[str, Any]:
+        document = super().openapi()
+        for schema in document["components"]["schemas"].values():
+            if "model" in schema.get("properties", {}):
+                schema["properties"]["model"] = {"type": "string", "enum": [self._name]}
+        return document
 
 
 def _add_errors(app: FastAPI) -> None:
