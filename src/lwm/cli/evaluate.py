@@ -142,7 +142,9 @@ def multi_needle(
     _needle(model, flags, load, needles=needles, retrieved=retrieve)
 
 
-def _needle(model: str, flags: NeedleFlags, load: SharedLoadFlags, **several: int) -> None:
+def _needle(
+    model: str, flags: NeedleFlags, load: SharedLoadFlags, together: bool = False, **several: int
+) -> None:
     from lwm.cli.ranges import parse_depths, parse_lengths
     from lwm.evaluation.tasks.haystack import SPREAD, read_haystack
     from lwm.evaluation.tasks.needle import NeedleTask
@@ -163,10 +165,13 @@ def _needle(model: str, flags: NeedleFlags, load: SharedLoadFlags, **several: in
             template=flags.template,
             max_tokens=flags.max_tokens,
             by_logits=flags.score == "logits",
+            together=together,
             **several,
         )
         task.require_context(loaded.config.generation_length)
         settings = {"lengths": lengths, "depths": depths, "text": haystack.fingerprint, **several}
+        if together:
+            settings["together"] = True
         _evaluate(task, model, loaded, flags, settings)
 
 
