@@ -168,6 +168,14 @@ def test_an_echo_has_the_likelihood_of_every_token(
             np.testing.assert_allclose(sorted(row.values()), np.sort(place)[-2:], atol=1e-4)
 
 
+def test_an_echo_alone_is_the_same_in_a_stream(client: openai.OpenAI) -> None:
+    settings: Any = {"model": "tiny", "prompt": "Once", "max_tokens": 0, "echo": True}
+    whole = client.completions.create(**settings).choices[0]
+    events: Any = list(client.completions.create(**settings, stream=True))
+    assert "".join(event.choices[0].text for event in events) == whole.text == "Once"
+    assert events[-1].choices[0].finish_reason == whole.finish_reason == "length"
+
+
 def data_url(pixels: np.ndarray, form: str = "PNG") -> str:
     file = io.BytesIO()
     Image.fromarray(pixels).save(file, form)

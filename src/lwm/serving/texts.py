@@ -181,15 +181,13 @@ class CompletionReply(Reply):
 
     _scores: list[TokenScores | None]
 
-    async def whole(self) -> dict[str, Any]:
-        """Return the response when all its choices are complete."""
+    async def _pieces(self) -> AsyncIterator[tuple[int, Piece]]:
         if self._body.max_tokens:
-            return await super().whole()
-        choices = [
-            self.choice(index, [Piece("", None, "length")]) for index in range(len(self._requests))
-        ]
-        header = {**self._header, "object": self.kinds[0]}
-        return {**header, "choices": choices, "usage": self._usage(0)}
+            async for item in super()._pieces():
+                yield item
+            return
+        for index in range(len(self._requests)):  # only the prompt is echoed
+            yield index, Piece("", None, "length")
 
     def choice(self, index: int, pieces: Sequence[Piece]) -> dict[str, Any]:
         text = "".join(piece.text for piece in pieces)

@@ -8,6 +8,7 @@ import queue
 import threading
 import time
 from collections.abc import Callable, Generator, Sequence
+from dataclasses import replace
 from typing import Any, Literal
 
 from lwm.core.errors import LwmError
@@ -247,10 +248,7 @@ class RemoteEngine:
                     raise event
                 if event.finish is not None:
                     running.discard(number)
-                yield Token(
-                    request=number, token=event.token, logprob=event.logprob, top=event.top,
-                    finish=event.finish,
-                )  # fmt: skip
+                yield replace(event, request=number)
         finally:
             for number in requests:
                 self._tickets[number].cancel()
