@@ -11,6 +11,7 @@ PICTURES ?= 20000
 SHORT_TEXTS ?= 40000
 TEXTS ?= 1500
 LONG_TEXTS ?= 300
+LONGEST_TEXTS ?= 100
 IMAGES ?= 40000
 VIDEOS ?= 7000
 LONG_VIDEOS ?= 1500
@@ -21,7 +22,7 @@ nano: $(N)/chat.done
 
 nano-short: .venv/installed-dev
 	rm -rf runs/nano-short && mkdir -p runs/nano-short
-	$(MAKE) nano DIRECTORY=runs/nano-short SEEDS=1 PICTURES=200 SHORT_TEXTS=200 TEXTS=20 LONG_TEXTS=4 \
+	$(MAKE) nano DIRECTORY=runs/nano-short SEEDS=1 PICTURES=200 SHORT_TEXTS=200 TEXTS=20 LONG_TEXTS=4 LONGEST_TEXTS=4 \
 		IMAGES=200 VIDEOS=50 LONG_VIDEOS=20 STEPS="--steps 2"
 
 $(N): .venv/installed-dev
@@ -49,10 +50,10 @@ $(N)/texts-8k.jsonl: $(N)/tokenizer
 	$(call text,8192,$(LONG_TEXTS))
 
 $(N)/texts-16k.jsonl: $(N)/tokenizer
-	$(call text,16384,$(LONG_TEXTS))
+	$(call text,16384,$(LONGEST_TEXTS))
 
 $(N)/texts-32k.jsonl: $(N)/tokenizer
-	$(call text,32768,$(LONG_TEXTS))
+	$(call text,32768,$(LONGEST_TEXTS))
 
 $(N)/images-%.jsonl: $(N)/vqgan.done
 	$(WORLD) images runs/nano/$(@F) --vqgan runs/nano/vqgan --count $(IMAGES) --seed $*
