@@ -63,7 +63,16 @@ def test_examples_draw_from_captions_and_answer_questions(
             assert fields[1] == "vision"
             assert set(fields) - {"<|eos|>"} == set(record) - {"fields"}
             assert fields.count("<|eos|>") == 3
-            assert re.fullmatch(r"You are a helpful assistant. USER: .+\?\n", record["question0"])
+            before, after = record[fields[0]], record[fields[2]]
+            # As the chat template writes a message with its parts in either order.
+            if fields[0] == "opening":
+                assert before == "You are a helpful assistant. USER: "
+                assert re.fullmatch(r"\n.+\? ASSISTANT:", after)
+            else:
+                assert re.fullmatch(r"You are a helpful assistant. USER: .+\?\n", before)
+                assert after == " ASSISTANT:"
+    asked = [record["fields"].split(",")[0] for record in first if record not in drawings]
+    assert set(asked) == {"[opening]", "[question0]"}
 
 
 def test_pictures_are_frames_and_what_a_vqgan_is_trained_on(

@@ -20,7 +20,12 @@ from lwm.curation.world.scenes import Sampler, Scene
 from lwm.curation.world.stories import StoryWriter
 from lwm.data.text.book import king_james_chapters
 from lwm.data.text.tokenizer import Tokenizer, train_tokenizer
-from lwm.data.text.vision_texts import CLOSING, generation_request, question_opening
+from lwm.data.text.vision_texts import (
+    CLOSING,
+    generation_request,
+    question_after,
+    question_opening,
+)
 from lwm.generation.codec import VqganCodec
 from lwm.generation.vision_prompts import CLOSE, OPEN
 from lwm.media.images import to_unit, write_image
@@ -179,11 +184,15 @@ def _example(view: _View, codes: list[int], kind: str, random: Random) -> dict[s
         request = generation_request(words, "an image" if kind == "images" else "a video")
         return {"fields": "[prompt],vision", "prompt": request, "vision": codes}
     asked = [random_question(scene, random) for _ in range(_QUESTIONS)]
-    record: dict[str, Any] = {"vision": codes, "closing": CLOSING}
+    record: dict[str, Any] = {"vision": codes}
     # An exact picture carries loss as well: a model also learns from what it only looks at.
     shown = "vision" if view.loss is None else "[vision]"
-    fields = ["[question0]", shown, "[closing]", "answer0"]
-    record["question0"] = question_opening(asked[0].text)
+    if random.random() < 0.5:
+        fields = ["[question0]", shown, "[closing]", "answer0"]
+        record |= {"question0": question_opening(asked[0].text), "closing": CLOSING}
+    else:  # clients send the parts of a message in either order
+        fields = ["[opening]", shown, "[question0]", "answer0"]
+        record["opening"], record["question0"] = question_after(asked[0].text)
     for number, question in enumerate(asked):
         if number:
             record[f"question{number}"] = f" USER: {question.text} ASSISTANT:"

@@ -23,6 +23,11 @@ def question_opening(question: str) -> str:
     return f"{SYSTEM} USER: {question}\n"
 
 
+def question_after(question: str) -> tuple[str, str]:
+    """Return the texts before and after an image or a video that comes before its question."""
+    return f"{SYSTEM} USER: ", f"\n{question}{CLOSING}"
+
+
 def description_request(kind: str) -> str:
     """Return the user's request to describe `an image` or `a video`."""
     return f"Describe this {kind.split()[-1]}."

@@ -108,7 +108,7 @@ def nano_lists() -> TrainingRun:
 def nano_text() -> TrainingRun:
     """Teach nano to find facts in short texts: 256 tokens."""
     return _stage(
-        length=256, rows=12, steps=800, theta=1e4, rate=1.5e-3, data=_texts("texts-256"),
+        length=256, rows=12, steps=2400, theta=1e4, rate=1.5e-3, data=_texts("texts-256"),
         init="lists",
     )  # fmt: skip
 
@@ -116,7 +116,7 @@ def nano_text() -> TrainingRun:
 def nano_text_2k() -> TrainingRun:
     """Extend nano to 2K tokens, theta 1e5."""
     return _stage(
-        length=2048, rows=4, steps=100, theta=1e5, rate=1e-3, data=_texts("texts-2k"), init="text"
+        length=2048, rows=4, steps=250, theta=1e5, rate=1e-3, data=_texts("texts-2k"), init="text"
     )
 
 
@@ -152,24 +152,26 @@ def _vision_data(**weights: float) -> DataConfig:
 def nano_images() -> TrainingRun:
     """Teach nano, with vision tokens added after its texts, to draw and to see images."""
     return _stage(
-        length=1024, rows=8, steps=2500, theta=2e6, rate=2e-3, init="text-vision", vision=_VISION,
+        length=1024, rows=8, steps=1200, theta=2e6, rate=2e-3, init="text-vision", vision=_VISION,
         block=128,
-        data=_vision_data(images=0.95, texts_256=0.05),
+        data=_vision_data(images=0.9, texts_256=0.1),
     )  # fmt: skip
 
 
 def nano_videos() -> TrainingRun:
     """Teach nano videos of 8 frames."""
     return _stage(
-        length=2048, rows=4, steps=1500, theta=2e6, rate=1e-3, init="images", vision=_VISION,
+        length=2048, rows=4, steps=2600, theta=2e6, rate=2e-3, init="images", vision=_VISION,
         block=128,
-        data=_vision_data(images=0.28, videos=0.7, texts_2k=0.02),
+        data=_vision_data(images=0.25, videos=0.62, texts_256=0.1, texts_2k=0.03),
     )  # fmt: skip
 
 
 def nano_chat() -> TrainingRun:
     """Join what nano has learned in rows of 16K tokens, with videos of 16 frames."""
     return _stage(
-        length=16384, rows=1, steps=60, theta=2e6, rate=3e-4, init="videos", vision=_VISION,
-        data=_vision_data(images=0.3, videos=0.35, long_videos=0.3, texts_16k=0.05),
+        length=16384, rows=1, steps=90, theta=2e6, rate=5e-4, init="videos", vision=_VISION,
+        data=_vision_data(
+            images=0.25, videos=0.3, long_videos=0.2, texts_2k=0.2, texts_16k=0.05
+        ),
     )  # fmt: skip
