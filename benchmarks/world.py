@@ -241,6 +241,7 @@ def main() -> None:
     parser.add_argument("--cases", type=int, default=200)
     parser.add_argument("--temperature", type=float, default=1.0)
     parser.add_argument("--top-k", type=int, default=1000)
+    parser.add_argument("--min-p", type=float, default=0.0)
     parser.add_argument("--guidance", type=float, default=1.0)
     parser.add_argument("--out", type=Path, help="also write the scores to this JSON file")
     parts: dict[str, Callable[[lwm.Model, int, dict[str, Any]], Scores]] = {
@@ -258,6 +259,7 @@ def main() -> None:
     settings: dict[str, Any] = {
         "temperature": arguments.temperature,
         "top_k": arguments.top_k,
+        "min_p": arguments.min_p,
         "guidance": arguments.guidance,
     }
     results = {}

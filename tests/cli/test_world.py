@@ -45,34 +45,37 @@ def test_examples_draw_from_captions_and_answer_questions(
     assert first != write("other.jsonl", "--seed", 1)
     assert first != write("held-out.jsonl", "--held-out")
     assert len(first) == 40
-    assert all(len(record["vision"]) == frames * CODES for record in first)
     drawings = [record for record in first if record["fields"] == "[prompt],vision"]
     assert 15 < len(drawings) < 38
-    what = "an image" if kind == "images" else "a video"
+    lengths = {"image": CODES, "video": frames * CODES}
     for record in drawings:
-        opening, caption = record["prompt"].split(f"USER: Generate {what} of ")
+        opening, what, caption = re.split("USER: Generate an? (image|video) of ", record["prompt"])
         assert opening == "You are a helpful assistant. "
+        assert len(record["vision"]) == lengths[what]
         assert any(thing in caption for thing in drawing.THINGS)
         assert caption.endswith(" ASSISTANT:")
+    # A video begins with an image of its caption.
+    kinds = {len(record["vision"]) // CODES for record in drawings}
+    assert kinds == ({1} if kind == "images" else {1, frames})
     # Some pictures that are asked about come from lossy files; they carry no loss.
-    shown = [record["fields"].split(",")[1] for record in first if record not in drawings]
+    asked = [record for record in first if record not in drawings]
+    assert all(len(record["vision"]) == frames * CODES for record in asked)
+    shown = [record["fields"].split(",")[1] for record in asked]
     assert set(shown) == {"vision", "[vision]"}
-    for record in first:
-        if record not in drawings:
-            fields = [field.strip("[]") for field in record["fields"].split(",")]
-            assert fields[1] == "vision"
-            assert set(fields) - {"<|eos|>"} == set(record) - {"fields"}
-            assert fields.count("<|eos|>") == 3
-            before, after = record[fields[0]], record[fields[2]]
-            # As the chat template writes a message with its parts in either order.
-            if fields[0] == "opening":
-                assert before == "You are a helpful assistant. USER: "
-                assert re.fullmatch(r"\n.+\? ASSISTANT:", after)
-            else:
-                assert re.fullmatch(r"You are a helpful assistant. USER: .+\?\n", before)
-                assert after == " ASSISTANT:"
-    asked = [record["fields"].split(",")[0] for record in first if record not in drawings]
-    assert set(asked) == {"[opening]", "[question0]"}
+    for record in asked:
+        fields = [field.strip("[]") for field in record["fields"].split(",")]
+        assert fields[1] == "vision"
+        assert set(fields) - {"<|eos|>"} == set(record) - {"fields"}
+        assert fields.count("<|eos|>") == 3
+        before, after = record[fields[0]], record[fields[2]]
+        # As the chat template writes a message with its parts in either order.
+        if fields[0] == "opening":
+            assert before == "You are a helpful assistant. USER: "
+            assert re.fullmatch(r"\n.+\? ASSISTANT:", after)
+        else:
+            assert re.fullmatch(r"You are a helpful assistant. USER: .+\?\n", before)
+            assert after == " ASSISTANT:"
+    assert {record["fields"].split(",")[0] for record in asked} == {"[opening]", "[question0]"}
 
 
 def test_pictures_are_frames_and_what_a_vqgan_is_trained_on(

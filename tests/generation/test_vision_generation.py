@@ -90,6 +90,26 @@ def test_settings_apply_to_the_first_frame_too(vision_model: Model) -> None:
     assert not np.array_equal(video[0], vision_model.image("an apple", temperature=0.0))
 
 
+def test_a_model_may_set_its_own_guidance_and_min_p() -> None:
+    plain, tuned = model(), model()
+    assert tuned.config.vision is not None
+    vision = replace(tuned.config.vision, guidance=1.5, min_p=0.2)
+    assert vision == tuned.config.vision  # the ids are the same
+    tuned.config = replace(tuned.config, vision=vision)
+    plain.codec = tuned.codec = Shades()
+    image = tuned.image("an apple", count=3)
+    np.testing.assert_array_equal(image, plain.image("an apple", count=3, guidance=1.5, min_p=0.2))
+    assert not np.array_equal(image, plain.image("an apple", count=3))
+    asked = tuned.image("an apple", count=3, guidance=5.0, min_p=0.0)
+    np.testing.assert_array_equal(asked, plain.image("an apple", count=3))
+    # Frames after the first are not guided.
+    codes = np.array([[[1, 2, 3, 4]]])
+    later = tuned.video("an apple", frames=3, before=codes)
+    np.testing.assert_array_equal(
+        later, plain.video("an apple", frames=3, before=codes, min_p=0.2)
+    )
+
+
 def test_a_video_of_one_frame_is_an_image(vision_model: Model) -> None:
     video = vision_model.video("an apple", frames=1, seed=5)
     np.testing.assert_array_equal(video[0], vision_model.image("an apple", seed=5))

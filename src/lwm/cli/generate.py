@@ -44,13 +44,17 @@ class VisionSamplingFlags:
     """Choose how images and frames are sampled."""
 
     guidance: float | None = None
-    """Strength of guidance, 1 for none; defaults to 5, and to 1 after a video's first frame."""
+    """Strength of guidance, 1 for none; defaults to the model's (the original's: 5), and to 1 after a
+    video's first frame."""
     top_k: int | None = None
     """Sample from the k most likely codes, 0 for all; defaults to 8192, later frames 1000."""
     temperature: float = 1.0
     """0 takes the most likely code; higher values are more varied."""
     top_p: float = 1.0
     """Sample from the most likely codes whose probabilities sum to this."""
+    min_p: float | None = None
+    """Sample from codes at least this fraction as likely as the likeliest; defaults to the model's
+    (the original's: 0)."""
     seed: int = 0
     """Seed of the sampling; the same seed gives the same images."""
     negative_prompt: Text | None = None

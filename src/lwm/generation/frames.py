@@ -39,6 +39,17 @@ IMAGE = Sampling(temperature=1.0, top_k=8192, guidance=5.0)
 VIDEO = Sampling(temperature=1.0, top_k=1000, guidance=1.0)
 """The original's settings for the other frames of a video."""
 
+
+def default_sampling(config: LlamaConfig) -> tuple[Sampling, Sampling]:
+    """Return a model's settings for images and first frames, and for later frames.
+
+    The original's, except what its `VisionVocabulary` sets.
+    """
+    vision = require_vision(config)
+    first = replace(IMAGE, guidance=vision.guidance, min_p=vision.min_p)
+    return first, replace(VIDEO, min_p=vision.min_p)
+
+
 FrameDone = Callable[[int, int, Int[np.ndarray, " codes_per_frame"]], None]
 """Called with each finished frame: the index of its video, the index of the frame, its codes."""
 

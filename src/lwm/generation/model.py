@@ -18,7 +18,7 @@ from lwm.engine.request import Request
 from lwm.engine.runner import weights_for
 from lwm.engine.scoring import Logits, Scorer, require_ids
 from lwm.generation.codec import ImageCodec, decode_frames
-from lwm.generation.frames import IMAGE, VIDEO, EarlierFrames, FrameDone, video_codes
+from lwm.generation.frames import EarlierFrames, FrameDone, default_sampling, video_codes
 from lwm.generation.media_inputs import count_part_frames, encode_media
 from lwm.generation.text_generation import (
     Timings,
@@ -308,7 +308,7 @@ class Model:
             count: number of images; defaults to one, without a leading axis.
             negative_prompt: what guidance leads away from; defaults to an empty prompt.
             frame_done: called with the codes of each finished image.
-            settings: of `Sampling`; defaults to the original's (`frames.IMAGE`).
+            settings: of `Sampling`; defaults to the model's (`frames.default_sampling`).
 
         Raises:
             InputError: the prompt is empty, or this is a text model.
@@ -341,8 +341,7 @@ class Model:
             frames: of the whole video, earlier ones included.
             before: earlier frames to continue: codes [1 or count, frames, codes_per_frame], or an
                 image or a video as a part of a message (see `chat`).
-            settings: of `Sampling`; defaults to the original's (`frames.IMAGE` for a first frame,
-                `frames.VIDEO` for the others).
+            settings: of `Sampling`; defaults to the model's (`frames.default_sampling`).
 
         Other arguments and errors are those of `image`.
         """
@@ -350,10 +349,11 @@ class Model:
         if isinstance(before, Mapping):
             part = before
             before = EarlierFrames(count_part_frames(part), lambda: self.codes(part)[None])
+        first, later = default_sampling(self.config)
         codes = video_codes(
             self.engine_for, self.config, self.tokenizer, prompt, frames=frames,
             count=1 if count is None else count, before=before, negative_prompt=negative_prompt,
-            sampling=VIDEO.updated(settings), first_sampling=IMAGE.updated(settings),
+            sampling=later.updated(settings), first_sampling=first.updated(settings),
             frame_done=frame_done,
         )  # fmt: skip
         videos = decode_frames(codec, codes)

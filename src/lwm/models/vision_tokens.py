@@ -7,11 +7,12 @@ original has two tables and a mask that selects one; `single_table_ids` converts
 Source: LargeWorldModel paper (arXiv 2402.08268), section 4.1.
 """
 
-from dataclasses import dataclass
+import math
+from dataclasses import dataclass, field
 from typing import Annotated
 
 import numpy as np
-from annotated_types import Ge
+from annotated_types import Ge, Gt, Le, Lt
 from jaxtyping import Int, Int32
 
 from lwm.core.config import Checked
@@ -20,7 +21,11 @@ from lwm.core.errors import ConfigError, InputError
 
 @dataclass(frozen=True, kw_only=True)
 class VisionVocabulary(Checked, section="vision"):
-    """Define the vision ids, counted from 0: VQGAN codes, two end tokens, unused ids."""
+    """Define the vision ids, counted from 0: VQGAN codes, two end tokens, unused ids.
+
+    How a model's codes are best sampled belongs to it too; two vocabularies that differ only in
+    that are equal.
+    """
 
     size: int = 8448
     """All ids, rows of the table."""
@@ -28,6 +33,11 @@ class VisionVocabulary(Checked, section="vision"):
     """Entries of the VQGAN's codebook."""
     codes_per_frame: Annotated[int, Ge(1)] = 256
     """Codes of one image, row by row."""
+    guidance: Annotated[float, Gt(-math.inf), Lt(math.inf)] = field(default=5.0, compare=False)
+    """Guidance of images, and of the first frame of a video, unless a request sets it."""
+    min_p: Annotated[float, Ge(0), Le(1)] = field(default=0.0, compare=False)
+    """Codes of images and videos are at least this fraction as likely as the likeliest one, unless
+    a request sets it."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

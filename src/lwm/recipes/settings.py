@@ -101,7 +101,7 @@ def require_equal(init: str, saved: Any, asked: Any, prefix: str = "", remedy: s
     """Refuse a model that differs from the one to start from, where a run cannot change it."""
     for field in fields(saved):
         has, other = getattr(saved, field.name), getattr(asked, field.name)
-        if field.name not in _FREE and has != other:
+        if field.compare and field.name not in _FREE and has != other:
             name = prefix + field.name
             remedy = remedy or f"add --model.{name.replace('_', '-')} {has}"
             raise ConfigError(

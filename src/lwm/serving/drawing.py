@@ -7,12 +7,12 @@ import numpy as np
 from jaxtyping import UInt8
 
 from lwm.generation.codec import decode_frames
-from lwm.generation.frames import IMAGE, VIDEO, EarlierFrames, FrameDone, video_codes
+from lwm.generation.frames import EarlierFrames, FrameDone, default_sampling, video_codes
 from lwm.serving.host import Host
 from lwm.serving.schemas import DrawingBody
 from lwm.serving.worker import RemoteEngine
 
-_SETTINGS = ("guidance", "temperature", "top_k", "top_p", "seed")
+_SETTINGS = ("guidance", "temperature", "top_k", "top_p", "min_p", "seed")
 
 
 class Drawing:
@@ -49,10 +49,11 @@ class Drawing:
         if first is not None:
             part = {"type": "image", "image": first}
             before = EarlierFrames(1, lambda: model.codes(part)[None])
+        first_frame, later = default_sampling(model.config)
         codes = video_codes(
             self._engine.with_room(self._host.require_room), model.config, model.tokenizer,
             body.prompt, frames=frames, count=count, before=before,
-            negative_prompt=body.negative_prompt, sampling=VIDEO.updated(settings),
-            first_sampling=IMAGE.updated(settings), frame_done=frame_done,
+            negative_prompt=body.negative_prompt, sampling=later.updated(settings),
+            first_sampling=first_frame.updated(settings), frame_done=frame_done,
         )  # fmt: skip
         return decode_frames(model.codec, codes)

@@ -165,6 +165,7 @@ class DrawingBody(Body):
     temperature: Annotated[float, Ge(0), Le(2)] | None = None
     top_k: Annotated[int, Ge(0), Le(1 << 30)] | None = None
     top_p: Annotated[float, Ge(0.000001), Le(1)] | None = None
+    min_p: Annotated[float, Ge(0), Le(1)] | None = None
     negative_prompt: Annotated[str, MaxLen(32_000)] | None = None
 
 

@@ -181,7 +181,11 @@ def _example(view: _View, codes: list[int], kind: str, random: Random) -> dict[s
     scene = view.scene
     if not view.asked:
         words = caption(scene, random) if random.random() < 0.8 else partial_caption(scene, random)
-        request = generation_request(words, "an image" if kind == "images" else "a video")
+        # A video is drawn from an image of its caption on, as the original draws it.
+        first = kind != "images" and random.random() < 0.25
+        request = generation_request(words, "an image" if kind == "images" or first else "a video")
+        frame = len(codes) // len(scene.frames)
+        codes = codes[:frame] if first else codes
         return {"fields": "[prompt],vision", "prompt": request, "vision": codes}
     asked = [random_question(scene, random) for _ in range(_QUESTIONS)]
     record: dict[str, Any] = {"vision": codes}
