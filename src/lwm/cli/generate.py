@@ -44,8 +44,8 @@ class VisionSamplingFlags:
     """Choose how images and frames are sampled."""
 
     guidance: float | None = None
-    """Strength of guidance, 1 for none; defaults to the model's (the original's: 5), and to 1 after
-    a video's first frame."""
+    """Strength of guidance, 1 for none; defaults to the model's (the original's: 5), and to 1 for
+    later frames."""
     top_k: int | None = None
     """Sample from the k most likely codes, 0 for all; defaults to 8192, later frames 1000."""
     temperature: float = 1.0
