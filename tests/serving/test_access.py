@@ -225,6 +225,20 @@ def test_a_command_serves_and_ends_in_order(served: tuple[subprocess.Popen[str],
     assert process.wait(20) == 0
 
 
+def test_prompts_are_logged_only_if_asked_for(model: Model) -> None:
+    logged: list[str] = []
+    host = Host("tiny", lambda: model, slots=1, context=0, queue=1, log_prompt=logged.append)
+    with running(host) as address:
+        message = {"role": "user", "content": "the\nanswer"}
+        asked = {"model": "tiny", "messages": [message], "max_tokens": 1}
+        assert httpx.post(f"{address}/v1/chat/completions", json=asked).status_code == 200
+        long = {**BODY, "prompt": "the " * 2000}
+        assert httpx.post(f"{address}/v1/completions", json=long).status_code == 400
+    assert json.loads(logged[0]) == [message]
+    assert "\n" not in logged[0]
+    assert len(logged[1]) == 2000
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

@@ -5,6 +5,8 @@ import io
 import json
 import math
 import re
+import struct
+import zlib
 from collections.abc import Iterator
 from typing import Any
 
@@ -222,6 +224,20 @@ COMPLETE = {"model": "tiny", "prompt": "Once"}
 DRAW = {"model": "tiny", "prompt": "a cat"}
 
 
+def bomb() -> str:
+    """Return the URL of a PNG that takes gigabytes as pixels."""
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        checksum = zlib.crc32(kind + data)
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", checksum)
+
+    side = 30_000
+    header = struct.pack(">IIBBBBB", side, side, 1, 0, 0, 0, 0)
+    pixels = zlib.compress(bytes((side // 8 + 1) * side))
+    parts = chunk(b"IHDR", header) + chunk(b"IDAT", pixels) + chunk(b"IEND", b"")
+    return "data:image/png;base64," + base64.b64encode(b"\x89PNG\r\n\x1a\n" + parts).decode()
+
+
 def with_part(part: dict[str, Any]) -> dict[str, Any]:
     return {"model": "tiny", "messages": [{"role": "user", "content": [part]}]}
 
@@ -268,6 +284,12 @@ def with_part(part: dict[str, Any]) -> dict[str, Any]:
             with_part({"type": "image_url", "image_url": {"url": "data:image/png;base64,AAAA"}}),
             400,
             "image",
+        ),
+        (
+            ASK,
+            with_part({"type": "image_url", "image_url": {"url": bomb()}}),
+            400,
+            "pixels",
         ),
         ("completions", {**COMPLETE, "prompt": ""}, 400, "empty"),
         ("completions", {**COMPLETE, "prompt": [[]]}, 400, "prompt"),

@@ -28,6 +28,7 @@ def serve(
     allow_host: tyro.conf.UseAppendAction[tuple[str, ...]] = (),
     allow_origin: tyro.conf.UseAppendAction[tuple[str, ...]] = (),
     max_body: Annotated[int, tyro.conf.arg(metavar="MEBIBYTES")] = 64,
+    log_prompts: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False,
     load: Load = LoadFlags(),
 ) -> None:
     """Serve a model over HTTP, for OpenAI's clients.
@@ -45,6 +46,8 @@ def serve(
         allow_host: Further name by which clients address this server.
         allow_origin: Site whose pages may ask from a browser.
         max_body: Largest body of a request.
+        log_prompts: Write what is asked to standard error, to 2,000 characters; otherwise prompts
+            are not logged.
     """
     for flag, value, least in (
         ("--slots", slots, 1), ("--context", context, 0), ("--queue", queue, 0),
@@ -70,7 +73,7 @@ def serve(
     open_checkpoint(model, config=load.config)  # refused before the port is opened
     served = Host(
         name or _base_name(model), lambda: load.load(model), slots=slots, context=context,
-        queue=queue,
+        queue=queue, log_prompt=(lambda text: say(f"asked: {text}")) if log_prompts else None,
     )  # fmt: skip
     # A server that is open to other machines is addressed by names that are not known here.
     hosts = (host, *allow_host) if host in ("127.0.0.1", "localhost", "::1") else allow_host

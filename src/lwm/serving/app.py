@@ -3,6 +3,7 @@
 import asyncio
 import base64
 import io
+import json
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import dataclass
@@ -38,6 +39,8 @@ from lwm.serving.schemas import (
 from lwm.serving.texts import ChatReply, CompletionReply, Reply
 from lwm.serving.video_jobs import Job, UnknownVideo, VideoJobs
 from lwm.serving.worker import Busy, Stopping
+
+_LOGGED = 2000  # characters of a prompt; pictures are longer
 
 
 @dataclass(frozen=True)
@@ -148,6 +151,15 @@ def _require_model(host: Host, name: str | None) -> None:
     host.worker.require_ready()
 
 
+def _accept(host: Host, body: ChatBody | CompletionBody | DrawingBody) -> None:
+    """Refuse a request for another model; log what others ask, if that is wanted."""
+    _require_model(host, body.model)
+    if host.log_prompt is not None:
+        asked = body.messages if isinstance(body, ChatBody) else body.prompt
+        # As JSON, so that no text can look like another line of the log.
+        host.log_prompt(json.dumps(asked, ensure_ascii=False)[:_LOGGED])
+
+
 def _add_status(app: FastAPI, host: Host, metrics: Metrics) -> None:
     started = int(time.time())
 
@@ -177,12 +189,12 @@ def _add_status(app: FastAPI, host: Host, metrics: Metrics) -> None:
 def _add_texts(app: FastAPI, host: Host) -> None:
     @app.post("/v1/chat/completions")
     async def chat(body: ChatBody, request: Request) -> Response:
-        _require_model(host, body.model)
+        _accept(host, body)
         return await _reply(await ChatReply.open(host, body), body.stream, request)
 
     @app.post("/v1/completions")
     async def completions(body: CompletionBody, request: Request) -> Response:
-        _require_model(host, body.model)
+        _accept(host, body)
         return await _reply(await CompletionReply.open(host, body), body.stream, request)
 
 
@@ -226,7 +238,7 @@ async def _unless_gone(request: Request, work: Awaitable[Any]) -> Any:
 def _add_images(app: FastAPI, host: Host) -> None:
     @app.post("/v1/images/generations")
     async def images(body: ImageBody, request: Request) -> dict[str, Any]:
-        _require_model(host, body.model)
+        _accept(host, body)
         require_vision(host.model.config)
         side = _require_size(host, body)
         drawing = Drawing(host)
@@ -256,7 +268,7 @@ def _add_videos(app: FastAPI, host: Host, jobs: VideoJobs) -> None:
     @app.post("/v1/videos")
     async def create(request: Request) -> Job:
         body, first = await _video_request(request)
-        _require_model(host, body.model)
+        _accept(host, body)
         _require_size(host, body)
         host.require_frames(body.prompt, body.frame_count)
         return await asyncio.to_thread(jobs.create, body, first)

@@ -41,12 +41,20 @@ class Host:
         load: loads the model.
         slots, context: of the engine; a context of 0 is the model's.
         queue: requests that may wait.
+        log_prompt: is called with what each request asks, as JSON; None keeps prompts private.
     """
 
     def __init__(
-        self, name: str, load: Callable[[], Model], *, slots: int, context: int, queue: int
+        self,
+        name: str,
+        load: Callable[[], Model],
+        *,
+        slots: int,
+        context: int,
+        queue: int,
+        log_prompt: Callable[[str], None] | None = None,
     ) -> None:
-        self.name = name
+        self.name, self.log_prompt = name, log_prompt
         self._load, self._slots, self._context = load, slots, context
         self.worker = EngineWorker(self._make_engine, limit=queue)
         self._scoring = threading.Lock()  # one text at a time, beside the engine
