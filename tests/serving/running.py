@@ -49,5 +49,5 @@ def running(host: Host, access: Access = Access(), videos: Path = Path("unused")
     finally:
         server.should_exit = True
         thread.join(20)
-        jobs.close()
+        jobs.close(grace=5.0)
         host.worker.close(grace=5.0)

@@ -21,6 +21,7 @@ from lwm.generation.model import Model
 from lwm.media.videos import read_video, write_video
 from lwm.serving.drawing import Drawing
 from lwm.serving.host import Host
+from lwm.serving.schemas import VideoBody
 from lwm.serving.video_jobs import FPS, VideoJobs
 from lwm.serving.worker import Stopping
 
@@ -184,6 +185,31 @@ def test_jobs_survive_a_restart_and_their_number_is_bounded(
     monkeypatch.setattr(time, "time", lambda: done["expires_at"] + 1)
     assert VideoJobs(host, tmp_path).list() == []
     assert not (tmp_path / done["id"]).exists()
+
+
+def test_a_job_that_runs_ends_in_the_time_that_it_is_given(
+    model: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    host = Host("tiny", lambda: model, slots=2, context=0, queue=8)
+    jobs = VideoJobs(host, tmp_path)
+    host.worker.start()
+    host.worker.loaded.wait()
+    begun, draw = threading.Barrier(3), Drawing.frames
+
+    def drawn(self: Drawing, *arguments: Any, **settings: Any) -> Any:
+        begun.wait(20)
+        host.worker.refuse()
+        return draw(self, *arguments, **settings)
+
+    monkeypatch.setattr(Drawing, "frames", drawn)
+    # Both threads have a job whose first frame and later frames are two requests; one job waits.
+    made = [jobs.create(VideoBody(prompt="a cat", model="tiny", frames=2), None) for _ in range(3)]
+    begun.wait(20)
+    jobs.close(grace=60.0)
+    host.worker.close(grace=1.0)
+    assert [job.status for job in jobs.list()] == ["completed", "completed", "queued"]
+    again = VideoJobs(host, tmp_path)
+    assert [again.get(job.id).status for job in made] == ["completed", "completed", "failed"]
 
 
 def test_a_deleted_job_ends_at_once(

@@ -1,6 +1,7 @@
 """Serve a model to OpenAI's clients: `lwm serve`."""
 
 import signal
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -104,13 +105,16 @@ def serve(
                 say(f"serving {served.name} at http://{host}:{address[1]} (the model is loading)")
 
         async def shutdown(self, sockets: Any = None) -> None:
+            nonlocal deadline
+            deadline = time.monotonic() + grace
             served.worker.refuse()
             await super().shutdown(sockets)
 
+    deadline = 0.0
     server = Server(config)
     served.worker.start(failed=lambda: setattr(server, "should_exit", True))
     server.run()
-    jobs.close()
+    jobs.close(grace=max(0.0, deadline - time.monotonic()))
     served.worker.close(grace=1.0)
     failure = served.worker.failure
     if failure is not None:

@@ -11,7 +11,7 @@ import shutil
 import threading
 import time
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -68,6 +68,7 @@ class VideoJobs:
         self._host, self._directory, self._most, self._age = host, directory, most, age
         self._lock = threading.RLock()
         self._drawings: dict[str, Drawing] = {}
+        self._futures: set[Future[None]] = set()
         self._threads = ThreadPoolExecutor(2, thread_name_prefix="video")
         self._jobs = {job.id: job for job in sorted(self._read(), key=lambda x: x.created_at)}
         for job in list(self._jobs.values()):
@@ -95,7 +96,9 @@ class VideoJobs:
                 raise Busy(f"{running} videos wait or are drawn already; try again later")
             self._save(job)
             self._drawings[job.id] = Drawing(self._host)
-        self._threads.submit(self._run, job, body, first)
+        future = self._threads.submit(self._run, job, body, first)
+        self._futures.add(future)
+        future.add_done_callback(self._futures.discard)
         return job
 
     def get(self, identifier: str) -> Job:
@@ -125,12 +128,14 @@ class VideoJobs:
             job = self.get(identifier)
             self._remove(job)
 
-    def close(self) -> None:
-        """End all that is being drawn."""
+    def close(self, grace: float) -> None:
+        """Let what is being drawn end for `grace` seconds; what waits does not start."""
+        self._threads.shutdown(wait=False, cancel_futures=True)
+        wait(set(self._futures), timeout=grace)
         with self._lock:
             for drawing in self._drawings.values():
                 drawing.cancel()
-        self._threads.shutdown(wait=True, cancel_futures=True)
+        self._threads.shutdown(wait=True)
 
     def _run(self, job: Job, body: VideoBody, first: bytes | None) -> None:
         def frame_done(video: int, frame: int, codes: Any) -> None:

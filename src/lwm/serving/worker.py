@@ -73,7 +73,7 @@ class EngineWorker:
         self.observer = Observer()
         self._commands: queue.SimpleQueue[Callable[[Engine], None]] = queue.SimpleQueue()
         self._tickets: dict[int, Ticket] = {}
-        self._closing = False
+        self._closing = self._ended = False
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
         self.loaded = threading.Event()
         self.failure: BaseException | None = None
@@ -102,9 +102,11 @@ class EngineWorker:
     def submit(self, requests: Sequence[Request], deliver: Sequence[Deliver]) -> list[Ticket]:
         """Queue requests, all or none, from any thread; errors go to the callbacks.
 
-        Raises Stopping before the model is loaded and after `close`.
+        What was accepted before `refuse` may still submit its parts. Raises Stopping before the
+        model is loaded and after `close`.
         """
-        self.require_ready()
+        if self._ended or self.failure is not None or not self.loaded.is_set():
+            raise Stopping(f"the server is {self.state}; try again later")
         tickets = [Ticket(self, one) for one in deliver]
         self.run(lambda engine: self._submit(engine, requests, tickets))
         return tickets
@@ -126,6 +128,7 @@ class EngineWorker:
         deadline = time.monotonic() + grace
         while self._tickets and self._thread.is_alive() and time.monotonic() < deadline:
             time.sleep(0.02)
+        self._ended = True
         self.run(self._stop)
         self._thread.join(timeout=10)
 
