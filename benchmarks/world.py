@@ -29,6 +29,7 @@ from lwm.curation.world.scenes import FRAMES, SIZES, Sampler, Scene
 from lwm.media.images import to_pixels, to_unit
 from lwm.models.likeness import psnr, ssim
 
+SETTINGS = {"temperature": float, "top_k": int, "min_p": float, "guidance": float}
 SHOWN = 3  # frames from which an event is predicted
 
 
@@ -239,10 +240,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])  # type: ignore[union-attr]
     parser.add_argument("model")
     parser.add_argument("--cases", type=int, default=200)
-    parser.add_argument("--temperature", type=float, default=1.0)
-    parser.add_argument("--top-k", type=int, default=1000)
-    parser.add_argument("--min-p", type=float, default=0.0)
-    parser.add_argument("--guidance", type=float, default=1.0)
+    for name, kind in SETTINGS.items():
+        flag = f"--{name.replace('_', '-')}"
+        parser.add_argument(flag, type=kind, help="defaults to the model's")
     parser.add_argument("--out", type=Path, help="also write the scores to this JSON file")
     parts: dict[str, Callable[[lwm.Model, int, dict[str, Any]], Scores]] = {
         "renderings": lambda model, cases, settings: renderings(cases),
@@ -256,12 +256,8 @@ def main() -> None:
     parser.add_argument("--parts", nargs="+", choices=parts, default=list(parts))
     arguments = parser.parse_args()
     model = lwm.load(arguments.model)
-    settings: dict[str, Any] = {
-        "temperature": arguments.temperature,
-        "top_k": arguments.top_k,
-        "min_p": arguments.min_p,
-        "guidance": arguments.guidance,
-    }
+    chosen = {name: getattr(arguments, name) for name in SETTINGS}
+    settings: dict[str, Any] = {name: v for name, v in chosen.items() if v is not None}
     results = {}
     for part in arguments.parts:
         start = time.perf_counter()
