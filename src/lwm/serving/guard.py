@@ -4,6 +4,8 @@ It is written against ASGI itself, because a body must be bounded before it is r
 """
 
 import asyncio
+import base64
+import binascii
 import hmac
 import json
 from collections.abc import Sequence
@@ -26,15 +28,18 @@ class Guard:
     """Wrap an ASGI application.
 
     Args:
-        keys: accepted as bearer tokens; none means that anybody may ask.
+        keys: accepted as bearer tokens, and as passwords of any name; none means that anybody may
+            ask.
         hosts: names by which the server may be addressed; none means any.
         most_bytes: of a body.
+        origins: sites, beside the server's own, whose pages may send bodies from a browser.
     """
 
     app: Any
     keys: Sequence[str]
     hosts: Sequence[str]
     most_bytes: int
+    origins: Sequence[str] = ()
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         if scope["type"] != "http":
@@ -58,6 +63,13 @@ class Guard:
             return 400, f"the host {host!r} is not this server's; add it with --allow-host"
         if self.keys and scope["path"] != "/health" and not self._has_key(headers):
             return 401, "the API key is missing or wrong; send it as 'Authorization: Bearer KEY'"
+        if scope["method"] in ("POST", "PUT", "PATCH", "DELETE"):
+            # Browsers send a form of any site, with the key that the user gave to this one.
+            origin = headers.get(b"origin", b"").decode("latin-1")
+            own = headers.get(b"host", b"").decode("latin-1")
+            known = urlsplit(origin).netloc == own or {origin, "*"} & set(self.origins)
+            if origin and not known:
+                return 403, f"the site {origin[:100]!r} may not ask; add it with --allow-origin"
         if scope["method"] in ("POST", "PUT", "PATCH"):
             kind = headers.get(b"content-type", b"").decode("latin-1").partition(";")[0].strip()
             # A form of another site in a browser could send the other types without asking.
@@ -73,8 +85,15 @@ class Guard:
 
     def _has_key(self, headers: dict[bytes, bytes]) -> bool:
         scheme, _, key = headers.get(b"authorization", b"").partition(b" ")
+        if scheme.lower() == b"basic":  # a browser, which asks its user for a name and a password
+            try:
+                key = base64.b64decode(key, validate=True).partition(b":")[2]
+            except binascii.Error:
+                return False
+        elif scheme.lower() != b"bearer":
+            return False
         matches = [hmac.compare_digest(key.strip(), one.encode()) for one in self.keys]
-        return scheme.lower() == b"bearer" and any(matches)
+        return any(matches)
 
 
 class _Body:
@@ -120,6 +139,6 @@ async def _respond(send: Any, status: int, message: str) -> None:
     data = json.dumps(error_body(message)).encode()
     headers = [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(data))]
     if status == 401:
-        headers.append((b"www-authenticate", b"Bearer"))
+        headers.append((b"www-authenticate", b'Bearer, Basic realm="the key is the password"'))
     await send({"type": "http.response.start", "status": status, "headers": headers})
     await send({"type": "http.response.body", "body": data})

@@ -1,9 +1,10 @@
 """Hold what all endpoints share: the model, its worker, and answers as they arrive."""
 
 import asyncio
+import json
 import secrets
 import threading
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,6 +18,8 @@ from lwm.generation.text_generation import StopFilter
 from lwm.generation.vision_prompts import require_vision
 from lwm.serving.schemas import TextBody
 from lwm.serving.worker import EngineWorker
+
+_LOGGED = 2000  # characters of a prompt; pictures are longer
 
 
 @dataclass(frozen=True)
@@ -42,6 +45,9 @@ class Host:
         slots, context: of the engine; a context of 0 is the model's.
         queue: requests that may wait.
         log_prompt: is called with what each request asks, as JSON; None keeps prompts private.
+
+    Attributes:
+        requests: of the API that are being answered.
     """
 
     def __init__(
@@ -54,7 +60,8 @@ class Host:
         queue: int,
         log_prompt: Callable[[str], None] | None = None,
     ) -> None:
-        self.name, self.log_prompt = name, log_prompt
+        self.name, self._log_prompt = name, log_prompt
+        self.requests = 0
         self._load, self._slots, self._context = load, slots, context
         self.worker = EngineWorker(self._make_engine, limit=queue)
         self._scoring = threading.Lock()  # one text at a time, beside the engine
@@ -65,6 +72,12 @@ class Host:
         self.context = min(self._context or 8192, self.model.config.generation_length)
         self._scorer = Scorer(self.model.weights, self.model.config, self.model.mesh)
         return self.model.new_engine(self._slots, self.context)
+
+    def note(self, asked: Any) -> None:
+        """Log what a request asks, if that is wanted."""
+        if self._log_prompt is not None:
+            # As JSON, so that no text can look like another line of the log.
+            self._log_prompt(json.dumps(asked, ensure_ascii=False)[:_LOGGED])
 
     def require_room(self, prompt: int, answer: int) -> None:
         """Raise CapacityError if a prompt and an answer exceed the context."""
@@ -83,6 +96,11 @@ class Host:
                 f"{frames} frames of {vision.tokens_per_frame} tokens and the prompt make more "
                 f"than {tokens:,} and the context is {self.context:,}; ask for fewer frames"
             )
+
+    def chat_prompt(self, messages: Sequence[Mapping[str, Any]]) -> list[int]:
+        """Return the ids of a conversation; blocks while its images and videos are encoded."""
+        self.model.require_room(messages, max_tokens=1)
+        return self.model.chat_tokens(messages)
 
     def text_requests(
         self, prompt: Sequence[int], body: TextBody, *, max_tokens: int | None, logprobs: int

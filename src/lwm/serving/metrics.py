@@ -77,11 +77,15 @@ class Metrics(Observer):
             self._answer.inc(token.token is not None)
             if token.finish is not None:
                 del self._last[token.request]
+        self._count_slots(engine)
+
+    def dropped(self, engine: Engine, number: int) -> None:
+        self._last.pop(number, None)
+        self._count_slots(engine)
+
+    def _count_slots(self, engine: Engine) -> None:
         scheduler = engine.scheduler
         self._waiting.set(scheduler.waiting)
         self._slots.set(sum(len(one.slots) for one in scheduler.active.values()))
         self._reused.inc(scheduler.reused - self._counted_reuse)
         self._counted_reuse = scheduler.reused
-
-    def dropped(self, number: int) -> None:
-        self._last.pop(number, None)

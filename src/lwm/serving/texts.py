@@ -101,7 +101,7 @@ class ChatReply(Reply):
     async def open(cls, host: Host, body: ChatBody) -> "ChatReply":
         """Encode the conversation, its images and videos on another thread than the engine's."""
         messages = [_checked(message) for message in body.messages]
-        prompt = await asyncio.to_thread(_chat_prompt, host, messages)
+        prompt = await asyncio.to_thread(host.chat_prompt, messages)
         requests = host.text_requests(
             prompt, body,
             max_tokens=body.max_tokens or body.max_completion_tokens,
@@ -257,11 +257,6 @@ def _ids(host: Host, prompt: str | list[int]) -> list[int]:
             raise InputError("the prompt is empty; give some text to continue")
         return host.tokenizer.encode(prompt, specials=True)
     return prompt
-
-
-def _chat_prompt(host: Host, messages: Sequence[Mapping[str, Any]]) -> list[int]:
-    host.model.require_room(messages, max_tokens=1)
-    return host.model.chat_tokens(messages)
 
 
 def _checked(message: Mapping[str, Any]) -> Mapping[str, Any]:

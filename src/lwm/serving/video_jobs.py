@@ -18,6 +18,7 @@ from typing import Any, Literal
 
 from lwm.core.errors import LwmError
 from lwm.core.files import new_file
+from lwm.generation.vision_prompts import Part
 from lwm.media.videos import write_video
 from lwm.serving.drawing import Drawing
 from lwm.serving.host import Host
@@ -76,7 +77,7 @@ class VideoJobs:
                 self._fail(job, "server_error", "the server stopped before the video was complete")
         self._prune()
 
-    def create(self, body: VideoBody, first: bytes | None) -> Job:
+    def create(self, body: VideoBody, first: Part | None) -> Job:
         """Queue a job; raise Busy if too many wait."""
         side = self._host.model.codec.config.image_size
         now = int(time.time())
@@ -137,7 +138,7 @@ class VideoJobs:
                 drawing.cancel()
         self._threads.shutdown(wait=True)
 
-    def _run(self, job: Job, body: VideoBody, first: bytes | None) -> None:
+    def _run(self, job: Job, body: VideoBody, first: Part | None) -> None:
         def frame_done(video: int, frame: int, codes: Any) -> None:
             # The last percent is for writing the file.
             self._update(job.id, progress=min(99, 100 * (frame + 1) // body.frame_count))
@@ -146,7 +147,7 @@ class VideoJobs:
             drawing = self._drawings[job.id]
             self._update(job.id, status="in_progress")
             frames = drawing.frames(
-                body, frames=body.frame_count, first=first, frame_done=frame_done
+                body, frames=body.frame_count, before=first, frame_done=frame_done
             )[0]
             write_video(self._directory / job.id / "video.mp4", frames, fps=FPS)
             self._update(job.id, status="completed", progress=100, completed_at=int(time.time()))

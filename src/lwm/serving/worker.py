@@ -52,7 +52,7 @@ class Observer:
     def stepped(self, engine: Engine, tokens: Sequence[Token]) -> None:
         """Note the tokens of a step."""
 
-    def dropped(self, number: int) -> None:
+    def dropped(self, engine: Engine, number: int) -> None:
         """Note that a request ended before its last token."""
 
 
@@ -94,6 +94,11 @@ class EngineWorker:
             return "shutting down"
         return "ready" if self.loaded.is_set() and self.failure is None else "loading"
 
+    @property
+    def idle(self) -> bool:
+        """Return whether no request waits or runs."""
+        return not self._tickets
+
     def require_ready(self) -> None:
         """Raise Stopping unless the worker takes requests."""
         if self.state != "ready":
@@ -120,7 +125,7 @@ class EngineWorker:
         ticket.done = True
         if ticket.number is not None and self._tickets.pop(ticket.number, None):
             self._engine.cancel(ticket.number)
-            self.observer.dropped(ticket.number)
+            self.observer.dropped(self._engine, ticket.number)
 
     def close(self, grace: float) -> None:
         """Take no more requests, let running ones finish for `grace` seconds, end the thread."""

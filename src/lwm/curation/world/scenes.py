@@ -1,7 +1,7 @@
 """Compose scenes: what a picture or a video shows, frame by frame, and the facts about it.
 
-Things rest on a grid of 8 pixels, the squares that a code covers, and move in steps of 4: so a
-thing looks the same wherever it is, to a small VQGAN as well. Scenes whose key facts hash into the
+Things rest and move on a grid of 8 pixels, the squares that a code covers: so a thing has the same
+codes wherever it is, and a video is made of what images show. Scenes whose key facts hash into the
 held-out share never occur in training data: new combinations of things, backgrounds and motions,
 and whole starting conditions of physics.
 """
@@ -13,8 +13,8 @@ from random import Random
 
 from lwm.curation.world.drawing import BACKGROUNDS, SIDE, THINGS, Frame, Placed
 
-CELL, STEP = 8, 4
-"""Pixels of which places at rest, and places in motion, are multiples."""
+CELL = 8
+"""Pixels of which all places are multiples."""
 FRAMES = 8
 """Frames of a video."""
 
@@ -132,8 +132,8 @@ class Sampler:
         thing, background, size = self._thing(), self._background(), 24
         direction = self.random.choice(("left", "right", "up", "down"))
         speed = self.random.choice(("slowly", "quickly"))
-        steps = [STEP * (t if speed == "quickly" else t // 2) for t in range(FRAMES)]
-        start = self._aligned(0, SIDE - size - steps[-1], STEP)
+        steps = [CELL * _steps(t, 2 if speed == "quickly" else 4) for t in range(FRAMES)]
+        start = self._aligned(0, SIDE - size - steps[-1])
         across = self._aligned(0, SIDE - size)
         if direction in ("left", "up"):
             start, steps = start + steps[-1], [-step for step in steps]
@@ -151,7 +151,7 @@ class Sampler:
         if change == "shrinks":
             sizes.reverse()
         left, top = (self._aligned(CELL, SIDE - 32) for _ in range(2))  # of 24 pixels
-        shifts = [(24 - size) // 2 for size in sizes]  # that keep the center in its place
+        shifts = [(32 - size) // 16 * CELL for size in sizes]  # keep the center within half a cell
         frames = tuple(
             Frame(background, (Placed(thing, size, left + shift, top + shift),))
             for size, shift in zip(sizes, shifts, strict=True)
@@ -186,10 +186,10 @@ class Sampler:
 
     def _fall(self) -> tuple[Scene, tuple[object, ...]]:
         thing, background, size = self._thing(), self._background(), 24
-        height, left = self._aligned(0, 20, STEP), self._aligned(0, 40)
-        drift = self.random.choice((-STEP, 0, STEP))
+        height, left = self._aligned(-8, 16), self._aligned(0, 40)
+        drift = self.random.choice((-CELL, 0, CELL))
         tops, floor = _bouncing(height, SIDE - size), SIDE - size
-        lefts = [min(max(left + drift * t, 0), floor) for t in range(FRAMES)]
+        lefts = [min(max(left + drift * _steps(t, 2), 0), floor) for t in range(FRAMES)]
         frames = tuple(
             Frame(background, (Placed(thing, size, x, y),))
             for x, y in zip(lefts, tops, strict=True)
@@ -200,8 +200,8 @@ class Sampler:
     def _roll(self) -> tuple[Scene, tuple[object, ...]]:
         thing, background, size = self._thing(), self._background(), 24
         way = self.random.choice(("left", "right"))
-        speed = self.random.choice((4.0, 6.0, 8.0, 10.0))
-        start = self._aligned(-8, 8, STEP)
+        speed = self.random.choice((4.0, 6.5, 9.0))  # that the first three frames tell apart
+        start = self._aligned(-16, 8)
         lefts = [_snap(x) for x in _slowing(start, speed)]
         if way == "left":
             lefts = [SIDE - size - left for left in lefts]
@@ -211,9 +211,9 @@ class Sampler:
 
     def _meet(self) -> tuple[Scene, tuple[object, ...]]:
         first, second, background = self._thing(), self._thing(), self._background()
-        size, start = 24, self._aligned(-20, 4, STEP)
+        size, start = 24, self._aligned(-16, 0)
         top, meeting = self._aligned(0, SIDE - size), SIDE // 2 - size
-        ahead = [start + STEP * t for t in range(FRAMES)]
+        ahead = [start + CELL * _steps(t, 2) for t in range(FRAMES)]
         lefts = [min(x, 2 * meeting - x) for x in ahead]
         frames = tuple(
             Frame(
@@ -228,10 +228,10 @@ class Sampler:
     def _pass_behind(self) -> tuple[Scene, tuple[object, ...]]:
         first, second, background = self._thing(), self._thing(), self._background()
         size, way = 24, self.random.choice(("left", "right"))
-        start, top = self._aligned(-12, 4, STEP), self._aligned(16, 24)
+        start, top = self._aligned(-16, 0), self._aligned(8, 32)
         front = Placed(second, 32, 16, 16)
-        speed = self.random.choice((4.0, 6.0))
-        lefts = [_snap(start + speed * t) for t in range(FRAMES)]
+        pause = self.random.choice((1, 2))
+        lefts = [start + CELL * _steps(t, pause) for t in range(FRAMES)]
         if way == "left":
             lefts = [SIDE - size - left for left in lefts]
         frames = tuple(Frame(background, (Placed(first, size, x, top), front)) for x in lefts)
@@ -247,9 +247,9 @@ class Sampler:
     def _cell(self) -> tuple[int, int]:
         return self.random.randrange(3), self.random.randrange(3)
 
-    def _aligned(self, least: int, most: int, grid: int = CELL) -> int:
-        """Return a multiple of `grid` from `least` to `most`, both included."""
-        return self.random.randrange(-(-least // grid), most // grid + 1) * grid
+    def _aligned(self, least: int, most: int) -> int:
+        """Return a multiple of `CELL` from `least` to `most`, both included."""
+        return self.random.randrange(-(-least // CELL), most // CELL + 1) * CELL
 
 
 def _place(index: int, size: int) -> int:
@@ -263,7 +263,12 @@ def _start(frames: tuple[Frame, ...]) -> tuple[object, ...]:
 
 
 def _snap(value: float) -> int:
-    return STEP * round(value / STEP)
+    return CELL * round(value / CELL)
+
+
+def _steps(t: int, pause: int) -> int:
+    """Return how often a thing has moved by frame `t`, if it moves every `pause` frames."""
+    return (t + pause - 1) // pause
 
 
 def _bouncing(start: int, floor: int) -> list[int]:
