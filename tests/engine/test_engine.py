@@ -555,9 +555,9 @@ class Guesses:
         self.fed: list[int] = []
         decode = engine._runner.decode
 
-        def count(feeds: Sequence[Any], *arguments: Any) -> Any:
+        def count(feeds: Sequence[Any], *arguments: Any, **options: Any) -> Any:
             self.fed += [len(one.tokens) for one in feeds]
-            return decode(feeds, *arguments)
+            return decode(feeds, *arguments, **options)
 
         patch.setattr(engine, "_draft", self.draft)
         patch.setattr(engine._runner, "decode", count)
@@ -615,6 +615,40 @@ def test_drafts_change_no_token_of_any_kind_of_request(monkeypatch: pytest.Monke
         longer = [*request.prompt, *ids(events), *prompt(8, seed=4)]
         assert_greedy(longer, ids(run(engine(), greedy(longer, 6))[0]))
     assert engine().scheduler.idle
+
+
+def test_a_request_alone_among_many_slots_is_computed_alone(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    many = Engine(fused(), CONFIG, slots=6, tokens=256)
+    rows: list[int] = []
+    decode = many._runner.decode
+
+    def note(feeds: Any, width: int, settings: Any, **options: Any) -> Any:
+        sampled = decode(feeds, width, settings, **options)
+        rows.append(len(sampled.tokens))
+        return sampled
+
+    monkeypatch.setattr(many._runner, "decode", note)
+    counted = replace(GREEDY, presence_penalty=0.7, frequency_penalty=0.4)
+    drawn = Sampling(temperature=1.3, seed=4, repetition_penalty=0.5, top_k=20)
+    guided = Sampling(temperature=0.8, seed=2, guidance=2.0)
+    asked = [
+        greedy(prompt(33), 12, logprobs=3),
+        Request(prompt=prompt(20), max_tokens=12, sampling=counted),
+        Request(prompt=prompt(9), max_tokens=30, sampling=drawn, logprobs=2),
+        Request(prompt=prompt(6), max_tokens=5, sampling=guided, unconditional=prompt(4)),
+    ]
+    expected = [run(plain(), request)[0] for request in asked]
+    for _ in range(2):  # in other slots, whose contents remain, and then in their own again
+        for request, events in zip(asked, expected, strict=True):
+            rows.clear()
+            assert_same(run(many, request)[0], events)
+            assert set(rows) == ({6} if request is asked[-1] else {1})
+    rows.clear()
+    for one, events in zip(run(many, *asked), expected, strict=True):
+        assert_same(one, events)
+    assert set(rows) == {1, 6}  # the longest answer ends alone
 
 
 def test_repetitive_text_takes_fewer_steps() -> None:

@@ -172,18 +172,24 @@ def decode_attention(
     *,
     positions: Int[Array, "slots width"],
     mesh: Mesh | None = None,
+    first_slot: Int[Array, ""] | int = 0,
 ) -> tuple[Float[Array, "slots width heads dim"], LayerCache]:
-    """Write each slot's next tokens, -1 for none, and attend to everything up to each."""
-    run = _sharded(partial(_decode, mesh=mesh), mesh, DECODE, ("slots", None), ("slots", None))
+    """Write each slot's next tokens, -1 for none, and attend to everything up to each.
+
+    Args:
+        first_slot: of the cache, if not all of its slots take part; without a mesh.
+    """
+    decode = partial(_decode, mesh=mesh, first_slot=first_slot)
+    run = _sharded(decode, mesh, DECODE, ("slots", None), ("slots", None))
     return run(query, key, value, cache, positions)
 
 
 def _decode(
     query: Array, key: Array, value: Array, cache: LayerCache, positions: Array,
-    mesh: Mesh | None,
+    mesh: Mesh | None, first_slot: Array | int,
 ) -> tuple[Array, LayerCache]:  # fmt: skip
     rank, shards = _rank(SEQUENCE, mesh)
-    cache = _write_tokens(cache, key, value, positions.reshape(-1), rank, shards)
+    cache = _write_tokens(cache, key, value, positions.reshape(-1), rank, shards, first_slot)
     slots, width, heads, dim = query.shape
     kv_heads, _, capacity = cache.keys.shape[1:]
     group = heads // kv_heads
@@ -201,16 +207,23 @@ def _decode(
             sums, scores, lambda w: product("bkgs,bksd->bkgd", w.astype(values.dtype), values)
         )
 
+    def taken(first: Array | int, size: int) -> tuple[Array, Array]:
+        keys = jax.lax.dynamic_slice(
+            cache.keys, (first_slot, 0, 0, first), (slots, kv_heads, dim, size)
+        )
+        values = jax.lax.dynamic_slice(
+            cache.values, (first_slot, 0, first, 0), (slots, kv_heads, size, dim)
+        )
+        return keys, values
+
     def add_slab(index: Array, sums: Sums) -> Sums:
         first, places, fresh = _slab(index, DECODE_SLAB, capacity)
-        keys = jax.lax.dynamic_slice_in_dim(cache.keys, first, DECODE_SLAB, axis=3)
-        values = jax.lax.dynamic_slice_in_dim(cache.values, first, DECODE_SLAB, axis=2)
-        return add(keys, values, places, fresh, sums)
+        return add(*taken(first, DECODE_SLAB), places, fresh, sums)
 
     sums = initial_sums(grouped.shape[:-1], dim)
     if capacity <= DECODE_SLAB:
         places = jnp.arange(capacity)
-        sums = add(cache.keys, cache.values, places, places >= 0, sums)
+        sums = add(*taken(0, capacity), places, places >= 0, sums)
     else:
         used = positions.max() // shards + 1
         sums = jax.lax.fori_loop(0, -(-used // DECODE_SLAB), add_slab, sums)
@@ -222,8 +235,9 @@ def _decode(
 
 
 def _write_tokens(
-    cache: LayerCache, key: Array, value: Array, positions: Array, rank: Array | int, shards: int
-) -> LayerCache:
+    cache: LayerCache, key: Array, value: Array, positions: Array, rank: Array | int, shards: int,
+    first_slot: Array | int,
+) -> LayerCache:  # fmt: skip
     """Write tokens at their positions, [slots * width]; no change for -1 and other devices'."""
     kv_heads, dim = cache.keys.shape[1:3]
     slots, width = key.shape[:2]
@@ -239,6 +253,7 @@ def _write_tokens(
         slot, column = i // width, i % width
         start, size = (slot, column, 0, 0), (1, 1, kv_heads, dim)
         new_key, new_value = (jax.lax.dynamic_slice(new, start, size) for new in (key, value))
+        slot += first_slot
         return LayerCache(
             keys=put(cache.keys, new_key.transpose(0, 2, 3, 1), (slot, 0, 0, place[i])),
             values=put(cache.values, new_value.transpose(0, 2, 1, 3), (slot, 0, place[i], 0)),

@@ -37,6 +37,8 @@ QUANTIZED_DRAFTS = DraftSettings(widths=(2, 4), shortest=4)
 """For quantized weights, with which a step of one token is cheap, so drafts must be right more
 often; from three shared tokens, short answers come later than without drafts (docs/log.md)."""
 
+NO_DRAFTS = DraftSettings(widths=())
+
 
 class Drafter:
     """Draft the next tokens of one request, whose prompt `text` grows by at most `room` tokens."""

@@ -9,6 +9,7 @@ from collections.abc import Generator, Sequence
 from dataclasses import replace
 from itertools import chain
 
+import jax
 import numpy as np
 from jax.sharding import Mesh
 
@@ -18,7 +19,7 @@ from lwm.core.hardware import traits
 from lwm.core.interrupts import deferred
 from lwm.core.mesh import DATA, SEQUENCE
 from lwm.core.progress import Advance
-from lwm.engine.drafting import QUANTIZED_DRAFTS, Drafter, DraftSettings
+from lwm.engine.drafting import NO_DRAFTS, QUANTIZED_DRAFTS, Drafter, DraftSettings
 from lwm.engine.request import Request, Token
 from lwm.engine.runner import Runner, weights_for
 from lwm.engine.sampling import GREEDY, Sampled, SlotSampling, slot_sampling
@@ -38,6 +39,8 @@ class Engine:
         dtype: of the cache.
         drafts: whether steps may check several drafted tokens (see `drafting`). The tokens are the
             same with and without, except for the rounding of sums.
+        alone: the same weights for steps of a single request, if those of `weights` were
+            dequantized for more rows.
     """
 
     def __init__(
@@ -51,13 +54,15 @@ class Engine:
         dtype: str = "float32",
         mesh: Mesh | None = None,
         drafts: bool = True,
+        alone: Llama | None = None,
     ) -> None:
         self._config, self._mesh = config, mesh
         self.slots = self.rounded(slots)
-        weights = weights_for(weights, self.slots)
+        alone, weights = weights if alone is None else alone, weights_for(weights, self.slots)
         self._runner = Runner(
             weights,
             config,
+            alone=alone,
             slots=self.slots,
             tokens=tokens,
             headroom=headroom,
@@ -70,14 +75,20 @@ class Engine:
             chunks=self._runner.chunks,
             alignment=1 if mesh is None else mesh.shape[SEQUENCE],
         )
-        settings, limit = DraftSettings(), traits(mesh).draft_tokens
-        if has_quantized(weights):
-            settings, limit = QUANTIZED_DRAFTS, QUANTIZED_ROWS
-        widths = [width for width in settings.widths if drafts and width * self.slots <= limit]
-        self._draft_settings = replace(settings, widths=widths)
+        # Idle rows cost little among few, and each kind of step is compiled.
+        self._has_alone = mesh is None and self.slots > QUANTIZED_ROWS
+        self._together = self._drafts_for(weights, self.slots) if drafts else NO_DRAFTS
+        self._single = self._drafts_for(alone, 1) if drafts and self._has_alone else self._together
         self._drafters: dict[int, Drafter] = {}
         self._requests: dict[int, Request] = {}
         self._undelivered: dict[int, list[Token]] = {}  # tokens of streams that did not run a step
+
+    def _drafts_for(self, weights: Llama, rows: int) -> DraftSettings:
+        """Return the settings of drafts for steps of so many rows, with the widths that pay."""
+        settings, limit = DraftSettings(), traits(self._mesh).draft_tokens
+        if has_quantized(weights):
+            settings, limit = QUANTIZED_DRAFTS, QUANTIZED_ROWS
+        return replace(settings, widths=[w for w in settings.widths if w * rows <= limit])
 
     def rounded(self, slots: int) -> int:
         """Return how many slots an engine on this mesh has when `slots` are requested."""
@@ -114,10 +125,8 @@ class Engine:
         number = self.scheduler.submit(request.prompts, request.max_tokens)
         self._requests[number] = request
         drafted = request.allowed is None and not request.sampling.counts_answer
-        if self._draft_settings.widths and drafted:
-            self._drafters[number] = Drafter(
-                request.prompt, request.max_tokens, self._draft_settings
-            )
+        if self._single.widths and drafted:
+            self._drafters[number] = Drafter(request.prompt, request.max_tokens, self._single)
         return number
 
     def cancel(self, request: int) -> None:
@@ -163,7 +172,11 @@ class Engine:
 
     def _draft(self, request: int, limit: int) -> Sequence[int]:
         drafter = self._drafters.get(request)
-        return () if drafter is None else drafter.draft(limit)
+        alone = len(self.scheduler.active) == 1
+        widths = (self._single if alone else self._together).widths
+        if drafter is None or not widths:
+            return ()
+        return drafter.draft(min(limit, widths[-1] - 1))
 
     def stream(
         self, request: Request, advance: Advance | None = None
@@ -205,44 +218,55 @@ class Engine:
         fed = {feed.slot: feed.tokens for feed in feeds}
         decoding = [one for one in self.scheduler.active.values() if one.slots[0] in fed]
         longest = max(map(len, fed.values()))
-        width = min(w for w in (1, *self._draft_settings.widths) if w >= longest)
-        sampled = self._runner.decode(feeds, width, self._slot_sampling(decoding))
+        alone = self._has_alone and len(feeds) == 1
+        widths = (self._single if alone else self._together).widths
+        width = min(w for w in (1, *widths) if w >= longest)
+        settings = self._slot_sampling(decoding)
+        first_slot = 0
+        if alone:
+            first_slot = feeds[0].slot
+            row = slice(first_slot, first_slot + 1)
+            settings = jax.tree.map(lambda x: x[row], settings)
+            itself = np.zeros(1, np.int32)
+            settings = replace(settings, conditional=itself, unconditional=itself)
+        sampled = self._runner.decode(feeds, width, settings, alone=alone)
         tokens = []
         for one in decoding:
-            tokens += self._accept(one.number, one.slots[0], fed[one.slots[0]][1:], sampled)
+            slot = one.slots[0]
+            tokens += self._accept(one.number, slot - first_slot, fed[slot][1:], sampled)
         return tokens
 
     def _accept(
-        self, number: int, slot: int, drafts: Sequence[int], sampled: Sampled
+        self, number: int, row: int, drafts: Sequence[int], sampled: Sampled
     ) -> list[Token]:
         """Record a request's next token, and one more for each draft that was sampled."""
         tokens: list[Token] = []
         ids: list[int] = []
         for column in range(len(drafts) + 1):
-            token = self._token(number, slot, column, sampled)
+            token = self._token(number, row, column, sampled)
             tokens.append(token)
             if token.finish is not None:
                 self._end(number)
                 return tokens
-            ids.append(int(sampled.tokens[slot, column]))
+            ids.append(int(sampled.tokens[row, column]))
             if ids != list(drafts[: column + 1]):
                 break
         if number in self._drafters:
             self._drafters[number].record(ids, len(drafts))
         return tokens
 
-    def _token(self, number: int, slot: int, column: int, sampled: Sampled) -> Token:
+    def _token(self, number: int, row: int, column: int, sampled: Sampled) -> Token:
         request = self._requests[number]
-        token = int(sampled.tokens[slot, column])
+        token = int(sampled.tokens[row, column])
         if token in request.stop_tokens:
             return Token(request=number, token=None, finish="stop")
         full = self.scheduler.record(number, token)
-        place = (slot, column, slice(request.logprobs))
+        place = (row, column, slice(request.logprobs))
         top = zip(sampled.top_tokens[place], sampled.top_logprobs[place], strict=True)
         return Token(
             request=number,
             token=token,
-            logprob=float(sampled.logprobs[slot, column]),
+            logprob=float(sampled.logprobs[row, column]),
             top=tuple((int(t), float(p)) for t, p in top if p > -np.inf),
             finish="length" if full else None,
         )

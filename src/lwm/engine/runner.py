@@ -63,6 +63,7 @@ class Runner:
         weights: Llama,
         config: LlamaConfig,
         *,
+        alone: Llama,
         slots: int,
         tokens: int,
         headroom: bool,
@@ -72,7 +73,7 @@ class Runner:
         self._weights, self._config, self._slots, self._mesh = weights, config, slots, mesh
         self._sizes: dict[str, Any] = {"slots": slots, "dtype": dtype, "mesh": mesh}
         self._shards = 1 if mesh is None else mesh.shape[SEQUENCE]
-        self._without_layers = replace(weights, layers=())
+        self._alone = alone
         self._steps = compile_steps(config, mesh, weights.norm.dtype)
         # One compiled layer, or a run of a few, serves for all: the cost of compiling a chunk size
         # or a width of drafts does not grow with the model's depth.
@@ -165,25 +166,36 @@ class Runner:
                 cache[index] = self._steps.prefill_last(layer, x, angles, cache[index], *place)
             pace(cache[index])
 
-    def decode(self, feeds: Sequence[Feed], width: int, settings: SlotSampling) -> Sampled:
-        """Compute the next tokens of all slots, `width` of each, and sample a token after each."""
-        tokens = np.zeros((self._slots, width), np.int32)
-        positions = np.full((self._slots, width), -1, np.int32)
+    def decode(
+        self, feeds: Sequence[Feed], width: int, settings: SlotSampling, *, alone: bool = False
+    ) -> Sampled:
+        """Compute the next tokens of all slots, `width` of each, and sample a token after each.
+
+        Args:
+            alone: compute only the slot of the one feed; settings and result have its row only.
+        """
+        weights, rows, first_slot = self._weights, self._slots, 0
+        if alone:
+            weights, rows, first_slot = self._alone, 1, feeds[0].slot
+        tokens = np.zeros((rows, width), np.int32)
+        positions = np.full((rows, width), -1, np.int32)
         for feed in feeds:
-            count = len(feed.tokens)
-            tokens[feed.slot, :count] = feed.tokens
-            positions[feed.slot, :count] = feed.position + np.arange(count)
-        x = self._steps.embed_next(self._weights.embedding, tokens)
+            row, count = feed.slot - first_slot, len(feed.tokens)
+            tokens[row, :count] = feed.tokens
+            positions[row, :count] = feed.position + np.arange(count)
+        x = self._steps.embed_next(weights.embedding, tokens)
         angles = self._steps.angles(np.maximum(positions, 0))
-        layers, cache = self._weights.layers, self._cache
+        slot = (np.int32(first_slot),) if alone else ()
+        layers, cache = weights.layers, self._cache
         assert isinstance(layers, tuple)
         for first in range(0, len(layers), self._run):
             run = slice(first, first + self._run)
             old = tuple(cache[run])
-            x, cache[run] = self._steps.decode(layers[run], x, angles, old, positions)
+            x, cache[run] = self._steps.decode(layers[run], x, angles, old, positions, *slot)
             pace(cache[run])
-        sampled, self._history = self._steps.sample(
-            self._without_layers, x, self._history, tokens, positions, settings
+        sample = self._steps.sample_alone if alone else self._steps.sample
+        sampled, self._history = sample(
+            replace(weights, layers=()), x, self._history, tokens, positions, settings, *slot
         )
         result: Any = jax.device_get(sampled)
         return result

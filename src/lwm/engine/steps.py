@@ -58,12 +58,13 @@ def _decode_layers(
     angles: RotaryAngles,
     caches: Cache,
     positions: Int[Array, "slots width"],
+    first_slot: Int[Array, ""] | int = 0,
     *,
     config: LlamaConfig,
     mesh: Mesh | None,
 ) -> tuple[Float[Array, "slots width embed"], Cache]:
     """Run the next tokens of every slot through layers; positions are -1 where there is none."""
-    attend = partial(decode_attention, positions=positions, mesh=mesh)
+    attend = partial(decode_attention, positions=positions, mesh=mesh, first_slot=first_slot)
     apply = partial(apply_layer, config=config, attend=attend, mesh=mesh, rules=DECODE)
     traced_once, results = jax.jit(apply), []
     for layer, cache in zip(layers, caches, strict=True):
@@ -119,6 +120,22 @@ def _sample_tokens(
     return sampled, History(present=seen[slot, accepted], answered=answered)
 
 
+def _sample_alone(
+    weights: Llama, x: Array, history: History, tokens: Array, positions: Array,
+    settings: SlotSampling, slot: Array, *, config: LlamaConfig,
+) -> tuple[Sampled, History]:  # fmt: skip
+    """Sample for one slot, the only one of its step."""
+    row = jax.tree.map(lambda x: jax.lax.dynamic_slice_in_dim(x, slot, 1), history)
+    sampled, row = _sample_tokens(
+        weights, x, row, tokens, positions, settings, config=config, mesh=None
+    )
+
+    def put(x: Array, new: Array) -> Array:
+        return jax.lax.dynamic_update_slice_in_dim(x, new, slot, axis=0)
+
+    return sampled, jax.tree.map(put, history, row)
+
+
 def _set_history(history: History, slot: Array, row: History) -> History:
     return jax.tree.map(lambda x, new: x.at[slot].set(new), history, row)
 
@@ -161,6 +178,7 @@ class Steps:
         self.prefill_last = jit(partial(_prefill_last_layer, **static), donate_argnums=3)
         self.decode = jit(partial(_decode_layers, **static), donate_argnums=(1, 3))
         self.sample = jit(sample_tokens, donate_argnums=2, out_shardings=whole)
+        self.sample_alone = jit(partial(_sample_alone, config=config), donate_argnums=2)
         self.copy_slot = jit(partial(_copy_slot, mesh=mesh), donate_argnums=0)
         self.set_history = jit(_set_history, donate_argnums=0)
 

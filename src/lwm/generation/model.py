@@ -389,7 +389,7 @@ class Model:
             weights = self._dequantized = weights_for(self.weights, slots)
         return Engine(
             weights, self.config, slots=slots, tokens=tokens, headroom=True, dtype=self.dtype,
-            mesh=self.mesh,
+            mesh=self.mesh, alone=self.weights,
         )  # fmt: skip
 
     def _require_context(self, length: int, answer: int = 0, remedy: str = _SHORTEN) -> None:
