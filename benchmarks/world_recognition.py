@@ -13,7 +13,7 @@ from jaxtyping import Float, UInt8
 from numpy.lib.stride_tricks import sliding_window_view
 
 from lwm.curation.world.drawing import BACKGROUNDS, SIDE, THINGS, Frame, Placed, draw
-from lwm.curation.world.scenes import SIZES, STEP
+from lwm.curation.world.scenes import CELL, SIZES
 
 Picture = UInt8[np.ndarray, "64 64 3"]
 
@@ -66,7 +66,7 @@ def candidates(
             constant_values=np.nan,
         )  # fmt: skip
         windows = sliding_window_view(padded, (size, size, 3))[:, :, 0]
-        firsts = np.arange(-size + 2 * STEP, SIDE - 2 * STEP + 1, STEP)
+        firsts = np.arange(-size + 2 * CELL, SIDE - 2 * CELL + 1, CELL)
         parts = windows[np.ix_(firsts + margin, firsts + margin)].reshape(len(firsts) ** 2, -1)
         inside = ~np.isnan(parts)
         parts = np.nan_to_num(parts)
