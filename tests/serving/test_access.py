@@ -227,6 +227,8 @@ def test_a_command_serves_and_ends_in_order(served: tuple[subprocess.Popen[str],
     assert first.startswith("data: {")
     assert rest[-1] == "data: [DONE]"
     assert process.wait(20) == 0
+    assert process.stderr is not None
+    assert "Traceback" not in process.stderr.read()
 
 
 def test_prompts_are_logged_only_if_asked_for(model: Model) -> None:

@@ -114,6 +114,8 @@ def serve(
             leaving = asyncio.create_task(self._leave_pages())
             await super().shutdown(sockets)
             leaving.cancel()
+            if self.force_exit:
+                await self.lifespan.shutdown()  # which uvicorn leaves out
 
         async def _leave_pages(self) -> None:
             """End the connections of open pages, which last, once nothing else is left."""

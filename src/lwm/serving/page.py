@@ -32,7 +32,7 @@ _KEPT = 3600  # seconds that uploads and drawings stay on disk
 _STYLE = """
 .gradio-container {max-width: 60rem !important; width: 100% !important; margin: auto}
 .drawn img, .drawn video {image-rendering: pixelated}
-footer {display: none !important}
+footer, [aria-label="Share"] {display: none !important}
 """
 
 
