@@ -71,19 +71,21 @@ def our_server(model: str, slots: int, port: int) -> list[str]:
 
 async def stream(
     client: httpx.AsyncClient, prompt: Any, tokens: int
-) -> AsyncGenerator[tuple[float, str], None]:
-    """Yield each piece of a completion and the time at which it came."""
+) -> AsyncGenerator[tuple[float, str, int], None]:
+    """Yield each piece of a completion, the time at which it came, and 0; at last, the tokens."""
     body = {
         "model": "model", "prompt": prompt, "max_tokens": tokens, "temperature": 0,
-        "stream": True,
+        "stream": True, "stream_options": {"include_usage": True},
     }  # fmt: skip
     async with client.stream("POST", "/v1/completions", json=body, timeout=None) as answer:
         answer.raise_for_status()
         async for line in answer.aiter_lines():
             if line.startswith("data: {"):
-                choices = json.loads(line[6:])["choices"]
-                if choices and choices[0]["text"]:
-                    yield time.perf_counter(), choices[0]["text"]
+                event = json.loads(line[6:])
+                text = event["choices"][0]["text"] if event["choices"] else ""
+                tokens = (event.get("usage") or {}).get("completion_tokens", 0)
+                if text or tokens:
+                    yield time.perf_counter(), text, tokens
 
 
 def quantiles(values: list[float]) -> str:
@@ -106,7 +108,7 @@ async def load(address: str, process: subprocess.Popen[bytes], seconds: float) -
     async with httpx.AsyncClient(base_url=address, limits=limits) as client:
         alone = []
         for prompt in prompts:
-            alone.append("".join([piece async for _, piece in stream(client, prompt, 48)]))
+            alone.append("".join([piece async for _, piece, _ in stream(client, prompt, 48)]))
         end = time.perf_counter() + seconds
         first, rates, wrong, complete, left = [], [], 0, 0, 0
 
@@ -117,20 +119,21 @@ async def load(address: str, process: subprocess.Popen[bytes], seconds: float) -
                 which = choose.randrange(len(prompts))
                 leaves = choose.random() < LEAVING
                 patience = choose.expovariate(1 / 10) if leaves else None
-                started, times, text = time.perf_counter(), [], ""
+                started, times, text, tokens = time.perf_counter(), [], "", 0
                 try:
                     async with asyncio.timeout(patience):
-                        async for moment, piece in stream(client, prompts[which], 48):
+                        async for moment, piece, count in stream(client, prompts[which], 48):
                             times.append(moment)
                             text += piece
+                            tokens += count
                 except TimeoutError:
                     left += 1
                     continue
                 complete += 1
                 wrong += text != alone[which]
                 first.extend(moment - started for moment in times[:1])  # one may be empty
-                if len(times) > 1:
-                    rates.append((len(times) - 1) / (times[-1] - times[0]))
+                if tokens > 1:
+                    rates.append((tokens - 1) / (times[-1] - times[0]))
 
         memory = []
 
@@ -160,17 +163,18 @@ async def rate(client: httpx.AsyncClient, streams: int, tokens: int = 96) -> flo
 
     async def one(number: int) -> tuple[int, float, float]:
         prompt = f"A story about the number {number + random.randrange(10**6)}:"
-        times = [moment async for moment, _ in stream(client, prompt, tokens)]
-        return len(times), times[0], times[-1]
+        events = [(moment, count) async for moment, _, count in stream(client, prompt, tokens)]
+        return events[-1][1], events[0][0], events[-1][0]
 
     parts = await asyncio.gather(*(one(number) for number in range(streams)))
-    return sum(n for n, _, _ in parts) / (max(p[2] for p in parts) - min(p[1] for p in parts))
+    made = sum(count - 1 for count, _, _ in parts)  # the first comes with the prompt
+    return made / (max(p[2] for p in parts) - min(p[1] for p in parts))
 
 
 async def first_token(client: httpx.AsyncClient, prompt: Any) -> float:
     """Return the seconds to the first token."""
     started = time.perf_counter()
-    async for moment, _ in stream(client, prompt, 2):
+    async for moment, _, _ in stream(client, prompt, 2):
         return moment - started
     raise AssertionError("no token came")
 
