@@ -155,7 +155,7 @@ def test_what_cannot_be_written_is_refused(
 def test_the_tokenizer_has_words_digits_and_marks(
     run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(writing, "_TOKENIZER_SCENES", 400)
+    monkeypatch.setattr(writing, "_TOKENIZER_SCENES", 800)
     out = tmp_path / "tokenizer"
     assert run("data", "world", "tokenizer", out).code == 0
     tokenizer = read_tokenizer(out)
