@@ -66,7 +66,7 @@ def candidates(
             constant_values=np.nan,
         )  # fmt: skip
         windows = sliding_window_view(padded, (size, size, 3))[:, :, 0]
-        firsts = np.arange(-size + 2 * CELL, SIDE - 2 * CELL + 1, CELL)
+        firsts = np.arange(-size + CELL, SIDE - CELL + 1, CELL)
         parts = windows[np.ix_(firsts + margin, firsts + margin)].reshape(len(firsts) ** 2, -1)
         inside = ~np.isnan(parts)
         parts = np.nan_to_num(parts)

@@ -97,7 +97,7 @@ def test_the_page_is_behind_the_key_and_closed_to_other_sites(tmp_path: Path) ->
                 headers = {"origin": origin}
                 return httpx.post(url, files=form, headers=headers, **known).status_code
 
-            assert post("http://evil.example") == post("null") == 403
+            assert post("http://evil.example") == post("null") == post("http://[") == 403
             assert post(address) != 403
 
 

@@ -1,4 +1,4 @@
-"""Serve a model to OpenAI's clients: `lwm serve`."""
+"""Serve a model to OpenAI's clients and at a web page: `lwm serve`."""
 
 import asyncio
 import signal

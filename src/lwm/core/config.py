@@ -218,11 +218,12 @@ def from_dict(kind: type[Config], data: Any, source: str) -> Config:
         raise ConfigError(f"{source}: {subject}{label} is wrong: {first['msg']}") from error
 
 
-def first_fault(error: pydantic.ValidationError) -> str:
-    """Return where the first fault of JSON data is, and what is wrong there."""
-    first = error.errors()[0]
+def first_fault(faults: Sequence[Any]) -> str:
+    """Return where the first of pydantic's faults in JSON data is, and what is wrong there."""
+    first = faults[0]
     where = ".".join(map(str, first["loc"]))
-    return f"{where}: {first['msg']}" if where else first["msg"]
+    reason = str(first["msg"]).removeprefix("Value error, ")
+    return f"{where}: {reason}" if where else reason
 
 
 def override(config: Config, /, **changes: Any) -> Config:

@@ -36,7 +36,7 @@ def read_journal(path: Path, kind: type[Line] | Any = Any) -> Iterator[tuple[int
             except pydantic.ValidationError as error:
                 raise InputError(
                     f"{path}, line {number}, is not one that belongs there "
-                    f"({first_fault(error)}); remove the line to continue"
+                    f"({first_fault(error.errors())}); remove the line to continue"
                 ) from error
             except (ValueError, RecursionError) as error:
                 raise InputError(

@@ -19,6 +19,7 @@ from sse_starlette.sse import AppStatus
 from starlette.exceptions import HTTPException
 
 import lwm
+from lwm.core.config import first_fault
 from lwm.core.errors import InputError, LwmError
 from lwm.generation.media_inputs import data_url_bytes
 from lwm.generation.vision_prompts import Part, require_vision
@@ -38,16 +39,6 @@ from lwm.serving.schemas import (
 from lwm.serving.texts import ChatReply, CompletionReply, Reply
 from lwm.serving.video_jobs import Job, UnknownVideo, VideoJobs
 from lwm.serving.worker import Busy, Stopping
-
-_API_ROOTS = (
-    "v1",
-    "health",
-    "metrics",
-    "tokenize",
-    "detokenize",
-    "tokenizer_info",
-    "openapi.json",
-)
 
 
 @dataclass(frozen=True)
@@ -83,9 +74,10 @@ def make_app(host: Host, access: Access, jobs: VideoJobs, page: Any = None) -> A
     _add_images(app, host)
     _add_videos(app, host, jobs)
     _add_tokens(app, host)
+    roots = {getattr(route, "path", "/").split("/")[1] for route in app.routes}
 
     async def both(scope: Any, receive: Any, send: Any) -> None:
-        of_api = scope["type"] == "http" and scope["path"].split("/")[1] in _API_ROOTS
+        of_api = scope["type"] == "http" and scope["path"].split("/")[1] in roots
         if page is not None and not of_api:
             await page(scope, receive, send)
             return
@@ -128,7 +120,11 @@ def _add_errors(app: FastAPI) -> None:
 
     @app.exception_handler(RequestValidationError)
     async def _invalid(request: Request, error: RequestValidationError) -> Response:
-        return respond(400, _first_fault(error))
+        if error.errors()[0]["type"] == "json_invalid":
+            return respond(400, "the body is not JSON; send one object")
+        return respond(
+            400, first_fault(error.errors()).removeprefix("body: ").removeprefix("body.")
+        )
 
     @app.exception_handler(LwmError)
     async def _refused(request: Request, error: LwmError) -> Response:
@@ -155,15 +151,6 @@ def _status(error: LwmError) -> tuple[int]:
         UnknownVideo: 404,
     }
     return (statuses.get(type(error), 400),)
-
-
-def _first_fault(error: RequestValidationError) -> str:
-    fault = error.errors()[0]
-    place = ".".join(str(part) for part in fault["loc"] if part != "body")
-    reason = str(fault["msg"]).removeprefix("Value error, ")
-    if fault["type"] == "json_invalid":
-        return "the body is not JSON; send one object"
-    return f"{place}: {reason}" if place else reason
 
 
 class UnknownModel(LwmError):

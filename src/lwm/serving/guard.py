@@ -58,7 +58,8 @@ class Guard:
             await body.finish()
 
     def _refused(self, scope: Any, headers: dict[bytes, bytes]) -> tuple[int, str] | None:
-        host = urlsplit("//" + headers.get(b"host", b"").decode("latin-1")).hostname or ""
+        own = headers.get(b"host", b"").decode("latin-1")
+        host = _host_name(own)
         if self.hosts and host not in (*self.hosts, *_LOCAL):
             return 400, f"the host {host!r} is not this server's; add it with --allow-host"
         if self.keys and scope["path"] != "/health" and not self._has_key(headers):
@@ -66,8 +67,7 @@ class Guard:
         if scope["method"] in ("POST", "PUT", "PATCH", "DELETE"):
             # Browsers send a form of any site, with the key that the user gave to this one.
             origin = headers.get(b"origin", b"").decode("latin-1")
-            own = headers.get(b"host", b"").decode("latin-1")
-            known = urlsplit(origin).netloc == own or {origin, "*"} & set(self.origins)
+            known = origin.partition("://")[2] == own or {origin, "*"} & set(self.origins)
             if origin and not known:
                 return 403, f"the site {origin[:100]!r} may not ask; add it with --allow-origin"
         if scope["method"] in ("POST", "PUT", "PATCH"):
@@ -94,6 +94,14 @@ class Guard:
             return False
         matches = [hmac.compare_digest(key.strip(), one.encode()) for one in self.keys]
         return any(matches)
+
+
+def _host_name(address: str) -> str:
+    """Return the name in a `Host` header, without its port; empty if there is none."""
+    try:
+        return urlsplit(f"//{address}").hostname or ""
+    except ValueError:  # an opening bracket alone, for example
+        return ""
 
 
 class _Body:

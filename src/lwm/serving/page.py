@@ -11,22 +11,24 @@ from pathlib import Path
 from typing import Any
 
 import gradio as gr
+import pydantic
 from fastapi import FastAPI
 from gradio import processing_utils
 from gradio.themes import Default
 
+from lwm.core.config import first_fault
 from lwm.core.errors import InputError, LwmError
 from lwm.data.text.documents import read_document
 from lwm.generation.vision_prompts import Part
-from lwm.media.videos import write_video
+from lwm.media.images import is_image
+from lwm.media.videos import is_video, write_video
 from lwm.serving.drawing import Drawing
 from lwm.serving.host import Host
 from lwm.serving.schemas import ImageBody, TextBody, VideoBody
 from lwm.serving.video_jobs import FPS
 
 _DOCUMENTS = (".txt", ".md", ".html", ".pdf", ".docx", ".epub")
-_IMAGES = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tiff", ".heic")
-_VIDEOS = (".mp4", ".webm", ".mov", ".mkv", ".avi")
+_MEDIA = ("image", "video")
 _SAVE: Any = ["download"]  # there is a button that shares with another site, too
 _KEPT = 3600  # seconds that uploads and drawings stay on disk
 _STYLE = """
@@ -44,7 +46,8 @@ def make_page(host: Host, *, draws: bool, most_bytes: int) -> FastAPI:
         most_bytes: of an upload.
     """
     # All files of the page: nothing outside this directory is served or opened.
-    directory = Path(tempfile.mkdtemp(prefix="lwm-page-")).resolve()
+    temporary = tempfile.TemporaryDirectory(prefix="lwm-page-")
+    directory = Path(temporary.name).resolve()
     os.environ["GRADIO_TEMP_DIR"] = str(directory)
     processing_utils.async_ssrf_protected_download = _refuse_address
     with gr.Blocks(
@@ -62,6 +65,7 @@ def make_page(host: Host, *, draws: bool, most_bytes: int) -> FastAPI:
     blocks.has_launched = True
     blocks.queue(default_concurrency_limit=None, api_open=False)
     app = FastAPI(openapi_url=None)
+    app.state.directory = temporary  # removed with the application
     system = ("system-ui", "sans-serif")
     return gr.mount_gradio_app(
         app, blocks, "/", theme=Default(font=system, font_mono=("monospace",)),
@@ -71,12 +75,12 @@ def make_page(host: Host, *, draws: bool, most_bytes: int) -> FastAPI:
 
 
 async def _refuse_address(url: str, cache_dir: str) -> str:
-    """Take the place of Gradio's download of files that a request names by address."""
+    """Refuse files that a request names by address, in place of Gradio's download."""
     raise gr.Error("no address is fetched; upload the file")
 
 
 def _add_chat(host: Host, draws: bool, directory: Path) -> None:
-    kinds = [*_DOCUMENTS, *(_IMAGES + _VIDEOS if draws else ())]
+    kinds = [*_DOCUMENTS, *(_MEDIA if draws else ())]
     settings: list[Any] = [
         gr.Textbox(label="System", placeholder="How the model should answer", render=False),
         gr.Slider(0, 2, 0.7, step=0.05, label="Temperature", render=False),
@@ -125,7 +129,7 @@ def _add_chat(host: Host, draws: bool, directory: Path) -> None:
 
 
 def _parts(content: Any, directory: Path) -> list[Part]:
-    """Return the parts of a message for the model: files are told apart by their names."""
+    """Return a message's content as parts for the model, with documents as text."""
     if isinstance(content, str):
         return [{"type": "text", "text": content}]
     parts: list[Part] = []
@@ -134,7 +138,7 @@ def _parts(content: Any, directory: Path) -> list[Part]:
             parts.append({"type": "text", "text": part["text"]})
             continue
         path = _own(part["file"]["path"], directory)
-        if path.suffix.lower() in _IMAGES + _VIDEOS:
+        if is_image(path) or is_video(path):
             parts.append(_media(path))
         else:
             parts.append({"type": "text", "text": read_document(path) + "\n\n"})
@@ -142,7 +146,7 @@ def _parts(content: Any, directory: Path) -> list[Part]:
 
 
 def _described(file: str | Mapping[str, Any]) -> Mapping[str, Any]:
-    """Return a file of a message as in a history; only when first asked, it is a plain path."""
+    """Return a file in the form that a history has; a new message has its path alone."""
     return {"path": file} if isinstance(file, str) else file
 
 
@@ -155,7 +159,8 @@ def _own(path: str, directory: Path) -> Path:
 
 
 def _media(path: Path) -> Part:
-    kind = "image" if path.suffix.lower() in _IMAGES else "video"
+    """Return an image or a video as a part; what moves is a video."""
+    kind = "video" if is_video(path) else "image"
     return {"type": kind, kind: path}
 
 
@@ -202,7 +207,7 @@ def _add_videos(host: Host, directory: Path) -> None:
     prompt = gr.Textbox(label="Video of", placeholder="a cat moving right slowly on blue")
     frames = gr.Slider(1, 64, 8, step=1, label="Frames, with those of the beginning")
     before = gr.File(
-        label="Begin with an image, or continue a video", file_types=[*_IMAGES, *_VIDEOS],
+        label="Begin with an image, or continue a video", file_types=[*_MEDIA],
         type="filepath", height=160,
     )  # fmt: skip
     settings = _add_drawing_settings()
@@ -217,10 +222,10 @@ def _add_videos(host: Host, directory: Path) -> None:
         body = _body(VideoBody, host, text or "", frames=int(count), **_settings(values))
         part = None if path is None else {**_media(_own(path, directory)), "fps": FPS}
         async for videos in _drawn(host, body, total=int(count), before=part):
-            with tempfile.NamedTemporaryFile(dir=directory, suffix=".mp4", delete=False) as file:
-                path = file.name
-            await asyncio.to_thread(write_video, Path(path), videos[0], fps=FPS)
-            yield path
+            with tempfile.TemporaryDirectory() as folder:  # Gradio keeps a copy
+                file = Path(folder) / "video.mp4"
+                await asyncio.to_thread(write_video, file, videos[0], fps=FPS)
+                yield str(file)
 
     _connect(draw, start, stop, prompt, [prompt, frames, before, *settings], drawn)
 
@@ -228,11 +233,8 @@ def _add_videos(host: Host, directory: Path) -> None:
 def _body(kind: Any, host: Host, prompt: str, **settings: Any) -> Any:
     try:
         return kind(model=host.name, prompt=prompt, **settings)
-    except ValueError as error:
-        faults: Any = error
-        fault = faults.errors()[0]
-        message = f"{'.'.join(map(str, fault['loc']))}: {fault['msg']}"
-        raise gr.Error(message, print_exception=False) from error
+    except pydantic.ValidationError as error:
+        raise gr.Error(first_fault(error.errors()), print_exception=False) from error
 
 
 async def _drawn(

@@ -53,8 +53,8 @@ def read_questions(path: Path) -> QuestionFile:
     except pydantic.ValidationError as error:
         form = "HotpotQA" if is_hotpot else "SQuAD"
         raise InputError(
-            f"{path} is not a file of questions in {form}'s format: {first_fault(error)}; repair "
-            "or replace it"
+            f"{path} is not a file of questions in {form}'s format: "
+            f"{first_fault(error.errors())}; repair or replace it"
         ) from error
     is_list = isinstance(content, list)
     documents, questions = _read_hotpot(content) if is_list else _read_squad(content)
